@@ -1,0 +1,327 @@
+"""Autoregressive conditioners: x_{<t} (and a context) to the pseudo-parameters of dimension t."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
+from torch import Tensor, nn
+
+#: Yields the pseudo-parameters ``(N, P)`` of one dimension after another, in autoregressive
+#: order; is sent the value ``(N,)`` of that dimension.
+Sweep = Generator[Tensor, Tensor, None]
+
+#: Applies the masked linear layer of that number: to all units at once, or to those of a degree.
+Linear = Callable[[int, Tensor], Tensor]
+
+
+class MADE(nn.Module):
+    r"""A masked network whose outputs for dimension t see only the dimensions before it.
+
+    Units carry degrees; a unit sees the units of lower or equal degree in the layer below, an
+    output only those of lower degree than its own dimension's place in the order. Hidden units
+    are sorted by degree, so the units of one degree are a slice and :meth:`sweep` evaluates the
+    network one degree at a time, at the cost of one pass.
+
+    :param input_dim: D >= 1.
+    :param hidden_dims: widths of the hidden layers, any number >= 0 of any width >= 1.
+    :param num_params: P, the number of outputs for each dimension.
+    :param context_dim: width C of a context that every output may see.
+    :param order: the autoregressive order: "random" (from torch's global generator, as Pyro's),
+        "natural", "reversed", or a permutation whose entry t is the dimension that comes t-th.
+    :param residual: hidden layers become residual blocks of two layers each, behind a first
+        linear layer; all widths must agree (Nash & Durkan 2019).
+    :param head_dim: factorises the last layer: an r-dimensional head for every dimension, then an
+        ``(r, P)`` map shared by all dimensions. With D = 500, P = 48 and 512 hidden units r = 8
+        makes 2.3 M parameters of 12.6 M.
+    :param activation: elementwise nonlinearity; ELU as in the NAF paper.
+    :raises ValueError: when an argument is out of its range; it is named.
+
+    Source: Germain et al. 2015 [arXiv:1502.03509]; slides eq. 10 and 25.
+
+    Shapes: ``x`` ``(..., D)``, ``context`` ``(..., C)``; batch shapes broadcast; returns
+    ``(..., D, P)``.
+
+    >>> made = MADE(3, [16], num_params=2, order="natural")
+    >>> made(torch.randn(5, 3)).shape
+    torch.Size([5, 3, 2])
+    """
+
+    permutation: Tensor
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dims: Sequence[int],
+        num_params: int,
+        *,
+        context_dim: int = 0,
+        order: str | Sequence[int] | Tensor = "random",
+        residual: bool = False,
+        head_dim: int | None = None,
+        activation: Callable[[Tensor], Tensor] = F.elu,
+    ) -> None:
+        super().__init__()
+        hidden_dims = _check_widths(
+            input_dim, hidden_dims, num_params, context_dim, residual, head_dim
+        )
+        self.input_dim, self.hidden_dims, self.num_params = input_dim, hidden_dims, num_params
+        self.context_dim, self.residual, self.head_dim = context_dim, residual, head_dim
+        self.activation = activation
+        self.register_buffer("permutation", _permutation(order, input_dim))
+
+        widths = list(hidden_dims)
+        if residual:
+            widths = widths[:1] + [h for width in hidden_dims for h in (width, width)]
+        self._degrees = [_hidden_degrees(h, input_dim, context_dim > 0) for h in widths]
+        fan_ins = [context_dim + input_dim, *widths]
+        outputs = input_dim * (num_params if head_dim is None else head_dim)
+        self.weights = nn.ParameterList(
+            torch.empty(out, fan_in)
+            for out, fan_in in zip([*widths, outputs], fan_ins, strict=True)
+        )
+        self.biases = nn.ParameterList(torch.zeros(h) for h in widths)
+        self.head = None if head_dim is None else nn.Parameter(torch.empty(num_params, head_dim))
+        self.output_bias = nn.Parameter(torch.zeros(input_dim, num_params))
+        for i, weight in enumerate(self.weights):
+            self.register_buffer(f"mask_{i}", torch.empty_like(weight), persistent=False)
+        self._build_masks()
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Hidden layers keep the scale of their inputs; outputs start near zero."""
+        for i, weight in enumerate(self.weights):
+            fan_in = self._mask(i).sum(1, keepdim=True).clamp(min=1)
+            gain = 0.05 if i == len(self.weights) - 1 and self.head is None else 1.0
+            weight.normal_().mul_(gain * fan_in.rsqrt())
+        for bias in self.biases:
+            bias.uniform_(-0.5, 0.5)
+        if self.head is not None:
+            self.head.normal_(std=0.05 / self.head.shape[1] ** 0.5)
+        self.output_bias.zero_()
+
+    def get_permutation(self) -> Tensor:
+        """The order: entry t is the dimension that comes t-th, shape ``(D,)``."""
+        return self.permutation
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Pseudo-parameters ``(..., D, P)`` of all dimensions at once."""
+
+        def linear(i: int, z: Tensor) -> Tensor:
+            return F.linear(z, self.weights[i] * self._mask(i), self.biases[i])
+
+        context = self._check_context(context)
+        if context is not None:
+            batch = torch.broadcast_shapes(context.shape[:-1], x.shape[:-1])
+            x = torch.cat([context.expand(*batch, -1), x.expand(*batch, -1)], -1)
+        features = self._features(x, linear)
+        last = len(self.weights) - 1
+        out = F.linear(features, self.weights[last] * self._mask(last))
+        return self._parameters_of(out.unflatten(-1, (self.input_dim, -1)), self.output_bias)
+
+    def sweep(self, batch: int, context: Tensor | None = None) -> Sweep:
+        """Evaluates the network one dimension at a time, each unit once.
+
+        At step t only the hidden units of degree t and the outputs of the t-th dimension are
+        computed: the whole sweep costs one pass (less: it skips what the masks would zero).
+
+        :param batch: number N of samples.
+        :param context: ``(N, C)``, or None where the conditioner takes none.
+        :return: a generator that yields ``(N, P)`` for the dimensions in autoregressive order, and
+            after each is sent the dimension's value ``(N,)``.
+        """
+        context = self._check_context(context)
+        order = self.permutation.tolist()
+        columns = torch.tensor([*range(self.context_dim)] + [self.context_dim + v for v in order])
+        weights = [*self.weights]
+        weights[0] = weights[0][:, columns.to(weights[0].device)]
+        # ends[i][d]: how many units of hidden layer i have a degree of at most d.
+        ends = [_cumulative(degrees, self.input_dim) for degrees in self._degrees]
+        seen: list[Tensor | None] = [None] * len(weights)
+
+        def append(i: int, z: Tensor) -> Tensor:
+            """All inputs of layer i that are known by now, ``(N, n)``; they are its first n."""
+            old = seen[i]
+            seen[i] = new = z if old is None else torch.cat([old, z], -1)
+            return new
+
+        def linear(i: int, z: Tensor) -> Tensor:
+            rows = slice(ends[i][degree - 1] if degree else 0, ends[i][degree])
+            z = append(i, z)
+            return F.linear(z, weights[i][rows, : z.shape[-1]], self.biases[i][rows])
+
+        outputs = weights[-1].unflatten(0, (self.input_dim, -1))
+        new = self.output_bias.new_empty(batch, 0) if context is None else context
+        for degree, v in enumerate(order):  # noqa: B007 (linear reads it)
+            features = append(-1, self._features(new, linear))
+            out = F.linear(features, outputs[v, :, : features.shape[-1]])
+            x = yield self._parameters_of(out, self.output_bias[v])
+            new = x.unsqueeze(-1)
+
+    def _features(self, z: Tensor, linear: Linear) -> Tensor:
+        """The hidden layers: the same lines for a whole pass and for one degree of a sweep."""
+        if not self.hidden_dims:
+            return z
+        h = linear(0, z)
+        if not self.residual:
+            for i in range(1, len(self.biases)):
+                h = linear(i, self.activation(h))
+            return self.activation(h)
+        for i in range(1, len(self.biases), 2):
+            h = h + linear(i + 1, self.activation(linear(i, self.activation(h))))
+        return self.activation(h)
+
+    def _parameters_of(self, out: Tensor, bias: Tensor) -> Tensor:
+        return (out if self.head is None else F.linear(out, self.head)) + bias
+
+    def _mask(self, i: int) -> Tensor:
+        return getattr(self, f"mask_{i}")
+
+    def _build_masks(self) -> None:
+        """Masks follow from the order, so that a loaded order brings its masks along."""
+        place = torch.argsort(self.permutation).cpu() + 1
+        degrees = [torch.cat([place.new_zeros(self.context_dim), place]), *self._degrees]
+        for i, (below, above) in enumerate(zip(degrees, degrees[1:], strict=False)):
+            self._mask(i).copy_(above.unsqueeze(-1) >= below)
+        last = len(self.weights) - 1
+        per_dimension = self.weights[last].shape[0] // self.input_dim
+        places = place.repeat_interleave(per_dimension)
+        self._mask(last).copy_(places.unsqueeze(-1) > degrees[-1])
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._build_masks()
+
+    def _check_context(self, context: Tensor | None) -> Tensor | None:
+        width = 0 if context is None else context.shape[-1]
+        if width != self.context_dim:
+            raise ValueError(
+                f"context must have shape (..., {self.context_dim}), got "
+                f"{None if context is None else tuple(context.shape)}"
+            )
+        return context
+
+    def extra_repr(self) -> str:
+        return (
+            f"input_dim={self.input_dim}, hidden_dims={list(self.hidden_dims)}, "
+            f"num_params={self.num_params}, context_dim={self.context_dim}, "
+            f"residual={self.residual}, head_dim={self.head_dim}"
+        )
+
+
+class PyroConditioner(nn.Module):
+    """Pyro's own MADE as a conditioner: ``(..., P, D)`` or a tuple in, ``(..., D, P)`` out.
+
+    :param nn_: a :class:`pyro.nn.AutoRegressiveNN` or
+        :class:`pyro.nn.ConditionalAutoRegressiveNN`; its weights are shared, not copied.
+
+    >>> arn = AutoRegressiveNN(3, [16], param_dims=[4, 4, 4])
+    >>> PyroConditioner(arn)(torch.randn(5, 3)).shape
+    torch.Size([5, 3, 12])
+    """
+
+    def __init__(self, nn_: ConditionalAutoRegressiveNN) -> None:
+        super().__init__()
+        self.nn = nn_
+        self.input_dim, self.num_params = nn_.input_dim, nn_.output_multiplier
+        self.context_dim = 0 if isinstance(nn_, AutoRegressiveNN) else nn_.context_dim
+
+    def get_permutation(self) -> Tensor:
+        """The order: entry t is the dimension that comes t-th, shape ``(D,)``."""
+        return self.nn.get_permutation()
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Pseudo-parameters ``(..., D, P)``."""
+        if context is None:
+            out = self.nn(x)
+        else:
+            batch = torch.broadcast_shapes(context.shape[:-1], x.shape[:-1])
+            out = self.nn(x.expand(*batch, -1), context.expand(*batch, -1))
+        if not isinstance(out, tuple):
+            out = (out,)
+        # One-dimensional parameters come without their axis.
+        rows = [p.unsqueeze(-2) if p.dim() == x.dim() else p for p in out]
+        return torch.cat(rows, -2).transpose(-1, -2).contiguous()
+
+
+def as_conditioner(conditioner: Any) -> Any:
+    """Wraps Pyro's autoregressive networks; returns anything else as it is."""
+    if isinstance(conditioner, ConditionalAutoRegressiveNN):
+        return PyroConditioner(conditioner)
+    return conditioner
+
+
+def sweep(conditioner: Any, batch: int, context: Tensor | None, like: Tensor) -> Sweep:
+    """The conditioner's own sweep, or D passes through one that has none.
+
+    ``like`` gives dtype and device of the samples; the rest as in :meth:`MADE.sweep`.
+    """
+    if hasattr(conditioner, "sweep"):
+        return conditioner.sweep(batch, context)
+    return _sweep_by_passes(conditioner, batch, context, like)
+
+
+def _sweep_by_passes(conditioner: Any, batch: int, context: Tensor | None, like: Tensor) -> Sweep:
+    columns = [like.new_zeros(batch)] * conditioner.input_dim
+    for v in conditioner.get_permutation().tolist():
+        x = torch.stack(columns, -1)
+        phi = conditioner(x) if context is None else conditioner(x, context)
+        columns[v] = yield phi[:, v]
+
+
+def _hidden_degrees(width: int, input_dim: int, has_context: bool) -> Tensor:
+    """Degrees spread evenly, in rising order; 0 (sees the context only) is of use with one."""
+    lowest = 0 if has_context or input_dim == 1 else 1
+    # From above, so that a single unit gets the highest degree and sees all it may.
+    spread = torch.linspace(input_dim - 1, lowest, width, dtype=torch.double)
+    return spread.round().long().flip(0)
+
+
+def _cumulative(degrees: Tensor, input_dim: int) -> list[int]:
+    return torch.searchsorted(degrees, torch.arange(input_dim), right=True).tolist()
+
+
+def _permutation(order: str | Sequence[int] | Tensor, input_dim: int) -> Tensor:
+    if isinstance(order, str):
+        if order not in ("random", "natural", "reversed"):
+            raise ValueError(
+                f"order must be 'random', 'natural', 'reversed' or a permutation, got {order!r}"
+            )
+        if order == "random":
+            return torch.randperm(input_dim)
+        natural = torch.arange(input_dim)
+        return natural if order == "natural" else natural.flip(0)
+    permutation = torch.as_tensor(order).to("cpu", torch.long)
+    if not torch.equal(permutation.sort().values, torch.arange(input_dim)):
+        raise ValueError(
+            f"order must be a permutation of 0..{input_dim - 1}, got {permutation.tolist()}"
+        )
+    return permutation.clone()
+
+
+def _check_widths(
+    input_dim: int,
+    hidden_dims: Sequence[int],
+    num_params: int,
+    context_dim: int,
+    residual: bool,
+    head_dim: int | None,
+) -> tuple[int, ...]:
+    hidden_dims = tuple(hidden_dims)
+    least = {"input_dim": (input_dim, 1), "num_params": (num_params, 1)}
+    least |= {"context_dim": (context_dim, 0), "head_dim": (1 if head_dim is None else head_dim, 1)}
+    for name, (value, minimum) in least.items():
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if any(h < 1 for h in hidden_dims):
+        raise ValueError(f"hidden_dims must be at least 1 each, got {list(hidden_dims)}")
+    if residual and len(set(hidden_dims)) != 1:
+        raise ValueError(
+            f"hidden_dims must hold one and the same width with residual=True, got "
+            f"{list(hidden_dims)}"
+        )
+    return hidden_dims

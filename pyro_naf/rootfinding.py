@@ -1,0 +1,135 @@
+"""Batched roots of increasing functions: bracketed Newton, with implicit gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: ``f(x, *params) -> (value, log_slope)``, elementwise over the leading dimension.
+Increasing = Callable[..., tuple[Tensor, Tensor]]
+
+#: Enough for bisection alone to cross the exponent and mantissa range of float64.
+MAX_EVALUATIONS = 200
+
+
+class RootNotFoundError(RuntimeError):
+    """An inverse that did not converge: says how many samples failed, and by how much.
+
+    :ivar failures: number of lanes without a root.
+    :ivar residual: the largest ``|f(x) - y|`` among them.
+    """
+
+    def __init__(self, failures: int, lanes: int, residual: float, where: str = "") -> None:
+        super().__init__(
+            f"no root found{where} for {failures} of {lanes} samples (largest residual "
+            f"|f(x) - y| = {residual:.3g}); the pseudo-parameters or the value to invert are "
+            "not finite, or the transformer is not increasing there"
+        )
+        self.failures, self.lanes, self.residual = failures, lanes, residual
+
+    def located(self, where: str) -> RootNotFoundError:
+        """The same error, saying where it happened."""
+        return RootNotFoundError(self.failures, self.lanes, self.residual, where)
+
+
+@torch.no_grad()
+def find_root(
+    f: Increasing, y: Tensor, params: tuple[Tensor, ...], lo: Tensor, hi: Tensor
+) -> Tensor:
+    r"""Solves :math:`f(x; \phi_n) = y_n` for every lane n at once.
+
+    Newton's method kept inside a shrinking bracket; a step that leaves the bracket, or that is
+    not half as long as the one before last, is replaced by bisection (plain Newton oscillates on
+    sharp multi-modal transformers). Lanes that have converged leave the batch, so that the
+    slowest lane does not set the price. A lane has converged when its residual is at rounding
+    level, ``32 eps max(1, |y|)``, or when its bracket holds no further floating-point number.
+
+    :param f: ``f(x, *params) -> (value, log_slope)``, increasing in ``x``.
+    :param y: values to invert, shape ``(N,)``.
+    :param params: tensors of shape ``(N, ...)``, handed to ``f``.
+    :param lo: lower ends of the brackets, shape ``(N,)``: ``f(lo) <= y`` up to rounding.
+    :param hi: upper ends, shape ``(N,)``.
+    :return: the roots, shape ``(N,)``, without gradient.
+    :raises RootNotFoundError: when a lane does not converge.
+    """
+    eps = torch.finfo(y.dtype).eps
+    root = torch.empty_like(y)
+    lane = torch.arange(y.shape[0], device=y.device)
+    # The bracket is computed in floating point too: give its ends room for their rounding.
+    lo, hi = lo - 8 * eps * (lo.abs() + 1), hi + 8 * eps * (hi.abs() + 1)
+    x = lo + 0.5 * (hi - lo)
+    step = last_step = hi - lo
+    residual = torch.full_like(y, torch.inf)
+    for _ in range(MAX_EVALUATIONS):
+        value, log_slope = f(x, *params)
+        residual = value - y
+        above = residual >= 0
+        lo, hi = torch.where(above, lo, x), torch.where(above, x, hi)
+        done = residual.abs() <= 32 * eps * y.abs().clamp(min=1)
+        done |= hi - lo <= 2 * eps * torch.maximum(lo.abs(), hi.abs())
+        running = ~done
+        remaining = int(running.sum())
+        if 2 * remaining <= len(done):
+            root[lane[done]] = x[done]
+            if remaining == 0:
+                return root
+            keep = running.nonzero().squeeze(-1)
+            lane, x, y, lo, hi, residual, log_slope, step, last_step = (
+                t[keep] for t in (lane, x, y, lo, hi, residual, log_slope, step, last_step)
+            )
+            params = tuple(p[keep] for p in params)
+            running = running[keep]
+        newton = -residual * torch.exp(-log_slope)
+        trusted = (newton.abs() <= 0.5 * last_step.abs()) & (x + newton > lo) & (x + newton < hi)
+        bisection = lo + 0.5 * (hi - lo) - x
+        last_step, step = step, torch.where(trusted, newton, bisection)
+        x = torch.where(running, x + step, x)
+    raise RootNotFoundError(int(running.sum()), len(root), float(residual[running].abs().max()))
+
+
+class ImplicitRoot(torch.autograd.Function):
+    r"""Attaches the gradient :math:`dx = (dy - d\tau) / \tau'` to a root found without it.
+
+    ``apply(root, y, value, log_slope)`` returns ``root``, where ``value`` and ``log_slope`` are
+    those of the transformer at the (detached) root, ``value`` recorded as a function of the
+    pseudo-parameters. Second derivatives are refused rather than silently wrong.
+    """
+
+    @staticmethod
+    def forward(root: Tensor, y: Tensor, value: Tensor, log_slope: Tensor) -> Tensor:
+        return root.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[3])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (log_slope,) = ctx.saved_tensors
+        grad_y = grad * torch.exp(-log_slope)
+        return None, grad_y, -grad_y, None
+
+
+def implicit_root(
+    f: Increasing, y: Tensor, params: tuple[Tensor, ...], lo: Tensor, hi: Tensor
+) -> Tensor:
+    """:func:`find_root`, differentiable (once) with respect to ``y`` and ``params``.
+
+    Shapes and errors as there.
+
+    >>> y = torch.tensor([8.0], dtype=torch.double, requires_grad=True)
+    >>> cube = lambda x: (x**3, torch.log(3 * x**2))
+    >>> x = implicit_root(cube, y, (), torch.tensor([0.1]).double(), torch.tensor([9.0]).double())
+    >>> x.backward()
+    >>> round(x.item(), 12), round(y.grad.item(), 12)
+    (2.0, 0.083333333333)
+    """
+    root = find_root(f, y.detach(), tuple(p.detach() for p in params), lo.detach(), hi.detach())
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (y, *params))):
+        return root
+    value, log_slope = f(root, *params)
+    return ImplicitRoot.apply(root, y, value, log_slope.detach())

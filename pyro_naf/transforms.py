@@ -1,0 +1,481 @@
+"""Autoregressive flows as Pyro transforms: a conditioner and a transformer joined.
+
+.. math:: y_t = \\tau(c(x_{<t}), x_t)
+
+(Huang et al. 2018, eq. 3; slides eq. 25.) ``flow(x)`` is one pass, ``flow.inv`` is numerical, one
+dimension after another at the cost of a few passes; both are exact and differentiable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.conditional import ConditionalTransformModule
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor
+
+from .caching import Evaluation, is_same_point, state_of
+from .conditioners import MADE, as_conditioner, sweep
+from .rootfinding import RootNotFoundError
+from .transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Transformer
+
+__all__ = [
+    "AffineAutoregressiveFlow",
+    "AutoregressiveFlow",
+    "ConditionalAffineAutoregressiveFlow",
+    "ConditionalAutoregressiveFlow",
+    "ConditionalDeepDenseSigmoidalFlow",
+    "ConditionalDeepSigmoidalFlow",
+    "DeepDenseSigmoidalFlow",
+    "DeepSigmoidalFlow",
+    "affine_autoregressive_flow",
+    "conditional_affine_autoregressive_flow",
+    "conditional_deep_dense_sigmoidal_flow",
+    "conditional_deep_sigmoidal_flow",
+    "deep_dense_sigmoidal_flow",
+    "deep_sigmoidal_flow",
+]
+
+
+class AutoregressiveFlow(TransformModule):
+    r"""The general autoregressive flow :math:`y_t = \tau(c(x_{<t}), x_t)`.
+
+    The Jacobian is triangular, so that
+    :math:`\log|\det J| = \sum_t \log \partial\tau/\partial x_t` (slides eq. 12); it is computed
+    together with the value. A guide uses ``[flow]``: sampling is one pass. A density model uses
+    ``[flow.inv]``: scoring data is one pass. A NaN in ``x`` gives NaN, as everywhere in torch.
+
+    The last evaluation is remembered: asking for its log-determinant, or inverting its output,
+    costs nothing. It is forgotten when a parameter, the input or the grad mode changes.
+
+    :param conditioner: :class:`~pyro_naf.conditioners.MADE`, Pyro's
+        :class:`~pyro.nn.AutoRegressiveNN`, or any callable with ``input_dim`` and
+        ``get_permutation()`` that maps ``(..., D)`` to pseudo-parameters ``(..., D, P)``.
+    :param transformer: a :class:`~pyro_naf.transformers.Transformer` with P pseudo-parameters.
+    :param context: fixes the context of a conditional conditioner, shape ``(..., C)``.
+    :raises ValueError: when the conditioner's P is not the transformer's; when called, for an
+        input of another width, dtype or device than the flow's; by the inverse, for a value that
+        is not finite.
+    :raises ~pyro_naf.rootfinding.RootNotFoundError: by the inverse, when it does not converge.
+
+    Shapes: x and y ``(..., D)``, log-determinant ``(...)``.
+
+    Source: Huang et al. 2018 [arXiv:1804.00779].
+
+    >>> flow = AutoregressiveFlow(MADE(3, [16], num_params=2), Affine())
+    >>> x = torch.randn(5, 3)
+    >>> flow.log_abs_det_jacobian(x, flow(x)).shape
+    torch.Size([5])
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+    sign = +1
+    autoregressive = True
+
+    def __init__(
+        self, conditioner: Any, transformer: Transformer, *, context: Tensor | None = None
+    ) -> None:
+        super().__init__(cache_size=1)
+        self.arn = as_conditioner(conditioner)
+        self.transformer = transformer
+        self.context = context
+        self._last: Evaluation | None = None
+        _check_num_params(self.arn, transformer)
+
+    @property
+    def input_dim(self) -> int:
+        """The dimension D."""
+        return self.arn.input_dim
+
+    def __call__(self, x: Tensor) -> Tensor:
+        last = self._recall(x=x)
+        return last.y if last is not None else self._evaluate(x).y
+
+    def _inv_call(self, y: Tensor) -> Tensor:
+        last = self._recall(y=y)
+        if last is None:
+            x = self._inverse(y)
+            self._remember(x, y, None)
+            return x
+        return last.x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        r""":math:`\log|\det \partial y/\partial x|` at ``x`` ``(..., D)``, shape ``(...)``."""
+        last = self._recall(x=x)
+        if last is None or last.log_det is None:
+            last = self._evaluate(x, y)
+        assert last.log_det is not None
+        return last.log_det
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self._evaluate(x).y
+
+    def _evaluate(self, x: Tensor, y: Tensor | None = None) -> Evaluation:
+        """One pass: value and log-determinant. ``y`` is the image of ``x`` where it is known."""
+        self._check(x, "x")
+        phi = self.arn(x) if self.context is None else self.arn(x, self.context)
+        value, log_slope = self.transformer(x, phi)
+        return self._remember(x, value if y is None else y, log_slope.sum(-1))
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        self._check(y, "y")
+        _check_finite(y, "y")
+        if torch._C._get_tracing_state():
+            raise RuntimeError(
+                "the numerical inverse of an autoregressive flow cannot be traced by torch.jit; "
+                "give the transforms around the flow cache_size=1, so that it is not needed"
+            )
+        context, shape = self.context, y.shape
+        if context is not None:
+            shape = self.forward_shape(shape)
+            context = context.expand(*shape[:-1], -1).reshape(-1, context.shape[-1])
+        columns = y.expand(shape).reshape(-1, self.input_dim).unbind(-1)
+        steps = sweep(self.arn, columns[0].shape[0], context, like=y)
+        x: list[Tensor] = list(columns)
+        phi = next(steps)
+        order = self.arn.get_permutation().tolist()
+        for place, dim in enumerate(order):
+            try:
+                x[dim] = self.transformer.inverse(columns[dim], phi)
+            except RootNotFoundError as error:
+                raise error.located(f" in dimension {dim}") from None
+            if place < len(order) - 1:
+                phi = steps.send(x[dim])
+        return torch.stack(x, -1).view(shape)
+
+    def _recall(self, *, x: Tensor | None = None, y: Tensor | None = None) -> Evaluation | None:
+        """The last evaluation, if it was of this x (or gave this y) and still holds."""
+        last = self._last
+        if last is None or last.state != state_of(last.x, last.y, self._tensors()):
+            return None
+        if x is last.x or (y is not None and (y is last.y or is_same_point(y, last.y))):
+            return last
+        return None
+
+    def _remember(self, x: Tensor, y: Tensor, log_det: Tensor | None) -> Evaluation:
+        state = state_of(x, y, self._tensors())
+        evaluation = Evaluation(x, y, log_det, state or ())
+        if not torch.compiler.is_compiling():
+            self._last = None if state is None else evaluation
+        return evaluation
+
+    def _tensors(self) -> list[Tensor]:
+        """Everything beside the input that an evaluation depends on."""
+        context = [] if self.context is None else [self.context]
+        return [*self.parameters(), *context]
+
+    def _check(self, x: Tensor, name: str) -> None:
+        if x.dim() == 0 or x.shape[-1] != self.input_dim:
+            raise ValueError(
+                f"{name} must have shape (..., {self.input_dim}), got {tuple(x.shape)}"
+            )
+        parameter = next(self.parameters(), None)
+        if parameter is None or torch.is_autocast_enabled(x.device.type):
+            return
+        for other, other_name in ((x, name), (self.context, "context")):
+            if other is None:
+                continue
+            if other.dtype != parameter.dtype:
+                raise ValueError(
+                    f"{other_name} must be {parameter.dtype} like the flow's parameters, got "
+                    f"{other.dtype}; convert it, or the flow with .to(dtype)"
+                )
+            if other.device != parameter.device:
+                raise ValueError(
+                    f"{other_name} must be on {parameter.device} like the flow's parameters, got "
+                    f"{other.device}; move it, or the flow with .to(device)"
+                )
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        """The shape of ``flow(x)``: that of x, broadcast with the context's batch shape."""
+        if len(shape) == 0 or shape[-1] != self.input_dim:
+            raise ValueError(
+                f"the base distribution must have shape (..., {self.input_dim}), got {tuple(shape)}"
+            )
+        if self.context is None:
+            return torch.Size(shape)
+        return torch.broadcast_shapes(shape[:-1], self.context.shape[:-1]) + torch.Size(shape[-1:])
+
+    inverse_shape = forward_shape
+
+    def with_cache(self, cache_size: int = 1) -> AutoregressiveFlow:
+        """The flow itself, whose cache is always on and never stale."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The cache holds autograd graphs, which can be neither copied nor pickled.
+        return super().__getstate__() | {"_last": None}
+
+    def __repr__(self) -> str:
+        return torch.nn.Module.__repr__(self)
+
+
+class ConditionalAutoregressiveFlow(ConditionalTransformModule):
+    r"""An autoregressive flow with a context z, :math:`y_t = \tau(c(x_{<t}, z), x_t)`.
+
+    :param conditioner: :class:`~pyro_naf.conditioners.MADE` with ``context_dim``, or Pyro's
+        :class:`~pyro.nn.ConditionalAutoRegressiveNN`.
+    :param transformer: as in :class:`AutoregressiveFlow`.
+    :raises ValueError: as there, and by :meth:`condition` for a context of the wrong width.
+
+    >>> flow = conditional_deep_sigmoidal_flow(3, context_dim=2)
+    >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, conditioner: Any, transformer: Transformer) -> None:
+        super().__init__()
+        self.arn = as_conditioner(conditioner)
+        self.transformer = transformer
+        _check_num_params(self.arn, transformer)
+
+    def condition(self, context: Tensor) -> AutoregressiveFlow:
+        """The flow for this context ``(..., C)``; it shares this one's parameters."""
+        width = getattr(self.arn, "context_dim", None)
+        if width is not None and (context.dim() == 0 or context.shape[-1] != width):
+            raise ValueError(f"context must have shape (..., {width}), got {tuple(context.shape)}")
+        return AutoregressiveFlow(self.arn, self.transformer, context=context)
+
+
+class AffineAutoregressiveFlow(AutoregressiveFlow):
+    r"""IAF and MAF: :math:`y_t = e^{s(x_{<t})} x_t + m(x_{<t})`, or the gated form.
+
+    :param conditioner: gives (m, s), P = 2; as in :class:`AutoregressiveFlow`.
+    :param gated: :math:`y_t = g_t x_t + (1 - g_t) m_t` (slides eq. 24 and 26).
+    :param kwargs: further arguments of :class:`~pyro_naf.transformers.Affine`.
+
+    Source: Kingma et al. 2016 [arXiv:1606.04934]; Papamakarios et al. 2017 [arXiv:1705.07057].
+
+    >>> AffineAutoregressiveFlow(MADE(3, [16], num_params=2))(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, conditioner: Any, gated: bool = False, **kwargs: Any) -> None:
+        super().__init__(conditioner, Affine(gated, **kwargs))
+
+
+class DeepSigmoidalFlow(AutoregressiveFlow):
+    r"""DSF: :math:`y_t = \sigma^{-1}(w^T \sigma(a x_t + b))`, with (a, b, w) from the conditioner.
+
+    :param conditioner: P = 3 * hidden_units; as in :class:`AutoregressiveFlow`.
+    :param hidden_units: K, the number of sigmoids.
+    :param kwargs: further arguments of :class:`~pyro_naf.transformers.DeepSigmoidal`.
+
+    Source: Huang et al. 2018 [arXiv:1804.00779], eq. 8; slides eq. 28.
+
+    >>> DeepSigmoidalFlow(MADE(3, [16], num_params=24), hidden_units=8)(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, conditioner: Any, hidden_units: int = 16, **kwargs: Any) -> None:
+        super().__init__(conditioner, DeepSigmoidal(hidden_units, **kwargs))
+
+
+class DeepDenseSigmoidalFlow(AutoregressiveFlow):
+    r"""DDSF: layers :math:`h^{l+1} = \sigma^{-1}(w\,\sigma(a \odot u\,h^l + b))` of sigmoids.
+
+    :param conditioner: P = (4 num_layers - 1) hidden_units; as in :class:`AutoregressiveFlow`.
+    :param hidden_units: K, the units of a layer.
+    :param num_layers: L, the number of layers.
+    :param kwargs: further arguments of :class:`~pyro_naf.transformers.DeepDenseSigmoidal`.
+
+    Source: Huang et al. 2018 [arXiv:1804.00779], eq. 9; slides eq. 29 and 30.
+
+    >>> made = MADE(3, [16], num_params=7 * 8)
+    >>> DeepDenseSigmoidalFlow(made, hidden_units=8, num_layers=2)(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(
+        self, conditioner: Any, hidden_units: int = 16, num_layers: int = 2, **kwargs: Any
+    ) -> None:
+        super().__init__(conditioner, DeepDenseSigmoidal(hidden_units, num_layers, **kwargs))
+
+
+class ConditionalAffineAutoregressiveFlow(ConditionalAutoregressiveFlow):
+    """:class:`AffineAutoregressiveFlow` with a context; same arguments.
+
+    >>> made = MADE(3, [16], num_params=2, context_dim=2)
+    >>> flow = ConditionalAffineAutoregressiveFlow(made).condition(torch.randn(2))
+    >>> flow(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, conditioner: Any, gated: bool = False, **kwargs: Any) -> None:
+        super().__init__(conditioner, Affine(gated, **kwargs))
+
+
+class ConditionalDeepSigmoidalFlow(ConditionalAutoregressiveFlow):
+    """:class:`DeepSigmoidalFlow` with a context; same arguments.
+
+    >>> made = MADE(3, [16], num_params=24, context_dim=2)
+    >>> flow = ConditionalDeepSigmoidalFlow(made, hidden_units=8).condition(torch.randn(2))
+    >>> flow(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, conditioner: Any, hidden_units: int = 16, **kwargs: Any) -> None:
+        super().__init__(conditioner, DeepSigmoidal(hidden_units, **kwargs))
+
+
+class ConditionalDeepDenseSigmoidalFlow(ConditionalAutoregressiveFlow):
+    """:class:`DeepDenseSigmoidalFlow` with a context; same arguments.
+
+    >>> made = MADE(3, [16], num_params=56, context_dim=2)
+    >>> flow = ConditionalDeepDenseSigmoidalFlow(made, hidden_units=8).condition(torch.randn(2))
+    >>> flow(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(
+        self, conditioner: Any, hidden_units: int = 16, num_layers: int = 2, **kwargs: Any
+    ) -> None:
+        super().__init__(conditioner, DeepDenseSigmoidal(hidden_units, num_layers, **kwargs))
+
+
+def affine_autoregressive_flow(
+    input_dim: int, hidden_dims: Sequence[int] | None = None, **kw: Any
+) -> AffineAutoregressiveFlow:
+    """An :class:`AffineAutoregressiveFlow` on a fresh :class:`~pyro_naf.conditioners.MADE`.
+
+    :param input_dim: D.
+    :param hidden_dims: as in MADE; by default one layer of 3 D + 1 units, but at least 32 and at
+        most 512.
+    :param kw: further arguments of MADE (``order``, ``residual``, ``head_dim``, ``activation``)
+        and of :class:`~pyro_naf.transformers.Affine` (``gated``, ``gate_bias``).
+
+    >>> affine_autoregressive_flow(3, order="natural")(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+    return AffineAutoregressiveFlow(_made(2, input_dim, hidden_dims, kw), **kw)
+
+
+def deep_sigmoidal_flow(
+    input_dim: int, hidden_dims: Sequence[int] | None = None, hidden_units: int = 16, **kw: Any
+) -> DeepSigmoidalFlow:
+    """A :class:`DeepSigmoidalFlow` on a fresh :class:`~pyro_naf.conditioners.MADE`.
+
+    :param input_dim: D.
+    :param hidden_dims: as in :func:`affine_autoregressive_flow`.
+    :param hidden_units: K, the number of sigmoids.
+    :param kw: further arguments of MADE (``order``, ``residual``, ``head_dim``, ``activation``)
+        and of :class:`~pyro_naf.transformers.DeepSigmoidal` (``min_slope``, ``spread``).
+
+    >>> import pyro.distributions as dist
+    >>> flow = deep_sigmoidal_flow(3)
+    >>> base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+    >>> density = dist.TransformedDistribution(base, [flow.inv])
+    >>> density.log_prob(torch.randn(5, 3)).shape, density.sample([5]).shape
+    (torch.Size([5]), torch.Size([5, 3]))
+    """
+    made = _made(3 * hidden_units, input_dim, hidden_dims, kw)
+    return DeepSigmoidalFlow(made, hidden_units, **kw)
+
+
+def deep_dense_sigmoidal_flow(
+    input_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    hidden_units: int = 16,
+    num_layers: int = 2,
+    **kw: Any,
+) -> DeepDenseSigmoidalFlow:
+    """A :class:`DeepDenseSigmoidalFlow` on a fresh :class:`~pyro_naf.conditioners.MADE`.
+
+    :param num_layers: L, the number of dense sigmoidal layers; the other arguments are those of
+        :func:`deep_sigmoidal_flow`.
+
+    >>> deep_dense_sigmoidal_flow(3, hidden_units=4, num_layers=3)(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+    made = _made((4 * num_layers - 1) * hidden_units, input_dim, hidden_dims, kw)
+    return DeepDenseSigmoidalFlow(made, hidden_units, num_layers, **kw)
+
+
+def conditional_affine_autoregressive_flow(
+    input_dim: int, context_dim: int, hidden_dims: Sequence[int] | None = None, **kw: Any
+) -> ConditionalAffineAutoregressiveFlow:
+    """:func:`affine_autoregressive_flow` with a context of width ``context_dim``.
+
+    >>> flow = conditional_affine_autoregressive_flow(3, 2)
+    >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+    made = _made(2, input_dim, hidden_dims, kw, context_dim)
+    return ConditionalAffineAutoregressiveFlow(made, **kw)
+
+
+def conditional_deep_sigmoidal_flow(
+    input_dim: int,
+    context_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    hidden_units: int = 16,
+    **kw: Any,
+) -> ConditionalDeepSigmoidalFlow:
+    """:func:`deep_sigmoidal_flow` with a context of width ``context_dim``.
+
+    >>> flow = conditional_deep_sigmoidal_flow(3, 2)
+    >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+    made = _made(3 * hidden_units, input_dim, hidden_dims, kw, context_dim)
+    return ConditionalDeepSigmoidalFlow(made, hidden_units, **kw)
+
+
+def conditional_deep_dense_sigmoidal_flow(
+    input_dim: int,
+    context_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    hidden_units: int = 16,
+    num_layers: int = 2,
+    **kw: Any,
+) -> ConditionalDeepDenseSigmoidalFlow:
+    """:func:`deep_dense_sigmoidal_flow` with a context of width ``context_dim``.
+
+    >>> flow = conditional_deep_dense_sigmoidal_flow(3, 2)
+    >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+    made = _made((4 * num_layers - 1) * hidden_units, input_dim, hidden_dims, kw, context_dim)
+    return ConditionalDeepDenseSigmoidalFlow(made, hidden_units, num_layers, **kw)
+
+
+def _made(
+    num_params: int,
+    input_dim: int,
+    hidden_dims: Sequence[int] | None,
+    kw: dict[str, Any],
+    context_dim: int = 0,
+) -> MADE:
+    """The factories' conditioner; takes its options out of ``kw`` and leaves the transformer's."""
+    options = ("order", "residual", "head_dim", "activation")
+    if hidden_dims is None:
+        hidden_dims = [min(max(3 * input_dim + 1, 32), 512)]
+    chosen = {name: kw.pop(name) for name in options if name in kw}
+    return MADE(input_dim, hidden_dims, num_params, context_dim=context_dim, **chosen)
+
+
+def _check_num_params(conditioner: Any, transformer: Transformer) -> None:
+    given = getattr(conditioner, "num_params", None)
+    if given is not None and given != transformer.num_params:
+        raise ValueError(
+            f"conditioner gives {given} pseudo-parameters a dimension, but {transformer} needs "
+            f"{transformer.num_params}"
+        )
+
+
+def _check_finite(y: Tensor, name: str) -> None:
+    bad = ~torch.isfinite(y).all(-1)
+    if bad.any():
+        raise ValueError(
+            f"{name} must be finite to be inverted, got NaN or infinity in {int(bad.sum())} of "
+            f"{bad.numel()} samples"
+        )
