@@ -37,7 +37,9 @@ class MADE(nn.Module):
     :param head_dim: factorises the last layer: an r-dimensional head for every dimension, then an
         ``(r, P)`` map shared by all dimensions. With D = 500, P = 48 and 512 hidden units r = 8
         makes 2.3 M parameters of 12.6 M.
-    :param activation: elementwise nonlinearity; ELU as in the NAF paper.
+    :param activation: elementwise nonlinearity. A bounded one, as the default, bounds the
+        pseudo-parameters, so that the flow and its inverse grow at most linearly however far out;
+        with ELU (the NAF paper's) or ReLU preimages of far points explode along the order.
     :raises ValueError: when an argument is out of its range; it is named.
 
     Source: Germain et al. 2015 [arXiv:1502.03509]; slides eq. 10 and 25.
@@ -62,7 +64,7 @@ class MADE(nn.Module):
         order: str | Sequence[int] | Tensor = "random",
         residual: bool = False,
         head_dim: int | None = None,
-        activation: Callable[[Tensor], Tensor] = F.elu,
+        activation: Callable[[Tensor], Tensor] = torch.tanh,
     ) -> None:
         super().__init__()
         hidden_dims = _check_widths(
@@ -236,15 +238,17 @@ class PyroConditioner(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Pseudo-parameters ``(..., D, P)``."""
+        dims = x.dim()
         if context is None:
             out = self.nn(x)
         else:
             batch = torch.broadcast_shapes(context.shape[:-1], x.shape[:-1])
+            dims = len(batch) + 1
             out = self.nn(x.expand(*batch, -1), context.expand(*batch, -1))
         if not isinstance(out, tuple):
             out = (out,)
         # One-dimensional parameters come without their axis.
-        rows = [p.unsqueeze(-2) if p.dim() == x.dim() else p for p in out]
+        rows = [p.unsqueeze(-2) if p.dim() == dims else p for p in out]
         return torch.cat(rows, -2).transpose(-1, -2).contiguous()
 
 
@@ -295,12 +299,10 @@ def _permutation(order: str | Sequence[int] | Tensor, input_dim: int) -> Tensor:
             return torch.randperm(input_dim)
         natural = torch.arange(input_dim)
         return natural if order == "natural" else natural.flip(0)
-    permutation = torch.as_tensor(order).to("cpu", torch.long)
+    permutation = torch.as_tensor(order).cpu()
     if not torch.equal(permutation.sort().values, torch.arange(input_dim)):
-        raise ValueError(
-            f"order must be a permutation of 0..{input_dim - 1}, got {permutation.tolist()}"
-        )
-    return permutation.clone()
+        raise ValueError(f"order must be a permutation of 0..{input_dim - 1}, got {order}")
+    return permutation.long().clone()
 
 
 def _check_widths(
@@ -311,6 +313,8 @@ def _check_widths(
     residual: bool,
     head_dim: int | None,
 ) -> tuple[int, ...]:
+    if isinstance(hidden_dims, int):
+        raise TypeError(f"hidden_dims must be a sequence of widths, got {hidden_dims}")
     hidden_dims = tuple(hidden_dims)
     least = {"input_dim": (input_dim, 1), "num_params": (num_params, 1)}
     least |= {"context_dim": (context_dim, 0), "head_dim": (1 if head_dim is None else head_dim, 1)}

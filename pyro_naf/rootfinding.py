@@ -11,8 +11,8 @@ from torch import Tensor
 #: ``f(x, *params) -> (value, log_slope)``, elementwise over the leading dimension.
 Increasing = Callable[..., tuple[Tensor, Tensor]]
 
-#: Enough for bisection alone to cross the exponent and mantissa range of float64.
-MAX_EVALUATIONS = 200
+#: Enough for bisection alone to find a root in float64 from a bracket as wide as 1e50.
+MAX_EVALUATIONS = 250
 
 
 class RootNotFoundError(RuntimeError):
@@ -25,8 +25,8 @@ class RootNotFoundError(RuntimeError):
     def __init__(self, failures: int, lanes: int, residual: float, where: str = "") -> None:
         super().__init__(
             f"no root found{where} for {failures} of {lanes} samples (largest residual "
-            f"|f(x) - y| = {residual:.3g}); the pseudo-parameters or the value to invert are "
-            "not finite, or the transformer is not increasing there"
+            f"|f(x) - y| = {residual:.3g}): the transformer is too steep there for this dtype, or "
+            "its pseudo-parameters are not finite"
         )
         self.failures, self.lanes, self.residual = failures, lanes, residual
 
@@ -45,7 +45,9 @@ def find_root(
     not half as long as the one before last, is replaced by bisection (plain Newton oscillates on
     sharp multi-modal transformers). Lanes that have converged leave the batch, so that the
     slowest lane does not set the price. A lane has converged when its residual is at rounding
-    level, ``32 eps max(1, |y|)``, or when its bracket holds no further floating-point number.
+    level, ``32 eps max(1, |y|)``, or when its bracket holds no further floating-point number; in
+    the second case a residual above ``4 sqrt(eps) max(1, |y|)`` is a failure all the same: where
+    f is that steep, or x that large, the dtype cannot hold the root.
 
     :param f: ``f(x, *params) -> (value, log_slope)``, increasing in ``x``.
     :param y: values to invert, shape ``(N,)``.
@@ -56,6 +58,7 @@ def find_root(
     :raises RootNotFoundError: when a lane does not converge.
     """
     eps = torch.finfo(y.dtype).eps
+    loose = 4 * eps**0.5
     root = torch.empty_like(y)
     lane = torch.arange(y.shape[0], device=y.device)
     # The bracket is computed in floating point too: give its ends room for their rounding.
@@ -68,8 +71,9 @@ def find_root(
         residual = value - y
         above = residual >= 0
         lo, hi = torch.where(above, lo, x), torch.where(above, x, hi)
-        done = residual.abs() <= 32 * eps * y.abs().clamp(min=1)
-        done |= hi - lo <= 2 * eps * torch.maximum(lo.abs(), hi.abs())
+        error = residual.abs() / y.abs().clamp(min=1)
+        done = error <= 32 * eps
+        done |= (hi - lo <= 2 * eps * torch.maximum(lo.abs(), hi.abs())) & (error <= loose)
         running = ~done
         remaining = int(running.sum())
         if 2 * remaining <= len(done):
@@ -107,9 +111,12 @@ class ImplicitRoot(torch.autograd.Function):
         ctx.save_for_backward(inputs[3])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (log_slope,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the inverse of a flow has first derivatives only: create_graph=True is not for it"
+            )
         grad_y = grad * torch.exp(-log_slope)
         return None, grad_y, -grad_y, None
 
@@ -129,7 +136,10 @@ def implicit_root(
     (2.0, 0.083333333333)
     """
     root = find_root(f, y.detach(), tuple(p.detach() for p in params), lo.detach(), hi.detach())
-    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (y, *params))):
+    if not torch.is_grad_enabled():
         return root
+    # f may have parameters of its own: only its value knows.
     value, log_slope = f(root, *params)
+    if not (y.requires_grad or value.requires_grad):
+        return root
     return ImplicitRoot.apply(root, y, value, log_slope.detach())

@@ -8,6 +8,7 @@ dimension after another at the cost of a few passes; both are exact and differen
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,18 +109,23 @@ class AutoregressiveFlow(TransformModule):
         r""":math:`\log|\det \partial y/\partial x|` at ``x`` ``(..., D)``, shape ``(...)``."""
         last = self._recall(x=x)
         if last is None or last.log_det is None:
-            last = self._evaluate(x, y)
+            # Never the caller's y: that is not known to be the image of x.
+            last = self._evaluate(x, None if last is None else last.y)
         assert last.log_det is not None
         return last.log_det
 
     def _call(self, x: Tensor) -> Tensor:
         return self._evaluate(x).y
 
-    def _evaluate(self, x: Tensor, y: Tensor | None = None) -> Evaluation:
-        """One pass: value and log-determinant. ``y`` is the image of ``x`` where it is known."""
+    def value_and_log_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""One pass, past the cache: y and :math:`\log \partial y_t/\partial x_t`, ``(..., D)``."""
         self._check(x, "x")
         phi = self.arn(x) if self.context is None else self.arn(x, self.context)
-        value, log_slope = self.transformer(x, phi)
+        return self.transformer(x, phi)
+
+    def _evaluate(self, x: Tensor, y: Tensor | None = None) -> Evaluation:
+        """One pass, remembered. ``y`` is the image of ``x`` where it is known."""
+        value, log_slope = self.value_and_log_slope(x)
         return self._remember(x, value if y is None else y, log_slope.sum(-1))
 
     def _inverse(self, y: Tensor) -> Tensor:
@@ -151,18 +157,38 @@ class AutoregressiveFlow(TransformModule):
     def _recall(self, *, x: Tensor | None = None, y: Tensor | None = None) -> Evaluation | None:
         """The last evaluation, if it was of this x (or gave this y) and still holds."""
         last = self._last
-        if last is None or last.state != state_of(last.x, last.y, self._tensors()):
+        if last is None or torch.compiler.is_compiling():
+            return None
+        if last.state != state_of(last.x, last.y, self._tensors()):
+            return None
+        if not all(torch.equal(leaf, copy) for leaf, copy in last.leaves):
             return None
         if x is last.x or (y is not None and (y is last.y or is_same_point(y, last.y))):
             return last
         return None
 
     def _remember(self, x: Tensor, y: Tensor, log_det: Tensor | None) -> Evaluation:
+        if torch.compiler.is_compiling():
+            return Evaluation(x, y, log_det, (), ())
         state = state_of(x, y, self._tensors())
-        evaluation = Evaluation(x, y, log_det, state or ())
-        if not torch.compiler.is_compiling():
-            self._last = None if state is None else evaluation
+        leaves = tuple((t, t.detach().clone()) for t in (x, y) if t.is_leaf and t.requires_grad)
+        evaluation = Evaluation(x, y, log_det, state or (), leaves)
+        self._last = None if state is None else evaluation
+        # A backward pass frees the graph, and an optimiser may follow: forget at the first.
+        this = weakref.ref(self)
+
+        def forget(_: object) -> None:
+            if (flow := this()) is not None:
+                flow._last = None
+
+        for t in (x, y, log_det):
+            if t is not None and t.grad_fn is not None:
+                t.grad_fn.register_prehook(forget)
         return evaluation
+
+    def clear_cache(self) -> None:
+        """Forgets the last evaluation: needed only after writing to ``parameter.data`` by hand."""
+        self._last = None
 
     def _tensors(self) -> list[Tensor]:
         """Everything beside the input that an evaluation depends on."""
@@ -175,8 +201,12 @@ class AutoregressiveFlow(TransformModule):
                 f"{name} must have shape (..., {self.input_dim}), got {tuple(x.shape)}"
             )
         parameter = next(self.parameters(), None)
-        if parameter is None or torch.is_autocast_enabled(x.device.type):
+        if parameter is None or (
+            x.device == parameter.device and torch.is_autocast_enabled(x.device.type)
+        ):
             return
+        if self.context is not None:
+            self._check_context_shape(x, name)
         for other, other_name in ((x, name), (self.context, "context")):
             if other is None:
                 continue
@@ -190,6 +220,16 @@ class AutoregressiveFlow(TransformModule):
                     f"{other_name} must be on {parameter.device} like the flow's parameters, got "
                     f"{other.device}; move it, or the flow with .to(device)"
                 )
+
+    def _check_context_shape(self, x: Tensor, name: str) -> None:
+        assert self.context is not None
+        try:
+            torch.broadcast_shapes(x.shape[:-1], self.context.shape[:-1])
+        except RuntimeError:
+            raise ValueError(
+                f"context must have a batch shape that broadcasts with {name}'s, got context "
+                f"{tuple(self.context.shape)} and {name} {tuple(x.shape)}"
+            ) from None
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """The shape of ``flow(x)``: that of x, broadcast with the context's batch shape."""
@@ -368,7 +408,8 @@ def deep_sigmoidal_flow(
     :param hidden_dims: as in :func:`affine_autoregressive_flow`.
     :param hidden_units: K, the number of sigmoids.
     :param kw: further arguments of MADE (``order``, ``residual``, ``head_dim``, ``activation``)
-        and of :class:`~pyro_naf.transformers.DeepSigmoidal` (``min_slope``, ``spread``).
+        and of :class:`~pyro_naf.transformers.DeepSigmoidal` (``min_slope``,
+        ``spread``).
 
     >>> import pyro.distributions as dist
     >>> flow = deep_sigmoidal_flow(3)
@@ -377,6 +418,7 @@ def deep_sigmoidal_flow(
     >>> density.log_prob(torch.randn(5, 3)).shape, density.sample([5]).shape
     (torch.Size([5]), torch.Size([5, 3]))
     """
+    _check_positive(hidden_units=hidden_units)
     made = _made(3 * hidden_units, input_dim, hidden_dims, kw)
     return DeepSigmoidalFlow(made, hidden_units, **kw)
 
@@ -396,6 +438,7 @@ def deep_dense_sigmoidal_flow(
     >>> deep_dense_sigmoidal_flow(3, hidden_units=4, num_layers=3)(torch.randn(5, 3)).shape
     torch.Size([5, 3])
     """
+    _check_positive(hidden_units=hidden_units, num_layers=num_layers)
     made = _made((4 * num_layers - 1) * hidden_units, input_dim, hidden_dims, kw)
     return DeepDenseSigmoidalFlow(made, hidden_units, num_layers, **kw)
 
@@ -426,6 +469,7 @@ def conditional_deep_sigmoidal_flow(
     >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
     torch.Size([5, 3])
     """
+    _check_positive(hidden_units=hidden_units)
     made = _made(3 * hidden_units, input_dim, hidden_dims, kw, context_dim)
     return ConditionalDeepSigmoidalFlow(made, hidden_units, **kw)
 
@@ -444,6 +488,7 @@ def conditional_deep_dense_sigmoidal_flow(
     >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
     torch.Size([5, 3])
     """
+    _check_positive(hidden_units=hidden_units, num_layers=num_layers)
     made = _made((4 * num_layers - 1) * hidden_units, input_dim, hidden_dims, kw, context_dim)
     return ConditionalDeepDenseSigmoidalFlow(made, hidden_units, num_layers, **kw)
 
@@ -461,6 +506,12 @@ def _made(
         hidden_dims = [min(max(3 * input_dim + 1, 32), 512)]
     chosen = {name: kw.pop(name) for name in options if name in kw}
     return MADE(input_dim, hidden_dims, num_params, context_dim=context_dim, **chosen)
+
+
+def _check_positive(**arguments: int) -> None:
+    for name, value in arguments.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _check_num_params(conditioner: Any, transformer: Transformer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..rootfinding import RootNotFoundError
 from .base import Transformer, log_sigmoids
 
 
@@ -53,5 +54,11 @@ class Affine(Transformer):
         return x, x
 
     def inverse(self, y: Tensor, phi: Tensor) -> Tensor:
-        """The preimage of ``y``, in closed form."""
-        return self.bracket(y, *self.constrain(phi))[0]
+        """The preimage of ``y``, in closed form.
+
+        :raises ~pyro_naf.rootfinding.RootNotFoundError: when it is not finite.
+        """
+        x = self.bracket(y, *self.constrain(phi))[0]
+        if lost := int((~torch.isfinite(x)).sum()):
+            raise RootNotFoundError(lost, x.numel(), float("nan"))
+        return x

@@ -104,6 +104,7 @@ def dense_sigmoid(v: Tensor, log_dv: Tensor, e: Tensor, w: Tensor) -> tuple[Tens
     ``(..., M)``. The formulas are those of :func:`~pyro_naf.transformers.sigmoidal.sigmoidal`.
     """
     log_s, log_s_neg = log_sigmoids(v)
+    e = e - e.amax(-1, keepdim=True).detach()
     log_p, log_q = e + log_s, e + log_s_neg
     # Subtracting the maxima here, before anything is added, keeps tails exact: far out both
     # log_q and its sum are huge and only their difference matters.
@@ -117,7 +118,8 @@ def dense_sigmoid(v: Tensor, log_dv: Tensor, e: Tensor, w: Tensor) -> tuple[Tens
         log_matvec(w, log_q + log_s + log_dv) - log_right,
         log_matvec(w, log_p + log_s_neg + log_dv) - log_left,
     )
-    return h, log_dh + torch.log1p(torch.exp(-h.abs()))
+    log_s_h, log_s_neg_h = log_sigmoids(h)
+    return h, log_dh - torch.where(h >= 0, log_s_h, log_s_neg_h)
 
 
 def softmax_mix(h: Tensor, log_dh: Tensor, e: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,15 +73,19 @@ def sigmoidal(x: Tensor, a: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tenso
     """Eq. 28 in log space: value and log-slope, each ``(...)``; a, b, w are ``(..., K)``."""
     log_s, log_s_neg = log_sigmoids(a * x.unsqueeze(-1) + b)
     log_p, log_q = w + log_s, w + log_s_neg
-    log_left, log_right = log_sum_exp(log_p), log_sum_exp(log_q)
-    y = (log_left - log_right).squeeze(-1)
+    # Subtracting the maxima before anything is added keeps tails exact: far out both log_q and its
+    # sum are huge and only their difference matters.
+    top_p, top_q = (t.amax(-1, keepdim=True).detach() for t in (log_p, log_q))
+    log_p, log_q = log_p - top_p, log_q - top_q
+    log_left, log_right = (t.exp().sum(-1, keepdim=True).log() for t in (log_p, log_q))
+    y = ((top_p - top_q) + (log_left - log_right)).squeeze(-1)
     # p_h s(-u_h) = exp(-y) q_h s(u_h): one of the two sums is enough. Taking the larger, and in
     # log space, keeps far tails and deep plateaus (slopes far below the smallest float) exact.
-    terms = torch.where(
-        log_left >= log_right, (log_q - log_right) + log_s, (log_p - log_left) + log_s_neg
-    )
+    positive_y = y.unsqueeze(-1) >= 0
+    terms = torch.where(positive_y, (log_q - log_right) + log_s, (log_p - log_left) + log_s_neg)
     log_slope = log_sum_exp(terms + a.log()).squeeze(-1)
-    return y, log_slope + torch.log1p(torch.exp(-y.abs()))
+    log_s_y, log_s_neg_y = log_sigmoids(y)
+    return y, log_slope - torch.where(y >= 0, log_s_y, log_s_neg_y)
 
 
 def check_arguments(hidden_units: int, min_slope: float) -> None:

@@ -1,0 +1,151 @@
+"""What the parametrised tests run through: transformers and flows, made random or sharp."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
+from torch import Tensor
+
+from pyro_naf.transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Transformer
+from pyro_naf.transforms import (
+    AutoregressiveFlow,
+    ConditionalDeepSigmoidalFlow,
+    DeepSigmoidalFlow,
+    affine_autoregressive_flow,
+    conditional_affine_autoregressive_flow,
+    conditional_deep_dense_sigmoidal_flow,
+    conditional_deep_sigmoidal_flow,
+    deep_dense_sigmoidal_flow,
+    deep_sigmoidal_flow,
+)
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+TRANSFORMERS: dict[str, Callable[[], Transformer]] = {
+    "affine": Affine,
+    "gated": lambda: Affine(gated=True),
+    "dsf": lambda: DeepSigmoidal(5),
+    "dsf-1-unit": lambda: DeepSigmoidal(1),
+    "ddsf-1": lambda: DeepDenseSigmoidal(5, 1),
+    "ddsf-2": lambda: DeepDenseSigmoidal(5, 2),
+    "ddsf-4": lambda: DeepDenseSigmoidal(5, 4),
+}
+
+CONTEXT_DIM = 3
+
+
+def _pyro_dsf(dim: int) -> AutoregressiveFlow:
+    # Pyro needs hidden units >= D. Three parameter axes make it return a tuple.
+    return DeepSigmoidalFlow(AutoRegressiveNN(dim, [dim + 4], param_dims=[4, 4, 4]), 4)
+
+
+def _pyro_conditional_dsf(dim: int) -> ConditionalDeepSigmoidalFlow:
+    arn = ConditionalAutoRegressiveNN(dim, CONTEXT_DIM, [dim + 4], param_dims=[12])
+    return ConditionalDeepSigmoidalFlow(arn, 4)
+
+
+#: Name to factory(D): the transformers, the conditioners' variants, and the conditional forms.
+FLOWS: dict[str, Callable[[int], Any]] = {
+    "affine": lambda d: affine_autoregressive_flow(d, [8]),
+    "gated": lambda d: affine_autoregressive_flow(d, [8], gated=True),
+    "dsf": lambda d: deep_sigmoidal_flow(d, [8, 9], 4),
+    "ddsf-2": lambda d: deep_dense_sigmoidal_flow(d, [8], 4),
+    "ddsf-4": lambda d: deep_dense_sigmoidal_flow(d, [8], 3, num_layers=4),
+    "dsf-linear": lambda d: deep_sigmoidal_flow(d, [], 4),
+    "dsf-narrow": lambda d: deep_sigmoidal_flow(d, [2, 3], 4, order="reversed"),
+    "dsf-residual": lambda d: deep_sigmoidal_flow(d, [7, 7], 4, residual=True),
+    "dsf-head": lambda d: deep_sigmoidal_flow(d, [8], 4, head_dim=2, order="natural"),
+    "dsf-pyro": _pyro_dsf,
+    "affine-conditional": lambda d: conditional_affine_autoregressive_flow(d, CONTEXT_DIM, [8]),
+    "dsf-conditional": lambda d: conditional_deep_sigmoidal_flow(d, CONTEXT_DIM, [8], 4),
+    "ddsf-2-conditional": lambda d: conditional_deep_dense_sigmoidal_flow(d, CONTEXT_DIM, [8], 4),
+    "dsf-conditional-pyro": _pyro_conditional_dsf,
+}
+
+#: Pyro's own network warns when D = 1, and needs no test there.
+NEEDS_TWO_DIMENSIONS = ("dsf-pyro", "dsf-conditional-pyro")
+
+
+def make_flow(name: str, dim: int, *, rough: bool = True, context: Tensor | None = None) -> Any:
+    """The flow of that name, conditioned where it is conditional, with random parameters."""
+    flow = FLOWS[name](dim)
+    if rough:
+        roughen(flow)
+    if not isinstance(flow, AutoregressiveFlow):
+        flow = flow.condition(torch.randn(CONTEXT_DIM) if context is None else context)
+    return flow
+
+
+@torch.no_grad()
+def roughen(module: torch.nn.Module, scale: float = 1.0) -> None:
+    """Moves every parameter away from its start; matrices so that units keep their scale."""
+    for p in module.parameters():
+        fan_in = p.shape[-1] if p.dim() > 1 else 1
+        p.add_(torch.randn_like(p), alpha=scale / fan_in**0.5)
+
+
+@torch.no_grad()
+def sharp_parameters(
+    transformer: DeepSigmoidal | DeepDenseSigmoidal,
+    samples: int,
+    *,
+    max_slope: float = 50.0,
+    centred: bool = False,
+) -> tuple[Tensor, ...]:
+    """Constrained parameters with slopes to ``max_slope`` a layer and logits to +-10.
+
+    A third of the slopes are ``max_slope``, the others spread down to 0.05. Biases are N(0, 9); or,
+    ``centred``, the sigmoids step at places uniform over [-8, 8], however steep they are. The
+    matrices that a DDSF shares become N(0, 4).
+    """
+    k = transformer.hidden_units
+    layers = getattr(transformer, "num_layers", 1)
+
+    def logits() -> Tensor:
+        return torch.rand(samples, k) * 20 - 10
+
+    params: list[Tensor] = []
+    for _ in range(layers):
+        a = torch.exp(torch.rand(samples, k) * math.log(max_slope / 0.05) + math.log(0.05))
+        a = torch.where(torch.rand(samples, k) < 1 / 3, max_slope, a)
+        b = -a * (torch.rand(samples, k) * 16 - 8) if centred else 3 * torch.randn(samples, k)
+        params += [a, b, logits()]
+    if isinstance(transformer, DeepDenseSigmoidal):
+        params += [logits() for _ in range(layers - 1)]
+        for matrix in transformer.parameters():
+            matrix.normal_(std=2.0)
+    else:
+        params[2] -= params[2].amax(-1, keepdim=True)
+    return tuple(params)
+
+
+def three_sharp_modes(samples: int, dim: int) -> Tensor:
+    """Data with three modes, ten of their widths apart, that all dimensions share."""
+    centre = torch.tensor([-1.5, 0.0, 1.5])[torch.randint(3, (samples, 1))]
+    return centre * torch.linspace(1, 1.2, dim) + 0.15 * torch.randn(samples, dim)
+
+
+def train_as_density(flow: AutoregressiveFlow, steps: int = 300, batch: int = 64) -> list[float]:
+    """Maximum likelihood of :func:`three_sharp_modes` with ``[flow.inv]``; returns the losses."""
+    optimiser = torch.optim.Adam(flow.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(steps):
+        x = three_sharp_modes(batch, flow.input_dim).to(next(flow.parameters()))
+        y = flow(x)
+        log_prob = -0.5 * y.square().sum(-1) + flow.log_abs_det_jacobian(x, y)
+        loss = -log_prob.mean() / flow.input_dim
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return losses
+
+
+def fresh(module: Module) -> Module:
+    """A copy that has never been called: what it says cannot come from a cache."""
+    return copy.deepcopy(module)
