@@ -1,0 +1,56 @@
+"""Small models whose posteriors are known, for the tests of guides."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+
+SCHOOLS_Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+SCHOOLS_SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+
+
+def schools() -> None:
+    """Ten latents in and out of a plate, one of them positive."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", 8):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, SCHOOLS_SIGMA), obs=SCHOOLS_Y)
+
+
+def double_gamma() -> None:
+    """One positive and one vector latent, all in float64."""
+    rate = torch.tensor(1.0, dtype=torch.double)
+    pyro.sample("g", dist.Gamma(2 * rate, rate))
+    pyro.sample("v", dist.Normal(torch.zeros(3, dtype=torch.double), rate).to_event(1))
+
+
+def conjugate(data: torch.Tensor) -> None:
+    """x ~ N(0, 1), data ~ N(x, 1): posterior and evidence in closed form."""
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(data)):
+        pyro.sample("y", dist.Normal(x, 1.0), obs=data)
+
+
+def conjugate_log_evidence(data: torch.Tensor) -> float:
+    n = len(data)
+    covariance = torch.eye(n) + torch.ones(n, n)
+    return float(dist.MultivariateNormal(torch.zeros(n), covariance).log_prob(data))
+
+
+def correlated() -> None:
+    """A Gaussian with correlations: no diagonal guide fits it, a full-rank one does exactly."""
+    covariance = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, -0.3], [0.0, -0.3, 0.5]])
+    pyro.sample("z", dist.MultivariateNormal(torch.tensor([1.0, -1.0, 0.5]), covariance))
+
+
+def banana() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(x**2, 0.3))
+
+
+def standard_normal_log_prob(z: torch.Tensor) -> torch.Tensor:
+    return (-0.5 * z**2 - 0.5 * math.log(2 * math.pi)).sum(-1)

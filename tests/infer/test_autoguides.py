@@ -1,0 +1,345 @@
+"""Claims about the guides that the package adds to Pyro's."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import banana, conjugate, correlated, double_gamma, schools
+from pyro import poutine
+from pyro.infer import (
+    MCMC,
+    NUTS,
+    SVI,
+    JitTrace_ELBO,
+    Predictive,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceMeanField_ELBO,
+)
+from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_value
+from pyro.infer.reparam import NeuTraReparam
+from pyro.optim import Adam
+
+from pyro_naf import affine_autoregressive_flow
+from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
+from pyro_naf.transforms import AutoregressiveFlow
+
+
+def small_dsf(model: Callable[..., Any], **kw: Any) -> AutoFlowNormal:
+    return AutoDSFNormal(model, hidden_dims=[8], hidden_units=4, **kw)
+
+
+def small_ddsf(model: Callable[..., Any], **kw: Any) -> AutoFlowNormal:
+    return AutoDDSFNormal(model, hidden_dims=[8], hidden_units=4, **kw)
+
+
+def affine(model: Callable[..., Any], **kw: Any) -> AutoFlowNormal:
+    return AutoFlowNormal(model, affine_autoregressive_flow, **kw)
+
+
+GUIDES = [small_dsf, small_ddsf, affine]
+every_guide = pytest.mark.parametrize("make", GUIDES)
+
+
+def svi_steps(model: Any, guide: Any, steps: int = 3, elbo: Any = None, lr: float = 1e-2) -> float:
+    svi = SVI(model, guide, Adam({"lr": lr}), elbo or Trace_ELBO())
+    return [svi.step() for _ in range(steps)][-1]
+
+
+@pytest.fixture
+def no_inverse(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: AutoregressiveFlow, y: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the numerical inverse was run")
+
+    monkeypatch.setattr(AutoregressiveFlow, "_inverse", refuse)
+
+
+@every_guide
+@pytest.mark.parametrize("full_rank", [False, True])
+def test_guide_starts_near_the_gaussian_with_its_loc_and_scale(make: Any, full_rank: bool) -> None:
+    values = {"mu": torch.tensor(1.0), "tau": torch.tensor(2.0), "theta": torch.arange(8.0)}
+    guide = make(
+        schools, full_rank=full_rank, init_loc_fn=init_to_value(values=values), init_scale=0.25
+    )
+    guide()
+    loc = torch.cat([torch.tensor([1.0, 2.0]).log() * torch.tensor([0.0, 1.0]), torch.arange(8.0)])
+    loc[0] = 1.0
+    assert torch.allclose(guide.loc, loc)
+    gaussian = dist.Normal(loc, 0.25).to_event(1)
+    z = gaussian.sample([200])
+    gap = (guide.get_posterior().log_prob(z) - gaussian.log_prob(z)).detach()
+    assert gap.abs().mean() < 0.5 and (gap.exp().mean() - 1).abs() < 0.1
+
+
+@every_guide
+@pytest.mark.parametrize("full_rank", [False, True])
+def test_all_parameters_exist_after_setup_and_all_of_them_are_trained(
+    make: Any, full_rank: bool
+) -> None:
+    guide = make(schools, full_rank=full_rank)
+    guide._setup_prototype()
+    start = {name: p.detach().clone() for name, p in guide.named_parameters()}
+    svi_steps(schools, guide)
+    end = dict(guide.named_parameters())
+    assert start.keys() == end.keys()
+    assert trained(start, guide) == set(start)
+
+
+def trained(start: dict[str, torch.Tensor], guide: Any) -> set[str]:
+    """Names of the weights that moved; the blocks that masks fix at zero cannot."""
+    return {n for n, p in guide.named_parameters() if not torch.equal(start[n], p)}
+
+
+@every_guide
+def test_a_guide_created_again_with_a_full_param_store_trains_every_weight(make: Any) -> None:
+    first = make(schools)
+    svi_steps(schools, first)
+    second = make(schools)
+    second()
+    # As with Pyro's own guides the store's values win.
+    for (name, p), q in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    start = {name: p.detach().clone() for name, p in second.named_parameters()}
+    svi_steps(schools, second)
+    assert trained(start, second) == set(start)
+
+
+def test_a_loaded_param_store_is_taken_over_and_stays_trainable(tmp_path: Any) -> None:
+    first = small_dsf(schools)
+    svi_steps(schools, first)
+    pyro.get_param_store().save(str(tmp_path / "store.pt"))
+    pyro.clear_param_store()
+    pyro.get_param_store().load(str(tmp_path / "store.pt"))
+    second = small_dsf(schools)
+    second()
+    start = {name: p.detach().clone() for name, p in second.named_parameters()}
+    for name, p in first.named_parameters():
+        assert torch.equal(p, start[name]), name
+    svi_steps(schools, second)
+    assert trained(start, second) == set(start)
+
+
+def test_a_param_store_of_another_shape_is_refused_by_name() -> None:
+    small_dsf(schools)()
+    with pytest.raises(ValueError, match=r"param store holds 'AutoDSFNormal\.flow.*shape"):
+        AutoDSFNormal(schools, hidden_dims=[9], hidden_units=4)()
+
+
+@every_guide
+def test_a_model_in_float64_gives_float64_draws(make: Any) -> None:
+    guide = make(double_gamma)
+    assert {v.dtype for v in guide().values()} == {torch.double}
+    assert {p.dtype for p in guide.parameters()} == {torch.double}
+    svi_steps(double_gamma, guide)
+    assert {v.dtype for v in guide.median().values()} == {torch.double}
+
+
+@every_guide
+def test_quantiles_are_those_of_many_draws(make: Any) -> None:
+    torch.manual_seed(1)
+    guide = make(banana)
+    svi_steps(banana, guide, steps=200, elbo=Trace_ELBO(8, vectorize_particles=True))
+    levels = [0.025, 0.25, 0.5, 0.75, 0.975]
+    with torch.no_grad():
+        z = guide.get_posterior().sample([200_000])
+    exact = torch.quantile(z, torch.tensor(levels), dim=0)
+    quantiles = guide.quantiles(levels)
+    found = torch.stack([quantiles["x"], quantiles["y"]], -1)
+    assert torch.allclose(found, exact, atol=0.03 * float(z.std(0).max()))
+    median = guide.median()
+    assert torch.equal(median["x"], quantiles["x"][2])
+
+
+def test_quantiles_are_deterministic_lie_in_the_support_and_leave_generators_alone() -> None:
+    guide = small_dsf(schools)
+    guide()
+    state = torch.get_rng_state()
+    first, second = guide.quantiles([0.1, 0.9]), guide.quantiles(torch.tensor([0.1, 0.9]))
+    assert torch.equal(state, torch.get_rng_state())
+    assert first["theta"].shape == (2, 8) and first["tau"].shape == (2,)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert (first["tau"] > 0).all() and (first["theta"][0] < first["theta"][1]).all()
+
+
+@every_guide
+@pytest.mark.parametrize("full_rank", [False, True])
+@pytest.mark.parametrize(
+    "elbo",
+    [
+        Trace_ELBO(),
+        Trace_ELBO(4, vectorize_particles=True, max_plate_nesting=1),
+        TraceMeanField_ELBO(),
+        RenyiELBO(0.5, num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+    ],
+    ids=["Trace", "vectorised", "MeanField", "Renyi"],
+)
+def test_svi_never_runs_the_inverse(
+    make: Any, full_rank: bool, elbo: Any, no_inverse: None
+) -> None:
+    guide = make(schools, full_rank=full_rank)
+    assert torch.isfinite(torch.tensor(svi_steps(schools, guide, elbo=elbo)))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_jit_trace_elbo_agrees_with_trace_elbo(no_inverse: None) -> None:
+    losses = []
+    for elbo in (Trace_ELBO(), JitTrace_ELBO(ignore_jit_warnings=True)):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        guide = small_dsf(schools)
+        guide()
+        pyro.set_rng_seed(1)
+        # JIT tracing draws once more than eager mode, so only the distribution can agree.
+        svi = SVI(schools, guide, Adam({"lr": 1e-2}), elbo)
+        losses.append(torch.tensor([svi.step() for _ in range(150)])[50:].mean())
+    assert (losses[0] - losses[1]).abs() < 3
+
+
+@every_guide
+def test_posterior_scores_any_point_and_its_own_samples_alike(make: Any) -> None:
+    guide = make(schools)
+    svi_steps(schools, guide)
+    posterior = guide.get_posterior()
+    z = posterior.rsample([50])
+    own = posterior.log_prob(z).detach()
+    assert torch.allclose(guide.get_posterior().log_prob(z.detach().clone()), own, atol=1e-3)
+
+
+def test_deepcopy_in_mid_training_goes_on_alone() -> None:
+    guide = small_dsf(schools)
+    svi_steps(schools, guide)
+    twin = copy.deepcopy(guide)
+    assert guide.model is not None and twin.model is guide.model
+    for (name, p), q in zip(guide.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q) and p is not q, name
+    z = torch.randn(5, 10)
+    assert torch.equal(guide.get_transform()(z), twin.get_transform()(z))
+
+
+def test_a_pickled_guide_draws_as_before_and_leaves_the_original_whole() -> None:
+    guide = small_dsf(schools)
+    svi_steps(schools, guide)
+    twin = pickle.loads(pickle.dumps(guide))
+    assert guide.model is not None
+    z = torch.randn(5, 10)
+    assert torch.equal(guide.get_transform()(z), twin.get_transform()(z))
+
+
+@pytest.mark.parametrize("full_rank", [False, True])
+def test_state_dict_goes_into_a_fresh_guide_by_way_of_a_safe_file(full_rank: bool) -> None:
+    guide = small_dsf(schools, full_rank=full_rank)
+    svi_steps(schools, guide)
+    file = io.BytesIO()
+    torch.save(guide.state_dict(), file)
+    file.seek(0)
+    pyro.clear_param_store()
+    fresh = small_dsf(schools, full_rank=full_rank)
+    fresh._setup_prototype()
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    z = torch.randn(5, 10)
+    assert torch.equal(guide.get_transform()(z), fresh.get_transform()(z))
+
+
+def test_neutra_through_the_guide_samples_the_posterior() -> None:
+    guide = small_dsf(correlated)
+    svi_steps(correlated, guide, 100, Trace_ELBO(8, vectorize_particles=True), lr=2e-2)
+    neutra = NeuTraReparam(guide.requires_grad_(False))
+    model = poutine.reparam(correlated, config=lambda _: neutra)
+    mcmc = MCMC(NUTS(model), num_samples=400, warmup_steps=100, disable_progbar=True)
+    mcmc.run()
+    ((_, latent),) = mcmc.get_samples().items()
+    z = neutra.transform_sample(latent)["z"]
+    # The guide is diagonal and hardly trained; the correlation comes from the sampler alone.
+    assert torch.allclose(z.mean(0), torch.tensor([1.0, -1.0, 0.5]), atol=0.3)
+    assert abs(float(torch.corrcoef(z.T)[0, 1]) - 0.9) < 0.06
+
+
+def test_predictive_and_guide_list_take_the_guide_as_a_part() -> None:
+    data = torch.tensor([0.5, 1.5])
+    guide = AutoGuideList(schools)
+    guide.append(small_dsf(poutine.block(schools, hide=["theta"])))
+    guide.append(AutoNormal(poutine.block(schools, expose=["theta"])))
+    svi_steps(schools, guide)
+    assert set(guide.median()) == {"mu", "tau", "theta"}
+    single = small_dsf(conjugate)
+    svi_steps(lambda: conjugate(data), lambda: single(data))
+    samples = Predictive(conjugate, guide=single, num_samples=7)(data)
+    assert samples["x"].shape == (7, 1) or samples["x"].shape == (7,)
+
+
+def test_a_full_rank_guide_reaches_a_correlated_gaussian() -> None:
+    guide = small_dsf(correlated, full_rank=True)
+    elbo = Trace_ELBO(64, vectorize_particles=True)
+    for lr in (2e-2, 2e-3):
+        svi_steps(correlated, guide, 400, elbo, lr=lr)
+    with torch.no_grad():
+        kl = torch.tensor([elbo.loss(correlated, guide) for _ in range(20)]).mean()
+    assert kl < 0.05
+
+
+def test_local_parameters_of_modules_are_supported() -> None:
+    with pyro.settings.context(module_local_params=True):
+        guide = small_dsf(schools)
+        guide()
+        start = {name: p.detach().clone() for name, p in guide.named_parameters()}
+        elbo = Trace_ELBO()(schools, guide)
+        optimiser = torch.optim.Adam(elbo.parameters(), lr=1e-2)
+        for _ in range(2):
+            optimiser.zero_grad()
+            elbo().backward()
+            optimiser.step()
+    assert trained(start, guide) == set(start)
+    assert not list(pyro.get_param_store().keys())
+
+
+def test_latents_local_to_a_subsampled_plate_are_refused_with_a_remedy() -> None:
+    def model() -> None:
+        with pyro.plate("data", 100, subsample_size=10):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(NotImplementedError, match=r"'z'.*'data'.*10 of 100.*AutoGuideList"):
+        small_dsf(model)()
+
+
+def test_global_latents_beside_a_subsampled_likelihood_work() -> None:
+    data = torch.randn(100) + 1
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 100, subsample_size=10) as index:
+            pyro.sample("y", dist.Normal(x, 1.0), obs=data[index])
+
+    guide = small_dsf(model)
+    svi_steps(model, guide, 100, lr=2e-2)
+    assert abs(float(guide.median()["x"]) - 1) < 0.5
+
+
+@pytest.mark.parametrize("init_scale", [0.0, -1.0])
+def test_init_scale_must_be_positive(init_scale: float) -> None:
+    with pytest.raises(ValueError, match="init_scale must be positive, got"):
+        small_dsf(schools, init_scale=init_scale)
+
+
+def test_number_of_transforms_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="num_transforms must be at least 1, got 0"):
+        small_dsf(schools, num_transforms=0)
+
+
+def test_a_model_without_continuous_latents_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="AutoDSFNormal found no latent variables"):
+        small_dsf(lambda: None)()
+
+    def discrete() -> None:
+        pyro.sample("k", dist.Bernoulli(0.5))
+
+    with pytest.raises((NotImplementedError, ValueError), match="k"):
+        small_dsf(discrete)()

@@ -1,0 +1,109 @@
+"""Claims about k-hat, effective sample size and evidence."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import conjugate, conjugate_log_evidence, schools
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.optim import Adam
+
+from pyro_naf.infer import AutoDSFNormal, draws, importance_diagnostics
+from pyro_naf.infer.diagnostics import max_plate_nesting, pareto_khat
+
+DATA = torch.tensor([0.3, 1.2, 0.8, -0.1])
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.8, 1.2])
+def test_khat_of_pareto_weights_is_their_shape(k: float) -> None:
+    uniform = torch.rand(40_000, dtype=torch.double)
+    log_weights = -k * uniform.log()  # w = u^{-k}: a Pareto tail of shape k
+    assert pareto_khat(log_weights) == pytest.approx(k, abs=0.12)
+
+
+def test_khat_of_equal_weights_is_zero_and_of_bounded_weights_negative() -> None:
+    assert pareto_khat(torch.zeros(1000).double()) == 0
+    assert pareto_khat(torch.rand(4000).double().log()) < 0
+
+
+def test_evidence_and_elbo_of_a_conjugate_model_are_the_exact_ones() -> None:
+    def posterior(data: torch.Tensor) -> None:
+        n = len(data)
+        pyro.sample("x", dist.Normal(data.sum() / (n + 1), (n + 1) ** -0.5))
+
+    result = importance_diagnostics(conjugate, posterior, DATA, num_particles=1500)
+    exact = conjugate_log_evidence(DATA)
+    assert result.elbo == pytest.approx(exact, abs=1e-5)
+    assert result.log_evidence == pytest.approx(exact, abs=1e-5)
+    assert result.elbo_se < 1e-5 and result.log_evidence_se < 1e-5
+    assert result.ess == pytest.approx(1500) and result.num_particles == 1500
+
+
+def test_a_wide_proposal_keeps_the_evidence_and_loses_effective_sample_size() -> None:
+    def wide(data: torch.Tensor) -> None:
+        pyro.sample("x", dist.Normal(0.0, 3.0))
+
+    result = importance_diagnostics(conjugate, wide, DATA, num_particles=20_000)
+    exact = conjugate_log_evidence(DATA)
+    assert abs(result.log_evidence - exact) < 5 * result.log_evidence_se
+    assert result.elbo < exact - 1
+    assert 1000 < result.ess < 10_000
+
+
+def test_a_proposal_with_light_tails_has_a_large_khat() -> None:
+    def narrow(data: torch.Tensor) -> None:
+        pyro.sample("x", dist.Normal(data.sum() / 5, 0.15))
+
+    assert importance_diagnostics(conjugate, narrow, DATA).khat > 0.7
+
+
+@pytest.mark.parametrize("num_particles", [50, 999, 1000, 1001, 2500])
+def test_any_number_of_particles_gives_as_many_weights(num_particles: int) -> None:
+    guide = AutoNormal(schools)
+    guide()
+    result = importance_diagnostics(schools, guide, num_particles=num_particles)
+    assert result.log_weights.shape == (num_particles,)
+
+
+def test_ten_particles_are_too_few_for_khat() -> None:
+    with pytest.raises(ValueError, match="num_particles must be at least 50 .* got 10"):
+        importance_diagnostics(conjugate, conjugate, DATA, num_particles=10)
+
+
+def test_a_log_density_of_nan_is_an_error_with_a_count() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("f", torch.where(x > 0, x, math.nan))
+
+    def guide() -> None:
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    # With its validation on, Pyro itself names the site before we count.
+    with (
+        pyro.validation_enabled(False),
+        pytest.raises(ValueError, match=r"NaN for \d+ of 200 draws"),
+    ):
+        importance_diagnostics(model, guide, num_particles=200)
+
+
+def test_draws_have_the_shapes_of_the_sites() -> None:
+    for guide in (AutoNormal(schools), AutoDSFNormal(schools)):
+        values = draws(guide, num_samples=30)
+        shapes = {name: tuple(v.shape) for name, v in values.items()}
+        assert shapes == {"mu": (30,), "tau": (30,), "theta": (30, 8)}
+    assert max_plate_nesting(schools, guide) == 1
+
+
+def test_draws_follow_the_guide() -> None:
+    guide = AutoDSFNormal(conjugate)
+    svi = SVI(conjugate, guide, Adam({"lr": 1e-2}), Trace_ELBO(32, vectorize_particles=True))
+    for _ in range(600):
+        svi.step(DATA)
+    x = draws(guide, DATA, num_samples=20_000)["x"]
+    assert abs(float(x.mean()) - float(DATA.sum()) / 5) < 0.05
+    assert abs(float(x.std()) - 5**-0.5) < 0.05

@@ -1,0 +1,89 @@
+"""Claims about the path gradient of flow guides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from models import correlated, schools
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.importance import vectorized_importance_weights
+from pyro.optim import Adam
+
+from pyro_naf import affine_autoregressive_flow
+from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
+from pyro_naf.infer.path_gradient import has_path_gradient, path_log_prob, score
+
+GUIDES = [AutoDSFNormal, AutoDDSFNormal, lambda m, **k: AutoFlowNormal(m, _affine, **k)]
+
+
+def _affine(dim: int) -> Any:
+    return affine_autoregressive_flow(dim, order="natural")
+
+
+def trained(make: Any, full_rank: bool) -> Any:
+    guide = make(schools, full_rank=full_rank)
+    svi = SVI(schools, guide, Adam({"lr": 2e-2}), Trace_ELBO())
+    for _ in range(30):
+        svi.step()
+    return guide.double()
+
+
+@pytest.mark.parametrize("make", GUIDES)
+@pytest.mark.parametrize("full_rank", [False, True])
+def test_score_is_the_gradient_of_the_log_density(make: Any, full_rank: bool) -> None:
+    guide = trained(make, full_rank)
+    assert has_path_gradient(guide)
+    base = torch.randn(20, 10).double()
+    # Another way to the same number: through the numerical inverse and its gradient.
+    z = guide.get_transform()(base).detach().requires_grad_()
+    (exact,) = torch.autograd.grad(guide.get_posterior().log_prob(z).sum(), z)
+    error = (score(guide, base) - exact).abs().max() / exact.abs().max()
+    assert error < 1e-4
+
+
+def gradients(model: Any, guide: Any, particles: int, path: bool) -> torch.Tensor:
+    log_weights, _, trace = vectorized_importance_weights(
+        model, guide, num_samples=particles, max_plate_nesting=1
+    )
+    site = trace.nodes[f"_{guide._pyro_name}_latent"]
+    if path:
+        log_weights = log_weights + site["fn"].log_prob(site["value"])
+        log_weights = log_weights - path_log_prob(guide, site)
+    weights = list(guide.parameters())
+    grads = torch.autograd.grad(log_weights.mean(), weights, allow_unused=True)
+    return torch.cat([g.flatten() for g in grads if g is not None])
+
+
+def test_path_gradient_has_the_mean_of_the_elbo_gradient() -> None:
+    guide = AutoDSFNormal(schools, hidden_dims=[4], hidden_units=2)
+    guide()
+    plain = torch.stack([gradients(schools, guide, 200, path=False) for _ in range(60)])
+    path = torch.stack([gradients(schools, guide, 200, path=True) for _ in range(60)])
+    gap = (plain.mean(0) - path.mean(0)).abs()
+    error = ((plain.var(0) + path.var(0)) / 60).sqrt()
+    assert (gap <= 5.5 * error + 1e-4).all()
+
+
+def test_path_gradient_vanishes_draw_by_draw_where_the_guide_is_the_posterior() -> None:
+    guide = AutoFlowNormal(correlated, _affine, full_rank=True)
+    guide()
+    with torch.no_grad():
+        for weight in guide._modules["flow"].parameters():
+            weight.zero_()  # the identity
+        model = poutine.trace(correlated).get_trace().nodes["z"]["fn"]
+        factor = model.scale_tril
+        guide.loc.copy_(model.loc)
+    guide.scale = factor.diagonal().clone()
+    guide.scale_tril = factor / factor.diagonal()[:, None]
+    assert gradients(correlated, guide, 16, path=True).abs().max() < 1e-5
+    assert gradients(correlated, guide, 16, path=False).abs().max() > 0.05
+
+
+def test_other_flows_are_told_apart() -> None:
+    guide = AutoFlowNormal(schools, lambda d: pyro.distributions.transforms.planar(d))
+    guide()
+    assert not has_path_gradient(guide)

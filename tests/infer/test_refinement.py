@@ -1,0 +1,236 @@
+"""Claims about refine."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import banana, correlated, schools
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoIAFNormal,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    init_to_value,
+)
+from pyro.optim import Adam
+
+from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, refine
+from pyro_naf.infer.refinement import affine_of
+
+GAUSSIANS = [
+    AutoNormal,
+    AutoDiagonalNormal,
+    AutoMultivariateNormal,
+    AutoLowRankMultivariateNormal,
+    AutoLaplaceApproximation,
+]
+
+
+def fitted(kind: Any, model: Any, steps: int = 300, lr: float = 2e-2) -> Any:
+    guide = kind(model)
+    elbo = Trace_ELBO(8, vectorize_particles=kind is not AutoLaplaceApproximation)
+    if kind is AutoLaplaceApproximation:
+        elbo = Trace_ELBO()
+    svi = SVI(model, guide, Adam({"lr": lr}), elbo)
+    for _ in range(steps):
+        svi.step()
+    return guide
+
+
+@pytest.mark.parametrize("kind", GAUSSIANS)
+@pytest.mark.parametrize("flow", ["dsf", "ddsf"])
+def test_refinement_starts_from_the_fitted_guide(kind: Any, flow: str) -> None:
+    guide = fitted(kind, correlated)
+    result = refine(guide, flow=flow, steps=1, learning_rate=1e-9, seed=0, progress=False)
+    assert isinstance(result.guide, {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}[flow])
+    tolerance = 5 * math.hypot(result.before.elbo_se, result.after.elbo_se) + 0.01
+    assert abs(result.after.elbo - result.before.elbo) < tolerance
+
+
+@pytest.mark.parametrize("kind", GAUSSIANS)
+def test_affine_map_is_that_of_the_guide(kind: Any) -> None:
+    guide = fitted(kind, correlated, steps=50)
+    if kind is AutoLaplaceApproximation:
+        guide = guide.laplace_approximation()
+    loc, scale, scale_tril = affine_of(guide)
+    factor = torch.diag(scale) if scale_tril is None else scale[:, None] * scale_tril
+    if kind is AutoNormal:
+        expected_loc, expected_scale = guide.locs.z, guide.scales.z
+        covariance = torch.diag(expected_scale**2)
+    else:
+        posterior = guide.get_posterior()
+        expected_loc = posterior.mean
+        covariance = (
+            torch.diag(posterior.variance)
+            if kind is AutoDiagonalNormal
+            else posterior.covariance_matrix
+        )
+    assert torch.allclose(loc, expected_loc)
+    assert torch.allclose(factor @ factor.T, covariance, atol=1e-6)
+
+
+def test_refinement_improves_elbo_and_khat_and_returns_its_losses() -> None:
+    guide = fitted(AutoNormal, banana)
+    result = refine(guide, steps=600, seed=0, progress=False)
+    assert result.elbo > result.before.elbo + 0.3
+    assert result.khat < result.before.khat and result.ess > result.before.ess
+    assert result.steps == len(result.losses) == 600 and result.skipped == 0
+    # log evidence of a normalised model is zero; the ELBO is minus the KL divergence.
+    assert result.elbo == pytest.approx(0, abs=0.1)
+    assert result.log_evidence == pytest.approx(0, abs=0.1)
+    text = str(result)
+    assert "before" in text and "k-hat" in text and result.verdict in text
+
+
+def test_the_fitted_guide_the_model_and_random_generators_are_left_as_they_were() -> None:
+    def model() -> None:
+        bias = pyro.param("bias", torch.tensor(0.5))
+        x = pyro.sample("x", dist.Normal(bias, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(1.0))
+
+    guide = fitted(AutoNormal, model, steps=20)
+    before = {k: v.detach().clone() for k, v in pyro.get_param_store().items()}
+    for p in pyro.get_param_store().values():
+        p.unconstrained().grad = None
+    state = torch.get_rng_state()
+    result = refine(guide, steps=5, seed=3, progress=False)
+    assert torch.equal(state, torch.get_rng_state())
+    store = pyro.get_param_store()
+    assert all(torch.equal(store[k], v) for k, v in before.items())
+    assert all(store[k].unconstrained().grad is None for k in before)
+    assert {k.split(".")[0] for k in store.keys()} == {
+        "bias",
+        "AutoNormal",
+        "AutoDSFNormal_refined",
+    }
+    again = refine(guide, steps=5, seed=3, progress=False)
+    assert again.losses == result.losses and again.elbo == result.elbo
+    assert any(k.startswith("AutoDSFNormal_refined_2.") for k in store.keys())
+
+
+def test_a_guide_trained_before_under_the_same_class_does_not_leak_in() -> None:
+    other = AutoDSFNormal(banana)
+    svi = SVI(banana, other, Adam({"lr": 5e-2}), Trace_ELBO())
+    for _ in range(20):
+        svi.step()
+    guide = fitted(AutoNormal, banana)
+    result = refine(guide, steps=1, learning_rate=1e-9, seed=0, progress=False)
+    assert abs(result.elbo - result.before.elbo) < 0.1
+
+
+def test_a_model_in_float64_is_refined_in_float64() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Gamma(torch.tensor(2.0).double(), torch.tensor(1.0).double()))
+
+    result = refine(fitted(AutoNormal, model, 50), steps=5, seed=0, progress=False)
+    assert {p.dtype for p in result.guide.parameters()} == {torch.double}
+
+
+def test_arguments_go_to_the_model() -> None:
+    def model(data: torch.Tensor, scale: float = 1.0) -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, scale), obs=data)
+
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, Adam({"lr": 2e-2}), Trace_ELBO())
+    data = torch.tensor(1.0)
+    for _ in range(20):
+        svi.step(data, scale=0.5)
+    assert refine(guide, data, scale=0.5, steps=2, seed=0, progress=False).steps == 2
+
+
+def test_a_budget_of_seconds_ends_the_training() -> None:
+    result = refine(fitted(AutoNormal, banana, 20), seconds=0.5, seed=0, progress=False)
+    assert result.steps > 1 and 0.5 <= result.seconds < 30
+
+
+def test_steps_without_a_finite_loss_are_skipped_and_counted() -> None:
+    calls = {"n": 0}
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        calls["n"] += 1
+        broken = calls["n"] % 10 == 0 and x.requires_grad
+        pyro.factor("f", x * math.nan if broken else torch.zeros_like(x))
+
+    result = refine(fitted(AutoNormal, model, 5), steps=40, seed=0, progress=False)
+    assert 1 <= result.skipped <= 8
+    assert math.isfinite(result.elbo)
+
+
+def test_steps_that_are_never_finite_end_in_an_error() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("f", x * math.nan if x.requires_grad else torch.zeros_like(x))
+
+    guide = AutoNormal(model)
+    with torch.no_grad():
+        guide()
+    with pytest.raises(RuntimeError, match="50 steps in a row without a finite loss"):
+        refine(guide, steps=100, seed=0, progress=False)
+
+
+@pytest.mark.parametrize("guide", [AutoDelta, AutoIAFNormal])
+def test_other_guides_are_refused_by_name(guide: Any) -> None:
+    other = guide(correlated)
+    other()
+    with pytest.raises(TypeError, match=f"guide must be an AutoNormal.* got {guide.__name__}"):
+        refine(other, progress=False)
+
+
+def test_a_laplace_guide_away_from_its_mode_is_refused() -> None:
+    def saddle() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 10.0))
+        pyro.factor("two_modes", -((x**2 - 1) ** 2))
+
+    guide = AutoLaplaceApproximation(
+        saddle, init_loc_fn=init_to_value(values={"x": torch.zeros(())})
+    )
+    guide()
+    with pytest.raises(ValueError, match="Hessian is not positive definite"):
+        refine(guide, progress=False)
+
+
+def test_what_is_not_a_fitted_guide_is_refused() -> None:
+    with pytest.raises(TypeError, match="guide must be a fitted Gaussian autoguide, got"):
+        refine(banana, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="guide must be fitted first: this AutoNormal"):
+        refine(AutoNormal(banana), progress=False)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("steps", 0), ("seconds", -1.0), ("num_particles", 0), ("learning_rate", 0.0)],
+)
+def test_arguments_out_of_range_are_named(name: str, value: float) -> None:
+    guide = fitted(AutoNormal, banana, 1)
+    with pytest.raises(ValueError, match=f"{name} must be positive, got"):
+        refine(guide, progress=False, **{name: value})
+    with pytest.raises(ValueError, match=r"flow must be one of \['ddsf', 'dsf'\], got 'nsf'"):
+        refine(guide, flow="nsf", progress=False)
+
+
+def test_eight_schools_are_refined_to_the_reference_posterior() -> None:
+    # Means and standard deviations of posteriordb's reference draws stand in the package.
+    from pyro_naf.eight_schools import REFERENCE
+    from pyro_naf.infer import draws
+
+    guide = fitted(AutoNormal, schools, steps=1000)
+    result = refine(guide, seed=0, progress=False)
+    assert result.khat < 0.7 and result.khat < result.before.khat
+    values = draws(result.guide, num_samples=20_000)
+    columns = {"mu": values["mu"], "tau": values["tau"]}
+    columns |= {f"theta[{i + 1}]": values["theta"][:, i] for i in range(8)}
+    for name, column in columns.items():
+        reference = REFERENCE[name]
+        assert abs(float(column.mean()) - reference.mean) < 0.15 * reference.sd, name
+        assert abs(float(column.std()) / reference.sd - 1) < 0.15, name
