@@ -1,0 +1,141 @@
+"""Replace a folder whole: an interrupted writer leaves either the old folder or the new one.
+
+The new folder is written beside the old one under a hidden name; two renames then swap them. Only a
+kill between the two leaves neither in place, and the old one is put back by whoever comes next.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+
+class ReplacedFolder:
+    """A folder whose whole content is written anew each time.
+
+    :param path: the folder; it may not exist yet. A symbolic link is followed.
+    :param owned: names of the files that may be replaced. Anything else in the folder is somebody
+        else's, and is never touched.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], owned: Collection[str]) -> None:
+        self.path = Path(os.path.realpath(path))
+        self.owned = frozenset(owned)
+        self._new = self.path.parent / f".{self.path.name}.pyro-naf-new"
+        self._old = self.path.parent / f".{self.path.name}.pyro-naf-old"
+
+    def check(self) -> None:
+        """Find out before a long computation whether :meth:`replace` can work at its end.
+
+        Creates the parent folders, and clears up what a killed writer left.
+
+        :raises OSError: if the path is not a folder, cannot be written or cannot be renamed, or if
+            it holds a file that is not among those owned.
+        """
+        if self.path == Path.cwd():
+            raise OSError(f"{self.path} is the current folder; name one that can be replaced")
+        if os.path.ismount(self.path):
+            raise OSError(f"{self.path} is a mount point; name a folder inside it")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path.parent):
+            self._recover()
+            self._refuse_foreign()
+            self._new.mkdir()
+            self._new.rmdir()
+
+    def replace(self, write: Callable[[Path], None]) -> None:
+        """Replace the folder by what ``write(folder)`` puts into the empty folder it is given.
+
+        :raises OSError: as :meth:`check`, or whatever ``write`` raises; the old folder then stands.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path.parent):
+            self._recover()
+            self._new.mkdir()
+            try:
+                write(self._new)
+                self._refuse_foreign()
+                with _signals_deferred():
+                    self._swap()
+            finally:
+                shutil.rmtree(self._new, ignore_errors=True)
+                if self.path.exists():
+                    shutil.rmtree(self._old, ignore_errors=True)
+
+    def _recover(self) -> None:
+        # Under the lock nobody else is writing: what lies here was left by a killed writer.
+        if self._old.exists():
+            if self.path.exists():
+                shutil.rmtree(self._old)
+            else:
+                self._old.rename(self.path)
+        if self._new.exists():
+            shutil.rmtree(self._new)
+
+    def _refuse_foreign(self) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise NotADirectoryError(f"{self.path} is a file, not a folder")
+        for entry in sorted(self.path.iterdir()):
+            if entry.name not in self.owned or entry.is_dir():
+                raise FileExistsError(
+                    f"{self.path} holds {entry.name}, which would be lost when the folder is "
+                    "replaced; name another folder"
+                )
+
+    def _swap(self) -> None:
+        replaces = self.path.exists()
+        if replaces:
+            self.path.rename(self._old)
+        try:
+            self._new.rename(self.path)
+        except OSError:
+            if replaces:
+                self._old.rename(self.path)
+            raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's own lock, which the system releases if the process is killed."""
+    if sys.platform == "win32":  # has no such lock: two writers at the same instant may collide
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Let the signals that ask the process to stop wait until the block is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers, and only it is interrupted by them
+        return
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    pending: list[int] = []
+    before = {
+        number: signal.signal(number, lambda received, _: pending.append(received))
+        for number in (getattr(signal, name) for name in names if hasattr(signal, name))
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(pending):
+            signal.raise_signal(number)

@@ -1,0 +1,202 @@
+"""What a refinement found: as a table, and as files for further use."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import pyro_naf
+from pyro_naf.eight_schools import QUANTILE_LEVELS, Summary
+
+if TYPE_CHECKING:
+    from pyro_naf.infer import Refinement
+
+#: All the files that a report may write.
+FILES = ("draws.npz", "guide.pt", "summary.json", "refine.png")
+
+LEVELS = (0.025, 0.25, 0.5, 0.75, 0.975)
+STATISTICS = ("mean", "sd", *(f"{100 * level:g}%" for level in LEVELS))
+
+# A table longer than this is no longer read; summary.json holds everything.
+TABLE_PARAMETERS = 40
+
+
+def first_four(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The first four scalar parameters: what the picture of an unknown model shows."""
+    return dict(list(columns.items())[:4])
+
+
+@dataclass(frozen=True)
+class RefinementReport:
+    """A refinement, with draws of the guide before and after it.
+
+    :param title: the model's name.
+    :param refinement: what :func:`~pyro_naf.infer.refine` returned.
+    :param before: draws (n, ...) of each site from the guide that was refined.
+    :param after: the same from the refined guide.
+    :param reference: summaries of the true posterior, by scalar parameter, where it is known.
+    :param panels: selects (and may transform, monotonically) the scalar parameters to picture; the
+        first two are also shown as a pair.
+    :param settings: how the refinement was made, for the record.
+    """
+
+    title: str
+    refinement: Refinement
+    before: Mapping[str, torch.Tensor]
+    after: Mapping[str, torch.Tensor]
+    reference: Mapping[str, Summary] = field(default_factory=dict)
+    panels: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = first_four
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether matplotlib is there to draw one."""
+        return importlib.util.find_spec("matplotlib") is not None
+
+    @cached_property
+    def statistics(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Mean, sd and quantiles by scalar parameter and by stage: before, after, reference."""
+        before, after = _columns(self.before), _columns(self.after)
+        result = {}
+        for name in after:
+            stages = {"before": _statistics(before[name]), "after": _statistics(after[name])}
+            if name in self.reference:
+                stages["reference"] = _reference_statistics(self.reference[name])
+            result[name] = stages
+        return result
+
+    def table(self) -> str:
+        """The statistics of every parameter, the ELBO and k-hat before and after, the verdict."""
+        rows = [["parameter", "", *STATISTICS]]
+        for name, stages in list(self.statistics.items())[:TABLE_PARAMETERS]:
+            decimals = _decimals(list(stages.values())[-1]["sd"])
+            for stage, values in stages.items():
+                label = name if stage == "before" else ""
+                rows.append([label, stage, *(f"{values[key]:.{decimals}f}" for key in STATISTICS)])
+        lines = [self.title, "", *_aligned(rows)]
+        left_out = len(self.statistics) - TABLE_PARAMETERS
+        if left_out > 0:
+            lines.append(f"... and {left_out} parameters more, in summary.json")
+        lines.append("")
+        for stage in ("before", "after"):
+            found = getattr(self.refinement, stage)
+            elbo = f"{found.elbo:.3f} ± {found.elbo_se:.3f}"
+            lines.append(f"{stage:<6}  ELBO {elbo}   k-hat {found.khat:.2f}")
+        return "\n".join([*lines, self.refinement.verdict])
+
+    def summary(self) -> dict[str, Any]:
+        """All figures of the report, ready for JSON; those that are not finite become None."""
+        diagnostics = ("elbo", "elbo_se", "khat", "ess", "log_evidence", "num_particles")
+        result = {
+            "pyro_naf": pyro_naf.__version__,
+            "model": self.title,
+            **self.settings,
+            "steps": self.refinement.steps,
+            "seconds": self.refinement.seconds,
+            "verdict": self.refinement.verdict,
+            **{
+                stage: {key: getattr(getattr(self.refinement, stage), key) for key in diagnostics}
+                for stage in ("before", "after")
+            },
+            "parameters": self.statistics,
+            "losses": self.refinement.losses,
+        }
+        return _finite(result)
+
+    def write(self, folder: Path) -> None:
+        """Write draws.npz, guide.pt, summary.json and, with matplotlib, refine.png.
+
+        ``draws.npz`` holds ``before/<site>`` and ``after/<site>``, ``guide.pt`` the refined guide's
+        ``state_dict``.
+
+        :raises OSError: if the folder cannot be written.
+        """
+        arrays: dict[str, Any] = {
+            f"{stage}/{site}": value.detach().cpu().numpy()
+            for stage, draws in (("before", self.before), ("after", self.after))
+            for site, value in draws.items()
+        }
+        np.savez_compressed(folder / "draws.npz", **arrays)
+        # torch.save to a path reports a full disk as a RuntimeError that names no cause.
+        state = io.BytesIO()
+        torch.save(self.refinement.guide.state_dict(), state)
+        (folder / "guide.pt").write_bytes(state.getbuffer())
+        summary = json.dumps(self.summary(), indent=1, allow_nan=False)
+        (folder / "summary.json").write_text(summary + "\n", encoding="utf-8")
+        if self.has_picture:
+            self._draw(folder / "refine.png")
+
+    def _draw(self, path: Path) -> None:
+        from pyro_naf.plotting import refinement_figure
+
+        before, after = self.panels(_columns(self.before)), self.panels(_columns(self.after))
+        labels = list(after)
+        quantiles = {name: np.array(known.quantiles) for name, known in self.reference.items()}
+        figure = refinement_figure(
+            before,
+            after,
+            self.refinement.losses,
+            (self.refinement.before.elbo, self.refinement.after.elbo),
+            pair=(labels[0], labels[1]) if len(labels) > 1 else None,
+            reference=self.panels(quantiles) if quantiles else None,
+        )
+        figure.savefig(path, dpi=120)
+
+
+def _columns(draws: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """The scalar parameters by name, counted from one as Stan does: theta[1], theta[2], ..."""
+    columns = {}
+    for name, value in draws.items():
+        flat = value.detach().cpu().numpy().reshape(len(value), -1)
+        for column, index in enumerate(np.ndindex(value.shape[1:])):
+            place = f"[{','.join(str(i + 1) for i in index)}]" if index else ""
+            columns[name + place] = flat[:, column]
+    return columns
+
+
+def _statistics(draws: np.ndarray) -> dict[str, float]:
+    draws = draws.astype(np.float64)
+    values = (draws.mean(), draws.std(ddof=1), *np.quantile(draws, LEVELS))
+    return dict(zip(STATISTICS, map(float, values), strict=True))
+
+
+def _reference_statistics(known: Summary) -> dict[str, float]:
+    quantiles = (known.quantiles[QUANTILE_LEVELS.index(level)] for level in LEVELS)
+    return dict(zip(STATISTICS, (known.mean, known.sd, *quantiles), strict=True))
+
+
+def _decimals(sd: float) -> int:
+    """Three significant digits of the standard deviation are what the reader can use."""
+    return min(max(2 - math.floor(math.log10(sd)), 0), 8) if 0 < sd < math.inf else 3
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Names to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        names = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        lines.append("  ".join(names + numbers))
+    return lines
+
+
+def _finite(value: Any) -> Any:
+    """The same without NaN and infinity, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
