@@ -28,6 +28,8 @@ class ReplacedFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], owned: Collection[str]) -> None:
+        if not os.fspath(path):
+            raise OSError("the name of the output folder is empty")
         self.path = Path(os.path.realpath(path))
         self.owned = frozenset(owned)
         self._new = self.path.parent / f".{self.path.name}.pyro-naf-new"

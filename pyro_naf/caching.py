@@ -19,13 +19,14 @@ class Evaluation(NamedTuple):
     y: Tensor
     log_det: Tensor | None
     state: tuple[object, ...]
-    #: Copies of those of x and y that are leaves and ask for a gradient: gradcheck writes to
-    #: their ``.data``.
-    leaves: tuple[tuple[Tensor, Tensor], ...]
+    #: All that the evaluation depends on; held, since the state tells tensors by their ids.
+    tensors: tuple[Tensor, ...]
+    #: Tensors of the user's with copies of them: numpy and ``.data`` write past the versions.
+    copies: tuple[tuple[Tensor, Tensor], ...]
 
 
-def state_of(x: Tensor, y: Tensor, parameters: Iterable[Tensor]) -> tuple[object, ...] | None:
-    """What an evaluation depends on: all tensors and their versions, and the modes of torch.
+def state_of(tensors: Iterable[Tensor], device: torch.device) -> tuple[object, ...] | None:
+    """All tensors that an evaluation depends on, with their versions, and the modes of torch.
 
     A write through ``.data`` changes no version. Pyro's optimisers write so, but only after a
     backward pass, which the flow notices.
@@ -34,11 +35,11 @@ def state_of(x: Tensor, y: Tensor, parameters: Iterable[Tensor]) -> tuple[object
     """
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return None
-    tensors = (x, y, *parameters)
+    tensors = tuple(tensors)
     if any(t.is_inference() for t in tensors):
         return None
     versions = tuple((id(t), t._version, t.dtype, t.device, t.requires_grad) for t in tensors)
-    autocast = torch.is_autocast_enabled(x.device.type)
+    autocast = torch.is_autocast_enabled(device.type)
     return (torch.is_grad_enabled(), autocast, *versions)
 
 

@@ -36,7 +36,12 @@ import pyro_naf
 from pyro_naf import eight_schools
 from pyro_naf.atomic import ReplacedFolder
 from pyro_naf.infer import draws, refine
-from pyro_naf.infer.diagnostics import check_draws_stay_apart, log_probs, max_plate_nesting
+from pyro_naf.infer.diagnostics import (
+    check_draws_stay_apart,
+    log_probs,
+    max_plate_nesting,
+    refuse_subsampling,
+)
 from pyro_naf.report import FILES, RefinementReport, first_four
 
 FIT_PARTICLES = 64
@@ -252,7 +257,7 @@ def _reported(what: str) -> Iterator[None]:
         yield
     except CommandError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CommandError(f"{what}: {_describe(error)}") from error
 
 
@@ -261,6 +266,8 @@ def _prepare_guide(model: Callable[[], Any]) -> tuple[AutoNormal, Trace_ELBO]:
     with _reported("the model cannot run"):
         trace = poutine.trace(model).get_trace()
     _check_latents(trace)
+    with _reported("the model cannot be diagnosed"):
+        refuse_subsampling(model)
     with _reported("the model cannot be given a Gaussian guide"):
         guide = AutoNormal(model, init_loc_fn=init_to_median)
         guide()

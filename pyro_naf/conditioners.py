@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
+
+from .checks import check_integers
 
 #: Yields the pseudo-parameters ``(N, P)`` of one dimension after another, in autoregressive
 #: order; is sent the value ``(N,)`` of that dimension.
@@ -299,6 +302,8 @@ def _permutation(order: str | Sequence[int] | Tensor, input_dim: int) -> Tensor:
             return torch.randperm(input_dim)
         natural = torch.arange(input_dim)
         return natural if order == "natural" else natural.flip(0)
+    if order is None:
+        raise TypeError("order must be a name or a permutation, got None")
     permutation = torch.as_tensor(order).cpu()
     if not torch.equal(permutation.sort().values, torch.arange(input_dim)):
         raise ValueError(f"order must be a permutation of 0..{input_dim - 1}, got {order}")
@@ -313,14 +318,16 @@ def _check_widths(
     residual: bool,
     head_dim: int | None,
 ) -> tuple[int, ...]:
-    if isinstance(hidden_dims, int):
-        raise TypeError(f"hidden_dims must be a sequence of widths, got {hidden_dims}")
-    hidden_dims = tuple(hidden_dims)
-    least = {"input_dim": (input_dim, 1), "num_params": (num_params, 1)}
-    least |= {"context_dim": (context_dim, 0), "head_dim": (1 if head_dim is None else head_dim, 1)}
-    for name, (value, minimum) in least.items():
-        if value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    try:
+        hidden_dims = tuple(operator.index(h) for h in hidden_dims)
+    except TypeError:
+        raise TypeError(f"hidden_dims must be a sequence of widths, got {hidden_dims!r}") from None
+    check_integers(
+        input_dim=(input_dim, 1),
+        num_params=(num_params, 1),
+        context_dim=(context_dim, 0),
+        head_dim=(1 if head_dim is None else head_dim, 1),
+    )
     if any(h < 1 for h in hidden_dims):
         raise ValueError(f"hidden_dims must be at least 1 each, got {list(hidden_dims)}")
     if residual and len(set(hidden_dims)) != 1:

@@ -43,7 +43,7 @@ def refinement_figure(
     for i, label in enumerate(before):
         quantiles = (reference or {}).get(label)
         _draw_marginal(axes[f"marginal {i}"], label, before[label], after[label], quantiles)
-    _legend(figure, axes["marginal 0"], bool(reference))
+    _legend(figure, axes["marginal 0"])
     if pair:
         _draw_pair(axes["before"], axes["after"], pair, before, after)
     _draw_curve(axes["curve"], np.asarray(losses, float), elbo)
@@ -120,7 +120,7 @@ def _draw_curve(axes: Axes, losses: np.ndarray, elbo: tuple[float, float]) -> No
     _hide_frame(axes, "top", "right")
 
 
-def _legend(figure: Figure, axes: Axes, has_reference: bool) -> None:
+def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
 

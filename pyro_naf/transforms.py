@@ -19,6 +19,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
 from .caching import Evaluation, is_same_point, state_of
+from .checks import check_integers
 from .conditioners import MADE, as_conditioner, sweep
 from .rootfinding import RootNotFoundError
 from .transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Transformer
@@ -159,9 +160,9 @@ class AutoregressiveFlow(TransformModule):
         last = self._last
         if last is None or torch.compiler.is_compiling():
             return None
-        if last.state != state_of(last.x, last.y, self._tensors()):
+        if last.state != self._state((last.x, last.y, *self._tensors())):
             return None
-        if not all(torch.equal(leaf, copy) for leaf, copy in last.leaves):
+        if not all(torch.equal(tensor, copy) for tensor, copy in last.copies):
             return None
         if x is last.x or (y is not None and (y is last.y or is_same_point(y, last.y))):
             return last
@@ -169,10 +170,17 @@ class AutoregressiveFlow(TransformModule):
 
     def _remember(self, x: Tensor, y: Tensor, log_det: Tensor | None) -> Evaluation:
         if torch.compiler.is_compiling():
-            return Evaluation(x, y, log_det, (), ())
-        state = state_of(x, y, self._tensors())
-        leaves = tuple((t, t.detach().clone()) for t in (x, y) if t.is_leaf and t.requires_grad)
-        evaluation = Evaluation(x, y, log_det, state or (), leaves)
+            return Evaluation(x, y, log_det, (), (), ())
+        tensors = (x, y, *self._tensors())
+        state = self._state(tensors)
+        # On a GPU numpy shares no memory, and a comparison would wait for the device.
+        context = () if self.context is None else (self.context,)
+        copies = tuple(
+            (t, t.detach().clone())
+            for t in (x, y, *context)
+            if t.is_leaf and (t.requires_grad or t.device.type == "cpu")
+        )
+        evaluation = Evaluation(x, y, log_det, state or (), tensors, copies)
         self._last = None if state is None else evaluation
         # A backward pass frees the graph, and an optimiser may follow: forget at the first.
         this = weakref.ref(self)
@@ -181,7 +189,7 @@ class AutoregressiveFlow(TransformModule):
             if (flow := this()) is not None:
                 flow._last = None
 
-        for t in (x, y, log_det):
+        for t in (x, y, log_det) if torch.is_grad_enabled() else ():
             if t is not None and t.grad_fn is not None:
                 t.grad_fn.register_prehook(forget)
         return evaluation
@@ -190,12 +198,20 @@ class AutoregressiveFlow(TransformModule):
         """Forgets the last evaluation: needed only after writing to ``parameter.data`` by hand."""
         self._last = None
 
+    def _apply(self, *args: Any, **kwargs: Any) -> AutoregressiveFlow:
+        self.clear_cache()  # .to() and its kin replace the parameters' data
+        return super()._apply(*args, **kwargs)
+
     def _tensors(self) -> list[Tensor]:
-        """Everything beside the input that an evaluation depends on."""
         context = [] if self.context is None else [self.context]
-        return [*self.parameters(), *context]
+        return [*self.parameters(), *self.buffers(), *context]
+
+    def _state(self, tensors: tuple[Tensor, ...]) -> tuple[object, ...] | None:
+        state = state_of(tensors, tensors[0].device)
+        return None if state is None else (self.training, *state)
 
     def _check(self, x: Tensor, name: str) -> None:
+        _check_tensor(x, name)
         if x.dim() == 0 or x.shape[-1] != self.input_dim:
             raise ValueError(
                 f"{name} must have shape (..., {self.input_dim}), got {tuple(x.shape)}"
@@ -280,6 +296,7 @@ class ConditionalAutoregressiveFlow(ConditionalTransformModule):
 
     def condition(self, context: Tensor) -> AutoregressiveFlow:
         """The flow for this context ``(..., C)``; it shares this one's parameters."""
+        _check_tensor(context, "context")
         width = getattr(self.arn, "context_dim", None)
         if width is not None and (context.dim() == 0 or context.shape[-1] != width):
             raise ValueError(f"context must have shape (..., {width}), got {tuple(context.shape)}")
@@ -418,7 +435,7 @@ def deep_sigmoidal_flow(
     >>> density.log_prob(torch.randn(5, 3)).shape, density.sample([5]).shape
     (torch.Size([5]), torch.Size([5, 3]))
     """
-    _check_positive(hidden_units=hidden_units)
+    check_integers(hidden_units=(hidden_units, 1))
     made = _made(3 * hidden_units, input_dim, hidden_dims, kw)
     return DeepSigmoidalFlow(made, hidden_units, **kw)
 
@@ -438,7 +455,7 @@ def deep_dense_sigmoidal_flow(
     >>> deep_dense_sigmoidal_flow(3, hidden_units=4, num_layers=3)(torch.randn(5, 3)).shape
     torch.Size([5, 3])
     """
-    _check_positive(hidden_units=hidden_units, num_layers=num_layers)
+    check_integers(hidden_units=(hidden_units, 1), num_layers=(num_layers, 1))
     made = _made((4 * num_layers - 1) * hidden_units, input_dim, hidden_dims, kw)
     return DeepDenseSigmoidalFlow(made, hidden_units, num_layers, **kw)
 
@@ -469,7 +486,7 @@ def conditional_deep_sigmoidal_flow(
     >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
     torch.Size([5, 3])
     """
-    _check_positive(hidden_units=hidden_units)
+    check_integers(hidden_units=(hidden_units, 1))
     made = _made(3 * hidden_units, input_dim, hidden_dims, kw, context_dim)
     return ConditionalDeepSigmoidalFlow(made, hidden_units, **kw)
 
@@ -488,7 +505,7 @@ def conditional_deep_dense_sigmoidal_flow(
     >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
     torch.Size([5, 3])
     """
-    _check_positive(hidden_units=hidden_units, num_layers=num_layers)
+    check_integers(hidden_units=(hidden_units, 1), num_layers=(num_layers, 1))
     made = _made((4 * num_layers - 1) * hidden_units, input_dim, hidden_dims, kw, context_dim)
     return ConditionalDeepDenseSigmoidalFlow(made, hidden_units, num_layers, **kw)
 
@@ -508,10 +525,9 @@ def _made(
     return MADE(input_dim, hidden_dims, num_params, context_dim=context_dim, **chosen)
 
 
-def _check_positive(**arguments: int) -> None:
-    for name, value in arguments.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+def _check_tensor(value: Any, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def _check_num_params(conditioner: Any, transformer: Transformer) -> None:

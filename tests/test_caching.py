@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -574,3 +575,46 @@ def test_change_of_the_context_is_noticed(x: Tensor) -> None:
     assert not torch.allclose(flow(x), y)
     flow.context = torch.zeros_like(flow.context)
     torch.testing.assert_close(flow(x), fresh(flow)(x))
+
+
+def test_writes_of_numpy_into_shared_memory_are_noticed() -> None:
+    flow = make_flow("dsf", 3)
+    array = np.zeros((4, 3), dtype=np.float32)
+    x = torch.from_numpy(array)
+    with torch.no_grad():
+        old = flow(x)
+        array[:] = 2
+        assert not torch.allclose(flow(x), old)
+        y = flow(x)
+        y.numpy()[:] = 0
+        torch.testing.assert_close(flow(flow.inv(y)), y, atol=1e-5, rtol=0)
+
+
+def test_a_new_parameter_in_the_place_of_an_old_one_is_noticed() -> None:
+    flow = make_flow("dsf", 3)
+    x = torch.randn(4, 3)
+    with torch.no_grad():
+        for _ in range(100):
+            flow(x)
+            shape = flow.arn.output_bias.shape
+            del flow.arn.output_bias  # frees its memory, and its id, for the next
+            flow.arn.output_bias = torch.nn.Parameter(torch.randn(shape))
+            found = flow(x)
+            flow.clear_cache()
+            assert torch.equal(found, flow(x))
+
+
+def test_rounded_parameters_and_the_training_mode_are_noticed() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3)
+    flow = make_flow("dsf", 3)
+    before = flow(x)
+    flow.half().float()
+    assert not torch.equal(flow(x), before)
+    noisy = deep_sigmoidal_flow(3, [16], activation=torch.nn.Dropout(0.5))
+    with torch.no_grad():
+        noisy.arn.output_bias.normal_()
+        noisy.arn.weights[-1].normal_()
+        in_training = noisy(x)
+        noisy.eval()
+        assert not torch.equal(noisy(x), in_training)

@@ -200,9 +200,9 @@ def test_an_inverse_that_overflows_raises_naming_dimension_and_samples(name: str
         ("hidden_units must be at least 1, got 0", lambda: DeepSigmoidal(0)),
         ("hidden_units must be at least 1, got 0", lambda: DeepDenseSigmoidal(0)),
         ("num_layers must be at least 1, got 0", lambda: DeepDenseSigmoidal(4, 0)),
-        ("min_slope must lie in [0, 0.5), got 0.5", lambda: DeepSigmoidal(4, min_slope=0.5)),
-        ("min_slope must lie in [0, 0.5), got -0.1", lambda: DeepDenseSigmoidal(4, min_slope=-0.1)),
-        ("min_slope must lie in [0, 0.5), got nan", lambda: DeepSigmoidal(4, min_slope=torch.nan)),
+        ("min_slope must lie in (0, 0.5), got 0.5", lambda: DeepSigmoidal(4, min_slope=0.5)),
+        ("min_slope must lie in (0, 0.5), got -0.1", lambda: DeepDenseSigmoidal(4, min_slope=-0.1)),
+        ("min_slope must lie in (0, 0.5), got nan", lambda: DeepSigmoidal(4, min_slope=torch.nan)),
     ],
 )
 def test_a_number_out_of_range_is_named_with_its_range(

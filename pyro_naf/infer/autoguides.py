@@ -101,6 +101,11 @@ class AutoFlowNormal(AutoContinuous):
 
     def get_transform(self, *args: Any, **kwargs: Any) -> ComposeTransform:
         """Flow, then affine map; independent of the arguments, as NeuTra needs it."""
+        if self.prototype_trace is None:
+            raise RuntimeError(
+                f"this {type(self).__name__} has no parameters yet: call it once with the model's "
+                "arguments"
+            )
         # Cached, so that the flow recognises its own samples.
         affine = (
             dist.transforms.LowerCholeskyAffine(
@@ -154,8 +159,10 @@ class AutoFlowNormal(AutoContinuous):
         :param quantiles: numbers in (0, 1), shape ``(Q,)``.
         :return: site to tensor ``(Q, ...)``.
         """
-        normal = sobol_normal(_QUANTILE_POINTS, self.loc)
-        latent = self.get_transform(*args, **kwargs)(normal)
+        transform = self.get_transform(*args, **kwargs)
+        # In parts: a point costs D P numbers on its way through a flow.
+        normal = sobol_normal(_QUANTILE_POINTS, self.loc).split(1024)
+        latent = torch.cat([transform(part) for part in normal])
         levels = torch.as_tensor(quantiles, dtype=latent.dtype, device=latent.device)
         result: dict[str, list[Tensor]] = {}
         for row in torch.quantile(latent, levels, dim=0):

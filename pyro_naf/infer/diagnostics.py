@@ -63,7 +63,8 @@ def importance_diagnostics(
     :param args: the model's arguments, as are ``kwargs``.
     :param num_particles: N >= 50. k-hat has a standard error of about 0.12 with 4,000 draws, 0.08
         with 20,000.
-    :raises ValueError: for fewer particles, when a log-density is NaN, or when the model's
+    :raises ValueError: for fewer particles, when a log-density is NaN or all are -inf, when a
+        plate is subsampled, or when the model's
         log-density for one draw depends on the others (it is not vectorised).
 
     >>> import pyro.distributions as dist
@@ -79,6 +80,7 @@ def importance_diagnostics(
             f"can be fitted to, got {num_particles}"
         )
     nesting = max_plate_nesting(model, guide, *args, **kwargs)
+    refuse_subsampling(model, *args, **kwargs)
     check_draws_stay_apart(model, guide, nesting, *args, **kwargs)
     chunks = [_CHUNK] * (num_particles // _CHUNK)
     # A chunk of one would lose the plate over particles; hence the leftover joins the last one.
@@ -95,10 +97,26 @@ def importance_diagnostics(
     return _diagnose(log_weights)
 
 
+def refuse_subsampling(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Raises ValueError naming a plate that the model subsamples: all draws share its choice."""
+    with poutine.block():
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    for name, site in trace.nodes.items():
+        fn = site.get("fn")
+        size = getattr(fn, "subsample_size", None)
+        if type(fn).__name__ == "_Subsample" and size is not None and size < fn.size:
+            raise ValueError(
+                f"plate {name!r} is subsampled ({fn.subsample_size} of {fn.size}), and weights of "
+                "a random part of the data say nothing of the posterior; give the model all of it"
+            )
+
+
 def _diagnose(log_weights: Tensor) -> ImportanceDiagnostics:
     n = len(log_weights)
     if bad := int(log_weights.isnan().sum()):
         raise ValueError(f"the log-density of model or guide is NaN for {bad} of {n} draws")
+    if log_weights.max() == -math.inf:
+        raise ValueError(f"the model's log-density is -inf for all {n} draws of the guide")
     weights = (log_weights - log_weights.max()).exp()
     ess = float(weights.sum() ** 2 / weights.pow(2).sum())
     return ImportanceDiagnostics(
@@ -155,7 +173,7 @@ def log_probs(
     model: Callable[..., Any], point: Mapping[str, Tensor], *args: Any, **kwargs: Any
 ) -> dict[str, Tensor]:
     """Log-density of every site of the model with its latents at ``point``."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)  # a subsampled plate must choose the same rows every time
         conditioned = poutine.condition(model, data=dict(point))
         trace = poutine.trace(conditioned).get_trace(*args, **kwargs)

@@ -25,11 +25,6 @@ from .autoguides import AutoFlowNormal
 _TOLERANCE = 1e-4
 
 
-def has_path_gradient(guide: AutoFlowNormal) -> bool:
-    """Whether the guide's flow is made of autoregressive flows alone."""
-    return all(isinstance(part, AutoregressiveFlow) for part in _layers(guide))
-
-
 def path_log_prob(guide: AutoFlowNormal, site: dict[str, Any]) -> Tensor:
     r"""A stand-in for :math:`\log q(z)` with the gradient :math:`\nabla_z \log q(z) \, dz`.
 

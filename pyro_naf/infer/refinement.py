@@ -23,6 +23,7 @@ from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..checks import check_integers
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .diagnostics import ImportanceDiagnostics, importance_diagnostics, max_plate_nesting
 from .path_gradient import path_log_prob
@@ -130,6 +131,9 @@ def refine(
     and a cosine decay to zero, in the second half by its path gradient (sticking the landing). The
     fitted guide and the model's own parameters are left as they are; the new guide's weights enter
     the param store under a name of their own.
+
+    The diagnostics weigh ``guide.model``: that of a guide for a part of the latents
+    (``poutine.block``) draws the others from their prior, and ELBO and k-hat say so.
 
     :param guide: a fitted :class:`~pyro.infer.autoguide.AutoNormal`, ``AutoDiagonalNormal``,
         ``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal`` or
@@ -330,11 +334,7 @@ def _check_arguments(
 ) -> None:
     if flow not in _FLOWS:
         raise ValueError(f"flow must be one of {sorted(_FLOWS)}, got {flow!r}")
-    for name, value in {
-        "steps": steps,
-        "seconds": seconds,
-        "num_particles": num_particles,
-        "learning_rate": learning_rate,
-    }.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+    check_integers(steps=(1 if steps is None else steps, 1), num_particles=(num_particles, 2))
+    for name, value in {"seconds": seconds, "learning_rate": learning_rate}.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")

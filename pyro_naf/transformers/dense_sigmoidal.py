@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_integers
 from .base import Transformer, log_sigmoids, positive, spread_biases
 from .sigmoidal import check_arguments
 
@@ -49,9 +50,8 @@ class DeepDenseSigmoidal(Transformer):
         spread: float = 0.25,
     ) -> None:
         super().__init__()
-        check_arguments(hidden_units, min_slope)
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+        check_arguments(hidden_units, min_slope, spread)
+        check_integers(num_layers=(num_layers, 1))
         self.hidden_units, self.num_layers, self.min_slope = hidden_units, num_layers, min_slope
         self.num_params = (4 * num_layers - 1) * hidden_units
         biases, self.initial_slope = spread_biases(hidden_units, spread)

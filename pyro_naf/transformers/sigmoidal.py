@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checks import check_integers
 from .base import Transformer, log_sigmoids, log_sum_exp, positive, spread_biases
 
 
@@ -42,7 +43,7 @@ class DeepSigmoidal(Transformer):
         self, hidden_units: int = 16, min_slope: float = 1e-3, spread: float = 0.25
     ) -> None:
         super().__init__()
-        check_arguments(hidden_units, min_slope)
+        check_arguments(hidden_units, min_slope, spread)
         self.hidden_units, self.min_slope = hidden_units, min_slope
         self.num_params = 3 * hidden_units
         biases, self.initial_slope = spread_biases(hidden_units, spread)
@@ -88,9 +89,10 @@ def sigmoidal(x: Tensor, a: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tenso
     return y, log_slope - torch.where(y >= 0, log_s_y, log_s_neg_y)
 
 
-def check_arguments(hidden_units: int, min_slope: float) -> None:
-    """Raises ValueError when the arguments that DSF and DDSF share are out of range."""
-    if hidden_units < 1:
-        raise ValueError(f"hidden_units must be at least 1, got {hidden_units}")
-    if not 0 <= min_slope < 0.5:
-        raise ValueError(f"min_slope must lie in [0, 0.5), got {min_slope}")
+def check_arguments(hidden_units: int, min_slope: float, spread: float) -> None:
+    """Raises when an argument that DSF and DDSF share is out of its range."""
+    check_integers(hidden_units=(hidden_units, 1))
+    if not 0 < min_slope < 0.5:
+        raise ValueError(f"min_slope must lie in (0, 0.5), got {min_slope}")
+    if not 0 <= spread <= 10:
+        raise ValueError(f"spread must lie in [0, 10], got {spread}")

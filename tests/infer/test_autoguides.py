@@ -343,3 +343,9 @@ def test_a_model_without_continuous_latents_is_refused() -> None:
 
     with pytest.raises((NotImplementedError, ValueError), match="k"):
         small_dsf(discrete)()
+
+
+def test_a_guide_that_was_never_called_says_so() -> None:
+    for ask in (lambda g: g.median(), lambda g: g.get_transform()):
+        with pytest.raises(RuntimeError, match="AutoDSFNormal has no parameters yet: call it once"):
+            ask(small_dsf(schools))

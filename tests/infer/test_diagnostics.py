@@ -107,3 +107,39 @@ def test_draws_follow_the_guide() -> None:
     x = draws(guide, DATA, num_samples=20_000)["x"]
     assert abs(float(x.mean()) - float(DATA.sum()) / 5) < 0.05
     assert abs(float(x.std()) - 5**-0.5) < 0.05
+
+
+def test_a_subsampled_plate_is_refused_by_name() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 20, subsample_size=3) as index:
+            pyro.sample("y", dist.Normal(x, 1.0), obs=torch.arange(20.0)[index])
+
+    guide = AutoNormal(model)
+    guide()
+    with pytest.raises(ValueError, match=r"plate 'rows' is subsampled \(3 of 20\)"):
+        importance_diagnostics(model, guide)
+
+
+def test_a_log_density_that_is_nowhere_finite_is_an_error() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("wall", torch.full_like(x, -math.inf))
+
+    def guide() -> None:
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    with (
+        pyro.validation_enabled(False),
+        pytest.raises(ValueError, match="log-density is -inf for all 200 draws"),
+    ):
+        importance_diagnostics(model, guide, num_particles=200)
+
+
+def test_generators_are_left_as_they_are_but_for_the_draws() -> None:
+    guide = AutoNormal(conjugate)
+    guide(DATA)
+    torch.manual_seed(1)
+    first = importance_diagnostics(conjugate, guide, DATA, num_particles=50).log_weights
+    second = importance_diagnostics(conjugate, guide, DATA, num_particles=50).log_weights
+    assert not torch.equal(first, second)
