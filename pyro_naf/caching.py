@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+import weakref
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: How far the search for a round trip looks back; an affine map and its inverse take ten nodes.
 _MAX_NODES = 256
@@ -25,22 +25,94 @@ class Evaluation(NamedTuple):
     copies: tuple[tuple[Tensor, Tensor], ...]
 
 
-def state_of(tensors: Iterable[Tensor], device: torch.device) -> tuple[object, ...] | None:
-    """All tensors that an evaluation depends on, with their versions, and the modes of torch.
+class Cache:
+    """The last evaluation of a module, for as long as it holds.
 
-    A write through ``.data`` changes no version. Pyro's optimisers write so, but only after a
-    backward pass, which the flow notices.
-
-    None when it cannot be told (inference tensors have no versions; a compiler traces symbols).
+    It ends when x, y, the context, a parameter or a buffer changes, with the grad mode, autocast
+    or the training mode, and at the first backward pass: that frees the graph, and an optimiser
+    may follow (Pyro's write through ``.data``, which changes no version).
     """
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+
+    def __init__(self) -> None:
+        self._last: Evaluation | None = None
+
+    def forget(self) -> None:
+        """Drops the last evaluation."""
+        self._last = None
+
+    def recall(
+        self, module: nn.Module, context: Tensor | None, *, x: Any = None, y: Any = None
+    ) -> Evaluation | None:
+        """The last evaluation, if it was of this x (or gave this y) and still holds."""
+        last = self._last
+        if last is None or torch.compiler.is_compiling():
+            return None
+        if last.state != _state(module, (last.x, last.y, *_dependencies(module, context))):
+            return None
+        if not all(torch.equal(tensor, copy) for tensor, copy in last.copies):
+            return None
+        if x is last.x or (y is not None and (y is last.y or is_same_point(y, last.y))):
+            return last
         return None
-    tensors = tuple(tensors)
-    if any(t.is_inference() for t in tensors):
+
+    def remember(
+        self,
+        module: nn.Module,
+        context: Tensor | None,
+        x: Tensor,
+        y: Tensor,
+        log_det: Tensor | None,
+    ) -> Evaluation:
+        """Makes ``y = f(x)`` the last evaluation; returns it."""
+        if torch.compiler.is_compiling():
+            return Evaluation(x, y, log_det, (), (), ())
+        tensors = (x, y, *_dependencies(module, context))
+        state = _state(module, tensors)
+        copies = tuple((t, t.detach().clone()) for t in (x, y, context) if _is_shared(t))
+        evaluation = Evaluation(x, y, log_det, state or (), tensors, copies)
+        self._last = None if state is None else evaluation
+        if torch.is_grad_enabled():
+            self._forget_at_backward(x, y, log_det)
+        return evaluation
+
+    def _forget_at_backward(self, *tensors: Tensor | None) -> None:
+        this = weakref.ref(self)
+
+        def forget(_: object) -> None:
+            if (cache := this()) is not None:
+                cache.forget()
+
+        for t in tensors:
+            if t is not None and t.grad_fn is not None:
+                t.grad_fn.register_prehook(forget)
+
+    def __getstate__(self) -> dict[str, None]:
+        # Autograd graphs can be neither copied nor pickled.
+        return {"_last": None}
+
+
+def _dependencies(module: nn.Module, context: Tensor | None) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers(), *([] if context is None else [context])]
+
+
+def _is_shared(t: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether somebody else may hold the memory of t and write to it unnoticed."""
+    if t is None or not t.is_leaf:
+        return False
+    # On a GPU numpy shares no memory, and a comparison would wait for the device.
+    return t.requires_grad or t.device.type == "cpu"
+
+
+def _state(module: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[object, ...] | None:
+    """The tensors with their versions, and the modes that a result depends on.
+
+    None when it cannot be told: inference tensors have no versions.
+    """
+    if torch.is_inference_mode_enabled() or any(t.is_inference() for t in tensors):
         return None
     versions = tuple((id(t), t._version, t.dtype, t.device, t.requires_grad) for t in tensors)
-    autocast = torch.is_autocast_enabled(device.type)
-    return (torch.is_grad_enabled(), autocast, *versions)
+    autocast = torch.is_autocast_enabled(tensors[0].device.type)
+    return (torch.is_grad_enabled(), module.training, autocast, *versions)
 
 
 def is_same_point(y: Tensor, known: Tensor) -> bool:

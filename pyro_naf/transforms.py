@@ -8,7 +8,6 @@ dimension after another at the cost of a few passes; both are exact and differen
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-from .caching import Evaluation, is_same_point, state_of
+from .caching import Cache, Evaluation
 from .checks import check_integers
 from .conditioners import MADE, as_conditioner, sweep
 from .rootfinding import RootNotFoundError
@@ -86,7 +85,7 @@ class AutoregressiveFlow(TransformModule):
         self.arn = as_conditioner(conditioner)
         self.transformer = transformer
         self.context = context
-        self._last: Evaluation | None = None
+        self._cache = Cache()
         _check_num_params(self.arn, transformer)
 
     @property
@@ -95,20 +94,20 @@ class AutoregressiveFlow(TransformModule):
         return self.arn.input_dim
 
     def __call__(self, x: Tensor) -> Tensor:
-        last = self._recall(x=x)
+        last = self._cache.recall(self, self.context, x=x)
         return last.y if last is not None else self._evaluate(x).y
 
     def _inv_call(self, y: Tensor) -> Tensor:
-        last = self._recall(y=y)
+        last = self._cache.recall(self, self.context, y=y)
         if last is None:
             x = self._inverse(y)
-            self._remember(x, y, None)
+            self._cache.remember(self, self.context, x, y, None)
             return x
         return last.x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         r""":math:`\log|\det \partial y/\partial x|` at ``x`` ``(..., D)``, shape ``(...)``."""
-        last = self._recall(x=x)
+        last = self._cache.recall(self, self.context, x=x)
         if last is None or last.log_det is None:
             # Never the caller's y: that is not known to be the image of x.
             last = self._evaluate(x, None if last is None else last.y)
@@ -127,7 +126,9 @@ class AutoregressiveFlow(TransformModule):
     def _evaluate(self, x: Tensor, y: Tensor | None = None) -> Evaluation:
         """One pass, remembered. ``y`` is the image of ``x`` where it is known."""
         value, log_slope = self.value_and_log_slope(x)
-        return self._remember(x, value if y is None else y, log_slope.sum(-1))
+        return self._cache.remember(
+            self, self.context, x, value if y is None else y, log_slope.sum(-1)
+        )
 
     def _inverse(self, y: Tensor) -> Tensor:
         self._check(y, "y")
@@ -155,60 +156,13 @@ class AutoregressiveFlow(TransformModule):
                 phi = steps.send(x[dim])
         return torch.stack(x, -1).view(shape)
 
-    def _recall(self, *, x: Tensor | None = None, y: Tensor | None = None) -> Evaluation | None:
-        """The last evaluation, if it was of this x (or gave this y) and still holds."""
-        last = self._last
-        if last is None or torch.compiler.is_compiling():
-            return None
-        if last.state != self._state((last.x, last.y, *self._tensors())):
-            return None
-        if not all(torch.equal(tensor, copy) for tensor, copy in last.copies):
-            return None
-        if x is last.x or (y is not None and (y is last.y or is_same_point(y, last.y))):
-            return last
-        return None
-
-    def _remember(self, x: Tensor, y: Tensor, log_det: Tensor | None) -> Evaluation:
-        if torch.compiler.is_compiling():
-            return Evaluation(x, y, log_det, (), (), ())
-        tensors = (x, y, *self._tensors())
-        state = self._state(tensors)
-        # On a GPU numpy shares no memory, and a comparison would wait for the device.
-        context = () if self.context is None else (self.context,)
-        copies = tuple(
-            (t, t.detach().clone())
-            for t in (x, y, *context)
-            if t.is_leaf and (t.requires_grad or t.device.type == "cpu")
-        )
-        evaluation = Evaluation(x, y, log_det, state or (), tensors, copies)
-        self._last = None if state is None else evaluation
-        # A backward pass frees the graph, and an optimiser may follow: forget at the first.
-        this = weakref.ref(self)
-
-        def forget(_: object) -> None:
-            if (flow := this()) is not None:
-                flow._last = None
-
-        for t in (x, y, log_det) if torch.is_grad_enabled() else ():
-            if t is not None and t.grad_fn is not None:
-                t.grad_fn.register_prehook(forget)
-        return evaluation
-
     def clear_cache(self) -> None:
         """Forgets the last evaluation: needed only after writing to ``parameter.data`` by hand."""
-        self._last = None
+        self._cache.forget()
 
     def _apply(self, *args: Any, **kwargs: Any) -> AutoregressiveFlow:
         self.clear_cache()  # .to() and its kin replace the parameters' data
         return super()._apply(*args, **kwargs)
-
-    def _tensors(self) -> list[Tensor]:
-        context = [] if self.context is None else [self.context]
-        return [*self.parameters(), *self.buffers(), *context]
-
-    def _state(self, tensors: tuple[Tensor, ...]) -> tuple[object, ...] | None:
-        state = state_of(tensors, tensors[0].device)
-        return None if state is None else (self.training, *state)
 
     def _check(self, x: Tensor, name: str) -> None:
         _check_tensor(x, name)
@@ -262,10 +216,6 @@ class AutoregressiveFlow(TransformModule):
     def with_cache(self, cache_size: int = 1) -> AutoregressiveFlow:
         """The flow itself, whose cache is always on and never stale."""
         return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The cache holds autograd graphs, which can be neither copied nor pickled.
-        return super().__getstate__() | {"_last": None}
 
     def __repr__(self) -> str:
         return torch.nn.Module.__repr__(self)

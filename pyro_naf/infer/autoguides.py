@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
+from ..checks import check_integers
 from ..transforms import AutoregressiveFlow, deep_dense_sigmoidal_flow, deep_sigmoidal_flow
 
 #: Points of the Sobol sequence behind medians and quantiles.
@@ -187,7 +188,36 @@ class AutoFlowNormal(AutoContinuous):
         return new
 
 
-class AutoDSFNormal(AutoFlowNormal):
+class _AutoStackNormal(AutoFlowNormal):
+    """A stack of flows, in natural and reversed order by turns."""
+
+    _factory: Callable[..., AutoregressiveFlow]
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        num_transforms: int = 2,
+        hidden_dims: Sequence[int] | None = None,
+        hidden_units: int = 16,
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_scale: float = 0.1,
+        full_rank: bool = False,
+        **kw: Any,
+    ) -> None:
+        factory = partial(
+            type(self)._factory, hidden_dims=hidden_dims, hidden_units=hidden_units, **kw
+        )
+        super().__init__(
+            model,
+            _Stack(factory, num_transforms),
+            init_loc_fn=init_loc_fn,
+            init_scale=init_scale,
+            full_rank=full_rank,
+        )
+
+
+class AutoDSFNormal(_AutoStackNormal):
     """A stack of deep sigmoidal flows behind a trainable loc and scale.
 
     The flows run through the latents in natural and reversed order by turns.
@@ -215,75 +245,28 @@ class AutoDSFNormal(AutoFlowNormal):
     ['x']
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        *,
-        num_transforms: int = 2,
-        hidden_dims: Sequence[int] | None = None,
-        hidden_units: int = 16,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        full_rank: bool = False,
-        **kw: Any,
-    ) -> None:
-        factory = partial(
-            deep_sigmoidal_flow, hidden_dims=hidden_dims, hidden_units=hidden_units, **kw
-        )
-        super().__init__(
-            model,
-            _Stack(factory, num_transforms),
-            init_loc_fn=init_loc_fn,
-            init_scale=init_scale,
-            full_rank=full_rank,
-        )
+    _factory = staticmethod(deep_sigmoidal_flow)
 
 
-class AutoDDSFNormal(AutoFlowNormal):
+class AutoDDSFNormal(_AutoStackNormal):
     """A stack of deep dense sigmoidal flows; arguments of :class:`AutoDSFNormal`.
 
-    :param num_layers: the dense layers of each transformer.
+    :param kw: further arguments of :func:`~pyro_naf.transforms.deep_dense_sigmoidal_flow`, such as
+        ``num_layers``, the dense layers of each transformer.
 
     >>> guide = AutoDDSFNormal(lambda: pyro.sample("x", dist.Gamma(2.0, 1.0)), num_layers=2)
     >>> sorted(guide())
     ['x']
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        *,
-        num_transforms: int = 2,
-        hidden_dims: Sequence[int] | None = None,
-        hidden_units: int = 16,
-        num_layers: int = 2,
-        init_loc_fn: Callable[..., Any] = init_to_median,
-        init_scale: float = 0.1,
-        full_rank: bool = False,
-        **kw: Any,
-    ) -> None:
-        factory = partial(
-            deep_dense_sigmoidal_flow,
-            hidden_dims=hidden_dims,
-            hidden_units=hidden_units,
-            num_layers=num_layers,
-            **kw,
-        )
-        super().__init__(
-            model,
-            _Stack(factory, num_transforms),
-            init_loc_fn=init_loc_fn,
-            init_scale=init_scale,
-            full_rank=full_rank,
-        )
+    _factory = staticmethod(deep_dense_sigmoidal_flow)
 
 
 class _Stack:
     """Flows in natural and reversed order by turns; a class, so that guides can be pickled."""
 
     def __init__(self, factory: Callable[..., AutoregressiveFlow], num_transforms: int) -> None:
-        if num_transforms < 1:
-            raise ValueError(f"num_transforms must be at least 1, got {num_transforms}")
+        check_integers(num_transforms=(num_transforms, 1))
         self.factory, self.num_transforms = factory, num_transforms
 
     def __call__(self, dim: int) -> ComposeTransformModule:
