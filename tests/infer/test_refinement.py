@@ -80,7 +80,7 @@ def test_affine_map_is_that_of_the_guide(kind: Any) -> None:
 
 def test_refinement_improves_elbo_and_khat_and_returns_its_losses() -> None:
     guide = fitted(AutoNormal, banana)
-    result = refine(guide, steps=600, seed=0, progress=False)
+    result = refine(guide, steps=600, seed=0, num_draws=20_000, progress=False)
     assert result.elbo > result.before.elbo + 0.3
     assert result.khat < result.before.khat and result.ess > result.before.ess
     assert result.steps == len(result.losses) == 600 and result.skipped == 0
