@@ -273,8 +273,7 @@ def _train(
             loss = surrogate = -log_weights.mean()
             if fraction >= _PATH_FROM:
                 site = trace.nodes[f"_{guide._pyro_name}_latent"]
-                own = site["fn"].log_prob(site["value"])
-                surrogate = loss - (own - path_log_prob(guide, site)).mean()
+                surrogate = loss - (site["log_prob"] - path_log_prob(guide, site)).mean()
             # Not backward(): the model's own parameters must not collect gradients.
             grads = torch.autograd.grad(surrogate, weights, allow_unused=True)
             losses.append(loss.item())

@@ -49,7 +49,7 @@ def gradients(model: Any, guide: Any, particles: int, path: bool) -> torch.Tenso
     )
     site = trace.nodes[f"_{guide._pyro_name}_latent"]
     if path:
-        log_weights = log_weights + site["fn"].log_prob(site["value"])
+        log_weights = log_weights + site["log_prob"]
         log_weights = log_weights - path_log_prob(guide, site)
     weights = list(guide.parameters())
     grads = torch.autograd.grad(log_weights.mean(), weights, allow_unused=True)
