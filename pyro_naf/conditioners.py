@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
 from .checks import check_integers
+from .kernels.masked_linear import masked_linear, staircase
 
 #: Yields the pseudo-parameters ``(N, P)`` of one dimension after another, in autoregressive
 #: order; is sent the value ``(N,)`` of that dimension.
 Sweep = Generator[Tensor, Tensor, None]
 
 #: Applies the masked linear layer of that number: to all units at once, or to those of a degree.
+#: Features are rows and samples columns, ``(H, N)``.
 Linear = Callable[[int, Tensor], Tensor]
 
 
@@ -25,9 +27,11 @@ class MADE(nn.Module):
     r"""A masked network whose outputs for dimension t see only the dimensions before it.
 
     Units carry degrees; a unit sees the units of lower or equal degree in the layer below, an
-    output only those of lower degree than its own dimension's place in the order. Hidden units
-    are sorted by degree, so the units of one degree are a slice and :meth:`sweep` evaluates the
-    network one degree at a time, at the cost of one pass.
+    output only those of lower degree than its own dimension's place in the order. Everything is
+    sorted by degree and place: inputs, hidden units and outputs. So the masks are staircases, half
+    of whose products are skipped, and :meth:`sweep` evaluates the network one degree at a time, at
+    the cost of one pass. The pseudo-parameters lie in memory as ``(D, P, N)``: a transformer's sum
+    over them adds rows.
 
     :param input_dim: D >= 1.
     :param hidden_dims: widths of the hidden layers, any number >= 0 of any width >= 1.
@@ -56,6 +60,7 @@ class MADE(nn.Module):
     """
 
     permutation: Tensor
+    places: Tensor
 
     def __init__(
         self,
@@ -77,6 +82,8 @@ class MADE(nn.Module):
         self.context_dim, self.residual, self.head_dim = context_dim, residual, head_dim
         self.activation = activation
         self.register_buffer("permutation", _permutation(order, input_dim))
+        self.register_buffer("places", self.permutation.clone(), persistent=False)
+        self._order_changed()
 
         widths = list(hidden_dims)
         if residual:
@@ -91,9 +98,10 @@ class MADE(nn.Module):
         self.biases = nn.ParameterList(torch.zeros(h) for h in widths)
         self.head = None if head_dim is None else nn.Parameter(torch.empty(num_params, head_dim))
         self.output_bias = nn.Parameter(torch.zeros(input_dim, num_params))
-        for i, weight in enumerate(self.weights):
-            self.register_buffer(f"mask_{i}", torch.empty_like(weight), persistent=False)
-        self._build_masks()
+        self._staircases = []
+        for i, mask in enumerate(self._masks()):
+            self.register_buffer(f"mask_{i}", mask, persistent=False)
+            self._staircases.append(staircase(mask.sum(1)))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -115,18 +123,30 @@ class MADE(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Pseudo-parameters ``(..., D, P)`` of all dimensions at once."""
+        if self.is_natural:
+            return self.in_order(x, context)
+        phi = self.in_order(x.index_select(-1, self.permutation), context)
+        return phi.index_select(-2, self.places)
+
+    def in_order(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The same with the dimensions of both x and the result sorted by their places."""
 
         def linear(i: int, z: Tensor) -> Tensor:
-            return F.linear(z, self.weights[i] * self._mask(i), self.biases[i])
+            bias = self.biases[i] if i < last else last_bias
+            return masked_linear(z, self.weights[i], self._mask(i), bias, self._staircases[i])
 
-        context = self._check_context(context)
+        context, batch, last = self._check_context(context), x.shape[:-1], len(self.biases)
+        last_bias = self.output_bias.view(-1) if self.head is None else None
         if context is not None:
-            batch = torch.broadcast_shapes(context.shape[:-1], x.shape[:-1])
+            batch = torch.broadcast_shapes(context.shape[:-1], batch)
             x = torch.cat([context.expand(*batch, -1), x.expand(*batch, -1)], -1)
-        features = self._features(x, linear)
-        last = len(self.weights) - 1
-        out = F.linear(features, self.weights[last] * self._mask(last))
-        return self._parameters_of(out.unflatten(-1, (self.input_dim, -1)), self.output_bias)
+        columns = x.reshape(batch.numel(), x.shape[-1]).t()
+        out = linear(last, self._features(columns, linear))
+        out = out.view(self.input_dim, len(out) // self.input_dim, batch.numel())
+        if self.head is not None:
+            head = self.head.expand(self.input_dim, -1, -1)
+            out = torch.baddbmm(self.output_bias.unsqueeze(-1), head, out)
+        return out.permute(2, 0, 1).reshape(*batch, self.input_dim, self.num_params)
 
     def sweep(self, batch: int, context: Tensor | None = None) -> Sweep:
         """Evaluates the network one dimension at a time, each unit once.
@@ -140,32 +160,29 @@ class MADE(nn.Module):
             after each is sent the dimension's value ``(N,)``.
         """
         context = self._check_context(context)
-        order = self.permutation.tolist()
-        columns = torch.tensor([*range(self.context_dim)] + [self.context_dim + v for v in order])
-        weights = [*self.weights]
-        weights[0] = weights[0][:, columns.to(weights[0].device)]
         # ends[i][d]: how many units of hidden layer i have a degree of at most d.
         ends = [_cumulative(degrees, self.input_dim) for degrees in self._degrees]
-        seen: list[Tensor | None] = [None] * len(weights)
+        seen: list[Tensor | None] = [None] * len(self.weights)
 
         def append(i: int, z: Tensor) -> Tensor:
-            """All inputs of layer i that are known by now, ``(N, n)``; they are its first n."""
+            """All inputs of layer i that are known by now, ``(n, N)``; they are its first n."""
             old = seen[i]
-            seen[i] = new = z if old is None else torch.cat([old, z], -1)
+            seen[i] = new = z if old is None else torch.cat([old, z])
             return new
 
         def linear(i: int, z: Tensor) -> Tensor:
-            rows = slice(ends[i][degree - 1] if degree else 0, ends[i][degree])
+            rows = slice(ends[i][place - 1] if place else 0, ends[i][place])
             z = append(i, z)
-            return F.linear(z, weights[i][rows, : z.shape[-1]], self.biases[i][rows])
+            return torch.addmm(self.biases[i][rows, None], self.weights[i][rows, : len(z)], z)
 
-        outputs = weights[-1].unflatten(0, (self.input_dim, -1))
-        new = self.output_bias.new_empty(batch, 0) if context is None else context
-        for degree, v in enumerate(order):  # noqa: B007 (linear reads it)
+        outputs = self.weights[-1].unflatten(0, (self.input_dim, -1))
+        new = self.output_bias.new_empty(0, batch) if context is None else context.t()
+        for place in range(self.input_dim):
             features = append(-1, self._features(new, linear))
-            out = F.linear(features, outputs[v, :, : features.shape[-1]])
-            x = yield self._parameters_of(out, self.output_bias[v])
-            new = x.unsqueeze(-1)
+            out = outputs[place, :, : len(features)] @ features
+            out = (out if self.head is None else self.head @ out) + self.output_bias[place, :, None]
+            x = yield out.t()
+            new = x.unsqueeze(0)
 
     def _features(self, z: Tensor, linear: Linear) -> Tensor:
         """The hidden layers: the same lines for a whole pass and for one degree of a sweep."""
@@ -180,26 +197,26 @@ class MADE(nn.Module):
             h = h + linear(i + 1, self.activation(linear(i, self.activation(h))))
         return self.activation(h)
 
-    def _parameters_of(self, out: Tensor, bias: Tensor) -> Tensor:
-        return (out if self.head is None else F.linear(out, self.head)) + bias
-
     def _mask(self, i: int) -> Tensor:
         return getattr(self, f"mask_{i}")
 
-    def _build_masks(self) -> None:
-        """Masks follow from the order, so that a loaded order brings its masks along."""
-        place = torch.argsort(self.permutation).cpu() + 1
+    def _masks(self) -> Iterator[Tensor]:
+        """One for each layer; every row is ones, then zeros."""
+        place = torch.arange(1, self.input_dim + 1)
         degrees = [torch.cat([place.new_zeros(self.context_dim), place]), *self._degrees]
-        for i, (below, above) in enumerate(zip(degrees, degrees[1:], strict=False)):
-            self._mask(i).copy_(above.unsqueeze(-1) >= below)
-        last = len(self.weights) - 1
-        per_dimension = self.weights[last].shape[0] // self.input_dim
+        for below, above in pairwise(degrees):
+            yield (above.unsqueeze(-1) >= below).to(self.output_bias.dtype)
+        per_dimension = self.weights[-1].shape[0] // self.input_dim
         places = place.repeat_interleave(per_dimension)
-        self._mask(last).copy_(places.unsqueeze(-1) > degrees[-1])
+        yield (places.unsqueeze(-1) > degrees[-1]).to(self.output_bias.dtype)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._build_masks()
+        self._order_changed()
+
+    def _order_changed(self) -> None:
+        self.places.copy_(torch.argsort(self.permutation))
+        self.is_natural = self.permutation.tolist() == list(range(self.input_dim))
 
     def _check_context(self, context: Tensor | None) -> Tensor | None:
         width = 0 if context is None else context.shape[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -121,6 +121,30 @@ class ImplicitRoot(torch.autograd.Function):
         return None, grad_y, -grad_y, None
 
 
+def attach_gradient(root: Tensor, y: Tensor, value: Tensor, log_slope: Tensor) -> Tensor:
+    """The root, differentiable through y and through the transformer's value at the root."""
+    if not (y.requires_grad or value.requires_grad):
+        return root
+    return ImplicitRoot.apply(root, y, value, log_slope.detach())
+
+
+def check_roots(errors: Sequence[Tensor | None], dims: Sequence[int] | None = None) -> None:
+    """Looks at the errors of several root findings, and waits for the device once.
+
+    :param errors: one ``(N,)`` a finding; zero where the root was found, else the residual.
+    :param dims: the dimension that each belongs to.
+    :raises RootNotFoundError: naming the first dimension with a lost root.
+    """
+    known = [(i, error) for i, error in enumerate(errors) if error is not None]
+    if not known:
+        return
+    lost = torch.stack([error for _, error in known]) != 0
+    for (i, error), failures in zip(known, lost.sum(1).tolist(), strict=True):
+        if failures:
+            where = "" if dims is None else f" in dimension {dims[i]}"
+            raise RootNotFoundError(failures, len(error), float(error.abs().max()), where)
+
+
 def implicit_root(
     f: Increasing, y: Tensor, params: tuple[Tensor, ...], lo: Tensor, hi: Tensor
 ) -> Tensor:
@@ -139,7 +163,4 @@ def implicit_root(
     if not torch.is_grad_enabled():
         return root
     # f may have parameters of its own: only its value knows.
-    value, log_slope = f(root, *params)
-    if not (y.requires_grad or value.requires_grad):
-        return root
-    return ImplicitRoot.apply(root, y, value, log_slope.detach())
+    return attach_gradient(root, y, *f(root, *params))

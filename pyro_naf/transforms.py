@@ -20,7 +20,7 @@ from torch import Tensor
 from .caching import Cache, Evaluation
 from .checks import check_integers
 from .conditioners import MADE, as_conditioner, sweep
-from .rootfinding import RootNotFoundError
+from .rootfinding import RootNotFoundError, check_roots
 from .transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Transformer
 
 __all__ = [
@@ -120,8 +120,14 @@ class AutoregressiveFlow(TransformModule):
     def value_and_log_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""One pass, past the cache: y and :math:`\log \partial y_t/\partial x_t`, ``(..., D)``."""
         self._check(x, "x")
-        phi = self.arn(x) if self.context is None else self.arn(x, self.context)
-        return self.transformer(x, phi)
+        context = () if self.context is None else (self.context,)
+        if not isinstance(self.arn, MADE) or self.arn.is_natural:
+            return self.transformer(x, self.arn(x, *context))
+        # Sorting x, y and the log-slope is cheaper than sorting the pseudo-parameters.
+        there, back = self.arn.permutation, self.arn.places
+        x = x.index_select(-1, there)
+        y, log_slope = self.transformer(x, self.arn.in_order(x, *context))
+        return y.index_select(-1, back), log_slope.index_select(-1, back)
 
     def _evaluate(self, x: Tensor, y: Tensor | None = None) -> Evaluation:
         """One pass, remembered. ``y`` is the image of ``x`` where it is known."""
@@ -147,13 +153,16 @@ class AutoregressiveFlow(TransformModule):
         x: list[Tensor] = list(columns)
         phi = next(steps)
         order = self.arn.get_permutation().tolist()
+        errors = []
         for place, dim in enumerate(order):
             try:
-                x[dim] = self.transformer.inverse(columns[dim], phi)
-            except RootNotFoundError as error:
-                raise error.located(f" in dimension {dim}") from None
+                x[dim], error = self.transformer.preimage(columns[dim], phi)
+            except RootNotFoundError as lost:
+                raise lost.located(f" in dimension {dim}") from None
+            errors.append(error)
             if place < len(order) - 1:
                 phi = steps.send(x[dim])
+        check_roots(errors, order)
         return torch.stack(x, -1).view(shape)
 
     def clear_cache(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..rootfinding import RootNotFoundError
 from .base import Transformer, log_sigmoids
 
 
@@ -53,12 +52,7 @@ class Affine(Transformer):
         x = (y - shift) * torch.exp(-log_scale)
         return x, x
 
-    def inverse(self, y: Tensor, phi: Tensor) -> Tensor:
-        """The preimage of ``y``, in closed form.
-
-        :raises ~pyro_naf.rootfinding.RootNotFoundError: when it is not finite.
-        """
-        x = self.bracket(y, *self.constrain(phi))[0]
-        if lost := int((~torch.isfinite(x)).sum()):
-            raise RootNotFoundError(lost, x.numel(), float("nan"))
-        return x
+    def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The preimage of ``y``, in closed form; the error is NaN where it is not finite."""
+        x, _ = self.bracket(y, *self.constrain(phi))
+        return x, (x - x).detach()

@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..rootfinding import implicit_root
+from .. import kernels
+from ..checks import check_integers
+from ..kernels.eager import Formula
+from ..rootfinding import attach_gradient, check_roots, find_root
 
 
 class Transformer(nn.Module):
@@ -35,19 +38,84 @@ class Transformer(nn.Module):
         """Two points, each ``(...)``, between which the preimage of ``y`` lies: no search."""
         raise NotImplementedError
 
+    def plain(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and log-slope by the formula itself, which defines every other evaluation."""
+        return self.evaluate(x, *self.constrain(phi))
+
     def forward(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Value and log-slope, each ``(...)``, of ``x`` ``(...)`` under ``phi`` ``(..., P)``."""
-        return self.evaluate(x, *self.constrain(phi))
+        return self.plain(x, phi)
 
     def inverse(self, y: Tensor, phi: Tensor) -> Tensor:
         """The preimage of ``y`` ``(N,)`` under ``phi`` ``(N, P)``, once differentiable.
 
         :raises ~pyro_naf.rootfinding.RootNotFoundError: when the root finder does not converge.
         """
+        x, error = self.preimage(y, phi)
+        check_roots([error])
+        return x
+
+    def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
+        """:meth:`inverse`, which leaves it to the caller to look at the error of each lane.
+
+        The error ``(N,)`` is zero where the root was found; None says that it was everywhere.
+        Looking makes the host wait for the device: once for a whole flow, not once a dimension.
+        """
+        root, error = self.root(y.detach(), phi.detach())
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (y, phi, *self.parameters())):
+            root = attach_gradient(root, y, *self(root, phi))
+        return root, error
+
+    @torch.no_grad()
+    def root(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
+        """:meth:`preimage` without gradients."""
         params = self.constrain(phi)
-        with torch.no_grad():
-            lo, hi = self.bracket(y, *params)
-        return implicit_root(self.evaluate, y, params, lo, hi)
+        return find_root(self.evaluate, y, params, *self.bracket(y, *params)), None
+
+
+class SigmoidalTransformer(Transformer):
+    """What DSF and DDSF share: hidden units with spread biases and positive slopes, kernels.
+
+    :ivar name: which of the Triton operators are its own.
+    """
+
+    name: str
+    initial_biases: Tensor
+
+    def __init__(self, hidden_units: int, min_slope: float, spread: float, kernel: str) -> None:
+        super().__init__()
+        check_integers(hidden_units=(hidden_units, 1))
+        if not 0 < min_slope < 0.5:
+            raise ValueError(f"min_slope must lie in (0, 0.5), got {min_slope}")
+        if not 0 <= spread <= 10:
+            raise ValueError(f"spread must lie in [0, 10], got {spread}")
+        self.hidden_units, self.min_slope = hidden_units, min_slope
+        self.kernel = kernels.check_kernel(kernel)
+        biases, self.initial_slope = spread_biases(hidden_units, spread)
+        self.register_buffer("initial_biases", torch.tensor(biases), persistent=False)
+
+    def forward(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and log-slope, each ``(...)``, of ``x`` ``(...)`` under ``phi`` ``(..., P)``."""
+        return kernels.evaluate(self, x, phi)
+
+    @torch.no_grad()
+    def root(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
+        return kernels.root(self, y, phi) or super().root(y, phi)
+
+    def shared(self) -> tuple[Tensor, ...]:
+        """The tensors, parameters of the transformer's own, that all samples share."""
+        return ()
+
+    def formula(self) -> Formula:
+        """The same map in linear space, with gradients by hand."""
+        raise NotImplementedError
+
+    def softplus_constants(self) -> tuple[float, float]:
+        """What :func:`positive` adds to the raw slopes before and after the softplus."""
+        return softplus_inverse(self.initial_slope - self.min_slope), self.min_slope
+
+    def extra_repr(self) -> str:
+        return f"hidden_units={self.hidden_units}, min_slope={self.min_slope}"
 
 
 def log_sigmoids(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +133,8 @@ def log_sum_exp(terms: Tensor) -> Tensor:
 
 def positive(raw: Tensor, at_zero: float, floor: float) -> Tensor:
     """A positive slope: ``floor + softplus``, shifted so that ``raw = 0`` gives ``at_zero``."""
-    return floor + F.softplus(raw + softplus_inverse(at_zero - floor))
+    # With torch's threshold of 20 the slope would be 2e-9 off: too much in float64.
+    return floor + F.softplus(raw + softplus_inverse(at_zero - floor), threshold=50.0)
 
 
 def softplus_inverse(value: float) -> float:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ..checks import check_integers
-from .base import Transformer, log_sigmoids, positive, spread_biases
-from .sigmoidal import check_arguments
+from ..kernels.ddsf import LinearDDSF
+from ..kernels.eager import Formula
+from .base import SigmoidalTransformer, log_sigmoids, positive
 
 
-class DeepDenseSigmoidal(Transformer):
+class DeepDenseSigmoidal(SigmoidalTransformer):
     r"""Dense layers of sigmoids, :math:`h^{l+1} = \sigma^{-1}(w\,\sigma(a \odot u\,h^l + b))`.
 
     :math:`h^0 = x` and :math:`y = h^L` are scalars, every layer between has K units; the rows of w
@@ -32,6 +35,7 @@ class DeepDenseSigmoidal(Transformer):
     :param min_slope: a floor under every a, as in
         :class:`~pyro_naf.transformers.DeepSigmoidal`.
     :param spread: at zero pseudo-parameters the biases lie evenly over ``[-spread, spread]``.
+    :param kernel: as in :class:`~pyro_naf.transformers.DeepSigmoidal`.
     :raises ValueError: when an argument is out of its range.
 
     Source: Huang et al. 2018 [arXiv:1804.00779], eq. 9 and appendix C.
@@ -42,20 +46,20 @@ class DeepDenseSigmoidal(Transformer):
     (torch.Size([3]), True, True)
     """
 
+    name = "ddsf"
+
     def __init__(
         self,
         hidden_units: int = 16,
         num_layers: int = 2,
         min_slope: float = 1e-3,
         spread: float = 0.25,
+        kernel: str = "auto",
     ) -> None:
-        super().__init__()
-        check_arguments(hidden_units, min_slope, spread)
+        super().__init__(hidden_units, min_slope, spread, kernel)
         check_integers(num_layers=(num_layers, 1))
-        self.hidden_units, self.num_layers, self.min_slope = hidden_units, num_layers, min_slope
+        self.num_layers = num_layers
         self.num_params = (4 * num_layers - 1) * hidden_units
-        biases, self.initial_slope = spread_biases(hidden_units, spread)
-        self.register_buffer("initial_biases", torch.tensor(biases), persistent=False)
         widths = [hidden_units] * (num_layers - 1)
         self.w = nn.ParameterList(torch.randn(out, hidden_units) / 2 for out in [*widths, 1])
         self.u = nn.ParameterList(torch.randn(hidden_units, width) / 2 for width in widths)
@@ -70,16 +74,20 @@ class DeepDenseSigmoidal(Transformer):
             params += [a, b + self.initial_biases, e]
         return (*params, *raw[3 * self.num_layers :])
 
+    def shared(self) -> tuple[Tensor, ...]:
+        """The matrices W of all layers, then the matrices U between them."""
+        return (*self.w, *self.u)
+
+    def plain(self, x: Tensor, phi: Tensor, *shared: Tensor) -> tuple[Tensor, Tensor]:
+        return dense_sigmoidal(x, self.constrain(phi), shared or self.shared())
+
+    def formula(self) -> Formula:
+        constants = self.initial_biases, *self.softplus_constants()
+        return LinearDDSF(self.plain, self.num_layers, *constants)
+
     def evaluate(self, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
         """Value and log-slope, each ``(...)``."""
-        mixed, log_tangent = x.unsqueeze(-1), x.new_zeros(())
-        for layer in range(self.num_layers):
-            a, b, e = params[3 * layer : 3 * layer + 3]
-            h, log_tangent = dense_sigmoid(a * mixed + b, a.log() + log_tangent, e, self.w[layer])
-            if layer < self.num_layers - 1:
-                e_next = params[3 * self.num_layers + layer]
-                mixed, log_tangent = softmax_mix(h, log_tangent, e_next, self.u[layer])
-        return h.squeeze(-1), log_tangent.squeeze(-1)
+        return dense_sigmoidal(x, params, self.shared())
 
     def bracket(self, y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
         """From the last layer down: all units must lie below (above) what the next one needs."""
@@ -91,10 +99,22 @@ class DeepDenseSigmoidal(Transformer):
         return lo, hi
 
     def extra_repr(self) -> str:
-        return (
-            f"hidden_units={self.hidden_units}, num_layers={self.num_layers}, "
-            f"min_slope={self.min_slope}"
-        )
+        return f"{super().extra_repr()}, num_layers={self.num_layers}"
+
+
+def dense_sigmoidal(
+    x: Tensor, params: Sequence[Tensor], matrices: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Eq. 29 in log space: value and log-slope, each ``(...)``; see :class:`DeepDenseSigmoidal`."""
+    layers = (len(matrices) + 1) // 2
+    mixed, log_tangent = x.unsqueeze(-1), x.new_zeros(())
+    for i in range(layers):
+        a, b, e = params[3 * i : 3 * i + 3]
+        h, log_tangent = dense_sigmoid(a * mixed + b, a.log() + log_tangent, e, matrices[i])
+        if i < layers - 1:
+            mix = params[3 * layers + i], matrices[layers + i]
+            mixed, log_tangent = softmax_mix(h, log_tangent, *mix)
+    return h.squeeze(-1), log_tangent.squeeze(-1)
 
 
 def dense_sigmoid(v: Tensor, log_dv: Tensor, e: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_integers
-from .base import Transformer, log_sigmoids, log_sum_exp, positive, spread_biases
+from ..kernels.dsf import LinearDSF
+from ..kernels.eager import Formula
+from .base import SigmoidalTransformer, log_sigmoids, log_sum_exp, positive
 
 
-class DeepSigmoidal(Transformer):
+class DeepSigmoidal(SigmoidalTransformer):
     r"""The logit of a mixture of sigmoids, :math:`y = \sigma^{-1}(w^T \sigma(a x + b))`.
 
     With :math:`u_h = a_h x + b_h` and logits :math:`w_h` of the mixture weights it is computed as
@@ -29,6 +30,8 @@ class DeepSigmoidal(Transformer):
     :param min_slope: a floor under every :math:`a_h`; keeps the tails of the inverse from
         exploding.
     :param spread: at zero pseudo-parameters the biases lie evenly over ``[-spread, spread]``.
+    :param kernel: how it is evaluated: "auto", "plain", "eager", "compiled" or "triton"; see
+        :mod:`pyro_naf.kernels`.
     :raises ValueError: when an argument is out of its range.
 
     Source: Huang et al. 2018 [arXiv:1804.00779], eq. 8.
@@ -39,15 +42,20 @@ class DeepSigmoidal(Transformer):
     (torch.Size([3]), True, True)
     """
 
+    name = "dsf"
+
     def __init__(
-        self, hidden_units: int = 16, min_slope: float = 1e-3, spread: float = 0.25
+        self,
+        hidden_units: int = 16,
+        min_slope: float = 1e-3,
+        spread: float = 0.25,
+        kernel: str = "auto",
     ) -> None:
-        super().__init__()
-        check_arguments(hidden_units, min_slope, spread)
-        self.hidden_units, self.min_slope = hidden_units, min_slope
+        super().__init__(hidden_units, min_slope, spread, kernel)
         self.num_params = 3 * hidden_units
-        biases, self.initial_slope = spread_biases(hidden_units, spread)
-        self.register_buffer("initial_biases", torch.tensor(biases), persistent=False)
+
+    def formula(self) -> Formula:
+        return LinearDSF(self.plain, self.initial_biases, *self.softplus_constants())
 
     def constrain(self, phi: Tensor) -> tuple[Tensor, ...]:
         """Slopes ``a > min_slope``, biases b and weight logits w, each ``(..., K)``."""
@@ -65,9 +73,6 @@ class DeepSigmoidal(Transformer):
         """A mixture lies between its components: so does the root between theirs."""
         a, b, _ = params
         return ((y.unsqueeze(-1) - b) / a).aminmax(dim=-1)
-
-    def extra_repr(self) -> str:
-        return f"hidden_units={self.hidden_units}, min_slope={self.min_slope}"
 
 
 def sigmoidal(x: Tensor, a: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,12 +92,3 @@ def sigmoidal(x: Tensor, a: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tenso
     log_slope = log_sum_exp(terms + a.log()).squeeze(-1)
     log_s_y, log_s_neg_y = log_sigmoids(y)
     return y, log_slope - torch.where(y >= 0, log_s_y, log_s_neg_y)
-
-
-def check_arguments(hidden_units: int, min_slope: float, spread: float) -> None:
-    """Raises when an argument that DSF and DDSF share is out of its range."""
-    check_integers(hidden_units=(hidden_units, 1))
-    if not 0 < min_slope < 0.5:
-        raise ValueError(f"min_slope must lie in (0, 0.5), got {min_slope}")
-    if not 0 <= spread <= 10:
-        raise ValueError(f"spread must lie in [0, 10], got {spread}")

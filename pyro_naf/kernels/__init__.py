@@ -1,0 +1,113 @@
+"""Fast evaluations of the transformers, each tested against the plain formula.
+
+======== =====================================================================================
+plain    the formula itself, under autograd: any device and dtype, derivatives of any order
+eager    hand-derived gradients in linear space, in chunks; saves only inputs (:mod:`.eager`)
+compiled the same through :func:`torch.compile`: half a minute once, faster from then on
+triton   fused kernels on a GPU, as registered operators (``triton_dsf``, ``triton_ddsf``)
+======== =====================================================================================
+
+A transformer's ``kernel`` names one of them. "auto" takes triton on a GPU and eager on a CPU;
+where these do not apply (mixed dtypes, tracing, ``torch.func``, forward-mode derivatives) the
+plain formula steps in. The environment variable PYRO_NAF_KERNEL overrides what transformers say.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import eager
+from .compiled import compiled
+from .modes import needs_plain_operations
+
+if TYPE_CHECKING:
+    from ..transformers.base import SigmoidalTransformer
+
+KERNELS = ("auto", "plain", "eager", "compiled", "triton")
+VARIABLE = "PYRO_NAF_KERNEL"
+
+
+def check_kernel(name: str, argument: str = "kernel") -> str:
+    """The name itself.
+
+    :raises ValueError: when no kernel has that name.
+    """
+    if name not in KERNELS:
+        raise ValueError(f"{argument} must be one of {', '.join(KERNELS)}, got {name!r}")
+    return name
+
+
+def evaluate(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and log-slope, each ``(...)``, of x ``(...)`` under phi ``(..., P)``.
+
+    :raises ValueError: when PYRO_NAF_KERNEL names no kernel.
+    :raises RuntimeError: when triton is demanded where it cannot run.
+    """
+    kernel = choose(transformer.kernel, x, phi)
+    if kernel == "plain":
+        return transformer.plain(x, phi)
+    shape = torch.broadcast_shapes(x.shape, phi.shape[:-1])
+    x, phi = x.expand(shape), phi.expand(*shape, -1)
+    if len(shape) < 2:  # many values of one dimension
+        x, phi = x.reshape(-1, 1), phi.reshape(-1, 1, phi.shape[-1])
+    if kernel == "triton":
+        y, log_slope = _triton(transformer.name)(transformer, x, phi)
+    else:
+        formula = transformer.formula()
+        formula = compiled(formula) if kernel == "compiled" else formula
+        y, log_slope = eager.evaluate(formula, x, phi, *transformer.shared())
+    return (y, log_slope) if len(shape) >= 2 else (y.view(shape), log_slope.view(shape))
+
+
+def root(transformer: SigmoidalTransformer, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The preimage of y ``(N,)`` and its error, from one fused kernel; None where none runs."""
+    if choose(transformer.kernel, y, phi) != "triton":
+        return None
+    find = _triton(transformer.name, "_root")
+    x, error = find(transformer, y.unsqueeze(-1), phi.unsqueeze(-2))
+    return x.squeeze(-1), error.squeeze(-1)
+
+
+def choose(requested: str, x: Tensor, phi: Tensor) -> str:
+    """The kernel for these tensors: what the environment or else the transformer names."""
+    name = os.environ.get(VARIABLE) or requested
+    check_kernel(name, VARIABLE if VARIABLE in os.environ else "kernel")
+    if name == "auto":
+        fast = "triton" if x.device.type == "cuda" and has_triton() else "plain"
+        name = "eager" if x.device.type == "cpu" else fast
+    supported = x.device == phi.device and x.dtype in (torch.float, torch.double)
+    if name == "plain" or not supported:
+        return "plain"
+    if name == "triton":
+        return _choose_triton(x, phi)
+    return "plain" if phi.dtype != x.dtype or needs_plain_operations(x) else name
+
+
+def _choose_triton(x: Tensor, phi: Tensor) -> str:
+    if not has_triton():
+        raise RuntimeError("kernel 'triton' needs the package triton, which is not installed")
+    if x.device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+        raise RuntimeError(f"kernel 'triton' needs tensors on a CUDA device, got {x.device}")
+    # Registered operators may be compiled and autocast; torch.func and tracing want torch's own.
+    known = phi.dtype in (x.dtype, torch.bfloat16, torch.float16)
+    opaque = not torch.compiler.is_compiling() and needs_plain_operations(x, autocast=False)
+    return "triton" if known and not opaque else "plain"
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether the package triton is installed, as it is with CUDA builds of torch."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _triton(name: str, suffix: str = "") -> Any:
+    module = importlib.import_module(f".triton_{name}", __package__)
+    return getattr(module, name + suffix)

@@ -1,0 +1,220 @@
+r"""DDSF in linear space, layer by layer, with gradients derived by hand.
+
+A dense sigmoidal layer takes units :math:`v` with tangents :math:`t = dv/dx`. With
+:math:`E = \mathrm{softmax}(e)`, :math:`A = e^W`, :math:`s = \sigma(v)` and :math:`n = \sigma(-v)`,
+
+.. math::
+    L = A (E s), \quad R = A (E n), \quad S = A (E s n t), \quad
+    h = \log (L/R), \quad \tau = dh/dx = S (1/L + 1/R)
+
+and the mix that leads to the next layer's units is, with :math:`F = \mathrm{softmax}(e')` and
+:math:`B = e^U`,
+
+.. math::
+    Z = B F, \quad m = B (F h) / Z, \quad \dot m = B (F \tau) / Z, \quad
+    v = a m + b, \quad t = a \dot m .
+
+Each backward function below is the transpose of the line it stands under.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dsf import SOFTPLUS_THRESHOLD, smallest
+
+
+class Dense(NamedTuple):
+    """A dense sigmoidal layer, evaluated: what its gradient needs."""
+
+    s: Tensor
+    n: Tensor
+    e: Tensor
+    t: Tensor
+    #: E s, E n and E s n t, side by side for one matrix product, and what it makes of them.
+    factors: Tensor
+    left: Tensor
+    right: Tensor
+    slope: Tensor
+    h: Tensor
+    tau: Tensor
+
+
+class Mix(NamedTuple):
+    """A mix, evaluated."""
+
+    f: Tensor
+    #: F, F h and F tau
+    factors: Tensor
+    z: Tensor
+    m: Tensor
+    dm: Tensor
+
+
+class LinearDDSF:
+    """The evaluations of a DDSF of L layers, as :class:`~.eager.Formula`.
+
+    The shared tensors are the matrices W of the L layers, then the L - 1 matrices U.
+
+    :param plain: the plain formula.
+    :param num_layers: L.
+    :param biases: the initial biases, ``(K,)``.
+    :param shift: added to the raw slopes before the softplus.
+    :param floor: added to the slopes after it.
+    """
+
+    def __init__(
+        self,
+        plain: Callable[..., tuple[Tensor, Tensor]],
+        num_layers: int,
+        biases: Tensor,
+        shift: float,
+        floor: float,
+    ) -> None:
+        self.plain = plain
+        self.num_layers, self.hidden_units = num_layers, len(biases)
+        self.biases, self.shift, self.floor = biases.unsqueeze(-1), shift, floor
+
+    def forward(self, x: Tensor, phi: Tensor, *shared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dense, _, _ = self._layers(x, phi, _exponentials(shared))
+        lowest = [t.amin(1) for layer in dense for t in (layer.left, layer.right, layer.slope)]
+        y, slope = dense[-1].h.squeeze(1), dense[-1].tau.squeeze(1)
+        good = torch.stack(lowest).amin(0) > smallest(x)
+        return y, slope.log(), good & (slope < torch.inf)
+
+    def _layers(
+        self, x: Tensor, phi: Tensor, matrices: Sequence[Tensor]
+    ) -> tuple[list[Dense], list[Mix], list[Tensor]]:
+        """The layers, the mixes between them, and the slopes a."""
+        layers = self.num_layers
+        raw = phi.chunk(4 * layers - 1, 1)
+        dense: list[Dense] = []
+        mixes: list[Mix] = []
+        slopes: list[Tensor] = []
+        m, dm = x.unsqueeze(1), None
+        for i in range(layers):
+            a = self._positive(raw[3 * i])
+            v = torch.addcmul(raw[3 * i + 1] + self.biases, a, m)
+            dense.append(_dense(v, a if dm is None else a * dm, raw[3 * i + 2], matrices[i]))
+            slopes.append(a)
+            if i < layers - 1:
+                mix = _mix(dense[i], raw[3 * layers + i], matrices[layers + i])
+                mixes.append(mix)
+                m, dm = mix.m, mix.dm
+        return dense, mixes, slopes
+
+    def backward(
+        self, x: Tensor, phi: Tensor, grad_y: Tensor, grad_l: Tensor, *shared: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        layers = self.num_layers
+        matrices = _exponentials(shared)
+        dense, mixes, slopes = self._layers(x, phi, matrices)
+        raw = phi.chunk(4 * layers - 1, 1)
+        outs: list[Tensor] = [x] * len(raw)
+        grads: list[Tensor] = [x] * len(shared)
+        g_h, g_tau = grad_y.unsqueeze(1), grad_l.unsqueeze(1) / dense[-1].tau
+        for i in reversed(range(layers)):
+            g_v, g_t, g_e, grads[i] = _dense_backward(dense[i], g_h, g_tau, matrices[i])
+            a = slopes[i]
+            m, dm = (mixes[i - 1].m, mixes[i - 1].dm) if i else (x.unsqueeze(1), None)
+            g_a = torch.addcmul(g_t if dm is None else g_t * dm, g_v, m)
+            g_raw = (raw[3 * i] + self.shift).sigmoid_().mul_(g_a)
+            outs[3 * i : 3 * i + 3] = g_raw, g_v, g_e
+            g_m = g_v * a
+            if i:
+                j = layers + i - 1
+                g_h, g_tau, outs[j + 2 * layers], grads[j] = _mix_backward(
+                    mixes[i - 1], g_m, g_t.mul_(a), matrices[j]
+                )
+        return g_m.sum(1), outs, grads
+
+    def _positive(self, raw: Tensor) -> Tensor:
+        z = raw + self.shift
+        return F.softplus(z, threshold=SOFTPLUS_THRESHOLD).add_(self.floor)
+
+
+def _dense(v: Tensor, t: Tensor, e: Tensor, matrix: Tensor) -> Dense:
+    s, n, e = torch.sigmoid(v), v.neg_().sigmoid_(), torch.softmax(e, 1)
+    factors, (p, q, d) = _three(e)
+    p.copy_(e).mul_(s)
+    q.copy_(e).mul_(n)
+    d.copy_(p).mul_(n).mul_(t)
+    left, right, slope = _times(matrix, factors).unbind(2)
+    h, tau = (left / right).log_(), slope / left + slope / right
+    return Dense(s, n, e, t, factors, left, right, slope, h, tau)
+
+
+def _dense_backward(
+    layer: Dense, g_h: Tensor, g_tau: Tensor, matrix: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of v, t, the logits e and the logits of the matrix."""
+    s, n, e, t, factors, left, right, slope, _, _ = layer
+    by_left, by_right = left.reciprocal(), right.reciprocal()
+    grads, (g_left, g_right, g_slope) = _three(left)
+    g_slope.copy_(g_tau)
+    g_tau = g_tau * slope
+    g_left.copy_(g_h).sub_(g_tau * by_left).mul_(by_left)
+    g_right.copy_(g_h).add_(g_tau.mul_(by_right)).mul_(by_right).neg_()
+    g_slope.mul_(by_left.add_(by_right))
+    of_factors = _times(matrix.T, grads)
+    g_t = factors[:, :, 0] * n * of_factors[:, :, 2]
+    p, q, d = of_factors.mul_(factors).unbind(2)
+    # ds/dv = s n, dn/dv = -s n, d(s n)/dv = s n (n - s)
+    g_v = (p * n).addcmul_(q, s, value=-1).addcmul_(d, n - s)
+    return g_v, g_t, _logits(p.add_(q).add_(d), e), _outer(grads, factors, matrix)
+
+
+def _mix(layer: Dense, logits: Tensor, matrix: Tensor) -> Mix:
+    f = torch.softmax(logits, 1)
+    factors, (by_one, by_h, by_tau) = _three(f)
+    by_one.copy_(f)
+    by_h.copy_(f).mul_(layer.h)
+    by_tau.copy_(f).mul_(layer.tau)
+    z, m, dm = _times(matrix, factors).unbind(2)
+    return Mix(f, factors, z, m / z, dm / z)
+
+
+def _mix_backward(
+    mix: Mix, g_m: Tensor, g_dm: Tensor, matrix: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of h, tau, the logits and the logits of the matrix."""
+    f, factors, z, m, dm = mix
+    grads, (of_z, of_m, of_dm) = _three(z)
+    of_m.copy_(g_m).div_(z)
+    of_dm.copy_(g_dm).div_(z)
+    of_z.copy_(of_m).mul_(m).addcmul_(of_dm, dm).neg_()
+    of_factors = _times(matrix.T, grads)
+    g_h, g_tau = f * of_factors[:, :, 1], f * of_factors[:, :, 2]
+    g_f = of_factors.mul_(factors).sum(2)
+    return g_h, g_tau, _logits(g_f, f), _outer(grads, factors, matrix)
+
+
+def _three(like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Room for three tensors of this shape ``(D, K, B)``: together ``(D, K, 3, B)``, and each."""
+    together = like.new_empty(*like.shape[:2], 3, like.shape[2])
+    return together, together.unbind(2)
+
+
+def _logits(weighted: Tensor, softmax: Tensor) -> Tensor:
+    """The gradient of softmax's argument from that of its value, already times the value."""
+    return weighted.sub_(softmax * weighted.sum(1, keepdim=True))
+
+
+def _exponentials(logits: Sequence[Tensor]) -> list[Tensor]:
+    """A row's scale cancels in everything that is made of it: its largest entry becomes one."""
+    return [torch.exp(m - m.amax(1, keepdim=True)) for m in logits]
+
+
+def _times(matrix: Tensor, v: Tensor) -> Tensor:
+    """``(M, K)`` times ``(D, K, 3, B)``: ``(D, M, 3, B)``."""
+    return torch.bmm(matrix.expand(len(v), -1, -1), v.flatten(2)).unflatten(2, v.shape[2:])
+
+
+def _outer(grads: Tensor, factors: Tensor, matrix: Tensor) -> Tensor:
+    """The gradient of the matrix's logits: outer products ``(M, K)``, summed over lanes."""
+    return torch.bmm(grads.flatten(2), factors.flatten(2).mT).sum(0) * matrix
