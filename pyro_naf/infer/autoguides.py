@@ -115,7 +115,8 @@ class AutoFlowNormal(AutoContinuous):
             if self.full_rank
             else AffineTransform(self.loc, self.scale, event_dim=1, cache_size=1)
         )
-        return ComposeTransform([self._registered_flow(), affine])
+        flow: Any = self._registered_flow()
+        return _Composed([*getattr(flow, "parts", [flow]), affine])
 
     def _registered_flow(self) -> Transform:
         """The flow, its weights in step with Pyro's param store.
@@ -137,6 +138,8 @@ class AutoFlowNormal(AutoContinuous):
         store = pyro.get_param_store()
         for key, weight in flow.named_parameters():
             full_name = pyro.params.param_store.param_with_module_name(name, key)
+            if full_name in store and store[full_name] is weight:
+                return  # registered before, and all the others with it
             if full_name in store and store[full_name].shape != weight.shape:
                 raise ValueError(
                     f"the param store holds {full_name!r} with shape "
@@ -260,6 +263,22 @@ class AutoDDSFNormal(_AutoStackNormal):
     """
 
     _factory = staticmethod(deep_dense_sigmoidal_flow)
+
+
+class _Composed(ComposeTransform):
+    """Transforms of R^D one after another; torch asks each for its domain a dozen times a step."""
+
+    bijective = True
+    domain = codomain = constraints.real_vector
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        total = x.new_zeros(())
+        for i, part in enumerate(self.parts):
+            image = part(x) if i < len(self.parts) - 1 else y
+            log_det = part.log_abs_det_jacobian(x, image)
+            total = total + (log_det if part.domain.event_dim else log_det.sum(-1))
+            x = image
+        return total
 
 
 class _Stack:

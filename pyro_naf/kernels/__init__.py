@@ -53,17 +53,18 @@ def evaluate(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> tuple
     kernel = choose(transformer.kernel, x, phi)
     if kernel == "plain":
         return transformer.plain(x, phi)
-    shape = torch.broadcast_shapes(x.shape, phi.shape[:-1])
-    x, phi = x.expand(shape), phi.expand(*shape, -1)
-    if len(shape) < 2:  # many values of one dimension
-        x, phi = x.reshape(-1, 1), phi.reshape(-1, 1, phi.shape[-1])
+    if x.shape != phi.shape[:-1]:
+        shape = torch.broadcast_shapes(x.shape, phi.shape[:-1])
+        x, phi = x.expand(shape), phi.expand(*shape, -1)
     if kernel == "triton":
-        y, log_slope = _triton(transformer.name)(transformer, x, phi)
-    else:
-        formula = transformer.formula()
-        formula = compiled(formula) if kernel == "compiled" else formula
-        y, log_slope = eager.evaluate(formula, x, phi, *transformer.shared())
-    return (y, log_slope) if len(shape) >= 2 else (y.view(shape), log_slope.view(shape))
+        lanes = x.shape[-1] if x.dim() > 1 else 1  # one axis: many values of one dimension
+        batch = x.shape[:-1].numel() if x.dim() > 1 else x.numel()
+        flat = x.reshape(batch, lanes), phi.reshape(batch, lanes, phi.shape[-1])
+        y, log_slope = _triton(transformer.name)(transformer, *flat)
+        return y.view(x.shape), log_slope.view(x.shape)
+    formula = transformer.formula()
+    formula = compiled(formula) if kernel == "compiled" else formula
+    return eager.evaluate(formula, x, phi, *transformer.shared())
 
 
 def root(transformer: SigmoidalTransformer, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dsf import SOFTPLUS_THRESHOLD, smallest
+from .dsf import SOFTPLUS_THRESHOLD
 
 
 class Dense(NamedTuple):
@@ -56,6 +56,16 @@ class Mix(NamedTuple):
     dm: Tensor
 
 
+class State(NamedTuple):
+    """All layers, evaluated: what the gradient needs."""
+
+    dense: list[Dense]
+    mixes: list[Mix]
+    slopes: list[Tensor]
+    raws: list[Tensor]
+    matrices: list[Tensor]
+
+
 class LinearDDSF:
     """The evaluations of a DDSF of L layers, as :class:`~.eager.Formula`.
 
@@ -80,25 +90,31 @@ class LinearDDSF:
         self.num_layers, self.hidden_units = num_layers, len(biases)
         self.biases, self.shift, self.floor = biases.unsqueeze(-1), shift, floor
 
-    def forward(self, x: Tensor, phi: Tensor, *shared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dense, _, _ = self._layers(x, phi, _exponentials(shared))
+    def forward(
+        self, x: Tensor, phi: Tensor, *shared: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, State]:
+        matrices = _exponentials(shared)
+        dense, mixes, slopes, raws = self._layers(x, phi, matrices)
         lowest = [t.amin(1) for layer in dense for t in (layer.left, layer.right, layer.slope)]
-        y, slope = dense[-1].h.squeeze(1), dense[-1].tau.squeeze(1)
-        good = torch.stack(lowest).amin(0) > smallest(x)
-        return y, slope.log(), good & (slope < torch.inf)
+        y, log_slope = dense[-1].h.squeeze(1), dense[-1].tau.squeeze(1).log()
+        # A slope that is infinite has met an overflow before.
+        margin = torch.stack(lowest).amin(0).log_() - torch.clamp(log_slope, min=0)
+        return y, log_slope, margin, State(dense, mixes, slopes, raws, matrices)
 
     def _layers(
         self, x: Tensor, phi: Tensor, matrices: Sequence[Tensor]
-    ) -> tuple[list[Dense], list[Mix], list[Tensor]]:
-        """The layers, the mixes between them, and the slopes a."""
+    ) -> tuple[list[Dense], list[Mix], list[Tensor], list[Tensor]]:
+        """The layers, the mixes between them, the slopes a and what these are the softplus of."""
         layers = self.num_layers
         raw = phi.chunk(4 * layers - 1, 1)
         dense: list[Dense] = []
         mixes: list[Mix] = []
         slopes: list[Tensor] = []
+        raws: list[Tensor] = []
         m, dm = x.unsqueeze(1), None
         for i in range(layers):
-            a = self._positive(raw[3 * i])
+            raws.append(raw[3 * i] + self.shift)
+            a = F.softplus(raws[i], threshold=SOFTPLUS_THRESHOLD).add_(self.floor)
             v = torch.addcmul(raw[3 * i + 1] + self.biases, a, m)
             dense.append(_dense(v, a if dm is None else a * dm, raw[3 * i + 2], matrices[i]))
             slopes.append(a)
@@ -106,16 +122,14 @@ class LinearDDSF:
                 mix = _mix(dense[i], raw[3 * layers + i], matrices[layers + i])
                 mixes.append(mix)
                 m, dm = mix.m, mix.dm
-        return dense, mixes, slopes
+        return dense, mixes, slopes, raws
 
     def backward(
-        self, x: Tensor, phi: Tensor, grad_y: Tensor, grad_l: Tensor, *shared: Tensor
+        self, state: State, x: Tensor, grad_y: Tensor, grad_l: Tensor, *shared: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         layers = self.num_layers
-        matrices = _exponentials(shared)
-        dense, mixes, slopes = self._layers(x, phi, matrices)
-        raw = phi.chunk(4 * layers - 1, 1)
-        outs: list[Tensor] = [x] * len(raw)
+        dense, mixes, slopes, raws, matrices = state
+        outs: list[Tensor] = [x] * (4 * layers - 1)
         grads: list[Tensor] = [x] * len(shared)
         g_h, g_tau = grad_y.unsqueeze(1), grad_l.unsqueeze(1) / dense[-1].tau
         for i in reversed(range(layers)):
@@ -123,7 +137,7 @@ class LinearDDSF:
             a = slopes[i]
             m, dm = (mixes[i - 1].m, mixes[i - 1].dm) if i else (x.unsqueeze(1), None)
             g_a = torch.addcmul(g_t if dm is None else g_t * dm, g_v, m)
-            g_raw = (raw[3 * i] + self.shift).sigmoid_().mul_(g_a)
+            g_raw = raws[i].sigmoid_().mul_(g_a)
             outs[3 * i : 3 * i + 3] = g_raw, g_v, g_e
             g_m = g_v * a
             if i:
@@ -132,10 +146,6 @@ class LinearDDSF:
                     mixes[i - 1], g_m, g_t.mul_(a), matrices[j]
                 )
         return g_m.sum(1), outs, grads
-
-    def _positive(self, raw: Tensor) -> Tensor:
-        z = raw + self.shift
-        return F.softplus(z, threshold=SOFTPLUS_THRESHOLD).add_(self.floor)
 
 
 def _dense(v: Tensor, t: Tensor, e: Tensor, matrix: Tensor) -> Dense:

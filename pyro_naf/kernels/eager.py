@@ -8,6 +8,7 @@ of x) where one does, far in the tails or on deep plateaus, are evaluated by the
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -18,6 +19,9 @@ from .modes import needs_plain_backward, plain_gradients
 
 #: Elements of one temporary, units times lanes: half a megabyte in float32 stays in a core's cache.
 CHUNK = 1 << 17
+
+#: At so few the time goes into calling operations: intermediate results are kept for backward.
+SMALL = 1 << 14
 
 
 class Formula(Protocol):
@@ -38,14 +42,19 @@ class Formula(Protocol):
         """Value and log-slope by the plain formula, each ``(...)``."""
         ...
 
-    def forward(self, x: Tensor, phi: Tensor, *shared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Value, log-slope, and whether both are right to rounding, each ``(D, B)``."""
+    def forward(
+        self, x: Tensor, phi: Tensor, *shared: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """Value, log-slope and log of the smallest sum, each ``(D, B)``; what backward needs."""
         ...
 
     def backward(
-        self, x: Tensor, phi: Tensor, grad_y: Tensor, grad_l: Tensor, *shared: Tensor
+        self, state: Any, x: Tensor, grad_y: Tensor, grad_l: Tensor, *shared: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Gradients of x, of the rows of phi, some at a time, and of the shared tensors."""
+        """Gradients of x, of the rows of phi, some at a time, and of the shared tensors.
+
+        Overwrites the state.
+        """
         ...
 
 
@@ -59,10 +68,12 @@ class _Evaluation(torch.autograd.Function):
     def forward(
         ctx: Any, formula: Formula, x: Tensor, phi: Tensor, *shared: Tensor
     ) -> tuple[Tensor, Tensor]:
-        _keep_freed_memory()
         ctx.formula = formula
         ctx.save_for_backward(x, phi, *shared)
-        y, log_slope, ctx.lost = _forward(formula, _by_dimension(x), _by_parameter(phi), shared)
+        run = _forward_at_once if x.numel() * formula.hidden_units <= SMALL else _forward
+        y, log_slope, ctx.lost, ctx.state = run(
+            formula, _by_dimension(x), _by_parameter(phi), shared
+        )
         return _by_sample(y, x), _by_sample(log_slope, x)
 
     @staticmethod
@@ -71,11 +82,18 @@ class _Evaluation(torch.autograd.Function):
         if needs_plain_backward(*grads):
             return None, *plain_gradients(ctx.formula.plain, ctx.saved_tensors, grads)
         inputs = (_by_dimension(x), _by_parameter(phi), *(_by_dimension(g) for g in grads))
-        grad_x, grad_phi, grad_shared = _backward(ctx.formula, inputs, ctx.lost, shared)
-        return None, _by_sample(grad_x, x), grad_phi.permute(2, 0, 1).view(phi.shape), *grad_shared
-
-
-Span = tuple[slice, slice]
+        state, ctx.state = ctx.state, None  # overwritten: a second backward pass makes it anew
+        if state is not None:
+            grad_x, rows, grad_shared = ctx.formula.backward(state, inputs[0], *inputs[2:], *shared)
+            grad_phi = torch.cat(rows, 1)
+        else:
+            grad_x, grad_phi, grad_shared = _backward(ctx.formula, inputs, ctx.lost, shared)
+        return (
+            None,
+            _by_sample(grad_x, x),
+            grad_phi.permute(2, 0, 1).reshape(phi.shape),
+            *grad_shared,
+        )
 
 
 @functools.cache
@@ -88,20 +106,38 @@ def _keep_freed_memory() -> None:
     torch.empty(1 << 24, dtype=torch.uint8)
 
 
-def _forward(
+Span = tuple[slice, slice]
+Evaluated = tuple[Tensor, Tensor, dict[int, Tensor], Any]
+
+
+def _forward_at_once(
     formula: Formula, x: Tensor, phi: Tensor, shared: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+) -> Evaluated:
+    """Like :func:`_forward`, for little: then the state is kept, and operations are what counts."""
+    y, log_slope, margin, state = formula.forward(x, phi, *shared)
+    if x.numel() and not float(margin.amin()) > lowest_margin(x):
+        return _forward(formula, x, phi, shared)
+    return y, log_slope, {}, state
+
+
+def _forward(formula: Formula, x: Tensor, phi: Tensor, shared: Sequence[Tensor]) -> Evaluated:
     """Value and log-slope, and the lanes of each chunk that took the plain formula."""
+    _keep_freed_memory()
     lost = {}
     y, log_slope = torch.empty_like(x), torch.empty_like(x)
     for i, (d, b) in enumerate(_spans(x, formula)):
         x_i, phi_i = x[d, b], _adjacent(phi[d, :, b])
-        y_i, l_i, good = formula.forward(x_i, phi_i, *shared)
-        if not good.all():
-            lost[i] = here = ~good
+        y_i, l_i, margin, _ = formula.forward(x_i, phi_i, *shared)
+        if not float(margin.amin()) > lowest_margin(x):
+            lost[i] = here = ~(margin > lowest_margin(x))
             y_i[here], l_i[here] = formula.plain(x_i[here], phi_i.mT[here], *shared)
         y[d, b], log_slope[d, b] = y_i, l_i
-    return y, log_slope, lost
+    return y, log_slope, lost, None
+
+
+def lowest_margin(x: Tensor) -> float:
+    """Log of what no sum may fall below: a term loses less than ``tiny`` to underflow."""
+    return 0.65 * math.log(torch.finfo(x.dtype).tiny)
 
 
 def _backward(
@@ -119,7 +155,8 @@ def _backward(
         some = [_adjacent(t[d, ..., b]) for t in inputs]
         # Zeros do not disturb the sums over lanes.
         clean = some if here is None else [_without(t, here) for t in some]
-        grad_x[d, b], rows, parts = formula.backward(*clean, *shared)
+        state = formula.forward(*clean[:2], *shared)[-1]
+        grad_x[d, b], rows, parts = formula.backward(state, clean[0], *clean[2:], *shared)
         out = grad_phi[d, :, b]
         for to, row in zip(out.split([r.shape[1] for r in rows], 1), rows, strict=True):
             to.copy_(row)
@@ -159,12 +196,16 @@ def _spans(x: Tensor, formula: Formula) -> list[Span]:
 
 
 def _by_dimension(x: Tensor) -> Tensor:
-    """``(..., D)`` to ``(D, B)``, contiguous."""
+    """``(..., D)`` to ``(D, B)``, contiguous; what has one axis is many values of one dimension."""
+    if x.dim() < 2:
+        return x.reshape(1, -1)
     return x.reshape(x.shape[:-1].numel(), x.shape[-1]).t().contiguous()
 
 
 def _by_parameter(phi: Tensor) -> Tensor:
     """``(..., D, P)`` to ``(D, P, B)``: a view, and contiguous, of what MADE returns."""
+    if phi.dim() < 3:
+        return phi.reshape(1, -1, phi.shape[-1]).transpose(1, 2)
     return phi.reshape(phi.shape[:-2].numel(), *phi.shape[-2:]).permute(1, 2, 0)
 
 
