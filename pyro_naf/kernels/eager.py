@@ -88,12 +88,8 @@ class _Evaluation(torch.autograd.Function):
             grad_phi = torch.cat(rows, 1)
         else:
             grad_x, grad_phi, grad_shared = _backward(ctx.formula, inputs, ctx.lost, shared)
-        return (
-            None,
-            _by_sample(grad_x, x),
-            grad_phi.permute(2, 0, 1).reshape(phi.shape),
-            *grad_shared,
-        )
+        grad_phi = grad_phi.permute(2, 0, 1).reshape(phi.shape)
+        return None, _by_sample(grad_x, x), grad_phi, *grad_shared
 
 
 @functools.cache
@@ -114,7 +110,7 @@ def _forward_at_once(
     formula: Formula, x: Tensor, phi: Tensor, shared: Sequence[Tensor]
 ) -> Evaluated:
     """Like :func:`_forward`, for little: then the state is kept, and operations are what counts."""
-    y, log_slope, margin, state = formula.forward(x, phi, *shared)
+    y, log_slope, margin, state = formula.forward(x, _adjacent(phi), *shared)
     if x.numel() and not float(margin.amin()) > lowest_margin(x):
         return _forward(formula, x, phi, shared)
     return y, log_slope, {}, state
