@@ -12,6 +12,9 @@ import torch
 
 
 def pytest_configure() -> None:
+    # Without a GPU, Triton's interpreter runs its kernels; it must know before they are imported.
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     # Parallel workers share the cores: more threads in each would only wait for one another.
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start

@@ -124,6 +124,20 @@ def sharp_parameters(
     return tuple(params)
 
 
+@torch.no_grad()
+def sharp_phi(
+    transformer: DeepSigmoidal | DeepDenseSigmoidal, samples: int, **options: Any
+) -> Tensor:
+    """Pseudo-parameters ``(samples, P)``, float64, that make :func:`sharp_parameters`."""
+    params = [p.double() for p in sharp_parameters(transformer, samples, **options)]
+    shift, floor = transformer.softplus_constants()
+    for layer in range(getattr(transformer, "num_layers", 1)):
+        over = params[3 * layer] - floor
+        params[3 * layer] = over + torch.log(-torch.expm1(-over)) - shift
+        params[3 * layer + 1] = params[3 * layer + 1] - transformer.initial_biases.cpu()
+    return torch.cat(params, -1)
+
+
 def three_sharp_modes(samples: int, dim: int) -> Tensor:
     """Data with three modes, ten of their widths apart, that all dimensions share."""
     centre = torch.tensor([-1.5, 0.0, 1.5])[torch.randint(3, (samples, 1))]

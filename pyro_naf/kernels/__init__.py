@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from . import eager
-from .compiled import compiled
+from .compilation import compiled
 from .modes import needs_plain_operations
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 KERNELS = ("auto", "plain", "eager", "compiled", "triton")
 VARIABLE = "PYRO_NAF_KERNEL"
+
+#: Hidden units of which a kernel holds all in registers without spilling most.
+TRITON_UNITS = {"dsf": 256, "ddsf": 64}
 
 
 def check_kernel(name: str, argument: str = "kernel") -> str:
@@ -50,7 +53,7 @@ def evaluate(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> tuple
     :raises ValueError: when PYRO_NAF_KERNEL names no kernel.
     :raises RuntimeError: when triton is demanded where it cannot run.
     """
-    kernel = choose(transformer.kernel, x, phi)
+    kernel = choose(transformer, x, phi)
     if kernel == "plain":
         return transformer.plain(x, phi)
     if x.shape != phi.shape[:-1]:
@@ -69,17 +72,18 @@ def evaluate(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> tuple
 
 def root(transformer: SigmoidalTransformer, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor] | None:
     """The preimage of y ``(N,)`` and its error, from one fused kernel; None where none runs."""
-    if choose(transformer.kernel, y, phi) != "triton":
+    if choose(transformer, y, phi) != "triton":
         return None
     find = _triton(transformer.name, "_root")
     x, error = find(transformer, y.unsqueeze(-1), phi.unsqueeze(-2))
     return x.squeeze(-1), error.squeeze(-1)
 
 
-def choose(requested: str, x: Tensor, phi: Tensor) -> str:
+def choose(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> str:
     """The kernel for these tensors: what the environment or else the transformer names."""
-    name = os.environ.get(VARIABLE) or requested
-    check_kernel(name, VARIABLE if VARIABLE in os.environ else "kernel")
+    name = transformer.kernel
+    if VARIABLE in os.environ:
+        name = check_kernel(os.environ[VARIABLE] or name, VARIABLE)
     if name == "auto":
         fast = "triton" if x.device.type == "cuda" and has_triton() else "plain"
         name = "eager" if x.device.type == "cpu" else fast
@@ -87,17 +91,18 @@ def choose(requested: str, x: Tensor, phi: Tensor) -> str:
     if name == "plain" or not supported:
         return "plain"
     if name == "triton":
-        return _choose_triton(x, phi)
+        return _choose_triton(transformer, x, phi)
     return "plain" if phi.dtype != x.dtype or needs_plain_operations(x) else name
 
 
-def _choose_triton(x: Tensor, phi: Tensor) -> str:
+def _choose_triton(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> str:
     if not has_triton():
         raise RuntimeError("kernel 'triton' needs the package triton, which is not installed")
     if x.device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
         raise RuntimeError(f"kernel 'triton' needs tensors on a CUDA device, got {x.device}")
     # Registered operators may be compiled and autocast; torch.func and tracing want torch's own.
     known = phi.dtype in (x.dtype, torch.bfloat16, torch.float16)
+    known = known and transformer.hidden_units <= TRITON_UNITS[transformer.name]
     opaque = not torch.compiler.is_compiling() and needs_plain_operations(x, autocast=False)
     return "triton" if known and not opaque else "plain"
 

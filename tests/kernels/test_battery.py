@@ -1,0 +1,228 @@
+"""What the formulas promise, of every kernel: one battery for plain, eager, compiled and Triton.
+
+The truth is the plain formula in float64 under autograd, which the tests of the transformers hold
+against mpmath.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+from registry import roughen, sharp_phi
+from torch import Tensor
+
+from pyro_naf import kernels
+from pyro_naf.kernels import eager
+from pyro_naf.transformers import DeepDenseSigmoidal, DeepSigmoidal
+
+Sigmoidal = DeepSigmoidal | DeepDenseSigmoidal
+
+#: The layers of a DDSF, 0 for a DSF.
+LAYERS = [0, 1, 2, 4]
+
+needs_triton = pytest.mark.skipif(not kernels.has_triton(), reason="needs the package triton")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture(
+    params=[
+        "plain",
+        "eager",
+        "eager in chunks",
+        pytest.param("compiled", marks=needs_compiler),
+        pytest.param("triton", marks=needs_triton),
+    ]
+)
+def kernel(
+    request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    name = request.param.split()[0]
+    if name == "compiled" and request.node.callspec.params.get("layers") in (1, 4):
+        pytest.skip("two layers go through the same lines, and compiling takes half a minute")
+    if request.param != "eager":
+        # A few lanes a chunk, and no state kept from forward to backward.
+        monkeypatch.setattr(eager, "CHUNK", 1 << 7)
+        monkeypatch.setattr(eager, "SMALL", 0)
+    if name == "triton" and device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+        pytest.skip("needs a GPU or Triton's interpreter")
+    yield name
+
+
+def make(layers: int, hidden_units: int = 5, kernel: str = "plain") -> Sigmoidal:
+    if layers == 0:
+        return DeepSigmoidal(hidden_units, kernel=kernel)
+    return DeepDenseSigmoidal(hidden_units, layers, kernel=kernel)
+
+
+def exact(transformer: Sigmoidal) -> Sigmoidal:
+    """The plain formula in float64, with parameters of its own."""
+    twin = copy.deepcopy(transformer).double()
+    twin.kernel = "plain"
+    return twin
+
+
+def everything(transformer: Sigmoidal, x: Tensor, phi: Tensor, grads: list[Tensor]) -> list[Tensor]:
+    """Value, log-slope, and the gradients of x, phi and the matrices for these of the two."""
+    inputs = [x.detach().requires_grad_(), phi.detach().requires_grad_()]
+    outputs = transformer(*inputs)
+    grads = [g.to(outputs[0]) for g in grads]
+    found = torch.autograd.grad(outputs, [*inputs, *transformer.parameters()], grads)
+    return [t.detach() for t in (*outputs, *found)]
+
+
+def assert_equal(got: list[Tensor], true: list[Tensor], tolerance: float) -> None:
+    """Equal to a multiple of each tensor's largest element."""
+    for a, b in zip(got, true, strict=True):
+        torch.testing.assert_close(
+            a.double(), b, rtol=0, atol=tolerance * (1 + float(b.abs().max()))
+        )
+
+
+def relative(got: Tensor, true: Tensor) -> float:
+    return float(((got - true).abs() / true.abs().clamp(min=1)).max())
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float, torch.double])
+def test_value_log_slope_and_gradients_are_those_of_the_plain_formula(
+    kernel: str, layers: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    transformer = make(layers, kernel=kernel).to(device, dtype)
+    roughen(transformer)
+    x = 2 * torch.randn(4, 3, 7)
+    phi, grads = torch.randn(4, 3, 7, transformer.num_params), [torch.randn_like(x) for _ in "yl"]
+    tensors = [t.to(device, dtype) for t in (x, phi)]
+    got = everything(transformer, *tensors, grads)
+    true = everything(exact(transformer), *[t.double() for t in tensors], grads)
+    assert_equal(got, true, 64 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_lanes_in_the_tails_and_on_plateaus_are_right_beside_ordinary_ones(
+    kernel: str, layers: int, device: torch.device
+) -> None:
+    # Steep units that step anywhere, and values to 1e20: sums underflow in float32, and in some
+    # lanes of float64. Their gradients reach the shared matrices too.
+    transformer = make(layers, kernel=kernel).to(device).double()
+    slope = 50.0 ** (1 / max(layers, 1))
+    phi = sharp_phi(transformer, 60, max_slope=slope, centred=True).to(device)
+    x = torch.cat(
+        [torch.randn(40), 10 ** torch.linspace(1, 20, 10), -(10 ** torch.linspace(1, 20, 10))]
+    )
+    x, grads = x.to(device).double(), [torch.randn(60), torch.randn(60)]
+    true = everything(exact(transformer), x, phi, grads)
+    assert_equal(everything(transformer, x, phi, grads)[:2], true[:2], 1e-12)
+    ordinary = x.abs() < 100
+    grads = [torch.where(ordinary.cpu(), g, 0.0) for g in grads]
+    true = everything(exact(transformer), x, phi, grads)
+    assert_equal(everything(transformer, x, phi, grads), true, 1e-10)
+
+
+@pytest.mark.parametrize("hidden_units", [1, 4, 16])
+@pytest.mark.parametrize("layers", [0, 2, 4])
+def test_float32_is_right_to_a_few_roundings_within_ten(
+    kernel: str, layers: int, hidden_units: int, device: torch.device
+) -> None:
+    transformer = make(layers, hidden_units, kernel).to(device)
+    slope = 50.0 ** (1 / max(layers, 1))
+    phi = sharp_phi(transformer, 300, max_slope=slope).float().to(device)
+    x = (torch.rand(300) * 20 - 10).to(device)
+    with torch.no_grad():
+        value, log_slope = transformer(x, phi)
+        true = exact(transformer)(x.double(), phi.double())
+    assert relative(value, true[0]) <= (1e-6 if layers == 0 else 1e-5)
+    assert relative(log_slope, true[1]) <= (5e-6 if layers == 0 else 1e-5)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_value_rises_and_gradients_are_finite_out_to_1e20(
+    kernel: str, layers: int, device: torch.device
+) -> None:
+    transformer = make(layers, kernel=kernel).to(device)
+    far = 10 ** torch.linspace(0, 20, 41)
+    x = torch.cat([-far.flip(0), torch.linspace(-0.9, 0.9, 19), far]).to(device)
+    phi = torch.randn(transformer.num_params).expand(len(x), -1).to(device)
+    y, log_slope, *grads = everything(transformer, x, phi, [torch.ones(len(x))] * 2)
+    assert (y.diff() > 0).all()
+    assert all(torch.isfinite(t).all() for t in (log_slope, *grads))
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_log_slope_is_the_log_of_the_derivative(
+    kernel: str, layers: int, device: torch.device
+) -> None:
+    transformer = make(layers, kernel=kernel).to(device).double()
+    x = (4 * torch.randn(50)).double().to(device).requires_grad_()
+    y, log_slope = transformer(x, torch.randn(50, transformer.num_params).double().to(device))
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(log_slope, slope.log(), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_second_derivatives_are_those_of_the_plain_formula(
+    kernel: str, layers: int, device: torch.device
+) -> None:
+    def second(transformer: Sigmoidal) -> list[Tensor]:
+        inputs = [x.clone().requires_grad_(), phi.clone().requires_grad_()]
+        y, log_slope = transformer(*inputs)
+        first = torch.autograd.grad((y * log_slope).sum(), inputs, create_graph=True)
+        wanted = [*inputs, *transformer.parameters()]
+        return list(torch.autograd.grad(sum(g.square().sum() for g in first), wanted))
+
+    transformer = make(layers, kernel=kernel).to(device).double()
+    x = torch.randn(6).double().to(device)
+    phi = torch.randn(6, transformer.num_params).double().to(device)
+    assert_equal(second(transformer), second(exact(transformer)), 1e-12)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_any_memory_order_and_shape_gives_the_same(
+    kernel: str, layers: int, device: torch.device
+) -> None:
+    transformer = make(layers, kernel=kernel).to(device).double()
+    params = transformer.num_params
+    x, phi = torch.randn(4, 3).double().to(device), torch.randn(4, 3, params).double().to(device)
+    one = phi[:1, :1].expand(4, 3, params)
+    cases: dict[str, tuple[Tensor, Tensor]] = {
+        "contiguous": (x, phi),
+        "parameters before lanes": (x, phi.permute(1, 2, 0).contiguous().permute(2, 0, 1)),
+        "every other": (x[:, ::2], phi[:, ::2]),
+        "transposed": (x.t(), phi.transpose(0, 1)),
+        "expanded": (x[:1].expand(4, 3), one),
+        "broadcast": (x, phi[0]),
+        "broadcast the other way": (x[0], phi),
+        "one axis": (x[0], phi[0]),
+        "no axis": (x[0, 0], phi[0, 0]),
+        "empty": (x[:0], phi[:0]),
+        "empty axis": (x[:, :0], phi[:, :0]),
+    }
+    for name, (x_case, phi_case) in cases.items():
+        shape = torch.broadcast_shapes(x_case.shape, phi_case.shape[:-1])
+        grads = [torch.randn(shape), torch.randn(shape)]
+        got = everything(transformer, x_case, phi_case, grads)
+        true = everything(exact(transformer), x_case, phi_case, grads)
+        for a, b in zip(got, true, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.float, torch.double])
+def test_inverse_residual_is_at_rounding_level(
+    kernel: str, layers: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    transformer = make(layers, kernel=kernel).to(device, dtype)
+    y = torch.cat([3 * torch.randn(20), torch.tensor([-1e6, 1e6])]).to(device, dtype)
+    phi = torch.randn(22, transformer.num_params).to(device, dtype).requires_grad_()
+    x = transformer.inverse(y, phi)
+    with torch.no_grad():
+        back, _ = transformer(x, phi)
+    assert relative(back, y) <= (1e-12 if dtype == torch.double else 2e-5)
+    (got,) = torch.autograd.grad(x.sum(), phi)
+    twin = exact(transformer)
+    (true,) = torch.autograd.grad(twin.inverse(y.double(), phi.double()).sum(), phi)
+    assert_equal([got], [true.double()], 1e-10 if dtype == torch.double else 1e-3)

@@ -1,0 +1,179 @@
+"""Which kernel runs, and that the plain formula steps in wherever the others cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_naf import deep_dense_sigmoidal_flow, deep_sigmoidal_flow, kernels
+from pyro_naf.kernels import compilation, eager
+from pyro_naf.transformers import DeepDenseSigmoidal, DeepSigmoidal
+
+FACTORIES = [DeepSigmoidal, DeepDenseSigmoidal]
+
+
+@pytest.mark.parametrize("factory", [*FACTORIES, lambda **kw: deep_sigmoidal_flow(2, **kw)])
+def test_an_unknown_kernel_is_named(factory: Callable[..., object]) -> None:
+    message = "kernel must be one of auto, plain, eager, compiled, triton, got 'fast'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        factory(kernel="fast")
+
+
+def test_the_environment_overrides_every_transformer(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, phi = torch.randn(3), torch.randn(3, 12)
+    both = DeepSigmoidal(4), DeepSigmoidal(4, kernel="plain")
+    assert [kernels.choose(dsf, x, phi) for dsf in both] == ["eager", "plain"]
+    for name in ("plain", "eager"):
+        monkeypatch.setenv("PYRO_NAF_KERNEL", name)
+        assert [kernels.choose(dsf, x, phi) for dsf in both] == [name, name]
+    monkeypatch.setenv("PYRO_NAF_KERNEL", "fast")
+    with pytest.raises(ValueError, match=r"PYRO_NAF_KERNEL must be one of .* got 'fast'"):
+        DeepSigmoidal(4)(x, phi)
+
+
+def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    x, phi = torch.randn(3), torch.randn(3, 12)
+    for found, message in [(True, "on a CUDA device, got cpu"), (False, "is not installed")]:
+        monkeypatch.setattr(kernels, "has_triton", lambda found=found: found)
+        with pytest.raises(RuntimeError, match=message):
+            DeepSigmoidal(4, kernel="triton")(x, phi)
+
+
+@pytest.mark.skipif(not kernels.has_triton(), reason="needs the package triton")
+def test_more_units_than_registers_hold_take_the_plain_formula() -> None:
+    ddsf = DeepDenseSigmoidal(65, 1, kernel="triton")
+    assert kernels.choose(ddsf, torch.randn(3), torch.randn(3, 195)) == "plain"
+
+
+def test_a_gpu_without_triton_takes_the_plain_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGPU:
+        device, dtype = torch.device("cuda"), torch.float
+
+    monkeypatch.setattr(kernels, "has_triton", lambda: False)
+    x: Tensor = OnGPU()  # type: ignore[assignment]
+    assert kernels.choose(DeepSigmoidal(4), x, x) == "plain"
+
+
+@pytest.mark.parametrize("kernel", ["auto", "eager", "compiled"])
+def test_modes_that_look_into_operations_get_the_plain_formula(kernel: str) -> None:
+    dsf = DeepSigmoidal(4, kernel=kernel)
+    x, phi = torch.randn(3), torch.randn(3, 12)
+    plain = dsf.plain(x, phi)
+
+    def chosen(x: Tensor) -> Tensor:
+        assert kernels.choose(dsf, x, phi) == "plain"
+        return dsf(x, phi)[0]
+
+    torch.testing.assert_close(torch.func.vmap(lambda x, p: dsf(x, p)[0])(x, phi), plain[0])
+    _, tangent = torch.func.jvp(chosen, (x,), (torch.ones(3),))
+    torch.testing.assert_close(tangent, plain[1].exp())
+    torch.testing.assert_close(torch.func.jacrev(chosen)(x).diagonal(), plain[1].exp())
+    torch.testing.assert_close(torch.jit.trace(chosen, x, check_trace=False)(x), plain[0])
+    torch.testing.assert_close(torch.compile(chosen, backend="eager")(x), plain[0])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        chosen(x)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "eager", "compiled"])
+def test_mixed_and_other_dtypes_get_the_plain_formula(kernel: str) -> None:
+    dsf = DeepSigmoidal(4, kernel=kernel)
+    x, phi = torch.randn(3), torch.randn(3, 12)
+    for x_dtype, phi_dtype in [
+        (torch.float, torch.double),
+        (torch.double, torch.float),
+        (torch.float, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16),
+    ]:
+        inputs = x.to(x_dtype), phi.to(phi_dtype)
+        for got, true in zip(dsf(*inputs), dsf.plain(*inputs), strict=True):
+            assert torch.equal(got, true)
+
+
+@pytest.mark.parametrize("make", [deep_sigmoidal_flow, deep_dense_sigmoidal_flow])
+def test_flows_agree_whatever_the_kernel(make: Callable[..., object]) -> None:
+    torch.manual_seed(0)
+    flow = make(3, kernel="plain").double()
+    x = torch.randn(5, 3).double()
+    values = {}
+    for name in ("plain", "eager"):
+        flow.transformer.kernel = name
+        flow.clear_cache()
+        y = flow(x)
+        loss = flow.log_abs_det_jacobian(x, y).sum() - y.square().sum()
+        values[name] = [y, *torch.autograd.grad(loss, list(flow.parameters()))]
+    for got, true in zip(*values.values(), strict=True):
+        torch.testing.assert_close(got, true, rtol=1e-12, atol=1e-12)
+
+
+def test_batched_gradients_get_the_plain_formula() -> None:
+    dsf = DeepSigmoidal(4).double()
+    x, phi = torch.randn(3).double().requires_grad_(), torch.randn(3, 12).double()
+    y, log_slope = dsf(x, phi)
+    (jacobian,) = torch.autograd.grad(y, x, torch.eye(3).double(), is_grads_batched=True)
+    torch.testing.assert_close(jacobian.diagonal(), log_slope.exp())
+
+
+def test_a_second_backward_pass_gives_the_same() -> None:
+    for transformer in (DeepSigmoidal(4), DeepDenseSigmoidal(4)):
+        phi = torch.randn(9, transformer.num_params).requires_grad_()
+        y, log_slope = transformer(torch.randn(9), phi)
+        loss = y.sin().sum() + log_slope.sum()
+        first, second = (torch.autograd.grad(loss, phi, retain_graph=True)[0] for _ in "12")
+        assert torch.equal(first, second)
+
+
+def test_a_change_of_the_inputs_before_backward_is_refused() -> None:
+    x, phi = torch.randn(9), torch.randn(9, 12).requires_grad_()
+    y, _ = DeepSigmoidal(4)(x, phi)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_only_inputs_are_saved_for_backward(
+    factory: Callable[..., DeepSigmoidal | DeepDenseSigmoidal],
+) -> None:
+    transformer = factory(16)
+    x = torch.randn(400, 8)
+    phi = torch.randn(8, transformer.num_params, 400).permute(2, 0, 1).requires_grad_()
+    saved = set()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.add(t.untyped_storage().data_ptr()) or t, lambda t: t
+    ):
+        y, _ = transformer(x, phi)
+    inputs = {t.untyped_storage().data_ptr() for t in (x, phi, *transformer.parameters())}
+    assert saved == inputs
+    assert y.grad_fn.state is None
+
+
+def test_a_compiler_that_fails_is_reported_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(function: object) -> object:
+        def call(*args: object) -> None:
+            raise RuntimeError("no compiler here")
+
+        return call
+
+    monkeypatch.setattr(compilation, "_compile", fail)
+    monkeypatch.setattr(compilation, "_failed", set())
+    dsf = DeepSigmoidal(4, kernel="compiled")
+    x, phi = torch.randn(5), torch.randn(5, 12)
+    with pytest.warns(UserWarning, match=r"torch.compile failed \(RuntimeError: no compiler here"):
+        got = dsf(x, phi)
+    assert torch.equal(got[0], DeepSigmoidal(4, kernel="eager")(x, phi)[0])
+    dsf(x, phi)  # and does not say so twice
+
+
+def test_chunks_cover_every_lane_once() -> None:
+    formula = DeepSigmoidal(4).formula()
+    for shape in [(3, 10), (1, 1), (7, 100_000), (5000, 9), (0, 4), (4, 0)]:
+        seen = torch.zeros(shape)
+        for d, b in eager._spans(seen, formula):
+            seen[d, b] += 1
+            assert seen[d, b].numel() * 4 <= eager.CHUNK
+        assert (seen == 1).all()
