@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_naf import deep_dense_sigmoidal_flow, deep_sigmoidal_flow, kernels
 from pyro_naf.kernels import compilation, eager
@@ -150,6 +152,35 @@ def test_only_inputs_are_saved_for_backward(
     inputs = {t.untyped_storage().data_ptr() for t in (x, phi, *transformer.parameters())}
     assert saved == inputs
     assert y.grad_fn.state is None
+
+
+class CountReads(TorchDispatchMode):
+    """Counts the operations for whose result the host must wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        waits = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        self.count += function in waits
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not kernels.has_triton(), reason="needs the package triton")
+@pytest.mark.parametrize("make", [deep_sigmoidal_flow, deep_dense_sigmoidal_flow])
+def test_a_fused_inverse_reads_from_the_device_once_and_not_once_a_root(
+    make: Callable[..., Any], device: torch.device
+) -> None:
+    counts = {}
+    for dim in (2, 7):
+        flow = make(dim, hidden_units=4, kernel="triton").to(device)
+        with CountReads() as reads:
+            flow.inv(torch.randn(5, dim, device=device))
+        counts[dim] = reads.count
+    assert counts[2] == counts[7] <= 2
 
 
 def test_a_compiler_that_fails_is_reported_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
