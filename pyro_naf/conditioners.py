@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .checks import check_integers
 from .kernels.masked_linear import masked_linear, staircase
+from .kernels.modes import needs_plain_operations
 
 #: Yields the pseudo-parameters ``(N, P)`` of one dimension after another, in autoregressive
 #: order; is sent the value ``(N,)`` of that dimension.
@@ -125,8 +126,15 @@ class MADE(nn.Module):
         """Pseudo-parameters ``(..., D, P)`` of all dimensions at once."""
         if self.is_natural:
             return self.in_order(x, context)
-        phi = self.in_order(x.index_select(-1, self.permutation), context)
+        phi = self.in_order(self.sort(x), context)
         return phi.index_select(-2, self.places)
+
+    def sort(self, x: Tensor, back: bool = False) -> Tensor:
+        """The last axis of x ``(..., D)`` in autoregressive order; or ``back`` from it."""
+        indices = (self.places, self.permutation) if back else (self.permutation, self.places)
+        if needs_plain_operations(x):
+            return x.index_select(-1, indices[0])
+        return _Sorted.apply(x, *indices)
 
     def in_order(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The same with the dimensions of both x and the result sorted by their places."""
@@ -233,6 +241,19 @@ class MADE(nn.Module):
             f"num_params={self.num_params}, context_dim={self.context_dim}, "
             f"residual={self.residual}, head_dim={self.head_dim}"
         )
+
+
+class _Sorted(torch.autograd.Function):
+    """``index_select`` whose gradient knows that the index is a permutation: no scattering."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        ctx.back = back
+        return x.index_select(-1, there)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad.index_select(-1, ctx.back), None, None
 
 
 class PyroConditioner(nn.Module):

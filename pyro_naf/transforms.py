@@ -124,10 +124,9 @@ class AutoregressiveFlow(TransformModule):
         if not isinstance(self.arn, MADE) or self.arn.is_natural:
             return self.transformer(x, self.arn(x, *context))
         # Sorting x, y and the log-slope is cheaper than sorting the pseudo-parameters.
-        there, back = self.arn.permutation, self.arn.places
-        x = x.index_select(-1, there)
+        x = self.arn.sort(x)
         y, log_slope = self.transformer(x, self.arn.in_order(x, *context))
-        return y.index_select(-1, back), log_slope.index_select(-1, back)
+        return self.arn.sort(y, back=True), self.arn.sort(log_slope, back=True)
 
     def _evaluate(self, x: Tensor, y: Tensor | None = None) -> Evaluation:
         """One pass, remembered. ``y`` is the image of ``x`` where it is known."""

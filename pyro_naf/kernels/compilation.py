@@ -20,7 +20,8 @@ class _Compiled:
     def __init__(self, formula: Formula) -> None:
         self.plain, self.hidden_units = formula.plain, formula.hidden_units
         kind: Any = type(formula)
-        self.forward = functools.partial(_run, kind.forward, formula)
+        self.state = functools.partial(_run, kind.state, formula)
+        self.forward = formula.forward
         self.backward = functools.partial(_run, kind.backward, formula)
 
 

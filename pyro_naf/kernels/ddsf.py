@@ -90,21 +90,15 @@ class LinearDDSF:
         self.num_layers, self.hidden_units = num_layers, len(biases)
         self.biases, self.shift, self.floor = biases.unsqueeze(-1), shift, floor
 
-    def forward(
-        self, x: Tensor, phi: Tensor, *shared: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, State]:
-        matrices = _exponentials(shared)
-        dense, mixes, slopes, raws = self._layers(x, phi, matrices)
+    def forward(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        dense = state.dense
         lowest = [t.amin(1) for layer in dense for t in (layer.left, layer.right, layer.slope)]
         y, log_slope = dense[-1].h.squeeze(1), dense[-1].tau.squeeze(1).log()
         # A slope that is infinite has met an overflow before.
-        margin = torch.stack(lowest).amin(0).log_() - torch.clamp(log_slope, min=0)
-        return y, log_slope, margin, State(dense, mixes, slopes, raws, matrices)
+        return y, log_slope, torch.stack(lowest).amin(0).log_() - torch.clamp(log_slope, min=0)
 
-    def _layers(
-        self, x: Tensor, phi: Tensor, matrices: Sequence[Tensor]
-    ) -> tuple[list[Dense], list[Mix], list[Tensor], list[Tensor]]:
-        """The layers, the mixes between them, the slopes a and what these are the softplus of."""
+    def state(self, x: Tensor, phi: Tensor, *shared: Tensor) -> State:
+        matrices = _exponentials(shared)
         layers = self.num_layers
         raw = phi.chunk(4 * layers - 1, 1)
         dense: list[Dense] = []
@@ -122,7 +116,7 @@ class LinearDDSF:
                 mix = _mix(dense[i], raw[3 * layers + i], matrices[layers + i])
                 mixes.append(mix)
                 m, dm = mix.m, mix.dm
-        return dense, mixes, slopes, raws
+        return State(dense, mixes, slopes, raws, matrices)
 
     def backward(
         self, state: State, x: Tensor, grad_y: Tensor, grad_l: Tensor, *shared: Tensor

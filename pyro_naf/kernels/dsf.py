@@ -65,24 +65,24 @@ class LinearDSF:
         self.hidden_units = len(biases)
         self.biases, self.shift, self.floor = biases.unsqueeze(-1), shift, floor
 
-    def forward(
-        self, x: Tensor, phi: Tensor, *shared: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, State]:
+    def state(self, x: Tensor, phi: Tensor, *shared: Tensor) -> State:
         raw, b, w = phi.chunk(3, 1)
         raw = raw + self.shift
         a = F.softplus(raw, threshold=SOFTPLUS_THRESHOLD).add_(self.floor)
-        u = torch.addcmul(b + self.biases, a, x.unsqueeze(1))
+        u = (b + self.biases).addcmul_(a, x.unsqueeze(1))
         s, n = torch.sigmoid(u), u.neg_().sigmoid_()
         w = torch.softmax(w, 1)
         q = w * n
         p = w.mul_(s)
         left, right = p.sum(1, keepdim=True), q.sum(1, keepdim=True)
         slope = (p * n).mul_(a).sum(1, keepdim=True)
+        return State(raw, a, s, n, p, q, left, right, slope)
+
+    def forward(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        left, right, slope = (t.squeeze(1) for t in state[-3:])
         y, log_slope = (left / right).log_(), (slope / (left * right)).log_()
         # L and R are at least exp(-|y|) / 2, and S a quarter of exp(log_slope - |y|).
-        margin = log_slope - y.abs()
-        state = State(raw, a, s, n, p, q, left, right, slope)
-        return y.squeeze(1), log_slope.squeeze(1), margin.squeeze(1), state
+        return y, log_slope, log_slope - y.abs()
 
     def backward(
         self, state: State, x: Tensor, grad_y: Tensor, grad_l: Tensor, *shared: Tensor

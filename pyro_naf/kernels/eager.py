@@ -17,8 +17,11 @@ from torch import Tensor
 
 from .modes import needs_plain_backward, plain_gradients
 
-#: Elements of one temporary, units times lanes: half a megabyte in float32 stays in a core's cache.
-CHUNK = 1 << 17
+#: Elements of one temporary, units times lanes: a megabyte in float32 stays in the caches.
+CHUNK = 1 << 18
+
+#: The same on a device that has no caches worth the name, and launches to amortise.
+CHUNK_ON_DEVICE = 1 << 25
 
 #: At so few the time goes into calling operations: intermediate results are kept for backward.
 SMALL = 1 << 14
@@ -42,10 +45,12 @@ class Formula(Protocol):
         """Value and log-slope by the plain formula, each ``(...)``."""
         ...
 
-    def forward(
-        self, x: Tensor, phi: Tensor, *shared: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """Value, log-slope and log of the smallest sum, each ``(D, B)``; what backward needs."""
+    def state(self, x: Tensor, phi: Tensor, *shared: Tensor) -> Any:
+        """Everything that value, log-slope and gradients need."""
+        ...
+
+    def forward(self, state: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Value, log-slope, and the log of the smallest sum behind them, each ``(D, B)``."""
         ...
 
     def backward(
@@ -70,10 +75,11 @@ class _Evaluation(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.formula = formula
         ctx.save_for_backward(x, phi, *shared)
-        run = _forward_at_once if x.numel() * formula.hidden_units <= SMALL else _forward
-        y, log_slope, ctx.lost, ctx.state = run(
+        keep_state = x.numel() * formula.hidden_units <= SMALL
+        y, log_slope, ctx.lost, state = _forward(
             formula, _by_dimension(x), _by_parameter(phi), shared
         )
+        ctx.state = state if keep_state else None
         return _by_sample(y, x), _by_sample(log_slope, x)
 
     @staticmethod
@@ -81,13 +87,9 @@ class _Evaluation(torch.autograd.Function):
         x, phi, *shared = ctx.saved_tensors
         if needs_plain_backward(*grads):
             return None, *plain_gradients(ctx.formula.plain, ctx.saved_tensors, grads)
-        inputs = (_by_dimension(x), _by_parameter(phi), *(_by_dimension(g) for g in grads))
         state, ctx.state = ctx.state, None  # overwritten: a second backward pass makes it anew
-        if state is not None:
-            grad_x, rows, grad_shared = ctx.formula.backward(state, inputs[0], *inputs[2:], *shared)
-            grad_phi = torch.cat(rows, 1)
-        else:
-            grad_x, grad_phi, grad_shared = _backward(ctx.formula, inputs, ctx.lost, shared)
+        inputs = (_by_dimension(x), _by_parameter(phi), *(_by_dimension(g) for g in grads))
+        grad_x, grad_phi, grad_shared = _backward(ctx.formula, inputs, ctx.lost, shared, state)
         grad_phi = grad_phi.permute(2, 0, 1).reshape(phi.shape)
         return None, _by_sample(grad_x, x), grad_phi, *grad_shared
 
@@ -103,31 +105,38 @@ def _keep_freed_memory() -> None:
 
 
 Span = tuple[slice, slice]
-Evaluated = tuple[Tensor, Tensor, dict[int, Tensor], Any]
 
 
-def _forward_at_once(
+def _forward(
     formula: Formula, x: Tensor, phi: Tensor, shared: Sequence[Tensor]
-) -> Evaluated:
-    """Like :func:`_forward`, for little: then the state is kept, and operations are what counts."""
-    y, log_slope, margin, state = formula.forward(x, _adjacent(phi), *shared)
-    if x.numel() and not float(margin.amin()) > lowest_margin(x):
-        return _forward(formula, x, phi, shared)
-    return y, log_slope, {}, state
-
-
-def _forward(formula: Formula, x: Tensor, phi: Tensor, shared: Sequence[Tensor]) -> Evaluated:
-    """Value and log-slope, and the lanes of each chunk that took the plain formula."""
+) -> tuple[Tensor, Tensor, dict[int, Tensor], Any]:
+    """Value and log-slope, the lanes of each chunk that took the plain formula, and a state."""
+    spans = _spans(x, formula)
+    if len(spans) == 1:
+        y, log_slope, lost, state = _forward_chunk(formula, x, _adjacent(phi), shared)
+        return y, log_slope, {} if lost is None else {0: lost}, None if lost is not None else state
     _keep_freed_memory()
-    lost = {}
+    all_lost = {}
     y, log_slope = torch.empty_like(x), torch.empty_like(x)
-    for i, (d, b) in enumerate(_spans(x, formula)):
-        x_i, phi_i = x[d, b], _adjacent(phi[d, :, b])
-        y_i, l_i, margin, _ = formula.forward(x_i, phi_i, *shared)
-        if not float(margin.amin()) > lowest_margin(x):
-            lost[i] = here = ~(margin > lowest_margin(x))
-            y_i[here], l_i[here] = formula.plain(x_i[here], phi_i.mT[here], *shared)
-        y[d, b], log_slope[d, b] = y_i, l_i
+    for i, (d, b) in enumerate(spans):
+        y[d, b], log_slope[d, b], lost, _ = _forward_chunk(
+            formula, x[d, b], _adjacent(phi[d, :, b]), shared
+        )
+        if lost is not None:
+            all_lost[i] = lost
+    return y, log_slope, all_lost, None
+
+
+def _forward_chunk(
+    formula: Formula, x: Tensor, phi: Tensor, shared: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor | None, Any]:
+    state = formula.state(x, phi, *shared)
+    y, log_slope, margin = formula.forward(state)
+    lowest = lowest_margin(x)
+    if float(margin.amin()) > lowest:
+        return y, log_slope, None, state
+    lost = ~(margin > lowest)
+    y[lost], log_slope[lost] = formula.plain(x[lost], phi.mT[lost], *shared)
     return y, log_slope, lost, None
 
 
@@ -141,22 +150,28 @@ def _backward(
     inputs: Sequence[Tensor],
     lost: dict[int, Tensor],
     shared: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+    state: Any,
+) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
     """Gradients of x, phi and the shared tensors; the inputs are x, phi and those of the two."""
     x, phi = inputs[:2]
+    spans = _spans(x, formula)
+    if len(spans) == 1 and not lost:
+        state = formula.state(x, _adjacent(phi), *shared) if state is None else state
+        grad_x, rows, totals = formula.backward(state, x, *inputs[2:], *shared)
+        return grad_x, torch.cat(rows, 1), totals
     grad_x, grad_phi = torch.empty_like(x), phi.new_empty(phi.shape)
     totals = [torch.zeros_like(t) for t in shared]
-    for i, (d, b) in enumerate(_spans(x, formula)):
-        here = lost.get(i)
+    for i, (d, b) in enumerate(spans):
         some = [_adjacent(t[d, ..., b]) for t in inputs]
         # Zeros do not disturb the sums over lanes.
-        clean = some if here is None else [_without(t, here) for t in some]
-        state = formula.forward(*clean[:2], *shared)[-1]
+        clean = [_without(t, lost[i]) for t in some] if i in lost else some
+        state = formula.state(*clean[:2], *shared)
         grad_x[d, b], rows, parts = formula.backward(state, clean[0], *clean[2:], *shared)
         out = grad_phi[d, :, b]
         for to, row in zip(out.split([r.shape[1] for r in rows], 1), rows, strict=True):
             to.copy_(row)
-        if here is not None:
+        if i in lost:
+            here = lost[i]
             grad_x[d, b][here], out.mT[here], *rest = _plain_backward(formula, here, some, shared)
             parts = [*parts, *rest]
         for total, part in zip(totals * 2, parts, strict=False):
@@ -182,7 +197,8 @@ def _plain_backward(
 def _spans(x: Tensor, formula: Formula) -> list[Span]:
     """Rows and columns of x ``(D, B)``, in chunks of about ``CHUNK`` temporaries."""
     dims, batch = x.shape
-    lanes = max(CHUNK // formula.hidden_units, 1)
+    chunk = CHUNK if x.device.type == "cpu" else CHUNK_ON_DEVICE
+    lanes = max(chunk // formula.hidden_units, 1)
     rows = max(lanes // max(batch, 1), 1)
     return [
         (slice(d, d + rows), slice(b, b + lanes))

@@ -226,3 +226,23 @@ def test_inverse_residual_is_at_rounding_level(
     twin = exact(transformer)
     (true,) = torch.autograd.grad(twin.inverse(y.double(), phi.double()).sum(), phi)
     assert_equal([got], [true.double()], 1e-10 if dtype == torch.double else 1e-3)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_elements_beyond_two_to_the_31_are_found(
+    kernel: str, layers: int, device: torch.device
+) -> None:
+    # Untouched memory costs nothing: the two samples lie 8 GiB apart.
+    transformer = make(layers, kernel=kernel).to(device)
+    params, apart = transformer.num_params, 2**31 + 5
+    try:
+        memory = torch.empty(apart + params, device=device)
+    except RuntimeError:
+        pytest.skip("needs 8 GiB of address space")
+    phi = memory.as_strided((2, 1, params), (apart, 1, 1))
+    phi.copy_(torch.randn(2, 1, params))
+    x = torch.randn(2, 1, device=device)
+    with torch.no_grad():
+        got, true = transformer(x, phi), transformer.plain(x, phi.clone())
+    for a, b in zip(got, true, strict=True):
+        torch.testing.assert_close(a, b)
