@@ -18,7 +18,8 @@ def compiled(formula: Formula) -> Formula:
 
 class _Compiled:
     def __init__(self, formula: Formula) -> None:
-        self.plain, self.hidden_units = formula.plain, formula.hidden_units
+        self.plain = formula.plain
+        self.hidden_units, self.temporaries = formula.hidden_units, formula.temporaries
         kind: Any = type(formula)
         self.state = functools.partial(_run, kind.state, formula)
         self.forward = formula.forward

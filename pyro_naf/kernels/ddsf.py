@@ -51,7 +51,7 @@ class Mix(NamedTuple):
     f: Tensor
     #: F, F h and F tau
     factors: Tensor
-    z: Tensor
+    by_z: Tensor
     m: Tensor
     dm: Tensor
 
@@ -77,6 +77,8 @@ class LinearDDSF:
     :param shift: added to the raw slopes before the softplus.
     :param floor: added to the slopes after it.
     """
+
+    temporaries = 20
 
     def __init__(
         self,
@@ -145,9 +147,9 @@ class LinearDDSF:
 def _dense(v: Tensor, t: Tensor, e: Tensor, matrix: Tensor) -> Dense:
     s, n, e = torch.sigmoid(v), v.neg_().sigmoid_(), torch.softmax(e, 1)
     factors, (p, q, d) = _three(e)
-    p.copy_(e).mul_(s)
-    q.copy_(e).mul_(n)
-    d.copy_(p).mul_(n).mul_(t)
+    _multiply(e, s, p)
+    _multiply(e, n, q)
+    _multiply(p, n, d).mul_(t)
     left, right, slope = _times(matrix, factors).unbind(2)
     h, tau = (left / right).log_(), slope / left + slope / right
     return Dense(s, n, e, t, factors, left, right, slope, h, tau)
@@ -160,42 +162,43 @@ def _dense_backward(
     s, n, e, t, factors, left, right, slope, _, _ = layer
     by_left, by_right = left.reciprocal(), right.reciprocal()
     grads, (g_left, g_right, g_slope) = _three(left)
-    g_slope.copy_(g_tau)
-    g_tau = g_tau * slope
-    g_left.copy_(g_h).sub_(g_tau * by_left).mul_(by_left)
-    g_right.copy_(g_h).add_(g_tau.mul_(by_right)).mul_(by_right).neg_()
-    g_slope.mul_(by_left.add_(by_right))
+    of_slope = g_tau * slope
+    _multiply(torch.addcmul(g_h, of_slope, by_left, value=-1), by_left, g_left)
+    _multiply(torch.addcmul(g_h, of_slope, by_right), by_right, g_right).neg_()
+    _multiply(by_left.add_(by_right), g_tau, g_slope)
     of_factors = _times(matrix.T, grads)
     g_t = factors[:, :, 0] * n * of_factors[:, :, 2]
     p, q, d = of_factors.mul_(factors).unbind(2)
     # ds/dv = s n, dn/dv = -s n, d(s n)/dv = s n (n - s)
     g_v = (p * n).addcmul_(q, s, value=-1).addcmul_(d, n - s)
-    return g_v, g_t, _logits(p.add_(q).add_(d), e), _outer(grads, factors, matrix)
+    # The scale of E cancels in h and tau: of softmax's gradient nothing is to be taken off.
+    return g_v, g_t, p.add_(q).add_(d), _outer(grads, factors, matrix)
 
 
 def _mix(layer: Dense, logits: Tensor, matrix: Tensor) -> Mix:
     f = torch.softmax(logits, 1)
     factors, (by_one, by_h, by_tau) = _three(f)
     by_one.copy_(f)
-    by_h.copy_(f).mul_(layer.h)
-    by_tau.copy_(f).mul_(layer.tau)
+    _multiply(f, layer.h, by_h)
+    _multiply(f, layer.tau, by_tau)
     z, m, dm = _times(matrix, factors).unbind(2)
-    return Mix(f, factors, z, m / z, dm / z)
+    by_z = z.reciprocal()
+    return Mix(f, factors, by_z, m * by_z, dm * by_z)
 
 
 def _mix_backward(
     mix: Mix, g_m: Tensor, g_dm: Tensor, matrix: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of h, tau, the logits and the logits of the matrix."""
-    f, factors, z, m, dm = mix
-    grads, (of_z, of_m, of_dm) = _three(z)
-    of_m.copy_(g_m).div_(z)
-    of_dm.copy_(g_dm).div_(z)
-    of_z.copy_(of_m).mul_(m).addcmul_(of_dm, dm).neg_()
+    f, factors, by_z, m, dm = mix
+    grads, (of_z, of_m, of_dm) = _three(by_z)
+    _multiply(g_m, by_z, of_m)
+    _multiply(g_dm, by_z, of_dm)
+    _multiply(of_m, m, of_z).addcmul_(of_dm, dm).neg_()
     of_factors = _times(matrix.T, grads)
     g_h, g_tau = f * of_factors[:, :, 1], f * of_factors[:, :, 2]
-    g_f = of_factors.mul_(factors).sum(2)
-    return g_h, g_tau, _logits(g_f, f), _outer(grads, factors, matrix)
+    by_one, by_h, by_tau = of_factors.mul_(factors).unbind(2)
+    return g_h, g_tau, by_one.add_(by_h).add_(by_tau), _outer(grads, factors, matrix)
 
 
 def _three(like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -204,9 +207,10 @@ def _three(like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     return together, together.unbind(2)
 
 
-def _logits(weighted: Tensor, softmax: Tensor) -> Tensor:
-    """The gradient of softmax's argument from that of its value, already times the value."""
-    return weighted.sub_(softmax * weighted.sum(1, keepdim=True))
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # Inductor knows no product that is given its room
+        return out.copy_(a * b)
+    return torch.mul(a, b, out=out)
 
 
 def _exponentials(logits: Sequence[Tensor]) -> list[Tensor]:

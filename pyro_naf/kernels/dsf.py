@@ -54,6 +54,8 @@ class LinearDSF:
     :param floor: added to the slopes after it.
     """
 
+    temporaries = 10
+
     def __init__(
         self,
         plain: Callable[..., tuple[Tensor, Tensor]],

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from .modes import needs_plain_backward, plain_gradients
 
-#: Elements of one temporary, units times lanes: a megabyte in float32 stays in the caches.
-CHUNK = 1 << 18
+#: Elements of all temporaries of a chunk: ten megabytes in float32 stay in a processor's caches.
+CHUNK = 10 << 18
 
 #: The same on a device that has no caches worth the name, and launches to amortise.
-CHUNK_ON_DEVICE = 1 << 25
+CHUNK_ON_DEVICE = 10 << 25
 
 #: At so few the time goes into calling operations: intermediate results are kept for backward.
 SMALL = 1 << 14
@@ -37,7 +37,12 @@ class Formula(Protocol):
 
     @property
     def hidden_units(self) -> int:
-        """K, which sets the size of the temporaries."""
+        """K, which sets the size of a temporary."""
+        ...
+
+    @property
+    def temporaries(self) -> int:
+        """About how many tensors ``(D, K, B)`` are alive at once."""
         ...
 
     @property
@@ -195,10 +200,12 @@ def _plain_backward(
 
 
 def _spans(x: Tensor, formula: Formula) -> list[Span]:
-    """Rows and columns of x ``(D, B)``, in chunks of about ``CHUNK`` temporaries."""
+    """Rows and columns of x ``(D, B)``, in chunks of about ``CHUNK``."""
     dims, batch = x.shape
     chunk = CHUNK if x.device.type == "cpu" else CHUNK_ON_DEVICE
-    lanes = max(chunk // formula.hidden_units, 1)
+    lanes = max(chunk // (formula.hidden_units * formula.temporaries), 1)
+    if 0 < x.numel() <= 2 * lanes:  # one chunk needs no copies
+        lanes = x.numel()
     rows = max(lanes // max(batch, 1), 1)
     return [
         (slice(d, d + rows), slice(b, b + lanes))

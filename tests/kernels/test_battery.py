@@ -46,7 +46,7 @@ def kernel(
         pytest.skip("two layers go through the same lines, and compiling takes half a minute")
     if request.param != "eager":
         # A few lanes a chunk, and no state kept from forward to backward.
-        monkeypatch.setattr(eager, "CHUNK", 1 << 7)
+        monkeypatch.setattr(eager, "CHUNK", 1 << 10)
         monkeypatch.setattr(eager, "SMALL", 0)
     if name == "triton" and device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
         pytest.skip("needs a GPU or Triton's interpreter")
