@@ -83,7 +83,7 @@ class MADE(nn.Module):
         self.context_dim, self.residual, self.head_dim = context_dim, residual, head_dim
         self.activation = activation
         self.register_buffer("permutation", _permutation(order, input_dim))
-        self.register_buffer("places", self.permutation.clone(), persistent=False)
+        self.register_buffer("places", self.permutation.clone())
         self._order_changed()
 
         widths = list(hidden_dims)
@@ -122,12 +122,25 @@ class MADE(nn.Module):
         """The order: entry t is the dimension that comes t-th, shape ``(D,)``."""
         return self.permutation
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Pseudo-parameters ``(..., D, P)`` of all dimensions at once."""
-        if self.is_natural:
-            return self.in_order(x, context)
-        phi = self.in_order(self.sort(x), context)
-        return phi.index_select(-2, self.places)
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, in_order: bool = False
+    ) -> Tensor:
+        """Pseudo-parameters ``(..., D, P)`` of all dimensions at once.
+
+        :param in_order: the dimensions of x and of the result are sorted by their places
+            (:meth:`sort`): it is cheaper to sort x than the result.
+        """
+        if in_order or self.is_natural:
+            return self._in_order(x, context)
+        return self._in_order(self.sort(x), context).index_select(-2, self.places)
+
+    @property
+    def is_natural(self) -> bool:
+        """Whether the dimensions come in their own order, and sorting changes nothing.
+
+        False as well for an order put in place of the module's own, by ``functional_call`` say.
+        """
+        return self._natural is self.permutation
 
     def sort(self, x: Tensor, back: bool = False) -> Tensor:
         """The last axis of x ``(..., D)`` in autoregressive order; or ``back`` from it."""
@@ -136,9 +149,7 @@ class MADE(nn.Module):
             return x.index_select(-1, indices[0])
         return _Sorted.apply(x, *indices)
 
-    def in_order(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The same with the dimensions of both x and the result sorted by their places."""
-
+    def _in_order(self, x: Tensor, context: Tensor | None) -> Tensor:
         def linear(i: int, z: Tensor) -> Tensor:
             bias = self.biases[i] if i < last else last_bias
             return masked_linear(z, self.weights[i], self._mask(i), bias, self._staircases[i])
@@ -218,13 +229,34 @@ class MADE(nn.Module):
         places = place.repeat_interleave(per_dimension)
         yield (places.unsqueeze(-1) > degrees[-1]).to(self.output_bias.dtype)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if f"{prefix}permutation" in state_dict and f"{prefix}places" not in state_dict:
+            self._sort_state_dict(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._order_changed()
 
+    def _sort_state_dict(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Version 0.1.0 kept the dimensions of weights and biases in their own order."""
+        order = state_dict[f"{prefix}permutation"]
+        columns = torch.cat([order.new_tensor(range(self.context_dim)), self.context_dim + order])
+        first, last = f"{prefix}weights.0", f"{prefix}weights.{len(self.weights) - 1}"
+        state_dict[f"{prefix}places"] = torch.argsort(order)
+        state_dict[first] = state_dict[first][:, columns]
+        state_dict[last] = state_dict[last].unflatten(0, (len(order), -1))[order].flatten(0, 1)
+        state_dict[f"{prefix}output_bias"] = state_dict[f"{prefix}output_bias"][order]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> MADE:
+        super()._apply(*args, **kwargs)
+        self._order_changed()
+        return self
+
     def _order_changed(self) -> None:
-        self.places.copy_(torch.argsort(self.permutation))
-        self.is_natural = self.permutation.tolist() == list(range(self.input_dim))
+        if not self.permutation.is_meta:
+            self.places.copy_(torch.argsort(self.permutation))
+            natural = self.permutation.tolist() == list(range(self.input_dim))
+            self._natural = self.permutation if natural else None
 
     def _check_context(self, context: Tensor | None) -> Tensor | None:
         width = 0 if context is None else context.shape[-1]
@@ -248,12 +280,13 @@ class _Sorted(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
-        ctx.back = back
+        ctx.save_for_backward(back)
         return x.index_select(-1, there)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad.index_select(-1, ctx.back), None, None
+        (back,) = ctx.saved_tensors
+        return grad.index_select(-1, back), None, None
 
 
 class PyroConditioner(nn.Module):

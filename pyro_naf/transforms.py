@@ -121,11 +121,11 @@ class AutoregressiveFlow(TransformModule):
         r"""One pass, past the cache: y and :math:`\log \partial y_t/\partial x_t`, ``(..., D)``."""
         self._check(x, "x")
         context = () if self.context is None else (self.context,)
-        if not isinstance(self.arn, MADE) or self.arn.is_natural:
+        if getattr(type(self.arn), "forward", None) is not MADE.forward or self.arn.is_natural:
             return self.transformer(x, self.arn(x, *context))
         # Sorting x, y and the log-slope is cheaper than sorting the pseudo-parameters.
         x = self.arn.sort(x)
-        y, log_slope = self.transformer(x, self.arn.in_order(x, *context))
+        y, log_slope = self.transformer(x, self.arn(x, *context, in_order=True))
         return self.arn.sort(y, back=True), self.arn.sort(log_slope, back=True)
 
     def _evaluate(self, x: Tensor, y: Tensor | None = None) -> Evaluation:
@@ -383,8 +383,8 @@ def deep_sigmoidal_flow(
     :param hidden_dims: as in :func:`affine_autoregressive_flow`.
     :param hidden_units: K, the number of sigmoids.
     :param kw: further arguments of MADE (``order``, ``residual``, ``head_dim``, ``activation``)
-        and of :class:`~pyro_naf.transformers.DeepSigmoidal` (``min_slope``,
-        ``spread``).
+        and of :class:`~pyro_naf.transformers.DeepSigmoidal` (``min_slope``, ``spread``,
+        ``kernel``).
 
     >>> import pyro.distributions as dist
     >>> flow = deep_sigmoidal_flow(3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_naf.conditioners import MADE, PyroConditioner, as_conditioner, sweep
+from pyro_naf.transforms import AffineAutoregressiveFlow
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -367,3 +370,62 @@ def test_copies_are_independent() -> None:
     x = torch.randn(4, 3)
     assert not torch.allclose(made(x), other(x))
     assert not dependence(other, x).triu().any()
+
+
+# ------------------------------------------------------------------- everything lies in its order
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("context_dim", [0, 2])
+def test_weights_of_version_0_1_0_in_the_dimensions_own_order_load(
+    variant: str, context_dim: int
+) -> None:
+    made = build(variant, 4, context_dim=context_dim)
+    roughen(made)
+    state, order, places = made.state_dict(), made.permutation, made.places
+    del state["places"]
+    state["output_bias"] = state["output_bias"][places]
+    last = f"weights.{len(made.weights) - 1}"
+    state[last] = state[last].unflatten(0, (4, -1))[places].flatten(0, 1)
+    columns = torch.cat([torch.arange(context_dim), context_dim + places])
+    state["weights.0"] = state["weights.0"][:, columns]
+    fresh = build(variant, 4, context_dim=context_dim)
+    fresh.load_state_dict(state)
+    x = torch.randn(5, 4)
+    context = (torch.randn(5, context_dim),) if context_dim else ()
+    assert torch.equal(fresh.permutation, order)
+    torch.testing.assert_close(fresh(x, *context), made(x, *context))
+
+
+def test_another_order_may_be_put_in_place_of_a_natural_one() -> None:
+    natural, other = MADE(4, [9], 3, order="natural"), MADE(4, [9], 3, order=[2, 0, 3, 1])
+    x = torch.randn(5, 4)
+    got = torch.func.functional_call(natural, other.state_dict(), (x,))
+    torch.testing.assert_close(got, other(x))
+    natural.load_state_dict(other.state_dict())
+    assert not natural.is_natural
+    torch.testing.assert_close(natural(x), other(x))
+
+
+def test_a_natural_order_is_known_after_copies_and_moves() -> None:
+    made = MADE(4, [9], 3, order="natural")
+    for same in (made.double(), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert same.is_natural
+    assert not MADE(4, [9], 3, order="reversed").is_natural
+
+
+def test_hooks_and_overriding_see_every_order() -> None:
+    class Doubled(MADE):
+        def forward(self, *args: torch.Tensor, **kwargs: bool) -> torch.Tensor:
+            return 2 * super().forward(*args, **kwargs)
+
+    for order in ("natural", "reversed"):
+        made = MADE(3, [8], 2, order=order)
+        doubled = Doubled(3, [8], 2, order=order)
+        doubled.load_state_dict(made.state_dict())
+        x, calls = torch.randn(5, 3), [0]
+        made.register_forward_hook(lambda *_, calls=calls: calls.append(calls.pop() + 1))
+        _, log_slope = AffineAutoregressiveFlow(made).value_and_log_slope(x)
+        assert calls == [1]
+        _, twice = AffineAutoregressiveFlow(doubled).value_and_log_slope(x)
+        torch.testing.assert_close(twice, 2 * log_slope)

@@ -2,21 +2,22 @@
 
 ======== =====================================================================================
 plain    the formula itself, under autograd: any device and dtype, derivatives of any order
-eager    hand-derived gradients in linear space, in chunks; saves only inputs (:mod:`.eager`)
+eager    hand-derived gradients in linear space, in chunks; saves only inputs, except for very
+         small ones (:mod:`.eager`)
 compiled the same through :func:`torch.compile`: half a minute once, faster from then on
 triton   fused kernels on a GPU, as registered operators (``triton_dsf``, ``triton_ddsf``)
 ======== =====================================================================================
 
-A transformer's ``kernel`` names one of them. "auto" takes triton on a GPU and eager on a CPU;
-where these do not apply (mixed dtypes, tracing, ``torch.func``, forward-mode derivatives) the
-plain formula steps in. The environment variable PYRO_NAF_KERNEL overrides what transformers say.
+A transformer's ``kernel`` names one of them. "auto" takes triton on a GPU that runs it and eager
+on a CPU; where a kernel does not apply (mixed dtypes, tracing, ``torch.func``, forward-mode and
+higher derivatives, more units than ``TRITON_UNITS``) the plain formula steps in. The environment
+variable PYRO_NAF_KERNEL overrides what transformers say.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
+import importlib.metadata
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ def check_kernel(name: str, argument: str = "kernel") -> str:
 
     :raises ValueError: when no kernel has that name.
     """
+    if has_triton() and (name == "triton" or (name == "auto" and torch.cuda.is_available())):
+        load_operators()  # not in the middle of a compilation
     if name not in KERNELS:
         raise ValueError(f"{argument} must be one of {', '.join(KERNELS)}, got {name!r}")
     return name
@@ -51,7 +54,7 @@ def evaluate(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> tuple
     """Value and log-slope, each ``(...)``, of x ``(...)`` under phi ``(..., P)``.
 
     :raises ValueError: when PYRO_NAF_KERNEL names no kernel.
-    :raises RuntimeError: when triton is demanded where it cannot run.
+    :raises RuntimeError: when triton is named, but not installed or not for this device.
     """
     kernel = choose(transformer, x, phi)
     if kernel == "plain":
@@ -63,7 +66,7 @@ def evaluate(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> tuple
         lanes = x.shape[-1] if x.dim() > 1 else 1  # one axis: many values of one dimension
         batch = x.shape[:-1].numel() if x.dim() > 1 else x.numel()
         flat = x.reshape(batch, lanes), phi.reshape(batch, lanes, phi.shape[-1])
-        y, log_slope = _triton(transformer.name)(transformer, *flat)
+        y, log_slope = _operator(transformer.name)(transformer, *flat)
         return y.view(x.shape), log_slope.view(x.shape)
     formula = transformer.formula()
     formula = compiled(formula) if kernel == "compiled" else formula
@@ -74,7 +77,7 @@ def root(transformer: SigmoidalTransformer, y: Tensor, phi: Tensor) -> tuple[Ten
     """The preimage of y ``(N,)`` and its error, from one fused kernel; None where none runs."""
     if choose(transformer, y, phi) != "triton":
         return None
-    find = _triton(transformer.name, "_root")
+    find = _operator(f"{transformer.name}_root")
     x, error = find(transformer, y.unsqueeze(-1), phi.unsqueeze(-2))
     return x.squeeze(-1), error.squeeze(-1)
 
@@ -85,7 +88,7 @@ def choose(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> str:
     if VARIABLE in os.environ:
         name = check_kernel(os.environ[VARIABLE] or name, VARIABLE)
     if name == "auto":
-        fast = "triton" if x.device.type == "cuda" and has_triton() else "plain"
+        fast = "triton" if x.device.type == "cuda" and runs_triton(x.device) else "plain"
         name = "eager" if x.device.type == "cpu" else fast
     supported = x.device == phi.device and x.dtype in (torch.float, torch.double)
     if name == "plain" or not supported:
@@ -97,8 +100,10 @@ def choose(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> str:
 
 def _choose_triton(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> str:
     if not has_triton():
-        raise RuntimeError("kernel 'triton' needs the package triton, which is not installed")
-    if x.device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+        raise RuntimeError(
+            "kernel 'triton' needs the package triton >= 3.6, which is not installed"
+        )
+    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(f"kernel 'triton' needs tensors on a CUDA device, got {x.device}")
     # Registered operators may be compiled and autocast; torch.func and tracing want torch's own.
     known = phi.dtype in (x.dtype, torch.bfloat16, torch.float16)
@@ -107,13 +112,43 @@ def _choose_triton(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) ->
     return "triton" if known and not opaque else "plain"
 
 
-@functools.cache
 def has_triton() -> bool:
     """Whether the package triton is installed, as it is with CUDA builds of torch."""
-    return importlib.util.find_spec("triton") is not None
+    return _TRITON_VERSION >= (3, 6)
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether it is, and the GPU is one that it compiles for."""
+    return has_triton() and _capability(device) >= (8, 0)
 
 
 @functools.cache
-def _triton(name: str, suffix: str = "") -> Any:
-    module = importlib.import_module(f".triton_{name}", __package__)
-    return getattr(module, name + suffix)
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _operator(name: str) -> Any:
+    """A Triton operator; it is there already where a compiler looks."""
+    if name not in _operators:
+        load_operators()
+    return _operators[name]
+
+
+def load_operators() -> None:
+    """Imports the Triton kernels."""
+    from .triton_ddsf import ddsf, ddsf_root
+    from .triton_dsf import dsf, dsf_root
+
+    _operators.update(dsf=dsf, dsf_root=dsf_root, ddsf=ddsf, ddsf_root=ddsf_root)
+
+
+def _installed_triton() -> tuple[int, ...]:
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ()
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+_TRITON_VERSION = _installed_triton()
+_operators: dict[str, Any] = {}

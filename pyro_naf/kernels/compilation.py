@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .eager import Formula
 
@@ -28,23 +29,27 @@ class _Compiled:
 
 def _run(function: Any, *args: Any) -> Any:
     if function not in _failed:
+        # To dynamo the graph behind an input is no concern, and a reason to warn.
+        args = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
         try:
             return _compile(function)(*args)
-        except Exception as error:  # whatever a compiler may raise; the eager call decides
-            result = function(*args)
+        except Exception as error:
+            # What compiling raises comes before anything has run; the rest is no compiler's.
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
             _failed.add(function)
             warnings.warn(
                 f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); "
                 "kernel 'compiled' runs eagerly from now on",
                 stacklevel=2,
             )
-            return result
     return function(*args)
 
 
 @functools.cache
 def _compile(function: Any) -> Any:
-    return torch.compile(function, dynamic=True)
+    # Whole, so that more kinds than torch recompiles for are reported and not run eagerly unseen.
+    return torch.compile(function, dynamic=True, fullgraph=True)
 
 
 _failed: set[Any] = set()

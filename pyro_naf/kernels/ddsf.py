@@ -34,8 +34,6 @@ class Dense(NamedTuple):
 
     s: Tensor
     n: Tensor
-    e: Tensor
-    t: Tensor
     #: E s, E n and E s n t, side by side for one matrix product, and what it makes of them.
     factors: Tensor
     left: Tensor
@@ -152,14 +150,14 @@ def _dense(v: Tensor, t: Tensor, e: Tensor, matrix: Tensor) -> Dense:
     _multiply(p, n, d).mul_(t)
     left, right, slope = _times(matrix, factors).unbind(2)
     h, tau = (left / right).log_(), slope / left + slope / right
-    return Dense(s, n, e, t, factors, left, right, slope, h, tau)
+    return Dense(s, n, factors, left, right, slope, h, tau)
 
 
 def _dense_backward(
     layer: Dense, g_h: Tensor, g_tau: Tensor, matrix: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of v, t, the logits e and the logits of the matrix."""
-    s, n, e, t, factors, left, right, slope, _, _ = layer
+    s, n, factors, left, right, slope, _, _ = layer
     by_left, by_right = left.reciprocal(), right.reciprocal()
     grads, (g_left, g_right, g_slope) = _three(left)
     of_slope = g_tau * slope

@@ -42,7 +42,7 @@ class Formula(Protocol):
 
     @property
     def temporaries(self) -> int:
-        """About how many tensors ``(D, K, B)`` are alive at once."""
+        """About how many tensors ``(D, K, B)`` share the caches; found by measurement."""
         ...
 
     @property
@@ -94,7 +94,9 @@ class _Evaluation(torch.autograd.Function):
             return None, *plain_gradients(ctx.formula.plain, ctx.saved_tensors, grads)
         state, ctx.state = ctx.state, None  # overwritten: a second backward pass makes it anew
         inputs = (_by_dimension(x), _by_parameter(phi), *(_by_dimension(g) for g in grads))
-        grad_x, grad_phi, grad_shared = _backward(ctx.formula, inputs, ctx.lost, shared, state)
+        # A backward pass may run under the caller's autocast; the forward pass here did not.
+        with torch.autocast(x.device.type, enabled=False):
+            grad_x, grad_phi, grad_shared = _backward(ctx.formula, inputs, ctx.lost, shared, state)
         grad_phi = grad_phi.permute(2, 0, 1).reshape(phi.shape)
         return None, _by_sample(grad_x, x), grad_phi, *grad_shared
 
@@ -178,8 +180,8 @@ def _backward(
         if i in lost:
             here = lost[i]
             grad_x[d, b][here], out.mT[here], *rest = _plain_backward(formula, here, some, shared)
-            parts = [*parts, *rest]
-        for total, part in zip(totals * 2, parts, strict=False):
+            parts = [p + r for p, r in zip(parts, rest, strict=True)]
+        for total, part in zip(totals, parts, strict=True):
             total += part
     return grad_x, grad_phi, totals
 

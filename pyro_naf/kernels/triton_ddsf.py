@@ -52,6 +52,9 @@ from .triton_common import (
 )
 from .triton_root import search, start
 
+#: Elements that the partial sums of the matrices' gradients may take: 64 MiB in float32.
+PARTIAL_SUMS = 1 << 24
+
 # ------------------------------------------------------------------ products with shared matrices
 
 
@@ -358,7 +361,7 @@ def inverse_kernel(
         evaluations += 1
     out = b * x_b + d * x_d
     tl.store(root + out, x, mask=exists)
-    tl.store(error + out, misfit, mask=exists)
+    tl.store(error + out, misfit * tl.maximum(tl.abs(target), 1.0), mask=exists)
 
 
 # ------------------------------------------------------------------------------------- operators
@@ -436,13 +439,23 @@ def ddsf_backward(
     """Gradients of x, phi and the matrices, shaped like them; arguments of :func:`ddsf_forward`."""
     grad_x, grad_phi = torch.empty_like(x), torch.empty_like(phi)
     compiled_for = options(x, phi, biases, initial_slope, min_slope)
-    rows = programs(x, compiled_for["LANES"])
-    partial_sums = matrices.new_empty(rows, len(matrices), dtype=arithmetic(x, phi))
-    launch(
-        backward_kernel, x, *strided(x, phi), biases.contiguous(), matrices.contiguous(),
-        *strided(grad_y, grad_log_slope, grad_x, grad_phi), partial_sums, **compiled_for,
-    )  # fmt: skip
-    return grad_x, grad_phi, partial_sums.sum(0).to(matrices.dtype)
+    total = torch.zeros_like(matrices, dtype=arithmetic(x, phi))
+    tensors = (x, phi, grad_y, grad_log_slope, grad_x, grad_phi)
+    samples = _samples_at_once(x, total, compiled_for)
+    for some in zip(*(t.split(samples) for t in tensors), strict=True):
+        partial_sums = total.new_empty(programs(some[0], compiled_for["LANES"]), len(total))
+        launch(
+            backward_kernel, some[0], *strided(*some[:2]), biases.contiguous(),
+            matrices.contiguous(), *strided(*some[2:]), partial_sums, **compiled_for,
+        )  # fmt: skip
+        total += partial_sums.sum(0)
+    return grad_x, grad_phi, total.to(matrices.dtype)
+
+
+def _samples_at_once(x: Tensor, matrices: Tensor, compiled_for: dict[str, Any]) -> int:
+    """So many that the partial sums, a row a program, stay below ``PARTIAL_SUMS``."""
+    rows = max(PARTIAL_SUMS // max(len(matrices), 1) // max(x.shape[1], 1), 1)
+    return int(rows * compiled_for["LANES"])
 
 
 @ddsf_backward.register_fake
@@ -459,7 +472,7 @@ def ddsf_inverse(
     initial_slope: float,
     min_slope: float,
 ) -> tuple[Tensor, Tensor]:
-    """The preimage ``(B, D)`` of y, and 0 or, where none was found, the relative residual."""
+    """The preimage ``(B, D)`` of y, and 0 or, where none was found, the residual."""
     root, error = ddsf_forward_meta(y, phi, biases, matrices, initial_slope, min_slope)
     launch(
         inverse_kernel, y, *strided(y, phi), biases.contiguous(), matrices.contiguous(),

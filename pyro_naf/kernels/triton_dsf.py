@@ -149,7 +149,7 @@ def inverse_kernel(
         evaluations += 1
     out = b * x_b + d * x_d
     tl.store(root + out, x, mask=exists)
-    tl.store(error + out, misfit, mask=exists)
+    tl.store(error + out, misfit * tl.maximum(tl.abs(target), 1.0), mask=exists)
 
 
 def options(
@@ -226,7 +226,7 @@ def _(x: Tensor, phi: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def dsf_inverse(
     y: Tensor, phi: Tensor, biases: Tensor, initial_slope: float, min_slope: float
 ) -> tuple[Tensor, Tensor]:
-    """The preimage ``(B, D)`` of y, and 0 or, where none was found, the relative residual."""
+    """The preimage ``(B, D)`` of y, and 0 or, where none was found, the residual."""
     root, error = dsf_forward_meta(y, phi, biases, initial_slope, min_slope)
     launch(
         inverse_kernel, y, *strided(y, phi), biases.contiguous(), root, *strided(error),
@@ -285,7 +285,7 @@ def dsf_root(transformer: DeepSigmoidal, y: Tensor, phi: Tensor) -> tuple[Tensor
     """The preimage of y ``(B, D)`` and its error ``(B, D)``, without gradient.
 
     The search is that of :func:`~pyro_naf.rootfinding.find_root`; the error is 0 where it ended
-    well, and otherwise the residual ``|f(x) - y| / max(1, |y|)``, or not a number.
+    well, and otherwise the residual ``|f(x) - y|``, or not a number.
 
     :raises TypeError: as :func:`dsf`.
     """

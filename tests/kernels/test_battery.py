@@ -13,10 +13,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._dynamo
 from registry import roughen, sharp_phi
 from torch import Tensor
 
-from pyro_naf import kernels
+from pyro_naf import deep_dense_sigmoidal_flow, deep_sigmoidal_flow, kernels
 from pyro_naf.kernels import eager
 from pyro_naf.transformers import DeepDenseSigmoidal, DeepSigmoidal
 
@@ -50,7 +51,9 @@ def kernel(
         monkeypatch.setattr(eager, "SMALL", 0)
     if name == "triton" and device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
         pytest.skip("needs a GPU or Triton's interpreter")
-    yield name
+    # More kinds of tensors than any one program has.
+    with torch._dynamo.config.patch(recompile_limit=256):
+        yield name
 
 
 def make(layers: int, hidden_units: int = 5, kernel: str = "plain") -> Sigmoidal:
@@ -246,3 +249,29 @@ def test_elements_beyond_two_to_the_31_are_found(
         got, true = transformer(x, phi), transformer.plain(x, phi.clone())
     for a, b in zip(got, true, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("order", ["natural", "reversed"])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_higher_and_batched_derivatives_of_a_flow_are_those_of_the_plain_formula(
+    kernel: str, layers: int, order: str, device: torch.device
+) -> None:
+    # phi depends on x here: a kernel must give partial derivatives only.
+    def derivatives(name: str) -> list[Tensor]:
+        flow.transformer.kernel = name
+        x = start.clone().requires_grad_()
+        y, log_slope = flow.value_and_log_slope(x)
+        loss = y.sin().sum() + log_slope.sum()
+        (first,) = torch.autograd.grad(loss, x, create_graph=True)
+        second = torch.autograd.grad(first.square().sum(), [x, *flow.parameters()])
+        y, _ = flow.value_and_log_slope(x)
+        eye = torch.eye(y.numel()).double().to(device).view(-1, *y.shape)
+        (batched,) = torch.autograd.grad(y, x, eye, is_grads_batched=True, retain_graph=True)
+        (vmapped,) = torch.vmap(lambda v: torch.autograd.grad(y, x, v, retain_graph=True))(eye)
+        return [first.detach(), *second, batched, vmapped]
+
+    make_flow = deep_dense_sigmoidal_flow if layers else deep_sigmoidal_flow
+    flow = make_flow(3, [8], 4, order=order).to(device).double()
+    roughen(flow)
+    start = torch.randn(4, 3).double().to(device)
+    assert_equal(derivatives(kernel), derivatives("plain"), 1e-11)
