@@ -59,7 +59,9 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Milliseconds of each task, the tasks taking turns, so that all meet the same disturbances.
 
-    The first turn warms up (and compiles) and does not count. A task leaves when it has had its
+    The first turn warms up (and compiles) and does not count. A turn is two runs, of which the
+    second is timed: as in training, a layer finds its own memory in the caches and not the others'.
+    A task leaves when it has had its
     ``seconds``, though not before the smallest number of turns, or after the largest.
 
     :param cold: tasks too slow to repeat: they run once, without a warm-up.
@@ -72,6 +74,8 @@ def interleaved(
             slow = len(spent) >= fewest and sum(spent) >= 1e3 * seconds
             if slow or (name in cold and turn > 0):
                 continue
+            if name not in cold:
+                task()
             elapsed = clock(task, device)
             if turn > 0 or name in cold:
                 spent.append(elapsed)
