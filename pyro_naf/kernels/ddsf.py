@@ -19,14 +19,13 @@ Each backward function below is the transpose of the line it stands under.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .dsf import SOFTPLUS_THRESHOLD
+from .dsf import Linear
 
 
 class Dense(NamedTuple):
@@ -64,31 +63,13 @@ class State(NamedTuple):
     matrices: list[Tensor]
 
 
-class LinearDDSF:
+class LinearDDSF(Linear):
     """The evaluations of a DDSF of L layers, as :class:`~.eager.Formula`.
 
     The shared tensors are the matrices W of the L layers, then the L - 1 matrices U.
-
-    :param plain: the plain formula.
-    :param num_layers: L.
-    :param biases: the initial biases, ``(K,)``.
-    :param shift: added to the raw slopes before the softplus.
-    :param floor: added to the slopes after it.
     """
 
     temporaries = 20
-
-    def __init__(
-        self,
-        plain: Callable[..., tuple[Tensor, Tensor]],
-        num_layers: int,
-        biases: Tensor,
-        shift: float,
-        floor: float,
-    ) -> None:
-        self.plain = plain
-        self.num_layers, self.hidden_units = num_layers, len(biases)
-        self.biases, self.shift, self.floor = biases.unsqueeze(-1), shift, floor
 
     def forward(self, state: State) -> tuple[Tensor, Tensor, Tensor]:
         dense = state.dense
@@ -98,8 +79,7 @@ class LinearDDSF:
         return y, log_slope, torch.stack(lowest).amin(0).log_() - torch.clamp(log_slope, min=0)
 
     def state(self, x: Tensor, phi: Tensor, *shared: Tensor) -> State:
-        matrices = _exponentials(shared)
-        layers = self.num_layers
+        matrices, layers = _exponentials(shared), (len(shared) + 1) // 2
         raw = phi.chunk(4 * layers - 1, 1)
         dense: list[Dense] = []
         mixes: list[Mix] = []
@@ -107,11 +87,11 @@ class LinearDDSF:
         raws: list[Tensor] = []
         m, dm = x.unsqueeze(1), None
         for i in range(layers):
-            raws.append(raw[3 * i] + self.shift)
-            a = F.softplus(raws[i], threshold=SOFTPLUS_THRESHOLD).add_(self.floor)
+            softplus_of, a = self.slopes(raw[3 * i])
             v = torch.addcmul(raw[3 * i + 1] + self.biases, a, m)
             dense.append(_dense(v, a if dm is None else a * dm, raw[3 * i + 2], matrices[i]))
             slopes.append(a)
+            raws.append(softplus_of)
             if i < layers - 1:
                 mix = _mix(dense[i], raw[3 * layers + i], matrices[layers + i])
                 mixes.append(mix)
@@ -121,8 +101,8 @@ class LinearDDSF:
     def backward(
         self, state: State, x: Tensor, grad_y: Tensor, grad_l: Tensor, *shared: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        layers = self.num_layers
         dense, mixes, slopes, raws, matrices = state
+        layers = len(dense)
         outs: list[Tensor] = [x] * (4 * layers - 1)
         grads: list[Tensor] = [x] * len(shared)
         g_h, g_tau = grad_y.unsqueeze(1), grad_l.unsqueeze(1) / dense[-1].tau

@@ -45,16 +45,14 @@ class State(NamedTuple):
     slope: Tensor
 
 
-class LinearDSF:
-    """The evaluations of a DSF, as :class:`~.eager.Formula`.
+class Linear:
+    """What the linear-space formulas of DSF and DDSF share.
 
     :param plain: the plain formula.
     :param biases: the initial biases, ``(K,)``.
     :param shift: added to the raw slopes before the softplus.
     :param floor: added to the slopes after it.
     """
-
-    temporaries = 10
 
     def __init__(
         self,
@@ -67,10 +65,20 @@ class LinearDSF:
         self.hidden_units = len(biases)
         self.biases, self.shift, self.floor = biases.unsqueeze(-1), shift, floor
 
+    def slopes(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """The argument of the softplus, and the slopes a."""
+        raw = raw + self.shift
+        return raw, F.softplus(raw, threshold=SOFTPLUS_THRESHOLD).add_(self.floor)
+
+
+class LinearDSF(Linear):
+    """The evaluations of a DSF, as :class:`~.eager.Formula`."""
+
+    temporaries = 10
+
     def state(self, x: Tensor, phi: Tensor, *shared: Tensor) -> State:
         raw, b, w = phi.chunk(3, 1)
-        raw = raw + self.shift
-        a = F.softplus(raw, threshold=SOFTPLUS_THRESHOLD).add_(self.floor)
+        raw, a = self.slopes(raw)
         u = (b + self.biases).addcmul_(a, x.unsqueeze(1))
         s, n = torch.sigmoid(u), u.neg_().sigmoid_()
         w = torch.softmax(w, 1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..checks import check_integers
+from ..kernels.dsf import SOFTPLUS_THRESHOLD
 from ..kernels.eager import Formula
 from ..rootfinding import attach_gradient, check_roots, find_root
 
@@ -133,8 +134,8 @@ def log_sum_exp(terms: Tensor) -> Tensor:
 
 def positive(raw: Tensor, at_zero: float, floor: float) -> Tensor:
     """A positive slope: ``floor + softplus``, shifted so that ``raw = 0`` gives ``at_zero``."""
-    # With torch's threshold of 20 the slope would be 2e-9 off: too much in float64.
-    return floor + F.softplus(raw + softplus_inverse(at_zero - floor), threshold=50.0)
+    shifted = raw + softplus_inverse(at_zero - floor)
+    return floor + F.softplus(shifted, threshold=SOFTPLUS_THRESHOLD)
 
 
 def softplus_inverse(value: float) -> float:

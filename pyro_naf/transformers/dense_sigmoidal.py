@@ -82,8 +82,7 @@ class DeepDenseSigmoidal(SigmoidalTransformer):
         return dense_sigmoidal(x, self.constrain(phi), shared or self.shared())
 
     def formula(self) -> Formula:
-        constants = self.initial_biases, *self.softplus_constants()
-        return LinearDDSF(self.plain, self.num_layers, *constants)
+        return LinearDDSF(self.plain, self.initial_biases, *self.softplus_constants())
 
     def evaluate(self, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
         """Value and log-slope, each ``(...)``."""
