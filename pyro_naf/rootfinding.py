@@ -122,7 +122,19 @@ class ImplicitRoot(torch.autograd.Function):
 
 
 def attach_gradient(root: Tensor, y: Tensor, value: Tensor, log_slope: Tensor) -> Tensor:
-    """The root, differentiable through y and through the transformer's value at the root."""
+    """The root, differentiable (once) through y and through f's value at the root.
+
+    All ``(N,)``; ``value`` is recorded as a function of the pseudo-parameters, ``log_slope`` not.
+
+    >>> cube = lambda x: (x**3, torch.log(3 * x**2))
+    >>> y = torch.tensor([8.0], dtype=torch.double, requires_grad=True)
+    >>> lo, hi = torch.tensor([0.1, 9.0]).double().split(1)
+    >>> root = find_root(cube, y.detach(), (), lo, hi)
+    >>> x = attach_gradient(root, y, *cube(root))
+    >>> x.backward()
+    >>> round(x.item(), 12), round(y.grad.item(), 12)
+    (2.0, 0.083333333333)
+    """
     if not (y.requires_grad or value.requires_grad):
         return root
     return ImplicitRoot.apply(root, y, value, log_slope.detach())
@@ -143,24 +155,3 @@ def check_roots(errors: Sequence[Tensor | None], dims: Sequence[int] | None = No
         if failures:
             where = "" if dims is None else f" in dimension {dims[i]}"
             raise RootNotFoundError(failures, len(error), float(error.abs().max()), where)
-
-
-def implicit_root(
-    f: Increasing, y: Tensor, params: tuple[Tensor, ...], lo: Tensor, hi: Tensor
-) -> Tensor:
-    """:func:`find_root`, differentiable (once) with respect to ``y`` and ``params``.
-
-    Shapes and errors as there.
-
-    >>> y = torch.tensor([8.0], dtype=torch.double, requires_grad=True)
-    >>> cube = lambda x: (x**3, torch.log(3 * x**2))
-    >>> x = implicit_root(cube, y, (), torch.tensor([0.1]).double(), torch.tensor([9.0]).double())
-    >>> x.backward()
-    >>> round(x.item(), 12), round(y.grad.item(), 12)
-    (2.0, 0.083333333333)
-    """
-    root = find_root(f, y.detach(), tuple(p.detach() for p in params), lo.detach(), hi.detach())
-    if not torch.is_grad_enabled():
-        return root
-    # f may have parameters of its own: only its value knows.
-    return attach_gradient(root, y, *f(root, *params))

@@ -41,7 +41,7 @@ PUBLIC += [(pyro_naf.transformers, name) for name in pyro_naf.transformers.__all
 PUBLIC += [
     (pyro_naf.conditioners, "MADE"),
     (pyro_naf.conditioners, "PyroConditioner"),
-    (pyro_naf.rootfinding, "implicit_root"),
+    (pyro_naf.rootfinding, "attach_gradient"),
 ]
 
 

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_naf.rootfinding import Increasing, RootNotFoundError, find_root, implicit_root
+from pyro_naf.rootfinding import Increasing, RootNotFoundError, attach_gradient, find_root
+
+
+def implicit_root(
+    f: Increasing, y: Tensor, params: tuple[Tensor, ...], lo: Tensor, hi: Tensor
+) -> Tensor:
+    """A root with its gradient, as the transformers put them together."""
+    root = find_root(f, y.detach(), tuple(p.detach() for p in params), lo, hi)
+    return attach_gradient(root, y, *f(root, *params))
 
 
 def increasing(f: Callable[..., Tensor]) -> Increasing:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from models import banana, conjugate, correlated, double_gamma, schools
 from pyro import poutine
+from pyro.distributions.torch_transform import ComposeTransformModule
 from pyro.infer import (
     MCMC,
     NUTS,
@@ -28,7 +29,7 @@ from pyro.infer.autoguide import AutoGuideList, AutoNormal, init_to_value
 from pyro.infer.reparam import NeuTraReparam
 from pyro.optim import Adam
 
-from pyro_naf import affine_autoregressive_flow
+from pyro_naf import affine_autoregressive_flow, deep_sigmoidal_flow
 from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from pyro_naf.transforms import AutoregressiveFlow
 
@@ -349,3 +350,21 @@ def test_a_guide_that_was_never_called_says_so() -> None:
     for ask in (lambda g: g.median(), lambda g: g.get_transform()):
         with pytest.raises(RuntimeError, match="AutoDSFNormal has no parameters yet: call it once"):
             ask(small_dsf(schools))
+
+
+def test_elementwise_parts_beside_a_flow_are_summed_into_the_density() -> None:
+    def transform(dim: int) -> ComposeTransformModule:
+        flow = deep_sigmoidal_flow(dim, [8], 4)
+        return ComposeTransformModule([flow, dist.transforms.LeakyReLUTransform()])
+
+    def model() -> None:
+        pyro.sample("x", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+
+    guide = AutoFlowNormal(model, transform)
+    guide()
+    composed, x = guide.get_transform(), torch.randn(3)
+    y = composed(x)
+    jacobian = torch.autograd.functional.jacobian(composed, x)
+    torch.testing.assert_close(
+        composed.log_abs_det_jacobian(x, y), torch.linalg.slogdet(jacobian).logabsdet
+    )
