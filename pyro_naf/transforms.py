@@ -21,7 +21,7 @@ from .caching import Cache, Evaluation
 from .checks import check_integers
 from .conditioners import MADE, as_conditioner, sweep
 from .rootfinding import RootNotFoundError, check_roots
-from .transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Transformer
+from .transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Scaled, Transformer
 
 __all__ = [
     "AffineAutoregressiveFlow",
@@ -283,6 +283,8 @@ class DeepSigmoidalFlow(AutoregressiveFlow):
 
     :param conditioner: P = 3 * hidden_units; as in :class:`AutoregressiveFlow`.
     :param hidden_units: K, the number of sigmoids.
+    :param affine: the conditioner also gives an affine map around the sigmoids, P = 3 K + 2; see
+        :class:`~pyro_naf.transformers.Scaled`.
     :param kwargs: further arguments of :class:`~pyro_naf.transformers.DeepSigmoidal`.
 
     Source: Huang et al. 2018 [arXiv:1804.00779], eq. 8; slides eq. 28.
@@ -291,8 +293,10 @@ class DeepSigmoidalFlow(AutoregressiveFlow):
     torch.Size([5, 3])
     """
 
-    def __init__(self, conditioner: Any, hidden_units: int = 16, **kwargs: Any) -> None:
-        super().__init__(conditioner, DeepSigmoidal(hidden_units, **kwargs))
+    def __init__(
+        self, conditioner: Any, hidden_units: int = 16, affine: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(conditioner, _scaled(DeepSigmoidal(hidden_units, **kwargs), affine))
 
 
 class DeepDenseSigmoidalFlow(AutoregressiveFlow):
@@ -301,6 +305,7 @@ class DeepDenseSigmoidalFlow(AutoregressiveFlow):
     :param conditioner: P = (4 num_layers - 1) hidden_units; as in :class:`AutoregressiveFlow`.
     :param hidden_units: K, the units of a layer.
     :param num_layers: L, the number of layers.
+    :param affine: as in :class:`DeepSigmoidalFlow`; it adds 2 to P.
     :param kwargs: further arguments of :class:`~pyro_naf.transformers.DeepDenseSigmoidal`.
 
     Source: Huang et al. 2018 [arXiv:1804.00779], eq. 9; slides eq. 29 and 30.
@@ -311,9 +316,15 @@ class DeepDenseSigmoidalFlow(AutoregressiveFlow):
     """
 
     def __init__(
-        self, conditioner: Any, hidden_units: int = 16, num_layers: int = 2, **kwargs: Any
+        self,
+        conditioner: Any,
+        hidden_units: int = 16,
+        num_layers: int = 2,
+        affine: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(conditioner, DeepDenseSigmoidal(hidden_units, num_layers, **kwargs))
+        transformer = DeepDenseSigmoidal(hidden_units, num_layers, **kwargs)
+        super().__init__(conditioner, _scaled(transformer, affine))
 
 
 class ConditionalAffineAutoregressiveFlow(ConditionalAutoregressiveFlow):
@@ -338,8 +349,10 @@ class ConditionalDeepSigmoidalFlow(ConditionalAutoregressiveFlow):
     torch.Size([5, 3])
     """
 
-    def __init__(self, conditioner: Any, hidden_units: int = 16, **kwargs: Any) -> None:
-        super().__init__(conditioner, DeepSigmoidal(hidden_units, **kwargs))
+    def __init__(
+        self, conditioner: Any, hidden_units: int = 16, affine: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(conditioner, _scaled(DeepSigmoidal(hidden_units, **kwargs), affine))
 
 
 class ConditionalDeepDenseSigmoidalFlow(ConditionalAutoregressiveFlow):
@@ -352,9 +365,15 @@ class ConditionalDeepDenseSigmoidalFlow(ConditionalAutoregressiveFlow):
     """
 
     def __init__(
-        self, conditioner: Any, hidden_units: int = 16, num_layers: int = 2, **kwargs: Any
+        self,
+        conditioner: Any,
+        hidden_units: int = 16,
+        num_layers: int = 2,
+        affine: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(conditioner, DeepDenseSigmoidal(hidden_units, num_layers, **kwargs))
+        transformer = DeepDenseSigmoidal(hidden_units, num_layers, **kwargs)
+        super().__init__(conditioner, _scaled(transformer, affine))
 
 
 def affine_autoregressive_flow(
@@ -375,13 +394,19 @@ def affine_autoregressive_flow(
 
 
 def deep_sigmoidal_flow(
-    input_dim: int, hidden_dims: Sequence[int] | None = None, hidden_units: int = 16, **kw: Any
+    input_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    hidden_units: int = 16,
+    *,
+    affine: bool = False,
+    **kw: Any,
 ) -> DeepSigmoidalFlow:
     """A :class:`DeepSigmoidalFlow` on a fresh :class:`~pyro_naf.conditioners.MADE`.
 
     :param input_dim: D.
     :param hidden_dims: as in :func:`affine_autoregressive_flow`.
     :param hidden_units: K, the number of sigmoids.
+    :param affine: an affine map around the sigmoids, as in :class:`DeepSigmoidalFlow`.
     :param kw: further arguments of MADE (``order``, ``residual``, ``head_dim``, ``activation``)
         and of :class:`~pyro_naf.transformers.DeepSigmoidal` (``min_slope``, ``spread``,
         ``kernel``).
@@ -394,8 +419,8 @@ def deep_sigmoidal_flow(
     (torch.Size([5]), torch.Size([5, 3]))
     """
     check_integers(hidden_units=(hidden_units, 1))
-    made = _made(3 * hidden_units, input_dim, hidden_dims, kw)
-    return DeepSigmoidalFlow(made, hidden_units, **kw)
+    made = _made(3 * hidden_units + 2 * affine, input_dim, hidden_dims, kw)
+    return DeepSigmoidalFlow(made, hidden_units, affine, **kw)
 
 
 def deep_dense_sigmoidal_flow(
@@ -403,6 +428,8 @@ def deep_dense_sigmoidal_flow(
     hidden_dims: Sequence[int] | None = None,
     hidden_units: int = 16,
     num_layers: int = 2,
+    *,
+    affine: bool = False,
     **kw: Any,
 ) -> DeepDenseSigmoidalFlow:
     """A :class:`DeepDenseSigmoidalFlow` on a fresh :class:`~pyro_naf.conditioners.MADE`.
@@ -414,8 +441,9 @@ def deep_dense_sigmoidal_flow(
     torch.Size([5, 3])
     """
     check_integers(hidden_units=(hidden_units, 1), num_layers=(num_layers, 1))
-    made = _made((4 * num_layers - 1) * hidden_units, input_dim, hidden_dims, kw)
-    return DeepDenseSigmoidalFlow(made, hidden_units, num_layers, **kw)
+    num_params = (4 * num_layers - 1) * hidden_units + 2 * affine
+    made = _made(num_params, input_dim, hidden_dims, kw)
+    return DeepDenseSigmoidalFlow(made, hidden_units, num_layers, affine, **kw)
 
 
 def conditional_affine_autoregressive_flow(
@@ -436,6 +464,8 @@ def conditional_deep_sigmoidal_flow(
     context_dim: int,
     hidden_dims: Sequence[int] | None = None,
     hidden_units: int = 16,
+    *,
+    affine: bool = False,
     **kw: Any,
 ) -> ConditionalDeepSigmoidalFlow:
     """:func:`deep_sigmoidal_flow` with a context of width ``context_dim``.
@@ -445,8 +475,8 @@ def conditional_deep_sigmoidal_flow(
     torch.Size([5, 3])
     """
     check_integers(hidden_units=(hidden_units, 1))
-    made = _made(3 * hidden_units, input_dim, hidden_dims, kw, context_dim)
-    return ConditionalDeepSigmoidalFlow(made, hidden_units, **kw)
+    made = _made(3 * hidden_units + 2 * affine, input_dim, hidden_dims, kw, context_dim)
+    return ConditionalDeepSigmoidalFlow(made, hidden_units, affine, **kw)
 
 
 def conditional_deep_dense_sigmoidal_flow(
@@ -455,6 +485,8 @@ def conditional_deep_dense_sigmoidal_flow(
     hidden_dims: Sequence[int] | None = None,
     hidden_units: int = 16,
     num_layers: int = 2,
+    *,
+    affine: bool = False,
     **kw: Any,
 ) -> ConditionalDeepDenseSigmoidalFlow:
     """:func:`deep_dense_sigmoidal_flow` with a context of width ``context_dim``.
@@ -464,8 +496,10 @@ def conditional_deep_dense_sigmoidal_flow(
     torch.Size([5, 3])
     """
     check_integers(hidden_units=(hidden_units, 1), num_layers=(num_layers, 1))
-    made = _made((4 * num_layers - 1) * hidden_units, input_dim, hidden_dims, kw, context_dim)
-    return ConditionalDeepDenseSigmoidalFlow(made, hidden_units, num_layers, **kw)
+    made = _made(
+        (4 * num_layers - 1) * hidden_units + 2 * affine, input_dim, hidden_dims, kw, context_dim
+    )
+    return ConditionalDeepDenseSigmoidalFlow(made, hidden_units, num_layers, affine, **kw)
 
 
 def _made(
@@ -481,6 +515,10 @@ def _made(
         hidden_dims = [min(max(3 * input_dim + 1, 32), 512)]
     chosen = {name: kw.pop(name) for name in options if name in kw}
     return MADE(input_dim, hidden_dims, num_params, context_dim=context_dim, **chosen)
+
+
+def _scaled(transformer: Transformer, affine: bool) -> Transformer:
+    return Scaled(transformer) if affine else transformer
 
 
 def _check_tensor(value: Any, name: str) -> None:

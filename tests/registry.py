@@ -11,7 +11,7 @@ import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor
 
-from pyro_naf.transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Transformer
+from pyro_naf.transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Scaled, Transformer
 from pyro_naf.transforms import (
     AutoregressiveFlow,
     ConditionalDeepSigmoidalFlow,
@@ -31,6 +31,7 @@ TRANSFORMERS: dict[str, Callable[[], Transformer]] = {
     "gated": lambda: Affine(gated=True),
     "dsf": lambda: DeepSigmoidal(5),
     "dsf-1-unit": lambda: DeepSigmoidal(1),
+    "dsf-scaled": lambda: Scaled(DeepSigmoidal(5)),
     "ddsf-1": lambda: DeepDenseSigmoidal(5, 1),
     "ddsf-2": lambda: DeepDenseSigmoidal(5, 2),
     "ddsf-4": lambda: DeepDenseSigmoidal(5, 4),
@@ -60,6 +61,8 @@ FLOWS: dict[str, Callable[[int], Any]] = {
     "dsf-narrow": lambda d: deep_sigmoidal_flow(d, [2, 3], 4, order="reversed"),
     "dsf-residual": lambda d: deep_sigmoidal_flow(d, [7, 7], 4, residual=True),
     "dsf-head": lambda d: deep_sigmoidal_flow(d, [8], 4, head_dim=2, order="natural"),
+    "dsf-affine": lambda d: deep_sigmoidal_flow(d, [8], 4, affine=True),
+    "ddsf-affine": lambda d: deep_dense_sigmoidal_flow(d, [8], 4, affine=True),
     "dsf-pyro": _pyro_dsf,
     "affine-conditional": lambda d: conditional_affine_autoregressive_flow(d, CONTEXT_DIM, [8]),
     "dsf-conditional": lambda d: conditional_deep_sigmoidal_flow(d, CONTEXT_DIM, [8], 4),

@@ -3,6 +3,7 @@
 from .affine import Affine
 from .base import Transformer
 from .dense_sigmoidal import DeepDenseSigmoidal
+from .scaled import Scaled
 from .sigmoidal import DeepSigmoidal
 
-__all__ = ["Affine", "DeepDenseSigmoidal", "DeepSigmoidal", "Transformer"]
+__all__ = ["Affine", "DeepDenseSigmoidal", "DeepSigmoidal", "Scaled", "Transformer"]
