@@ -2,6 +2,7 @@
 
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .diagnostics import ImportanceDiagnostics, draws, importance_diagnostics
+from .gaussian import fit_gaussian
 from .refinement import Refinement, refine
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "ImportanceDiagnostics",
     "Refinement",
     "draws",
+    "fit_gaussian",
     "importance_diagnostics",
     "refine",
 ]

@@ -56,6 +56,8 @@ class AutoFlowNormal(AutoContinuous):
     """
 
     loc: Tensor
+    centre: Tensor
+    frame: Tensor
     scale: Any  # a PyroParam when set, a tensor when read
     scale_tril: Any
     scale_constraint = constraints.softplus_positive
@@ -81,9 +83,11 @@ class AutoFlowNormal(AutoContinuous):
         self._refuse_local_latents()
         self.loc = nn.Parameter(self._init_loc())
         self.scale = PyroParam(torch.full_like(self.loc, self._init_scale), self.scale_constraint)
+        identity = torch.eye(self.latent_dim, dtype=self.loc.dtype, device=self.loc.device)
         if self.full_rank:
-            identity = torch.eye(self.latent_dim, dtype=self.loc.dtype, device=self.loc.device)
             self.scale_tril = PyroParam(identity, self.scale_tril_constraint)
+        self.register_buffer("centre", torch.zeros_like(self.loc))
+        self.register_buffer("frame", identity if self.full_rank else torch.ones_like(self.loc))
         self.flow = self._transform_fn(self.latent_dim).to(self.loc.device, self.loc.dtype)
 
     def _refuse_local_latents(self) -> None:
@@ -108,15 +112,38 @@ class AutoFlowNormal(AutoContinuous):
                 "arguments"
             )
         # Cached, so that the flow recognises its own samples.
+        loc, factor = self.affine()
         affine = (
-            dist.transforms.LowerCholeskyAffine(
-                self.loc, self.scale[:, None] * self.scale_tril, cache_size=1
-            )
+            dist.transforms.LowerCholeskyAffine(loc, factor, cache_size=1)
             if self.full_rank
-            else AffineTransform(self.loc, self.scale, event_dim=1, cache_size=1)
+            else AffineTransform(loc, factor, event_dim=1, cache_size=1)
         )
         flow: Any = self._registered_flow()
         return _Composed([*getattr(flow, "parts", [flow]), affine])
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """The outermost map: its loc ``(D,)``, and its scale ``(D,)`` or factor ``(D, D)``."""
+        if not self.full_rank:
+            return self.centre + self.frame * self.loc, self.frame * self.scale
+        factor = self.frame @ (self.scale[:, None] * self.scale_tril)
+        return self.centre + self.frame @ self.loc, factor
+
+    @torch.no_grad()
+    def set_affine(self, loc: Tensor, factor: Tensor) -> None:
+        """Makes this the outermost map, and the unit in which it is trained from now on.
+
+        An optimiser's step is then the same part of the posterior's width in every direction,
+        however badly scaled and correlated the latents are.
+
+        :param loc: shape ``(D,)``.
+        :param factor: scale ``(D,)``, or lower triangular factor ``(D, D)`` with ``full_rank``.
+        """
+        self.centre.copy_(loc)
+        self.frame.copy_(factor)
+        self.loc.zero_()
+        self.scale = torch.ones_like(self.loc)
+        if self.full_rank:
+            self.scale_tril = torch.eye(self.latent_dim).to(self.loc)
 
     def _registered_flow(self) -> Transform:
         """The flow, its weights in step with Pyro's param store.
@@ -206,11 +233,11 @@ class _AutoStackNormal(AutoFlowNormal):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         full_rank: bool = False,
+        affine: bool = True,
         **kw: Any,
     ) -> None:
-        factory = partial(
-            type(self)._factory, hidden_dims=hidden_dims, hidden_units=hidden_units, **kw
-        )
+        options = dict(hidden_dims=hidden_dims, hidden_units=hidden_units, affine=affine, **kw)
+        factory = partial(type(self)._factory, **options)
         super().__init__(
             model,
             _Stack(factory, num_transforms),
@@ -233,6 +260,7 @@ class AutoDSFNormal(_AutoStackNormal):
     :param init_loc_fn: as in :class:`AutoFlowNormal`.
     :param init_scale: as there.
     :param full_rank: as there.
+    :param affine: each conditioner gives an affine map around the sigmoids too, which funnels need.
     :param kw: further arguments of :func:`~pyro_naf.transforms.deep_sigmoidal_flow`.
     :raises ValueError: as there, and when ``num_transforms`` is below 1.
 

@@ -46,11 +46,10 @@ def score(guide: AutoFlowNormal, base: Tensor) -> Tensor:
     for layer in _layers(guide):
         x, s = _push(layer, x, s)
     with torch.no_grad():
-        scale = guide.scale
+        _, factor = guide.affine()
         if not guide.full_rank:
-            return s / scale
-        factor = (scale[:, None] * guide.scale_tril).T
-        return torch.linalg.solve_triangular(factor, s.unsqueeze(-1), upper=True).squeeze(-1)
+            return s / factor
+        return torch.linalg.solve_triangular(factor.T, s.unsqueeze(-1), upper=True).squeeze(-1)
 
 
 def _push(layer: AutoregressiveFlow, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,345 @@
+r"""A full-rank Gaussian for a model, without step sizes: modes, Laplace, then matched scores.
+
+L-BFGS climbs from several starts. At points of its paths, not only at their ends (a hierarchical
+model has its mode where there is no mass), Gaussians are laid by the Hessian, and the ELBO chooses
+among them (as in Pathfinder, Zhang et al. 2022 [arXiv:2108.03782]). The best is then moved to match
+the scores of the posterior (batch and match, Cai et al. 2024 [arXiv:2402.14758]): closed-form
+steps, invariant to scale and correlation, with the exact Gaussian as fixed point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
+from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import biject_to
+
+from .diagnostics import log_probs, max_plate_nesting
+
+#: Points of every path at which a Gaussian is tried.
+_TRIED_POINTS = 6
+
+#: Draws behind every estimate of an ELBO, the same for all Gaussians.
+_ELBO_DRAWS = 256
+
+#: Draws behind the search for mass that a guide has missed.
+_COVERAGE_DRAWS = 4000
+
+#: What L-BFGS, which minimises, sees where the log-density is not finite.
+_WALL = 1e10
+
+#: An unconstrained latent that is farther out, or wider, belongs to no proper posterior.
+_FAR = 1e7
+
+LogDensity = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """N(loc, L L^T) on R^D, and its ELBO."""
+
+    loc: Tensor
+    factor: Tensor
+    elbo: float
+
+    def draw(self, normal: Tensor) -> Tensor:
+        """Images of standard normal points ``(N, D)``."""
+        return self.loc + normal @ self.factor.T
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density ``(N,)`` at z ``(N, D)``."""
+        law = torch.distributions.MultivariateNormal(self.loc, scale_tril=self.factor)
+        return law.log_prob(z)
+
+
+def log_density(guide: AutoContinuous, *args: Any, **kwargs: Any) -> LogDensity:
+    """The joint log-density of the guide's model in unconstrained space: ``(N, D)`` to ``(N,)``."""
+    model = guide.model
+    nesting = max_plate_nesting(model, lambda *a, **k: None, *args, **kwargs)
+
+    def evaluate(z: Tensor) -> Tensor:
+        total = z.new_zeros(len(z))
+        point = {}
+        for site, free in guide._unpack_latent(z.reshape(len(z), *[1] * nesting, z.shape[-1])):
+            transform = biject_to(site["fn"].support)
+            value = point[site["name"]] = transform(free)
+            log_det = transform.log_abs_det_jacobian(free, value)
+            total = total + log_det.reshape(len(z), -1).sum(-1)
+        plate = pyro.plate("_points", len(z), dim=-nesting - 1)
+        # Far points have densities that are not finite: no error, but of no use.
+        with poutine.block(), pyro.validation_enabled(False), plate:
+            conditioned = poutine.condition(model, data=point)
+            trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
+            trace.compute_log_prob()
+        for site in prune_subsample_sites(trace).nodes.values():
+            if "log_prob" in site:
+                total = total + site["log_prob"].reshape(len(z), -1).sum(-1)
+        return total
+
+    return evaluate
+
+
+def fit_gaussian(
+    model: Callable[..., Any],
+    *args: Any,
+    num_starts: int = 4,
+    temperature: float = 1.0,
+    **kwargs: Any,
+) -> tuple[AutoMultivariateNormal, list[Gaussian]]:
+    r"""An :class:`~pyro.infer.autoguide.AutoMultivariateNormal` for the model, and its modes.
+
+    :param model: a model with continuous latents, vectorised over particles.
+    :param args: its arguments, as are ``kwargs``.
+    :param num_starts: paths of L-BFGS: one from the priors' medians, the others from uniform points
+        of [-2, 2] in unconstrained space.
+    :param temperature: fits :math:`p^{1/T}`, which is wider.
+    :return: the guide, and a Gaussian at every mode that was found, for p itself.
+    :raises ValueError: when the model has no latents or discrete ones, when its log-density is
+        finite at none of the starts, or when the posterior is improper.
+    """
+    check_latents(model, *args, **kwargs)
+    guide = AutoMultivariateNormal(model, init_loc_fn=init_to_median)
+    guide._pyro_name = free_name(f"{type(guide).__name__}_start")
+    with poutine.block():
+        guide._setup_prototype(*args, **kwargs)
+    target = log_density(guide, *args, **kwargs)
+    middle = guide._init_loc().detach()
+    starts = torch.cat([middle[None], torch.rand(num_starts - 1, len(middle)).to(middle) * 4 - 2])
+    normal = torch.randn(_ELBO_DRAWS, len(middle)).to(middle)
+    paths = [path for start in starts if len(path := climb(target, start))]
+    if not paths:
+        _raise_for_start(guide, middle, *args, **kwargs)
+    ends = _distinct([laplace(target, path[-1:], normal)[0] for path in paths])
+    tempered: LogDensity = lambda z: target(z) / temperature  # noqa: E731
+    tried = torch.cat([_spread(path) for path in paths])
+    gaussians = laplace(tempered, tried, normal)
+    best = match(tempered, max(gaussians, key=lambda g: g.elbo), normal)
+    _check_proper(guide, best)
+    with torch.no_grad():
+        guide.loc.copy_(best.loc)
+    scale = best.factor.diagonal().clone()
+    guide.scale, guide.scale_tril = scale, best.factor / scale[:, None]
+    return guide, ends
+
+
+def climb(target: LogDensity, start: Tensor, max_iter: int = 200) -> Tensor:
+    """The points ``(N, D)`` of L-BFGS on its way up from ``start``, ever higher; empty if lost."""
+    z = start.clone().requires_grad_()
+    optimiser = torch.optim.LBFGS([z], max_iter=max_iter, line_search_fn="strong_wolfe")
+    points: list[Tensor] = []
+    best = -torch.inf
+
+    def closure() -> Tensor:
+        nonlocal best
+        value = target(z[None])[0]
+        (grad,) = torch.autograd.grad(value, z)
+        usable = bool(value.isfinite() & grad.isfinite().all())
+        z.grad = -grad if usable else torch.zeros_like(z)
+        if usable and value > best:
+            best = value.item()
+            points.append(z.detach().clone())
+        # A wall that the line search turns back from; infinities would make its steps NaN.
+        return -value.detach() if usable else torch.full_like(value, _WALL).detach()
+
+    closure()  # what is wrong with the model shows here
+    # Far out, what is no scale any more or cannot be factorised ends a path.
+    with contextlib.suppress(RuntimeError, ValueError):
+        optimiser.step(closure)
+    return torch.stack(points) if points else start[None][:0]
+
+
+def laplace(target: LogDensity, z: Tensor, normal: Tensor) -> list[Gaussian]:
+    """A Gaussian at each of the points ``(N, D)``, its precision the repaired Hessian."""
+    precision = -_hessians(target, z)
+    usable = precision.flatten(1).isfinite().all(-1)
+    values, vectors = torch.linalg.eigh(torch.where(usable[:, None, None], precision, 0.0))
+    # Where the density curves upwards a width of that curvature is still the best guess.
+    values = values.abs().clamp(min=1e-8)
+    factors = _cholesky(vectors / values[:, None, :] @ vectors.mT)
+    found = zip(z, factors, usable.tolist(), strict=True)
+    return [_scored(target, loc, f, normal) for loc, f, good in found if good]
+
+
+def match(
+    target: LogDensity, start: Gaussian, normal: Tensor, steps: int = 40, batch: int = 64
+) -> Gaussian:
+    """The best Gaussian on the way of batch and match from ``start``."""
+    best = start
+    loc, factor = start.loc, start.factor
+    dim = len(loc)
+    for step in range(steps):
+        z = (loc + torch.randn(batch, dim).to(loc) @ factor.T).requires_grad_()
+        (score,) = torch.autograd.grad(target(z).sum(), z)
+        good = score.isfinite().all(-1)
+        if good.sum() <= 2:
+            break
+        z, score = z.detach()[good], score[good]
+        rate = batch * dim / (step + 1)
+        z_mean, s_mean = z.mean(0), score.mean(0)
+        u = rate * _covariance(score) + rate / (1 + rate) * torch.outer(s_mean, s_mean)
+        shift = loc - z_mean
+        v = factor @ factor.T + rate * _covariance(z)
+        v = v + rate / (1 + rate) * torch.outer(shift, shift)
+        # Sigma U Sigma + Sigma = V, solved in the eigenvectors of L^T U L with V = L L^T.
+        (left,) = _cholesky(v[None])
+        values, vectors = torch.linalg.eigh(left.T @ u @ left)
+        root = left @ vectors * (2 / (1 + (1 + 4 * values.clamp(min=0)).sqrt())).sqrt()
+        covariance = root @ root.T
+        if not covariance.isfinite().all():
+            break
+        (factor,) = _cholesky(covariance[None])
+        loc = loc / (1 + rate) + rate / (1 + rate) * (covariance @ s_mean + z_mean)
+        found = _scored(target, loc, factor, normal)
+        best = max(best, found, key=lambda g: g.elbo)
+    return best
+
+
+@torch.no_grad()
+def missed_mass(
+    guide: AutoContinuous, log_evidence: float, modes: list[Gaussian], *args: Any, **kwargs: Any
+) -> float:
+    """The part of the posterior's mass at ``modes`` that the guide's own evidence lacks.
+
+    The evidence is estimated once more with the guide and the Gaussians at the modes as one
+    mixture proposal; k-hat, ESS and evidence of the guide alone do not see a mode it has lost.
+    Zero unless the difference is beyond its standard error.
+    """
+    if not modes:
+        return 0.0
+    target, posterior = log_density(guide, *args, **kwargs), guide.get_posterior()
+    count = _COVERAGE_DRAWS // (len(modes) + 1)
+    points = [posterior.rsample((count,))]
+    points += [m.draw(torch.randn(count, len(m.loc)).to(m.loc)) for m in modes]
+    z = torch.cat(points)
+    try:
+        log_q = posterior.log_prob(z)
+    except (RuntimeError, ValueError):  # out of the inverse's reach: far from all of its mass
+        log_q = torch.cat(
+            [
+                posterior.log_prob(p) if i == 0 else p.new_full((count,), -torch.inf)
+                for i, p in enumerate(points)
+            ]
+        )
+    proposals = torch.stack([log_q, *(m.log_prob(z) for m in modes)])
+    log_w = (target(z) - proposals.logsumexp(0) + math.log(len(proposals))).double()
+    log_w = log_w.nan_to_num(nan=-math.inf, neginf=-math.inf)
+    top = log_w.max()
+    w = (log_w - top).exp()
+    total, error = w.mean(), w.std() / len(w) ** 0.5
+    ratio = math.exp(min(log_evidence - float(top), 700.0)) / float(total)
+    return max(0.0, 1 - ratio) if 1 - ratio > 3 * float(error / total) else 0.0
+
+
+def free_name(name: str) -> str:
+    """A guide name that the param store does not know yet."""
+    taken = {key.split("$$$")[0].split(".")[0] for key in pyro.get_param_store().keys()}
+    candidates = (name if i == 1 else f"{name}_{i}" for i in range(1, len(taken) + 2))
+    return next(c for c in candidates if c not in taken)
+
+
+def check_latents(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Raises ValueError naming latents that no flow can have, and when there are none."""
+    with poutine.block(), torch.no_grad():
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    latents: dict[str, Any] = dict(prune_subsample_sites(trace).iter_stochastic_nodes())
+    if not latents:
+        raise ValueError("the model has no latent variables: every sample statement is observed")
+    discrete = [name for name, site in latents.items() if site["fn"].support.is_discrete]
+    if discrete:
+        raise ValueError(
+            f"the model's latent variables must be continuous, but {', '.join(discrete)} "
+            f"{'is' if len(discrete) == 1 else 'are'} discrete; sum over discrete ones in the model"
+        )
+
+
+def _raise_for_start(guide: AutoContinuous, z: Tensor, *args: Any, **kwargs: Any) -> None:
+    point = {
+        site["name"]: biject_to(site["fn"].support)(free) for site, free in guide._unpack_latent(z)
+    }
+    for name, value in log_probs(guide.model, point, *args, **kwargs).items():
+        if not value.sum().isfinite():
+            raise ValueError(
+                f"the log-density of site {name!r} is {float(value.sum())} at the priors' medians, "
+                "and not finite at any other start; look for NaN in its data and for impossible "
+                "values"
+            )
+    raise ValueError("the gradient of the model's log-density is not finite at any start")
+
+
+def _check_proper(guide: AutoContinuous, gaussian: Gaussian) -> None:
+    extent = gaussian.loc.abs() + gaussian.factor.norm(dim=-1)
+    for site, part in guide._unpack_latent(extent):
+        if not (part < _FAR).all():
+            raise ValueError(
+                f"the posterior seems to be improper: site {site['name']!r} escapes to infinity; "
+                "give it a proper prior"
+            )
+
+
+def _scored(target: LogDensity, loc: Tensor, factor: Tensor, normal: Tensor) -> Gaussian:
+    with torch.no_grad():
+        energy = target(loc + normal @ factor.T).double().mean()
+        entropy = factor.diagonal().double().log().sum() + 0.5 * len(loc) * 2.8378770664093453
+    elbo = float(energy + entropy)
+    return Gaussian(loc, factor, elbo if elbo == elbo else -torch.inf)
+
+
+def _hessians(target: LogDensity, z: Tensor) -> Tensor:
+    """Second derivatives ``(N, D, D)``: one backward pass a dimension, for all points at once."""
+    z = z.detach().requires_grad_()
+    (grad,) = torch.autograd.grad(target(z).sum(), z, create_graph=True)
+    rows = [
+        torch.autograd.grad(column.sum(), z, retain_graph=True, materialize_grads=True)[0]
+        if column.requires_grad
+        else torch.zeros_like(z)
+        for column in grad.unbind(-1)
+    ]
+    hessian = torch.stack(rows, -2)
+    return (hessian + hessian.mT) / 2
+
+
+def _cholesky(covariance: Tensor) -> Tensor:
+    """Factors of matrices ``(N, D, D)`` that are positive definite up to rounding."""
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if not failed.any():
+        return factor
+    values, vectors = torch.linalg.eigh(covariance)
+    floor = values[..., -1:].abs() * 10 * torch.finfo(values.dtype).eps
+    root = vectors * values.clamp(min=floor).sqrt()[..., None, :]
+    # A QR factorisation squares no condition number.
+    _, upper = torch.linalg.qr(root.mT)
+    return upper.mT * upper.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+
+
+def _covariance(x: Tensor) -> Tensor:
+    centred = x - x.mean(0)
+    return centred.T @ centred / len(x)
+
+
+def _spread(path: Tensor) -> Tensor:
+    """Points evenly along a path, its end among them."""
+    places = torch.linspace(0, len(path) - 1, min(len(path), _TRIED_POINTS))
+    return path[places.round().long()]
+
+
+def _distinct(gaussians: list[Gaussian]) -> list[Gaussian]:
+    """Those that lie apart by more than their widths, the best of each neighbourhood."""
+    kept: list[Gaussian] = []
+    for g in sorted(gaussians, key=lambda g: -g.elbo):
+        apart = (
+            torch.linalg.solve_triangular(k.factor, (g.loc - k.loc)[:, None], upper=False).norm()
+            for k in kept
+        )
+        if all(d > 2 * len(g.loc) ** 0.5 for d in apart):
+            kept.append(g)
+    return kept
