@@ -115,14 +115,16 @@ def fit_gaussian(
     target = log_density(guide, *args, **kwargs)
     middle = guide._init_loc().detach()
     starts = torch.cat([middle[None], torch.rand(num_starts - 1, len(middle)).to(middle) * 4 - 2])
-    normal = torch.randn(_ELBO_DRAWS, len(middle)).to(middle)
+    normal = matched_normal(max(_ELBO_DRAWS, 4 * len(middle)), middle)
     paths = [path for start in starts if len(path := climb(target, start))]
     if not paths:
         _raise_for_start(guide, middle, *args, **kwargs)
-    ends = _distinct([laplace(target, path[-1:], normal)[0] for path in paths])
+    ends = _distinct(laplace(target, torch.stack([path[-1] for path in paths]), normal))
     tempered: LogDensity = lambda z: target(z) / temperature  # noqa: E731
     tried = torch.cat([_spread(path) for path in paths])
     gaussians = laplace(tempered, tried, normal)
+    if not gaussians:
+        _raise_for_start(guide, middle, *args, **kwargs)
     best = match(tempered, max(gaussians, key=lambda g: g.elbo), normal)
     _check_proper(guide, best)
     with torch.no_grad():
@@ -223,7 +225,7 @@ def missed_mass(
     z = torch.cat(points)
     try:
         log_q = posterior.log_prob(z)
-    except (RuntimeError, ValueError):  # out of the inverse's reach: far from all of its mass
+    except (RuntimeError, ValueError):  # out of the inverse's reach: far from the guide's mass
         log_q = torch.cat(
             [
                 posterior.log_prob(p) if i == 0 else p.new_full((count,), -torch.inf)
@@ -266,14 +268,16 @@ def _raise_for_start(guide: AutoContinuous, z: Tensor, *args: Any, **kwargs: Any
     point = {
         site["name"]: biject_to(site["fn"].support)(free) for site, free in guide._unpack_latent(z)
     }
-    for name, value in log_probs(guide.model, point, *args, **kwargs).items():
+    with pyro.validation_enabled(False):
+        found = log_probs(guide.model, point, *args, **kwargs)
+    for name, value in found.items():
         if not value.sum().isfinite():
             raise ValueError(
                 f"the log-density of site {name!r} is {float(value.sum())} at the priors' medians, "
                 "and not finite at any other start; look for NaN in its data and for impossible "
                 "values"
             )
-    raise ValueError("the gradient of the model's log-density is not finite at any start")
+    raise ValueError("the derivatives of the model's log-density are not finite at any start")
 
 
 def _check_proper(guide: AutoContinuous, gaussian: Gaussian) -> None:
@@ -284,6 +288,14 @@ def _check_proper(guide: AutoContinuous, gaussian: Gaussian) -> None:
                 f"the posterior seems to be improper: site {site['name']!r} escapes to infinity; "
                 "give it a proper prior"
             )
+
+
+def matched_normal(count: int, like: Tensor) -> Tensor:
+    """Normal points ``(count, D)`` whose mean is 0 and covariance I: exact for quadratics."""
+    normal = torch.randn(count, len(like)).to(like)
+    normal = normal - normal.mean(0)
+    factor = torch.linalg.cholesky(_covariance(normal))
+    return torch.linalg.solve_triangular(factor, normal.T, upper=False).T
 
 
 def _scored(target: LogDensity, loc: Tensor, factor: Tensor, normal: Tensor) -> Gaussian:

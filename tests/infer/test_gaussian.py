@@ -1,0 +1,148 @@
+"""Claims about the Gaussian that a model is given to start from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import conjugate, conjugate_log_evidence, correlated, schools
+from pyro.infer.autoguide import AutoMultivariateNormal
+from torch import Tensor
+
+from pyro_naf.infer import fit_gaussian, importance_diagnostics
+from pyro_naf.infer.gaussian import Gaussian, climb, laplace, log_density, match, matched_normal
+
+
+def test_a_gaussian_posterior_is_found_exactly() -> None:
+    guide, modes = fit_gaussian(correlated)
+    covariance = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, -0.3], [0.0, -0.3, 0.5]])
+    assert torch.allclose(guide.loc, torch.tensor([1.0, -1.0, 0.5]), atol=0.02)
+    assert torch.allclose(guide.get_posterior().covariance_matrix, covariance, atol=0.03)
+    assert len(modes) == 1 and torch.allclose(modes[0].loc, guide.loc, atol=0.02)
+
+
+def test_log_density_is_that_of_the_model_with_the_jacobians_of_its_constraints() -> None:
+    def model() -> None:
+        g = pyro.sample("g", dist.Gamma(2.0, 3.0))
+        with pyro.plate("two", 2):
+            pyro.sample("x", dist.Normal(0.0, g))
+
+    guide = AutoMultivariateNormal(model)
+    guide()
+    z = torch.randn(5, 3)
+    g = z[:, 0].exp()
+    expected = dist.Gamma(2.0, 3.0).log_prob(g) + z[:, 0]
+    expected = expected + dist.Normal(0.0, g[:, None]).log_prob(z[:, 1:]).sum(-1)
+    assert torch.allclose(log_density(guide)(z), expected, atol=1e-5)
+
+
+def test_scales_of_any_size_and_strong_correlations_are_found() -> None:
+    torch.set_default_dtype(torch.double)
+    x = torch.randn(200, 3) * torch.tensor([1.0, 100.0, 0.01]) + torch.tensor([0.0, 500.0, 1.0])
+    y = 1 + x @ torch.tensor([1.0, 0.01, 30.0]) + torch.randn(200)
+
+    def model() -> None:
+        flat = dist.Normal(torch.zeros(4), 1.0).mask(False).to_event(1)
+        beta = pyro.sample("beta", flat)
+        mean = beta[..., :1] + beta[..., 1:] @ x.T
+        pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+    guide, _ = fit_gaussian(model)
+    design = torch.cat([torch.ones(200, 1), x], -1)
+    covariance = torch.linalg.inv(design.T @ design)
+    assert torch.allclose(guide.loc, covariance @ design.T @ y, rtol=1e-3)
+    ratio = guide.get_posterior().variance / covariance.diagonal()
+    assert torch.allclose(ratio, torch.ones(4), atol=0.05)
+
+
+def test_a_funnel_without_a_mode_still_gives_a_gaussian_with_mass() -> None:
+    guide, _ = fit_gaussian(schools)
+    # L-BFGS ends where log tau runs to minus infinity; the ELBO of Gaussians there is far lower.
+    assert importance_diagnostics(schools, guide).elbo > -36
+
+
+def test_evidence_of_a_conjugate_model_is_met() -> None:
+    data = torch.randn(20)
+    guide, _ = fit_gaussian(conjugate, data)
+    found = importance_diagnostics(conjugate, guide, data)
+    assert found.elbo == pytest.approx(conjugate_log_evidence(data), abs=1e-3)
+
+
+def test_modes_of_all_starts_are_found_once_each() -> None:
+    def target(z: Tensor) -> Tensor:
+        return torch.logaddexp(*(dist.Normal(m, 0.5).log_prob(z).sum(-1) for m in (-2.0, 2.0)))
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).mask(False).to_event(1))
+        pyro.factor("density", target(z))
+
+    _, modes = fit_gaussian(model, num_starts=10)
+    assert sorted(round(m.loc[0].item()) for m in modes) == [-2, 2]
+    for mode in modes:
+        assert torch.allclose(mode.factor, torch.eye(2) * 0.5, atol=1e-2)
+
+
+def test_hessians_that_are_not_definite_are_repaired() -> None:
+    saddle = lambda z: -(z[:, 0] ** 2) / 2 + z[:, 1] ** 2 / 8  # noqa: E731
+    (gaussian,) = laplace(saddle, torch.zeros(1, 2), torch.randn(100, 2))
+    assert torch.allclose(gaussian.factor, torch.diag(torch.tensor([1.0, 2.0])), atol=1e-4)
+
+
+def test_matching_scores_leaves_an_exact_gaussian_where_it_is() -> None:
+    law = dist.MultivariateNormal(torch.tensor([3.0, -1.0]), torch.tensor([[2.0, 1.0], [1.0, 3.0]]))
+    start = Gaussian(torch.zeros(2), torch.eye(2), -math.inf)
+    found = match(law.log_prob, start, matched_normal(256, start.loc))
+    assert torch.allclose(found.loc, law.mean, atol=1e-2)
+    assert torch.allclose(found.factor, law.scale_tril, atol=2e-2)
+
+
+def test_a_path_climbs() -> None:
+    target = lambda z: -((z - 3) ** 2).sum(-1)  # noqa: E731
+    path = climb(target, torch.zeros(2))
+    values = target(path)
+    assert bool((values[1:] > values[:-1]).all()) and torch.allclose(
+        path[-1], torch.full((2,), 3.0)
+    )
+
+
+def no_latents() -> None:
+    pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+
+
+def discrete() -> None:
+    pyro.sample("k", dist.Bernoulli(0.5))
+
+
+def nan_data() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    with pyro.validation_enabled(False):
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(math.nan))
+
+
+def impossible() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.factor("wall", torch.full_like(x, -math.inf))
+
+
+def improper() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0).mask(False))
+    pyro.factor("slope", x)
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (no_latents, "no latent variables"),
+        (discrete, "must be continuous, but k is discrete"),
+        (nan_data, "log-density of site 'y' is nan"),
+        (impossible, "log-density of site 'wall' is -inf"),
+        (improper, "improper: site 'x' escapes to infinity; give it a proper prior"),
+    ],
+)
+def test_models_that_cannot_be_fitted_are_told_why(model: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_gaussian(model)
