@@ -2,6 +2,7 @@
 
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .diagnostics import ImportanceDiagnostics, draws, importance_diagnostics
+from .elbos import TraceDReG_ELBO, TraceSTL_ELBO
 from .refinement import Refinement, refine
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "AutoFlowNormal",
     "ImportanceDiagnostics",
     "Refinement",
+    "TraceDReG_ELBO",
+    "TraceSTL_ELBO",
     "draws",
     "importance_diagnostics",
     "refine",
