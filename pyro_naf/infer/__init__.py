@@ -2,6 +2,7 @@
 
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .diagnostics import ImportanceDiagnostics, draws, importance_diagnostics
+from .elbos import TraceDReG_ELBO, TraceSTL_ELBO
 from .gaussian import fit_gaussian
 from .refinement import Refinement, refine
 
@@ -11,6 +12,8 @@ __all__ = [
     "AutoFlowNormal",
     "ImportanceDiagnostics",
     "Refinement",
+    "TraceDReG_ELBO",
+    "TraceSTL_ELBO",
     "draws",
     "fit_gaussian",
     "importance_diagnostics",
