@@ -1,7 +1,7 @@
 """Guides for SVI, their refinement, and how good they are."""
 
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
-from .diagnostics import ImportanceDiagnostics, draws, importance_diagnostics
+from .diagnostics import ImportanceDiagnostics, draws, importance_diagnostics, importance_resample
 from .elbos import TraceDReG_ELBO, TraceSTL_ELBO
 from .gaussian import fit_gaussian
 from .refinement import Refinement, refine
@@ -17,5 +17,6 @@ __all__ = [
     "draws",
     "fit_gaussian",
     "importance_diagnostics",
+    "importance_resample",
     "refine",
 ]

@@ -83,11 +83,12 @@ class AutoFlowNormal(AutoContinuous):
         self._refuse_local_latents()
         self.loc = nn.Parameter(self._init_loc())
         self.scale = PyroParam(torch.full_like(self.loc, self._init_scale), self.scale_constraint)
-        identity = torch.eye(self.latent_dim, dtype=self.loc.dtype, device=self.loc.device)
+        frame = torch.ones_like(self.loc)
         if self.full_rank:
-            self.scale_tril = PyroParam(identity, self.scale_tril_constraint)
+            frame = torch.diag(frame)
+            self.scale_tril = PyroParam(frame.clone(), self.scale_tril_constraint)
         self.register_buffer("centre", torch.zeros_like(self.loc))
-        self.register_buffer("frame", identity if self.full_rank else torch.ones_like(self.loc))
+        self.register_buffer("frame", frame)
         self.flow = self._transform_fn(self.latent_dim).to(self.loc.device, self.loc.dtype)
 
     def _refuse_local_latents(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ from pyro.infer.importance import vectorized_importance_weights
 from pyro.ops.stats import fit_generalized_pareto
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+
+from ..checks import check_integers
 
 #: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
 _MIN_PARTICLES = 50
@@ -47,6 +50,11 @@ class ImportanceDiagnostics:
         """The number N of draws."""
         return len(self.log_weights)
 
+    @property
+    def smoothed_log_weights(self) -> Tensor:
+        """Pareto-smoothed log-weights ``(N,)``, normalised: their exponentials add up to one."""
+        return smooth(self.log_weights)
+
 
 @torch.no_grad()
 def importance_diagnostics(
@@ -79,22 +87,129 @@ def importance_diagnostics(
             f"num_particles must be at least {_MIN_PARTICLES} for a tail of ten draws that k-hat "
             f"can be fitted to, got {num_particles}"
         )
+    nesting = _prepare(model, guide, *args, **kwargs)
+    weighed = _weighted_draws(model, guide, nesting, num_particles, False, args, kwargs)
+    return _diagnose(torch.cat([log_weights for _, log_weights in weighed]))
+
+
+@torch.no_grad()
+def importance_resample(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    num_samples: int = 1000,
+    num_particles: int = 20_000,
+    replacement: bool = True,
+    **kwargs: Any,
+) -> dict[str, Tensor]:
+    r"""Draws of the posterior: the guide's, resampled by their Pareto-smoothed weights.
+
+    Each of ``num_samples`` draws is one of ``num_particles`` of the guide's, chosen with
+    probability proportional to its smoothed weight (sampling importance resampling).
+
+    :param model: as in :func:`importance_diagnostics`, as are ``guide``, ``args``, ``kwargs``.
+    :param num_samples: number of draws returned.
+    :param num_particles: N >= 50, how many of the guide's are weighed.
+    :param replacement: whether a draw of large weight may come more than once. Without, all differ,
+        at the price of a bias towards the guide that grows with ``num_samples / num_particles``.
+    :return: latent site to constrained draws ``(num_samples, ...)``.
+    :raises ValueError: as there, and without replacement for more samples than half of the
+        particles.
+    :warns UserWarning: when k-hat is above 0.7, so that the weights cannot be relied on.
+
+    Source: Vehtari et al. 2015 [arXiv:1507.02646]; Gelman et al., *Bayesian Data Analysis*, 10.4.
+
+    >>> import pyro.distributions as dist
+    >>> def model():
+    ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+    >>> importance_resample(model, model, num_samples=100)["x"].shape
+    torch.Size([100])
+    """
+    check_integers(num_samples=(num_samples, 1), num_particles=(num_particles, _MIN_PARTICLES))
+    if not replacement and 2 * num_samples > num_particles:
+        raise ValueError(
+            "num_samples must be at most half of num_particles without replacement, got "
+            f"{num_samples} of {num_particles}"
+        )
+    nesting = _prepare(model, guide, *args, **kwargs)
+    weighed = list(_weighted_draws(model, guide, nesting, num_particles, True, args, kwargs))
+    found = _diagnose(torch.cat([log_weights for _, log_weights in weighed]))
+    if found.khat > 0.7:
+        warnings.warn(
+            f"k-hat is {found.khat:.2f}, above 0.7: resampling does not mend this guide; refine it",
+            stacklevel=2,
+        )
+    weights = found.smoothed_log_weights.exp()
+    chosen = torch.multinomial(weights, num_samples, replacement)
+    return {
+        name: torch.cat([values[name] for values, _ in weighed])[chosen] for name in weighed[0][0]
+    }
+
+
+def _prepare(
+    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+) -> int:
+    """The plate nesting of model and guide, after checking that they can be weighed."""
+    _check_sites(model, guide, *args, **kwargs)
     nesting = max_plate_nesting(model, guide, *args, **kwargs)
     refuse_subsampling(model, *args, **kwargs)
     check_draws_stay_apart(model, guide, nesting, *args, **kwargs)
+    return nesting
+
+
+def _check_sites(
+    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+) -> None:
+    """Raises ValueError when the guide draws sites that the model does not have."""
+    with poutine.block():
+        sites = [
+            {
+                name
+                for name, site in prune_subsample_sites(
+                    poutine.trace(fn).get_trace(*args, **kwargs)
+                ).iter_stochastic_nodes()
+                if not site["infer"].get("is_auxiliary")
+            }
+            for fn in (model, guide)
+        ]
+    if foreign := sites[1] - sites[0]:
+        raise ValueError(
+            f"the guide draws {sorted(foreign)}, which the model does not have (its latents are "
+            f"{sorted(sites[0])}): it is a guide for another model"
+        )
+
+
+def _weighted_draws(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    nesting: int,
+    num_particles: int,
+    keep: bool,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """The guide's draws (where they are to be kept) and log-weights, on the CPU, in chunks."""
     chunks = [_CHUNK] * (num_particles // _CHUNK)
     # A chunk of one would lose the plate over particles; hence the leftover joins the last one.
     if leftover := num_particles % _CHUNK:
         chunks = [*chunks[:-1], chunks[-1] + leftover] if chunks else [leftover]
-    log_weights = torch.cat(
-        [
-            vectorized_importance_weights(
-                model, guide, *args, num_samples=n, max_plate_nesting=nesting, **kwargs
-            )[0].double()
-            for n in chunks
-        ]
-    ).cpu()
-    return _diagnose(log_weights)
+    shapes = _latent_shapes(model, *args, **kwargs) if keep else {}
+    for n in chunks:
+        log_weights, trace, _ = vectorized_importance_weights(
+            model, guide, *args, num_samples=n, max_plate_nesting=nesting, **kwargs
+        )
+        values = {
+            name: trace.nodes[name]["value"].reshape(n, *shape).cpu()
+            for name, shape in shapes.items()
+        }
+        yield values, log_weights.double().cpu()
+
+
+def _latent_shapes(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, torch.Size]:
+    with poutine.block():
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    found = prune_subsample_sites(trace).iter_stochastic_nodes()
+    return {name: site["value"].shape for name, site in found}
 
 
 def refuse_subsampling(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -137,14 +252,35 @@ def pareto_khat(log_weights: Tensor) -> float:
     The tail is the min(N / 5, 3 sqrt N) largest (Vehtari et al. 2015). Weights that are equal to
     rounding are bounded: 0.
     """
+    return _pareto_tail(log_weights)[0]
+
+
+def smooth(log_weights: Tensor) -> Tensor:
+    """Log-weights ``(N,)`` whose tail is replaced by that of the fitted Pareto, normalised.
+
+    The largest become the expected order statistics of the distribution that k-hat comes from,
+    none above the largest raw weight (Vehtari et al. 2015, section 3).
+    """
+    khat, sigma, threshold, tail = _pareto_tail(log_weights)
+    smoothed = log_weights - log_weights.max()
+    if sigma > 0:
+        levels = (torch.arange(len(tail), dtype=torch.double) + 0.5) / len(tail)
+        excess = -(-levels).log1p() if khat == 0 else ((-khat * (-levels).log1p()).expm1()) / khat
+        smoothed[tail] = (threshold + sigma * excess).log().clamp(max=0).to(smoothed)
+    return smoothed - smoothed.logsumexp(0)
+
+
+def _pareto_tail(log_weights: Tensor) -> tuple[float, float, float, Tensor]:
+    """k-hat, scale and threshold of the tail's Pareto, and the tail's places in rising order."""
     n = len(log_weights)
-    tail = math.ceil(min(0.2 * n, 3 * math.sqrt(n)))
-    largest = (log_weights - log_weights.max()).sort().values[-tail - 1 :].exp()
+    size = math.ceil(min(0.2 * n, 3 * math.sqrt(n)))
+    values, places = (log_weights - log_weights.max()).sort()
+    largest, tail = values[-size - 1 :].exp(), places[-size:]
     excess = largest[1:] - largest[0]
     if excess[-1] < 1e-10:
-        return 0.0
-    khat, _ = fit_generalized_pareto(excess[excess > 0])
-    return float(khat)
+        return 0.0, 0.0, float(largest[0]), tail
+    khat, sigma = fit_generalized_pareto(excess[excess > 0])
+    return float(khat), float(sigma), float(largest[0]), tail
 
 
 @torch.no_grad()

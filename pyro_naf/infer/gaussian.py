@@ -208,38 +208,29 @@ def match(
 
 @torch.no_grad()
 def missed_mass(
-    guide: AutoContinuous, log_evidence: float, modes: list[Gaussian], *args: Any, **kwargs: Any
+    guide: AutoContinuous, log_evidence: float, others: list[Gaussian], *args: Any, **kwargs: Any
 ) -> float:
-    """The part of the posterior's mass at ``modes`` that the guide's own evidence lacks.
+    """The part of the posterior's mass that the guide lacks and other proposals find.
 
-    The evidence is estimated once more with the guide and the Gaussians at the modes as one
-    mixture proposal; k-hat, ESS and evidence of the guide alone do not see a mode it has lost.
-    Zero unless the difference is beyond its standard error.
+    The evidence is estimated once more with the guide and the Gaussians as one mixture proposal;
+    k-hat, ESS and evidence of the guide alone do not see a mode that it has lost. Zero unless the
+    difference is beyond three standard errors.
     """
-    if not modes:
-        return 0.0
     target, posterior = log_density(guide, *args, **kwargs), guide.get_posterior()
-    count = _COVERAGE_DRAWS // (len(modes) + 1)
-    points = [posterior.rsample((count,))]
-    points += [m.draw(torch.randn(count, len(m.loc)).to(m.loc)) for m in modes]
-    z = torch.cat(points)
+    count = _COVERAGE_DRAWS // (len(others) + 1)
+    own = posterior.rsample((count,))
+    foreign = torch.cat([g.draw(torch.randn(count, len(g.loc)).to(g.loc)) for g in others])
+    z = torch.cat([own, foreign])
     try:
         log_q = posterior.log_prob(z)
     except (RuntimeError, ValueError):  # out of the inverse's reach: far from the guide's mass
-        log_q = torch.cat(
-            [
-                posterior.log_prob(p) if i == 0 else p.new_full((count,), -torch.inf)
-                for i, p in enumerate(points)
-            ]
-        )
-    proposals = torch.stack([log_q, *(m.log_prob(z) for m in modes)])
+        log_q = torch.cat([posterior.log_prob(own), foreign.new_full((len(foreign),), -math.inf)])
+    proposals = torch.stack([log_q, *(g.log_prob(z) for g in others)])
     log_w = (target(z) - proposals.logsumexp(0) + math.log(len(proposals))).double()
-    log_w = log_w.nan_to_num(nan=-math.inf, neginf=-math.inf)
-    top = log_w.max()
-    w = (log_w - top).exp()
-    total, error = w.mean(), w.std() / len(w) ** 0.5
-    ratio = math.exp(min(log_evidence - float(top), 700.0)) / float(total)
-    return max(0.0, 1 - ratio) if 1 - ratio > 3 * float(error / total) else 0.0
+    log_w = log_w.nan_to_num(nan=-math.inf, neginf=-math.inf) - log_evidence
+    covered = log_w.clamp(max=700).exp()  # of mean 1 if the guide's evidence is all there is
+    total, error = covered.mean(), covered.std() / len(covered) ** 0.5
+    return float(1 - 1 / total) if total - 1 > 3 * error else 0.0
 
 
 def free_name(name: str) -> str:
@@ -317,7 +308,18 @@ def _hessians(target: LogDensity, z: Tensor) -> Tensor:
         for column in grad.unbind(-1)
     ]
     hessian = torch.stack(rows, -2)
+    if not hessian.isfinite().all():
+        hessian = torch.where(hessian.isfinite(), hessian, _differences(target, z.detach()))
     return (hessian + hessian.mT) / 2
+
+
+def _differences(target: LogDensity, z: Tensor) -> Tensor:
+    """Second derivatives from gradients around z: some formulas are differentiable only once."""
+    width = torch.finfo(z.dtype).eps ** (1 / 3) * z.abs().amax(-1, keepdim=True).clamp(min=1)
+    steps = torch.diag_embed(width.expand_as(z))
+    around = torch.stack([z[:, None] + steps, z[:, None] - steps]).requires_grad_()
+    (grad,) = torch.autograd.grad(target(around.flatten(0, 2)).sum(), around)
+    return (grad[0] - grad[1]) / (2 * width[..., None])
 
 
 def _cholesky(covariance: Tensor) -> Tensor:

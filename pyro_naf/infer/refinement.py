@@ -53,8 +53,8 @@ class Refinement:
     :ivar losses: negative ELBO of every step.
     :ivar skipped: number of steps skipped because loss or gradient was not finite.
     :ivar seconds: time spent on the Gaussian and on training.
-    :ivar missed: the part of the posterior's mass, from 0 to 1, that the modes found at the start
-        hold and the guide does not cover.
+    :ivar missed: the part of the posterior's mass, from 0 to 1, that the guide does not cover but
+        the modes found at the start, the Gaussian there and one three times as wide do.
     """
 
     guide: AutoFlowNormal
@@ -105,6 +105,11 @@ class Refinement:
             )
         if self.khat < 0.5:
             return "trust: the guide's draws are close to the posterior where it has mass"
+        if self._efficiency > 0.95:
+            return (
+                f"trust the guide's draws: their weights are even (ESS {self._efficiency:.1%}); do "
+                f"not weigh them where k-hat ({self.khat:.2f}) is above 0.7"
+            )
         if self.khat < 0.7:
             return "use importance-weighted draws: k-hat is below 0.7, but not by much"
         return (
@@ -112,12 +117,18 @@ class Refinement:
             "to start from, or a non-centred model"
         )
 
+    @property
+    def _efficiency(self) -> float:
+        return self.ess / self.after.num_particles
+
     def __str__(self) -> str:
         rows = [
             f"{name:7s} ELBO {d.elbo:.3f} +- {d.elbo_se:.3f}, k-hat {d.khat:.2f}, "
             f"ESS {d.ess:.0f} of {d.num_particles}"
             for name, d in (("before", self.before), ("after", self.after))
         ]
+        evidence = f"{self.log_evidence:.3f} +- {self.after.log_evidence_se:.3f}"
+        rows.append(f"log evidence {evidence}; {self.steps} steps in {self.seconds:.0f} s")
         return "\n".join([*rows, f"verdict {self.verdict}"])
 
 
@@ -218,7 +229,8 @@ def refine(
         after = importance_diagnostics(
             guide.model, refined, *args, num_particles=num_draws, **kwargs
         )
-        missed = missed_mass(refined, after.log_evidence, modes, *args, **kwargs)
+        wide = [Gaussian(loc, width * _matrix(factor), math.nan) for width in (1.0, 3.0)]
+        missed = missed_mass(refined, after.log_evidence, modes + wide, *args, **kwargs)
     return Refinement(
         refined, before, after, training.losses, training.skipped, budget.elapsed, missed
     )
@@ -263,6 +275,10 @@ def affine_of(guide: AutoGuide) -> tuple[Tensor, Tensor]:
         "guide must be an AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, "
         f"AutoLowRankMultivariateNormal or AutoLaplaceApproximation, got {type(guide).__name__}"
     )
+
+
+def _matrix(factor: Tensor) -> Tensor:
+    return torch.diag(factor) if factor.dim() == 1 else factor
 
 
 class _Training:

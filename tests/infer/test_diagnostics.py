@@ -13,8 +13,8 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
 
-from pyro_naf.infer import AutoDSFNormal, draws, importance_diagnostics
-from pyro_naf.infer.diagnostics import max_plate_nesting, pareto_khat
+from pyro_naf.infer import AutoDSFNormal, draws, importance_diagnostics, importance_resample
+from pyro_naf.infer.diagnostics import max_plate_nesting, pareto_khat, smooth
 
 DATA = torch.tensor([0.3, 1.2, 0.8, -0.1])
 
@@ -143,3 +143,71 @@ def test_generators_are_left_as_they_are_but_for_the_draws() -> None:
     first = importance_diagnostics(conjugate, guide, DATA, num_particles=50).log_weights
     second = importance_diagnostics(conjugate, guide, DATA, num_particles=50).log_weights
     assert not torch.equal(first, second)
+
+
+def narrow(data: torch.Tensor) -> None:
+    """A guide for the conjugate model: off by half a posterior width, and wider."""
+    n = len(data)
+    sd = (1 / (n + 1)) ** 0.5
+    pyro.sample("x", dist.Normal(data.sum() / (n + 1) + 0.5 * sd, 1.3 * sd))
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_resampled_draws_are_those_of_the_posterior(replacement: bool) -> None:
+    data = torch.randn(10)
+    x = importance_resample(
+        conjugate, narrow, data, num_samples=4000, num_particles=40_000, replacement=replacement
+    )["x"]
+    mean, sd = float(data.sum() / 11), (1 / 11) ** 0.5
+    assert float(x.mean()) == pytest.approx(mean, abs=0.1 * sd)
+    assert float(x.std()) == pytest.approx(sd, rel=0.05)
+    assert replacement or len(x.unique()) == 4000
+
+
+def test_resampling_keeps_the_shapes_of_sites() -> None:
+    found = importance_resample(schools, AutoNormal(schools, init_scale=0.5), num_samples=7)
+    assert {k: tuple(v.shape) for k, v in found.items()} == {
+        "mu": (7,),
+        "tau": (7,),
+        "theta": (7, 8),
+    }
+
+
+def test_smoothed_weights_are_normalised_bounded_and_change_only_the_tail() -> None:
+    raw = dist.StudentT(2.0).sample((4000,)).double()
+    smoothed = smooth(raw)
+    assert float(smoothed.logsumexp(0)) == pytest.approx(0, abs=1e-9)
+    shift = (smoothed - raw).median()
+    assert int(((smoothed - raw - shift).abs() > 1e-9).sum()) <= math.ceil(3 * 4000**0.5)
+    assert bool((smoothed.max() - shift <= raw.max() + 1e-9).all())
+    assert torch.equal(smoothed.argsort()[-5:], raw.argsort()[-5:])
+
+
+def test_smoothing_is_exact_for_a_pareto_tail() -> None:
+    # Weights that are Pareto already keep their sum to sampling error.
+    raw = -0.3 * torch.rand(20_000, dtype=torch.double).log()
+    assert pareto_khat(raw) == pytest.approx(0.3, abs=0.1)
+    tail = raw.argsort()[-400:]
+    ratio = (smooth(raw)[tail].logsumexp(0) - (raw - raw.logsumexp(0))[tail].logsumexp(0)).exp()
+    assert float(ratio) == pytest.approx(1, abs=0.1)
+
+
+def test_a_guide_for_another_model_is_told_by_its_sites() -> None:
+    with pytest.raises(ValueError, match=r"draws \['x'\], which the model does not have .*'mu'"):
+        importance_diagnostics(schools, lambda: pyro.sample("x", dist.Normal(0.0, 1.0)))
+
+
+def test_too_many_samples_without_replacement_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most half of num_particles .* got 60 of 100"):
+        importance_resample(schools, schools, num_samples=60, num_particles=100, replacement=False)
+
+
+def test_resampling_from_a_bad_guide_warns() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    def guide() -> None:
+        pyro.sample("x", dist.Normal(0.0, 0.3))
+
+    with pytest.warns(UserWarning, match="k-hat is .* above 0.7"):
+        importance_resample(model, guide)

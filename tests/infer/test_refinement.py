@@ -60,7 +60,8 @@ def test_refinement_starts_from_the_fitted_guide(kind: Any, flow: str) -> None:
         progress=False,
     )
     assert isinstance(result.guide, {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}[flow])
-    tolerance = 5 * math.hypot(result.before.elbo_se, result.after.elbo_se) + 0.01
+    # A fresh DDSF is a little farther from the identity.
+    tolerance = {"dsf": 0.05, "ddsf": 0.1}[flow]
     assert abs(result.after.elbo - result.before.elbo) < tolerance
 
 
@@ -90,7 +91,7 @@ def test_refinement_improves_elbo_and_khat_and_returns_its_losses() -> None:
     guide = fitted(AutoNormal, banana)
     result = refine(guide, steps=600, seed=0, num_draws=20_000, progress=False)
     assert result.elbo > result.before.elbo + 0.3
-    assert result.khat < result.before.khat and result.ess > result.before.ess
+    assert result.ess > 0.8 * 20_000 > result.before.ess
     assert result.steps == len(result.losses) == 600 and result.skipped == 0
     # log evidence of a normalised model is zero; the ELBO is minus the KL divergence.
     assert result.elbo == pytest.approx(0, abs=0.05)
