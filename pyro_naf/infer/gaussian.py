@@ -33,7 +33,7 @@ _TRIED_POINTS = 6
 _ELBO_DRAWS = 256
 
 #: Draws behind the search for mass that a guide has missed.
-_COVERAGE_DRAWS = 4000
+_COVERAGE_DRAWS = 20_000
 
 #: What L-BFGS, which minimises, sees where the log-density is not finite.
 _WALL = 1e10

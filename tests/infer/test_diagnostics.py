@@ -164,6 +164,7 @@ def test_resampled_draws_are_those_of_the_posterior(replacement: bool) -> None:
     assert replacement or len(x.unique()) == 4000
 
 
+@pytest.mark.filterwarnings("ignore:k-hat is")
 def test_resampling_keeps_the_shapes_of_sites() -> None:
     found = importance_resample(schools, AutoNormal(schools, init_scale=0.5), num_samples=7)
     assert {k: tuple(v.shape) for k, v in found.items()} == {
