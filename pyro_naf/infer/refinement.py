@@ -106,10 +106,8 @@ class Refinement:
         if self.khat < 0.5:
             return "trust: the guide's draws are close to the posterior where it has mass"
         if self._efficiency > 0.95:
-            return (
-                f"trust the guide's draws: their weights are even (ESS {self._efficiency:.1%}); do "
-                f"not weigh them where k-hat ({self.khat:.2f}) is above 0.7"
-            )
+            even = f"trust the guide's draws: their weights are even (ESS {self._efficiency:.1%})"
+            return even if self.khat < 0.7 else f"{even}; do not weigh them (k-hat above 0.7)"
         if self.khat < 0.7:
             return "use importance-weighted draws: k-hat is below 0.7, but not by much"
         return (
