@@ -3,6 +3,7 @@
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .diagnostics import ImportanceDiagnostics, draws, importance_diagnostics, importance_resample
 from .elbos import TraceDReG_ELBO, TraceSTL_ELBO
+from .forward_kl import ForwardKL
 from .gaussian import fit_gaussian
 from .refinement import Refinement, refine
 
@@ -10,6 +11,7 @@ __all__ = [
     "AutoDDSFNormal",
     "AutoDSFNormal",
     "AutoFlowNormal",
+    "ForwardKL",
     "ImportanceDiagnostics",
     "Refinement",
     "TraceDReG_ELBO",

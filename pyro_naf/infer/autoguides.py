@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
+from pyro.distributions.conditional import ConditionalComposeTransformModule
 from pyro.distributions.torch_transform import ComposeTransformModule
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
-from pyro.nn.module import PyroParam
+from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import biject_to
-from torch.distributions.transforms import AffineTransform, ComposeTransform, Transform
+from torch.distributions.transforms import AffineTransform, ComposeTransform
 
 from ..checks import check_integers
-from ..transforms import AutoregressiveFlow, deep_dense_sigmoidal_flow, deep_sigmoidal_flow
+from ..transforms import (
+    conditional_deep_dense_sigmoidal_flow,
+    conditional_deep_sigmoidal_flow,
+    deep_dense_sigmoidal_flow,
+    deep_sigmoidal_flow,
+)
+from .contexts import (
+    ContextAffine,
+    align,
+    check_broadcast,
+    check_context,
+    check_context_arguments,
+    row_plates,
+    rows_of,
+    warn_of_raw,
+)
+from .layout import Layout
 
 #: Points of the Sobol sequence behind medians and quantiles.
 _QUANTILE_POINTS = 2**14
+
+#: Marginals whose quantiles are found at once.
+_QUANTILE_COLUMNS = 256
 
 
 class AutoFlowNormal(AutoContinuous):
@@ -35,6 +57,16 @@ class AutoFlowNormal(AutoContinuous):
     loc and scale. Sampling, and scoring one's own samples, is one pass; scoring anything else
     runs the flow's inverse.
 
+    With ``context_fn`` flow, loc and S depend on the data: :math:`c = ` ``context_fn(*args,
+    **kwargs)`` is the context of a conditional flow, :math:`z = \mathrm{loc} + m(c) +
+    \mathrm{diag}(e^{s(c)}) S f(\epsilon; c)`, and the guide is the posterior for any data set that
+    it was trained on the likes of (Trace_ELBO, or :class:`~pyro_naf.infer.ForwardKL` on simulated
+    data). The context has shape ``(C,)``, or an axis for each of the outermost plates around all
+    latents, such as ``(B, C)``: then the latents of each element have a density of their own, D
+    counts those of one element, and B may change from call to call. The rows are those of the
+    arguments: all elements of the plate, of which the guide takes a subsample, or only those that
+    the subsample has, as when the arguments are a minibatch.
+
     All parameters exist after ``_setup_prototype``, with dtype and device of the model's latents.
     A value in Pyro's param store wins over the module's, as for all of Pyro's guides; whichever it
     is, it is trained.
@@ -44,8 +76,16 @@ class AutoFlowNormal(AutoContinuous):
     :param full_rank: a lower triangular S instead of a diagonal one.
     :param init_loc_fn: a per-site initialisation function of Pyro's.
     :param init_scale: initial scale > 0 of every unconstrained latent.
-    :raises ValueError: when ``init_scale`` is not positive.
-    :raises NotImplementedError: for latents local to a subsampled plate, whose number changes.
+    :param context_fn: maps the model's arguments to a context ``(..., C)``; best standardised. A
+        module is trained with the guide.
+    :param context_dim: C. With a context, ``transform_fn(D, C)`` returns a conditional transform.
+    :param create_plates: as for Pyro's guides: maps the model's arguments to the plates of this
+        call. Without it a new number of rows makes the guide run the model for its plates' sizes.
+    :raises ValueError: when ``init_scale`` is not positive, or only one of ``context_fn`` and
+        ``context_dim`` is given; when called, for a context that is not finite, or whose shape
+        does not fit ``context_dim`` and the plates around the latents.
+    :raises NotImplementedError: for latents local to a subsampled plate, whose number changes,
+        unless the context has an axis for it.
 
     >>> from pyro_naf import deep_sigmoidal_flow
     >>> def model():
@@ -53,6 +93,20 @@ class AutoFlowNormal(AutoContinuous):
     >>> guide = AutoFlowNormal(model, deep_sigmoidal_flow)
     >>> sorted(guide())
     ['x']
+
+    A posterior for each row y of any number of them:
+
+    >>> pyro.clear_param_store()  # of the guide before, which has the same name
+    >>> from pyro_naf import conditional_deep_sigmoidal_flow
+    >>> def model(y):
+    ...     with pyro.plate("sets", len(y)):
+    ...         x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    ...         pyro.sample("y", dist.Normal(x.unsqueeze(-1), 1.0).to_event(1), obs=y)
+    >>> guide = AutoFlowNormal(
+    ...     model, conditional_deep_sigmoidal_flow, context_fn=lambda y: y, context_dim=3
+    ... )
+    >>> guide(torch.randn(5, 3))["x"].shape, guide(torch.randn(7, 3))["x"].shape
+    (torch.Size([5]), torch.Size([7]))
     """
 
     loc: Tensor
@@ -66,20 +120,27 @@ class AutoFlowNormal(AutoContinuous):
     def __init__(
         self,
         model: Callable[..., Any],
-        transform_fn: Callable[[int], Any],
+        transform_fn: Callable[..., Any],
         *,
         full_rank: bool = False,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
+        context_fn: Callable[..., Tensor] | None = None,
+        context_dim: int = 0,
+        create_plates: Callable[..., Any] | None = None,
     ) -> None:
         if not init_scale > 0:
             raise ValueError(f"init_scale must be positive, got {init_scale}")
+        check_context_arguments(context_fn, context_dim)
         self._init_scale, self.full_rank = init_scale, full_rank
         self._transform_fn = transform_fn
         super().__init__(model, init_loc_fn=init_loc_fn)
+        self.context_fn, self.context_dim = context_fn, context_dim
+        self.create_plates = create_plates
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
+        self._set_up_rows(*args, **kwargs)
         self._refuse_local_latents()
         self.loc = nn.Parameter(self._init_loc())
         self.scale = PyroParam(torch.full_like(self.loc, self._init_scale), self.scale_constraint)
@@ -89,11 +150,38 @@ class AutoFlowNormal(AutoContinuous):
             self.scale_tril = PyroParam(frame.clone(), self.scale_tril_constraint)
         self.register_buffer("centre", torch.zeros_like(self.loc))
         self.register_buffer("frame", frame)
-        self.flow = self._transform_fn(self.latent_dim).to(self.loc.device, self.loc.dtype)
+        context_dim = (self.context_dim,) if self.context_dim else ()
+        flow = self._transform_fn(self.latent_dim, *context_dim)
+        if self.context_dim and not hasattr(flow, "condition"):
+            raise TypeError(
+                "transform_fn must return a conditional transform for a guide with a context, got "
+                f"{type(flow).__name__}"
+            )
+        self.flow = flow.to(self.loc.device, self.loc.dtype)
+        if self.context_dim:
+            affine = ContextAffine(self.context_dim, self.latent_dim)
+            self.context_affine = affine.to(self.loc.device, self.loc.dtype)
+
+    def _set_up_rows(self, *args: Any, **kwargs: Any) -> None:
+        """Tells the plates whose elements have contexts of their own; D counts one element's."""
+        self._row_frames: tuple[Any, ...] = ()
+        if self.context_dim:
+            context = self._context(*args, **kwargs)
+            warn_of_raw(context)
+            self._row_frames = row_plates(self._cond_indep_stacks, context)
+            self._num_rows = context.shape[:-1]
+        self._layout = Layout(
+            [site for _, site in self.prototype_trace.iter_stochastic_nodes()],
+            self._unconstrained_shapes,
+            [frame.dim for frame in self._row_frames],
+        )
+        self.latent_dim = self._layout.latent_dim
 
     def _refuse_local_latents(self) -> None:
         for name, frames in self._cond_indep_stacks.items():
             for frame in frames:
+                if frame in self._row_frames:
+                    continue
                 if frame.full_size is not None and frame.full_size != frame.size:
                     raise NotImplementedError(
                         f"site {name!r} is local to plate {frame.name!r}, which is subsampled "
@@ -106,21 +194,141 @@ class AutoFlowNormal(AutoContinuous):
         return dist.Normal(torch.zeros_like(self.loc), torch.ones_like(self.loc)).to_event(1)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> ComposeTransform:
-        """Flow, then affine map; independent of the arguments, as NeuTra needs it."""
+        """Flow, then affine map, for the context of these arguments.
+
+        Without ``context_fn`` independent of them, as NeuTra needs it; with it, NeuTra takes a
+        copy of the guide whose ``context_fn`` ignores its arguments.
+        """
+        self._check_set_up()
+        return self._transform(self._aligned_context(*args, **kwargs))
+
+    def _transform(self, context: Tensor | None) -> ComposeTransform:
+        flow: Any = self._registered("flow")
+        flow = flow if context is None else flow.condition(context)
+        return _Composed([*getattr(flow, "parts", [flow]), *self._outer(context)])
+
+    def _outer(self, context: Tensor | None) -> list[Transform]:
+        """The affine map, in parts; cached, so that the flow recognises its own samples."""
+        if context is not None:
+            shift, log_scale = self._registered("context_affine")(context)
+            loc, scale = self.loc + shift, self.scale * log_scale.exp()
+            outer = AffineTransform(loc, scale, event_dim=1, cache_size=1)
+            if not self.full_rank:
+                return [outer]
+            origin = torch.zeros_like(self.loc)
+            inner = dist.transforms.LowerCholeskyAffine(origin, self.scale_tril, cache_size=1)
+            return [inner, outer]
+        loc, factor = self.affine()
+        if self.full_rank:
+            return [dist.transforms.LowerCholeskyAffine(loc, factor, cache_size=1)]
+        return [AffineTransform(loc, factor, event_dim=1, cache_size=1)]
+
+    def _check_set_up(self) -> None:
         if self.prototype_trace is None:
             raise RuntimeError(
                 f"this {type(self).__name__} has no parameters yet: call it once with the model's "
                 "arguments"
             )
-        # Cached, so that the flow recognises its own samples.
-        loc, factor = self.affine()
-        affine = (
-            dist.transforms.LowerCholeskyAffine(loc, factor, cache_size=1)
-            if self.full_rank
-            else AffineTransform(loc, factor, event_dim=1, cache_size=1)
-        )
-        flow: Any = self._registered_flow()
-        return _Composed([*getattr(flow, "parts", [flow]), affine])
+
+    def _context(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The context of these arguments, ``(..., C)``, with the dtype of the latents."""
+        module = "context_fn" in self._modules
+        context_fn: Any = self._registered("context_fn") if module else self.context_fn
+        context = check_context(context_fn(*args, **kwargs), self.context_dim)
+        like = next(site["value"] for _, site in self.prototype_trace.iter_stochastic_nodes())
+        return context.to(like.device, like.dtype)
+
+    def _aligned_context(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        """The same with its axes where the plates are; None for a guide without context."""
+        if not self.context_dim:
+            return None
+        return align(self._context(*args, **kwargs), self._layout.row_dims)
+
+    def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Samples the latent vector, one for each row of the context."""
+        if not self.context_dim:
+            return super().sample_latent(*args, **kwargs)
+        context = self._context(*args, **kwargs)
+        self._follow_plates(context, *args, **kwargs)
+        plates = super()._create_plates(*args, **kwargs)
+        for i, frame in enumerate(self._row_frames):
+            context = rows_of(context, i, plates[frame.name])
+        context = align(context, self._layout.row_dims)
+        posterior = dist.TransformedDistribution(self.get_base_dist(), self._transform(context))
+        with ExitStack() as stack:
+            for frame in self._row_frames:
+                stack.enter_context(plates[frame.name])
+            name = f"_{self._pyro_name}_latent"
+            return pyro.sample(name, posterior, infer={"is_auxiliary": True})
+
+    def _create_plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if not self.context_dim:
+            return super()._create_plates(*args, **kwargs)
+        return self.plates  # of this call: sample_latent comes first
+
+    def _follow_plates(self, context: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Learns the plates' sizes, and how they are subsampled, when there are other rows."""
+        rows = context.shape[:-1]
+        if len(rows) != len(self._row_frames):
+            names = [frame.name for frame in self._row_frames]
+            raise ValueError(
+                f"context_fn must return shape ({'n, ' * len(names)}{self.context_dim}), an axis "
+                f"for each of the plates {names}, got {tuple(context.shape)}"
+            )
+        if rows == self._num_rows or self.master is not None or self.create_plates is not None:
+            return
+        self._num_rows = rows
+        if self._model is not None:
+            model = poutine.block(self.model, self._prototype_hide_fn)
+            trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
+            frames = [
+                f for _, site in trace.iter_stochastic_nodes() for f in site["cond_indep_stack"]
+            ]
+            self._prototype_frames |= {
+                f.name: f for f in frames if f.name in self._prototype_frames
+            }
+            return
+        # Pickled without its model: a plate that was whole is taken to be so again.
+        for frame, n in zip(self._row_frames, rows, strict=True):
+            old = self._prototype_frames[frame.name]
+            whole = old.size == (old.full_size or old.size)
+            self._prototype_frames[frame.name] = old._replace(
+                size=n, full_size=n if whole else old.full_size
+            )
+
+    def log_prob(self, latents: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        r"""Log-density of the guide at given latents, in their own (constrained) space.
+
+        .. math:: \log q(z) = \log q(u) - \sum_i \log|\det \partial z_i / \partial u_i|
+
+        with u the unconstrained latents of the sites i; one pass through the flow's inverse.
+
+        :param latents: site to values ``(..., *site shape)``, with the same leading axes ``...``.
+        :param args: the model's arguments, as are ``kwargs``: for the context, which may have
+            the same leading axes.
+        :return: ``(...)``, and behind it an axis for each plate that the context has one for.
+        :raises ValueError: when sites are missing or unknown, or a value's shape does not fit.
+
+        >>> pyro.clear_param_store()
+        >>> guide = AutoDSFNormal(lambda: pyro.sample("x", dist.Gamma(2.0, 1.0)))
+        >>> draw = guide()
+        >>> guide.log_prob({"x": torch.ones(5)}).shape
+        torch.Size([5])
+        """
+        with self._pyro_context:  # as in a call: the weights are registered with the param store
+            self._check_set_up()
+            z, log_det = self._layout.pack(latents)
+            posterior = self.get_posterior(*args, **kwargs)
+            check_broadcast(posterior.batch_shape, z.shape[:-1])
+            return posterior.log_prob(z) - log_det
+
+    def _init_loc(self) -> Tensor:
+        """The initial latent vector, a mean over the rows."""
+        values = {name: place.site["value"] for name, place in self._layout.places.items()}
+        return self._layout.pack(values)[0].detach().reshape(-1, self.latent_dim).mean(0)
+
+    def _unpack_latent(self, latent: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        return self._layout.unpack(latent)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The outermost map: its loc ``(D,)``, and its scale ``(D,)`` or factor ``(D, D)``."""
@@ -131,7 +339,7 @@ class AutoFlowNormal(AutoContinuous):
 
     @torch.no_grad()
     def set_affine(self, loc: Tensor, factor: Tensor) -> None:
-        """Makes this the outermost map, and the unit in which it is trained from now on.
+        """Makes this the outermost map of a guide without context, and the unit in which it is trained from now on.
 
         An optimiser's step is then the same part of the posterior's width in every direction,
         however badly scaled and correlated the latents are.
@@ -146,20 +354,24 @@ class AutoFlowNormal(AutoContinuous):
         if self.full_rank:
             self.scale_tril = torch.eye(self.latent_dim).to(self.loc)
 
-    def _registered_flow(self) -> Transform:
-        """The flow, its weights in step with Pyro's param store.
+    def _registered(self, name: str) -> Any:
+        """A module of this one's, its weights in step with Pyro's param store.
 
         Reading a plain module from a PyroModule registers its weights but leaves the module
         with its own where the store already has others: a guide created a second time would
         compute with weights that no optimiser sees.
         """
-        flow: Any = self._modules["flow"]
-        if self._pyro_context.active and not pyro.settings.get("module_local_params"):
-            name = self._pyro_get_fullname("flow")
-            self._check_store(name, flow)
-            pyro.module(name, flow, update_module_params=True)
-            return flow
-        return self.flow
+        module: Any = self._modules[name]
+        if (
+            self._pyro_context.active
+            and not isinstance(module, PyroModule)
+            and not pyro.settings.get("module_local_params")
+        ):
+            full_name = self._pyro_get_fullname(name)
+            self._check_store(full_name, module)
+            pyro.module(full_name, module, update_module_params=True)
+            return module
+        return getattr(self, name)
 
     @staticmethod
     def _check_store(name: str, flow: nn.Module) -> None:
@@ -191,17 +403,32 @@ class AutoFlowNormal(AutoContinuous):
         :param quantiles: numbers in (0, 1), shape ``(Q,)``.
         :return: site to tensor ``(Q, ...)``.
         """
-        transform = self.get_transform(*args, **kwargs)
-        # In parts: a point costs D P numbers on its way through a flow.
-        normal = sobol_normal(_QUANTILE_POINTS, self.loc).split(1024)
-        latent = torch.cat([transform(part) for part in normal])
-        levels = torch.as_tensor(quantiles, dtype=latent.dtype, device=latent.device)
+        self._check_set_up()
+        levels = torch.as_tensor(quantiles, dtype=self.loc.dtype, device=self.loc.device)
+        context = self._aligned_context(*args, **kwargs)
+        if context is None:
+            latent = self._latent_quantiles(levels, None)
+        else:
+            rows = context.flatten(0, -2) if context.dim() > 1 else context[None]
+            parts = rows.split(max(1, _QUANTILE_COLUMNS // self.latent_dim))
+            latent = torch.cat([self._latent_quantiles(levels, part) for part in parts], 1)
+            latent = latent.reshape(-1, *context.shape[:-1], self.latent_dim)
         result: dict[str, list[Tensor]] = {}
-        for row in torch.quantile(latent, levels, dim=0):
+        for row in latent:
             for site, value in self._unpack_latent(row):
                 value = biject_to(site["fn"].support)(value)
                 result.setdefault(site["name"], []).append(value)
         return {name: torch.stack(values) for name, values in result.items()}
+
+    def _latent_quantiles(self, levels: Tensor, context: Tensor | None) -> Tensor:
+        """``(Q, D)``, or ``(Q, R, D)`` for a context ``(R, C)``."""
+        transform = self._transform(context)
+        normal = sobol_normal(_QUANTILE_POINTS, self.loc)
+        if context is not None:
+            normal = normal.unsqueeze(1)
+        # In parts: a point costs D P numbers on its way through a flow.
+        latent = torch.cat([transform(part) for part in normal.split(1024)])
+        return torch.quantile(latent, levels, dim=0)
 
     def __getstate__(self) -> dict[str, Any]:
         # Pyro's version drops the model from the guide itself, not only from its copy.
@@ -222,7 +449,8 @@ class AutoFlowNormal(AutoContinuous):
 class _AutoStackNormal(AutoFlowNormal):
     """A stack of flows, in natural and reversed order by turns."""
 
-    _factory: Callable[..., AutoregressiveFlow]
+    _factory: Callable[..., Any]
+    _conditional_factory: Callable[..., Any]
 
     def __init__(
         self,
@@ -235,16 +463,23 @@ class _AutoStackNormal(AutoFlowNormal):
         init_scale: float = 0.1,
         full_rank: bool = False,
         affine: bool = True,
+        context_fn: Callable[..., Tensor] | None = None,
+        context_dim: int = 0,
+        create_plates: Callable[..., Any] | None = None,
         **kw: Any,
     ) -> None:
+        factory = type(self)._conditional_factory if context_dim else type(self)._factory
         options = dict(hidden_dims=hidden_dims, hidden_units=hidden_units, affine=affine, **kw)
-        factory = partial(type(self)._factory, **options)
+        factory = partial(factory, **options)
         super().__init__(
             model,
             _Stack(factory, num_transforms),
             init_loc_fn=init_loc_fn,
             init_scale=init_scale,
             full_rank=full_rank,
+            context_fn=context_fn,
+            context_dim=context_dim,
+            create_plates=create_plates,
         )
 
 
@@ -260,7 +495,7 @@ class AutoDSFNormal(_AutoStackNormal):
     :param hidden_units: K, the number of sigmoids.
     :param init_loc_fn: as in :class:`AutoFlowNormal`.
     :param init_scale: as there.
-    :param full_rank: as there.
+    :param full_rank: as there, as are ``context_fn``, ``context_dim`` and ``create_plates``.
     :param affine: each conditioner gives an affine map around the sigmoids too, which funnels need.
     :param kw: further arguments of :func:`~pyro_naf.transforms.deep_sigmoidal_flow`.
     :raises ValueError: as there, and when ``num_transforms`` is below 1.
@@ -278,6 +513,7 @@ class AutoDSFNormal(_AutoStackNormal):
     """
 
     _factory = staticmethod(deep_sigmoidal_flow)
+    _conditional_factory = staticmethod(conditional_deep_sigmoidal_flow)
 
 
 class AutoDDSFNormal(_AutoStackNormal):
@@ -292,6 +528,7 @@ class AutoDDSFNormal(_AutoStackNormal):
     """
 
     _factory = staticmethod(deep_dense_sigmoidal_flow)
+    _conditional_factory = staticmethod(conditional_deep_dense_sigmoidal_flow)
 
 
 class _Composed(ComposeTransform):
@@ -313,15 +550,16 @@ class _Composed(ComposeTransform):
 class _Stack:
     """Flows in natural and reversed order by turns; a class, so that guides can be pickled."""
 
-    def __init__(self, factory: Callable[..., AutoregressiveFlow], num_transforms: int) -> None:
+    def __init__(self, factory: Callable[..., Any], num_transforms: int) -> None:
         check_integers(num_transforms=(num_transforms, 1))
         self.factory, self.num_transforms = factory, num_transforms
 
-    def __call__(self, dim: int) -> ComposeTransformModule:
-        orders = ("natural", "reversed")
-        return ComposeTransformModule(
-            [self.factory(dim, order=orders[i % 2]) for i in range(self.num_transforms)]
-        )
+    def __call__(self, dim: int, *context_dim: int) -> nn.Module:
+        orders = [("natural", "reversed")[i % 2] for i in range(self.num_transforms)]
+        flows = [self.factory(dim, *context_dim, order=order) for order in orders]
+        if context_dim:
+            return ConditionalComposeTransformModule(flows)
+        return ComposeTransformModule(flows)
 
 
 def sobol_normal(points: int, like: Tensor) -> Tensor:

@@ -41,6 +41,34 @@ def conjugate_log_evidence(data: torch.Tensor) -> float:
     return float(dist.MultivariateNormal(torch.zeros(n), covariance).log_prob(data))
 
 
+LINEAR = torch.tensor([[1.0, 0.5], [-0.5, 1.0], [1.0, 1.0]])
+LINEAR_NOISE = 0.5
+
+
+def linear(y: torch.Tensor) -> None:
+    """x ~ N(0, I), y ~ N(LINEAR x, noise^2 I): one data set, of shape (3,)."""
+    x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x @ LINEAR.T, LINEAR_NOISE).to_event(1), obs=y)
+
+
+def linear_sets(y: torch.Tensor) -> None:
+    """:func:`linear` for each row of y, (B, 3)."""
+    with pyro.plate("sets", len(y)):
+        linear(y)
+
+
+def linear_posterior(y: torch.Tensor) -> dist.MultivariateNormal:
+    """The exact posterior of x for each row of y."""
+    covariance = torch.linalg.inv(torch.eye(2) + LINEAR.T @ LINEAR / LINEAR_NOISE**2)
+    return dist.MultivariateNormal(y @ LINEAR @ covariance / LINEAR_NOISE**2, covariance)
+
+
+def linear_data(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents and data drawn from their joint distribution."""
+    x = torch.randn(number, 2)
+    return x, x @ LINEAR.T + LINEAR_NOISE * torch.randn(number, 3)
+
+
 def correlated() -> None:
     """A Gaussian with correlations: no diagonal guide fits it, a full-rank one does exactly."""
     covariance = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, -0.3], [0.0, -0.3, 0.5]])
