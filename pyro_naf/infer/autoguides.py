@@ -20,7 +20,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from pyro.nn.module import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import biject_to
-from torch.distributions.transforms import AffineTransform, ComposeTransform
+from torch.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
 from ..checks import check_integers
 from ..transforms import (
@@ -339,10 +339,10 @@ class AutoFlowNormal(AutoContinuous):
 
     @torch.no_grad()
     def set_affine(self, loc: Tensor, factor: Tensor) -> None:
-        """Makes this the outermost map of a guide without context, and the unit in which it is trained from now on.
+        """Makes this the outermost map, and the unit in which it is trained from now on.
 
         An optimiser's step is then the same part of the posterior's width in every direction,
-        however badly scaled and correlated the latents are.
+        however badly scaled and correlated the latents are. For guides without a context.
 
         :param loc: shape ``(D,)``.
         :param factor: scale ``(D,)``, or lower triangular factor ``(D, D)`` with ``full_rank``.
@@ -469,6 +469,8 @@ class _AutoStackNormal(AutoFlowNormal):
         **kw: Any,
     ) -> None:
         factory = type(self)._conditional_factory if context_dim else type(self)._factory
+        # With a context its affine map does that, and holds for contexts far from those seen.
+        affine = affine and not context_dim
         options = dict(hidden_dims=hidden_dims, hidden_units=hidden_units, affine=affine, **kw)
         factory = partial(factory, **options)
         super().__init__(
