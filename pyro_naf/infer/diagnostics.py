@@ -137,7 +137,7 @@ def importance_resample(
     if found.khat > 0.7:
         warnings.warn(
             f"k-hat is {found.khat:.2f}, above 0.7: resampling does not mend this guide; refine it",
-            stacklevel=2,
+            stacklevel=3,  # one frame is torch.no_grad's
         )
     weights = found.smoothed_log_weights.exp()
     chosen = torch.multinomial(weights, num_samples, replacement)
