@@ -251,7 +251,7 @@ def one_comp_mm_elim_abs(data: Data) -> None:
         c = c.clamp(min=0)
         return dose * torch.exp(-k_a * t) - V_m / data["V"] * c / (K_m + c)
 
-    c = runge_kutta(velocity, torch.zeros_like(k_a), [0.0, *data["times"].tolist()], substeps=2)
+    c = runge_kutta(velocity, torch.zeros_like(k_a), [0.0, *data["times"].tolist()], substeps=3)
     log_c = c[1:].clamp(min=1e-6).log().movedim(0, -1)
     observed = dist.LogNormal(log_c, sigma[..., None])
     pyro.sample("C_hat", observed.to_event(1), obs=data["C_hat"])
