@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -94,16 +93,16 @@ class Cache:
 
 
 def _dependencies(module: nn.Module, context: Tensor | None) -> list[Tensor]:
-    return [*_tensors(module), *([] if context is None else [context])]
+    return _tensors(module) if context is None else [*_tensors(module), context]
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
+def _tensors(module: nn.Module) -> list[Tensor]:
     """Parameters and buffers; ``module.parameters()`` makes names of them and takes ten times."""
-    yield from (t for t in module._parameters.values() if t is not None)
-    yield from (t for t in module._buffers.values() if t is not None)
+    found = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
     for child in module._modules.values():
         if child is not None:
-            yield from _tensors(child)
+            found += _tensors(child)
+    return found
 
 
 def _is_shared(t: Tensor | None) -> TypeGuard[Tensor]:

@@ -30,6 +30,7 @@ from .modes import needs_plain_operations
 
 if TYPE_CHECKING:
     from ..transformers.base import SigmoidalTransformer
+    from ..transformers.scaled import Scaled
 
 KERNELS = ("auto", "plain", "eager", "compiled", "triton")
 VARIABLE = "PYRO_NAF_KERNEL"
@@ -59,18 +60,30 @@ def evaluate(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> tuple
     kernel = choose(transformer, x, phi)
     if kernel == "plain":
         return transformer.plain(x, phi)
-    if x.shape != phi.shape[:-1]:
-        shape = torch.broadcast_shapes(x.shape, phi.shape[:-1])
-        x, phi = x.expand(shape), phi.expand(*shape, -1)
     if kernel == "triton":
+        x, phi = _broadcast(x, phi)
         lanes = x.shape[-1] if x.dim() > 1 else 1  # one axis: many values of one dimension
         batch = x.shape[:-1].numel() if x.dim() > 1 else x.numel()
         flat = x.reshape(batch, lanes), phi.reshape(batch, lanes, phi.shape[-1])
         y, log_slope = _operator(transformer.name)(transformer, *flat)
         return y.view(x.shape), log_slope.view(x.shape)
+    return evaluate_formula(kernel, transformer, x, phi)
+
+
+def evaluate_formula(
+    kernel: str, transformer: SigmoidalTransformer | Scaled, x: Tensor, phi: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same by the linear-space formula, for the kernels "eager" and "compiled"."""
     formula = transformer.formula()
     formula = compiled(formula) if kernel == "compiled" else formula
-    return eager.evaluate(formula, x, phi, *transformer.shared())
+    return eager.evaluate(formula, *_broadcast(x, phi), *transformer.shared())
+
+
+def _broadcast(x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+    if x.shape == phi.shape[:-1]:
+        return x, phi
+    shape = torch.broadcast_shapes(x.shape, phi.shape[:-1])
+    return x.expand(shape), phi.expand(*shape, -1)
 
 
 def root(transformer: SigmoidalTransformer, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor] | None:

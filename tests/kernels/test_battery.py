@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_naf import deep_dense_sigmoidal_flow, deep_sigmoidal_flow, kernels
 from pyro_naf.kernels import eager
-from pyro_naf.transformers import DeepDenseSigmoidal, DeepSigmoidal
+from pyro_naf.transformers import DeepDenseSigmoidal, DeepSigmoidal, Scaled
 
 Sigmoidal = DeepSigmoidal | DeepDenseSigmoidal
 
@@ -62,14 +62,16 @@ def make(layers: int, hidden_units: int = 5, kernel: str = "plain") -> Sigmoidal
     return DeepDenseSigmoidal(hidden_units, layers, kernel=kernel)
 
 
-def exact(transformer: Sigmoidal) -> Sigmoidal:
+def exact(transformer: Sigmoidal | Scaled) -> Sigmoidal | Scaled:
     """The plain formula in float64, with parameters of its own."""
     twin = copy.deepcopy(transformer).double()
-    twin.kernel = "plain"
+    (twin.inner if isinstance(twin, Scaled) else twin).kernel = "plain"
     return twin
 
 
-def everything(transformer: Sigmoidal, x: Tensor, phi: Tensor, grads: list[Tensor]) -> list[Tensor]:
+def everything(
+    transformer: Sigmoidal | Scaled, x: Tensor, phi: Tensor, grads: list[Tensor]
+) -> list[Tensor]:
     """Value, log-slope, and the gradients of x, phi and the matrices for these of the two."""
     inputs = [x.detach().requires_grad_(), phi.detach().requires_grad_()]
     outputs = transformer(*inputs)
@@ -124,6 +126,19 @@ def test_lanes_in_the_tails_and_on_plateaus_are_right_beside_ordinary_ones(
     grads = [torch.where(ordinary.cpu(), g, 0.0) for g in grads]
     true = everything(exact(transformer), x, phi, grads)
     assert_equal(everything(transformer, x, phi, grads), true, 1e-10)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_an_affine_map_around_them_is_that_of_the_plain_formula(
+    kernel: str, layers: int, device: torch.device
+) -> None:
+    transformer = Scaled(make(layers, kernel=kernel)).to(device).double()
+    phi = torch.randn(4, 30, transformer.num_params).to(device).double()
+    x = torch.randn(4, 30).to(device).double()
+    x[:, :3] *= 1e3  # lanes that the linear-space formula leaves to the plain one
+    grads = [torch.randn(4, 30), torch.randn(4, 30)]
+    true = everything(exact(transformer), x, phi, grads)
+    assert_equal(everything(transformer, x, phi, grads), true, 1e-11)
 
 
 @pytest.mark.parametrize("hidden_units", [1, 4, 16])
