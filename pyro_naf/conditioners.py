@@ -181,23 +181,17 @@ class MADE(nn.Module):
         context = self._check_context(context)
         # ends[i][d]: how many units of hidden layer i have a degree of at most d.
         ends = [_cumulative(degrees, self.input_dim) for degrees in self._degrees]
-        seen: list[Tensor | None] = [None] * len(self.weights)
-
-        def append(i: int, z: Tensor) -> Tensor:
-            """All inputs of layer i that are known by now, ``(n, N)``; they are its first n."""
-            old = seen[i]
-            seen[i] = new = z if old is None else torch.cat([old, z])
-            return new
+        seen = [_Rows(weight.shape[1], batch, weight) for weight in self.weights]
 
         def linear(i: int, z: Tensor) -> Tensor:
             rows = slice(ends[i][place - 1] if place else 0, ends[i][place])
-            z = append(i, z)
+            z = seen[i].append(z)
             return torch.addmm(self.biases[i][rows, None], self.weights[i][rows, : len(z)], z)
 
         outputs = self.weights[-1].unflatten(0, (self.input_dim, -1))
         new = self.output_bias.new_empty(0, batch) if context is None else context.t()
         for place in range(self.input_dim):
-            features = append(-1, self._features(new, linear))
+            features = seen[-1].append(self._features(new, linear))
             out = outputs[place, :, : len(features)] @ features
             out = (out if self.head is None else self.head @ out) + self.output_bias[place, :, None]
             x = yield out.t()
@@ -273,6 +267,25 @@ class MADE(nn.Module):
             f"num_params={self.num_params}, context_dim={self.context_dim}, "
             f"residual={self.residual}, head_dim={self.head_dim}"
         )
+
+
+class _Rows:
+    """Inputs of a layer as they become known, ``(n, N)``: its first n."""
+
+    def __init__(self, most: int, batch: int, like: Tensor) -> None:
+        # Without gradients they are written side by side; autograd needs every stage as it was.
+        self.space = None if torch.is_grad_enabled() else like.new_empty(most, batch)
+        self.known = like.new_empty(0, batch)
+
+    def append(self, new: Tensor) -> Tensor:
+        """All that are known with these."""
+        if self.space is None:
+            self.known = torch.cat([self.known, new])
+        else:
+            n = len(self.known)
+            self.space[n : n + len(new)] = new
+            self.known = self.space[: n + len(new)]
+        return self.known
 
 
 class _Sorted(torch.autograd.Function):
