@@ -153,7 +153,7 @@ def inverse_kernel(
 
 
 def options(
-    x: Tensor, phi: Tensor, initial_slope: float, min_slope: float, lanes: int = 128
+    x: Tensor, phi: Tensor, initial_slope: float, min_slope: float, lanes: int = 64
 ) -> dict[str, Any]:
     """What a kernel is compiled for: formula, dtype and tile.
 

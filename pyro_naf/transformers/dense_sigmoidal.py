@@ -76,7 +76,9 @@ class DeepDenseSigmoidal(SigmoidalTransformer):
 
     def shared(self) -> tuple[Tensor, ...]:
         """The matrices W of all layers, then the matrices U between them."""
-        return (*self.w, *self.u)
+        # By index: torch.compile cannot iterate a ParameterList before torch 2.13.
+        w = [self.w[i] for i in range(self.num_layers)]
+        return (*w, *[self.u[i] for i in range(self.num_layers - 1)])
 
     def plain(self, x: Tensor, phi: Tensor, *shared: Tensor) -> tuple[Tensor, Tensor]:
         return dense_sigmoidal(x, self.constrain(phi), shared or self.shared())
