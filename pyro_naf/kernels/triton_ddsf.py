@@ -52,6 +52,10 @@ from .triton_common import (
 )
 from .triton_root import search, start
 
+#: Registers of a thread in the backward pass, which would take twice as many: with these twice as
+#: many programs hide each other's waits for barriers, at the price of 40 spilled numbers.
+BACKWARD_REGISTERS = 128
+
 #: Elements that the partial sums of the matrices' gradients may take: 64 MiB in float32.
 PARTIAL_SUMS = 1 << 24
 
@@ -449,6 +453,7 @@ def ddsf_backward(
         launch(
             backward_kernel, some[0], *strided(*some[:2]), biases.contiguous(),
             matrices.contiguous(), *strided(*some[2:]), partial_sums, **compiled_for,
+            maxnreg=BACKWARD_REGISTERS,
         )  # fmt: skip
         total += partial_sums.sum(0)
     return grad_x, grad_phi, total.to(matrices.dtype)
