@@ -1,0 +1,1 @@
+"""Data sets that densities are measured on."""
