@@ -92,6 +92,8 @@ class Options:
         recurrent state's; ``bnaf``: so many layers of ``hidden_units`` a dimension).
     :param hidden_units: K, the sigmoids of DSF and DDSF; the width of BNAF a dimension.
     :param num_layers: layers of a DDSF transformer.
+    :param spread: the sigmoids start evenly over so wide a range, from 0 to 10; see
+        :class:`~pyro_naf.transformers.DeepSigmoidal`.
     :param affine: the conditioner also gives an affine map around the sigmoids.
     :param bins: bins of a spline, on [-``bound``, ``bound``].
     :param components: Gaussians of a mixture.
@@ -108,6 +110,7 @@ class Options:
     hidden_dims: Sequence[int] = (128, 128)
     hidden_units: int = 16
     num_layers: int = 2
+    spread: float = 0.25
     affine: bool = False
     bins: int = 8
     bound: float = 4.0
@@ -223,9 +226,9 @@ class _Parts:
         if kind == "nsf":
             return RationalQuadraticSpline(o.bins, o.bound)
         sigmoids: Transformer = (
-            DeepSigmoidal(o.hidden_units, kernel=o.kernel)
+            DeepSigmoidal(o.hidden_units, spread=o.spread, kernel=o.kernel)
             if kind == "dsf"
-            else DeepDenseSigmoidal(o.hidden_units, o.num_layers, kernel=o.kernel)
+            else DeepDenseSigmoidal(o.hidden_units, o.num_layers, spread=o.spread, kernel=o.kernel)
         )
         return Scaled(sigmoids) if o.affine else sigmoids
 

@@ -42,7 +42,7 @@ class LULinear(TransformModule):
         self.bias = nn.Parameter(torch.zeros(input_dim))
 
     def _factors(self) -> tuple[Tensor, Tensor]:
-        lower = self.lower.tril(-1) + torch.eye(len(self.bias)).to(self.lower)
+        lower = self.lower.tril(-1) + torch.diag(torch.ones_like(self.bias))
         return lower, self.upper.triu(1) + torch.diag(self.log_diagonal.exp())
 
     def _call(self, x: Tensor) -> Tensor:

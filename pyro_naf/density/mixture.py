@@ -93,7 +93,7 @@ class AutoregressiveMixture(nn.Module):
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density ``(...)`` of z ``(..., D)``: one pass of the conditioner."""
         phi = self.conditioner(z) if context is None else self.conditioner(z, context)
-        return self._log_density(z, *self.constrain(phi)).sum(-1)
+        return self._log_density(z, *self.constrain(phi.to(z.dtype))).sum(-1)
 
     def _log_density(self, z: Tensor, log_weights: Tensor, means: Tensor, scales: Tensor) -> Tensor:
         standard = (z.unsqueeze(-1) - means) / scales

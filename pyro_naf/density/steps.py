@@ -42,11 +42,11 @@ class Stepper:
         self.parallel_module = parallel.wrapped(module)
         self.batch, self.device = batch, rows[0].device
         on_gpu = self.device.type == "cuda"
-        # The rate is a tensor, so that a recorded step follows it.
-        self.lr = torch.tensor(options.lr, device=self.device)
-        fused = self.device.type in ("cpu", "cuda")
         self.adam = torch.optim.Adam(
-            weights, lr=self.lr, fused=fused, capturable=on_gpu, betas=(0.9, 0.999)
+            weights,
+            lr=torch.tensor(options.lr, device=self.device),  # a recorded step follows a tensor
+            fused=True,
+            capturable=on_gpu,
         )
         # Sum of finite losses and their number, skipped steps, and those in a row until now.
         self.sums = torch.zeros(4, dtype=torch.double, device=self.device)
@@ -73,7 +73,7 @@ class Stepper:
         """The step with the i-th batch of the order."""
         assert self.order is not None
         chosen = parallel.part([self.order[i * self.batch : (i + 1) * self.batch]])[0]
-        self.lr.fill_(lr)
+        self.adam.param_groups[0]["lr"].fill_(lr)
         if not self.wants_graph:
             self._compute([t.index_select(0, chosen) for t in self.rows])
             return
@@ -162,6 +162,5 @@ class Stepper:
     def load_state(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
         self.adam.load_state_dict(state["adam"])
-        self.lr = self.adam.param_groups[0]["lr"]
         self.sums.copy_(state["sums"])
         self.taken = list(state["taken"])

@@ -94,6 +94,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "silu": {"activation": "silu"},
     "tanh": {"activation": "tanh"},
     "dropout": {"dropout": 0.1},
+    **{f"spread{s}": {"spread": s} for s in (1, 3, 6, 10)},
 }
 
 PEERS = {
