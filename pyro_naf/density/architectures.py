@@ -17,11 +17,13 @@ planar-K              K of Pyro's planar flows; no density of data
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from pyro.distributions.transforms import BlockAutoregressive, Planar
 from torch import nn
 
@@ -36,6 +38,7 @@ from ..transformers import (
     Shift,
     Transformer,
 )
+from ..transformers.base import SigmoidalTransformer
 from ..transforms import AutoregressiveFlow, ConditionalAutoregressiveFlow
 from .flow import NormalizingFlow
 from .linear import Diagonal, LULinear, Reversal
@@ -92,15 +95,15 @@ class Options:
         recurrent state's; ``bnaf``: so many layers of ``hidden_units`` a dimension).
     :param hidden_units: K, the sigmoids of DSF and DDSF; the width of BNAF a dimension.
     :param num_layers: layers of a DDSF transformer.
-    :param spread: the sigmoids start evenly over so wide a range, from 0 to 10; see
-        :class:`~pyro_naf.transformers.DeepSigmoidal`.
+    :param sharpness: slope at which all sigmoids but one start, at places spread over the data;
+        see :func:`spread_sigmoids`.
     :param affine: the conditioner also gives an affine map around the sigmoids.
     :param bins: bins of a spline, on [-``bound``, ``bound``].
     :param components: Gaussians of a mixture.
     :param residual: residual blocks in the conditioner, behind a first linear layer.
     :param linear: "reversal" of the dimensions between layers and a diagonal map at the end, or
         "lu": a full linear map around every layer.
-    :param activation: "elu" (the paper's), "relu", "silu" or "tanh".
+    :param activation: "relu", "elu" (the paper's), "silu" or "tanh".
     :param dropout: probability with which hidden units are dropped in training.
     :param head_dim: factorises the conditioner's last layer; see
         :class:`~pyro_naf.conditioners.MADE`.
@@ -110,14 +113,14 @@ class Options:
     hidden_dims: Sequence[int] = (128, 128)
     hidden_units: int = 16
     num_layers: int = 2
-    spread: float = 0.25
+    sharpness: float = 4.0
     affine: bool = False
     bins: int = 8
     bound: float = 4.0
     components: int = 10
     residual: bool = False
     linear: str = "reversal"
-    activation: str = "elu"
+    activation: str = "relu"
     dropout: float = 0.0
     head_dim: int | None = None
     kernel: str = "auto"
@@ -226,15 +229,19 @@ class _Parts:
         if kind == "nsf":
             return RationalQuadraticSpline(o.bins, o.bound)
         sigmoids: Transformer = (
-            DeepSigmoidal(o.hidden_units, spread=o.spread, kernel=o.kernel)
+            DeepSigmoidal(o.hidden_units, kernel=o.kernel)
             if kind == "dsf"
-            else DeepDenseSigmoidal(o.hidden_units, o.num_layers, spread=o.spread, kernel=o.kernel)
+            else DeepDenseSigmoidal(o.hidden_units, o.num_layers, kernel=o.kernel)
         )
         return Scaled(sigmoids) if o.affine else sigmoids
 
     def flow(self, kind: str) -> nn.Module:
         transformer = self.transformer(kind)
-        return self.autoregressive(self.made(transformer.num_params), transformer)
+        made = self.made(transformer.num_params)
+        sigmoids = transformer.inner if isinstance(transformer, Scaled) else transformer
+        if isinstance(sigmoids, SigmoidalTransformer):
+            spread_sigmoids(made, sigmoids, self.options.sharpness)
+        return self.autoregressive(made, transformer)
 
     def autoregressive(self, conditioner: nn.Module, transformer: Transformer) -> nn.Module:
         if self.context_dim:
@@ -260,6 +267,33 @@ class _Parts:
             return [*around, LULinear(self.input_dim)]
         between = [part for flow in flows for part in (flow, Reversal())]
         return [*between[:-1], Diagonal(self.input_dim)]
+
+
+@torch.no_grad()
+def spread_sigmoids(made: MADE, transformer: SigmoidalTransformer, sharpness: float) -> None:
+    r"""Starts a transformer near the identity, with sharp sigmoids at places spread over the data.
+
+    Of the K sigmoids of a layer one stays :math:`\sigma(x)`, with half of the weight, so that far
+    out the map is the identity; the others have the slope ``sharpness`` and step at the quantiles
+    of the logistic distribution, so that their mean is about :math:`\sigma(x)` too. Guides start
+    with K sigmoids that are all but alike; a density of many modes finds them sooner from here.
+
+    :param made: the conditioner, whose output bias is written.
+    """
+    k = transformer.hidden_units
+    if k == 1:
+        return
+    shift, floor = transformer.softplus_constants()
+    slopes = torch.full((k,), sharpness, dtype=torch.double)
+    slopes[0] = 1.0
+    places = torch.logit((torch.arange(k, dtype=torch.double) - 0.5) / (k - 1))
+    places[0] = 0.0
+    logits = torch.zeros(k, dtype=torch.double)
+    logits[0] = math.log(k - 1)
+    raw_slopes = (slopes - floor).expm1().log() - shift
+    layer = torch.cat([raw_slopes, -slopes * places - transformer.initial_biases, logits])
+    layers = getattr(transformer, "num_layers", 1)
+    made.output_bias[:, : 3 * k * layers] = layer.repeat(layers)
 
 
 def _tan(parts: _Parts, number: int) -> NormalizingFlow:

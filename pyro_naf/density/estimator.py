@@ -90,7 +90,7 @@ class FlowDensity(nn.Module):
         max_epochs: int | None = None,
         max_seconds: float | None = None,
         batch_size: int = 256,
-        lr: float = 1e-3,
+        lr: float = 3e-3,
         seed: int | None = None,
         progress: bool = True,
         on_evaluation: Callable[[dict[str, Any]], None] | None = None,

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
+
+
+def start() -> None:
+    """Joins the processes that ``torchrun`` has started; does nothing outside of it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and not _running():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def stop() -> None:
+    """Leaves them."""
+    if _running():
+        distributed.destroy_process_group()
 
 
 def size() -> int:

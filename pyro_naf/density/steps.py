@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from . import parallel
 if TYPE_CHECKING:
     from .training import Training
 
-#: Passes on a side stream before a step is recorded: kernels are compiled and chosen there.
+#: Steps run as usual before one is recorded: kernels are compiled and chosen there.
 WARM_UP = 3
 
 
@@ -38,7 +38,7 @@ class Stepper:
         batch: int,
         options: Training,
     ) -> None:
-        self.module, self.weights, self.rows, self.options = module, weights, rows, options
+        self.weights, self.rows, self.options = weights, rows, options
         self.parallel_module = parallel.wrapped(module)
         self.batch, self.device = batch, rows[0].device
         on_gpu = self.device.type == "cuda"
@@ -48,15 +48,17 @@ class Stepper:
             fused=True,
             capturable=on_gpu,
         )
-        # Sum of finite losses and their number, skipped steps, and those in a row until now.
-        self.sums = torch.zeros(4, dtype=torch.double, device=self.device)
+        # Sum of finite losses, their number, and skipped steps; then those in a row until now.
+        self.sums = torch.zeros(3, dtype=torch.double, device=self.device)
+        self.in_a_row = torch.zeros((), dtype=torch.double, device=self.device)
         self.fetched = self.taken = [0.0, 0.0]
         self.skipped = 0
         self.order: Tensor | None = None
-        self.graph: Any = None
-        self.wants_graph = options.graph if options.graph is not None else on_gpu
-        self.wants_graph = self.wants_graph and on_gpu and parallel.size() == 1
-        self.static = [t.new_empty(batch, *t.shape[1:]) for t in rows] if self.wants_graph else []
+        wanted = options.graph if options.graph is not None else True
+        self.recorder = (
+            _Recorder(self.device) if wanted and on_gpu and parallel.size() == 1 else None
+        )
+        self.static = [t.new_empty(batch, *t.shape[1:]) for t in rows] if self.recorder else []
 
     @property
     def has_order(self) -> bool:
@@ -74,52 +76,21 @@ class Stepper:
         assert self.order is not None
         chosen = parallel.part([self.order[i * self.batch : (i + 1) * self.batch]])[0]
         self.adam.param_groups[0]["lr"].fill_(lr)
-        if not self.wants_graph:
+        if self.recorder is None:
             self._compute([t.index_select(0, chosen) for t in self.rows])
             return
         for buffer, t in zip(self.static, self.rows, strict=True):
             torch.index_select(t, 0, chosen, out=buffer)
-        if self.graph is not None:
-            self.graph.replay()
-        elif not self._record():
+        if not self.recorder.run(lambda: self._compute(self.static), self._forget_gradients):
+            self.recorder = None
             self._compute(self.static)
 
-    def _record(self) -> bool:
-        """Records the step and replays it; says whether that went well.
-
-        The first time the step runs as usual, which compiles kernels and makes Adam's state.
-        """
-        if not self.adam.state:
-            return False
-        try:
-            side = torch.cuda.Stream(self.device)
-            side.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    self._gradient(self.static)
-            torch.cuda.current_stream(self.device).wait_stream(side)
-            for weight in self.weights:
-                weight.grad = None  # the recorded ones live in the graph's own memory
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._compute(self.static)
-            graph.replay()
-            self.graph = graph
-            return True
-        except Exception as error:  # whatever the kernels and libraries of this step object to
-            torch.cuda.synchronize(self.device)
-            self.wants_graph = False
-            first = (str(error).strip().splitlines() or [""])[0]
-            warnings.warn(
-                f"a step cannot be recorded as a CUDA graph and runs as usual: "
-                f"{type(error).__name__}: {first}",
-                stacklevel=2,
-            )
-            return False
-
-    def _gradient(self, rows: Sequence[Tensor]) -> Tensor:
+    def _forget_gradients(self) -> None:
         for weight in self.weights:
             weight.grad = None
+
+    def _gradient(self, rows: Sequence[Tensor]) -> Tensor:
+        self._forget_gradients()
         with torch.autocast(
             self.device.type,
             torch.bfloat16,
@@ -137,17 +108,15 @@ class Stepper:
         # As torch's GradScaler does it: fused kernels look at this number and leave all as it is.
         self.adam.found_inf = bad.float()  # type: ignore[attr-defined]
         self.adam.step()
-        good = ~bad
-        self.sums[0] += torch.where(good, loss, 0).double()
-        self.sums[1] += good
-        self.sums[2] += bad
-        self.sums[3] = (self.sums[3] + 1) * bad
+        finite = torch.where(bad, 0, loss).double()
+        self.sums += torch.stack([finite, (~bad).double(), bad.double()])
+        self.in_a_row.add_(1).mul_(bad)
 
     def look(self) -> int:
         """Waits for the device; returns how many steps in a row, up to now, were bad."""
-        values = self.sums.tolist()
-        self.skipped, self.fetched = int(values[2]), values[:2]
-        return int(values[3])
+        *self.fetched, skipped, in_a_row = torch.cat([self.sums, self.in_a_row.view(1)]).tolist()
+        self.skipped = int(skipped)
+        return int(in_a_row)
 
     def take_mean(self) -> float | None:
         """Mean log-likelihood of the steps since the last time, as of the last :meth:`look`."""
@@ -157,10 +126,65 @@ class Stepper:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"adam": self.adam.state_dict(), "sums": self.sums, "taken": self.taken}
+        return {
+            "adam": self.adam.state_dict(),
+            "sums": self.sums,
+            "in_a_row": self.in_a_row,
+            "taken": self.taken,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
         self.adam.load_state_dict(state["adam"])
         self.sums.copy_(state["sums"])
+        self.in_a_row.copy_(state["in_a_row"])
         self.taken = list(state["taken"])
+
+
+class _Recorder:
+    """Runs a step a few times, records it as a CUDA graph, and from then on replays that.
+
+    A step of a flow is hundreds of small kernels, which a GPU runs faster than Python starts them.
+    All happens on one stream of its own: autograd remembers the stream on which it first met a
+    weight, and the default one cannot be recorded.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream: Any = torch.cuda.Stream(device)
+        self.graph: Any = None
+        self.runs = 0
+
+    def run(self, step: Callable[[], None], before: Callable[[], None]) -> bool:
+        """One step; says whether it was run. False: it cannot be recorded, and never will be.
+
+        :param before: called before recording, which must start without the step's old tensors.
+        """
+        if self.graph is not None:
+            self.graph.replay()
+            return True
+        self.runs += 1
+        current = torch.cuda.current_stream(self.device)
+        if self.runs <= WARM_UP:
+            self.stream.wait_stream(current)
+            with torch.cuda.stream(self.stream):
+                step()
+            current.wait_stream(self.stream)
+            return True
+        try:
+            before()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.stream):
+                step()
+        except Exception as error:  # whatever the libraries of this step object to
+            torch.cuda.synchronize(self.device)
+            first = (str(error).strip().splitlines() or [""])[0]
+            warnings.warn(
+                f"a step cannot be recorded as a CUDA graph and runs as usual: "
+                f"{type(error).__name__}: {first}",
+                stacklevel=2,
+            )
+            return False
+        self.graph = graph
+        graph.replay()
+        return True

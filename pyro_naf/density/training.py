@@ -67,7 +67,7 @@ class Training:
     max_steps: int | None = None
     max_seconds: float | None = None
     batch_size: int = 512
-    lr: float = 1e-3
+    lr: float = 3e-3
     schedule: str = "cosine"
     clip: float = 5.0
     polyak: float = 0.998

@@ -94,7 +94,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "silu": {"activation": "silu"},
     "tanh": {"activation": "tanh"},
     "dropout": {"dropout": 0.1},
-    **{f"spread{s}": {"spread": s} for s in (1, 3, 6, 10)},
+    **{f"sharp{s}": {"sharpness": float(s)} for s in (2, 4, 8, 16)},
 }
 
 PEERS = {
@@ -194,7 +194,7 @@ def measure(make: Make, data: Data, record: Record, options: argparse.Namespace)
         )
 
     # Kernels are compiled for a throwaway copy, so that their time is nobody's.
-    trained(make(dim, architecture).to(options.device), max_steps=2)
+    trained(make(dim, architecture).to(options.device), max_steps=5)
     torch.manual_seed(options.seed)
     module = make(dim, architecture).to(options.device)
     parameters = sum(p.numel() for p in module.parameters())
@@ -253,9 +253,9 @@ def parsed() -> argparse.Namespace:
     add("--seconds", type=float, help="seconds of each model; default: 60, unless --steps is given")
     add("--total-seconds", type=float, help="start no model after so long")
     add("--batch-size", type=int, default=512)
-    add("--lr", type=float, default=1e-3)
+    add("--lr", type=float, default=3e-3)
     add("--hidden", default="128,128", help="widths of hidden layers")
-    add("--activation", default="elu")
+    add("--activation", default="relu")
     add("--rows", type=int, help="at most so many rows of each part")
     add("--validation-rows", type=int, default=10_000, help="at most so many, for the curves")
     add("--evaluate-every", type=int, help="steps between evaluations")

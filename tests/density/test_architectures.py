@@ -73,9 +73,9 @@ def test_draws_have_the_density_that_is_said(name: str) -> None:
         torch.testing.assert_close(flow.log_prob(x), log_prob, rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["made-mog", "maf-mog-5", "tan", "maf-ddsf-5", "iaf-dsf-2"])
+@pytest.mark.parametrize("name", ["made-mog", "maf-mog-5", "tan", "maf-ddsf-2", "iaf-dsf-2"])
 def test_density_integrates_to_one_and_draws_follow_it(name: str) -> None:
-    flow = made(name, 2)
+    flow = made(name, 2, sharpness=1.0)  # smooth enough for the grid
     side = torch.linspace(-10, 10, 251, dtype=torch.double)
     with torch.no_grad():
         grid = torch.cartesian_prod(side, side)

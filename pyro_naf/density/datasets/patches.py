@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from .split import DataError, Split
@@ -56,3 +58,36 @@ def patch_split(
     shuffled = train[rng.permutation(len(train))]
     parts = (shuffled[VALIDATION_IMAGES:], shuffled[:VALIDATION_IMAGES], test)
     return Split(*(patches(images, n, rng) for images, n in zip(parts, rows, strict=True)))
+
+
+def load_bsds300(root: Path, check: bool = True) -> Split:
+    """BSDS300 from the owner's images, ``images/train/*.jpg`` and ``images/test/*.jpg``.
+
+    :raises DataError: when they are not there, or cannot be read without pillow.
+    """
+    places = (root, root / "BSDS300", root / "bsds300", root / "bsds300" / "BSDS300")
+    folder = next((p / "images" for p in places if (p / "images").is_dir()), None)
+    if folder is None:
+        raise DataError(
+            f"images/train and images/test are not in {root}: download bsds300 "
+            "(BSDS300-images.tgz) from https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/"
+            f"bsds/, unpack it, and put BSDS300 into {root / 'bsds300'}"
+        )
+    parts = []
+    for part, expected in (("train", 200), ("test", 100)):
+        paths = sorted((folder / part).glob("*.jpg"))
+        if len(paths) != expected and (check or not paths):
+            raise DataError(f"{folder / part} must hold {expected} images, got {len(paths)}")
+        parts.append(np.stack([_grey(path) for path in paths]))
+    return patch_split(parts[0], parts[1], ROWS if check else (1000, 100, 200))
+
+
+def _grey(path: Path) -> np.ndarray:
+    """Its pixels ``(321, 481)``, bytes; those that stand upright are laid down."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise DataError("reading images needs pillow: pip install 'pyro_naf[plots]'") from None
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    return pixels if pixels.shape[0] <= pixels.shape[1] else np.rot90(pixels)
