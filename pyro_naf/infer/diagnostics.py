@@ -87,7 +87,7 @@ def importance_diagnostics(
             f"num_particles must be at least {_MIN_PARTICLES} for a tail of ten draws that k-hat "
             f"can be fitted to, got {num_particles}"
         )
-    nesting = _prepare(model, guide, *args, **kwargs)
+    nesting = prepare(model, guide, *args, **kwargs)
     weighed = _weighted_draws(model, guide, nesting, num_particles, False, args, kwargs)
     return _diagnose(torch.cat([log_weights for _, log_weights in weighed]))
 
@@ -131,7 +131,7 @@ def importance_resample(
             "num_samples must be at most half of num_particles without replacement, got "
             f"{num_samples} of {num_particles}"
         )
-    nesting = _prepare(model, guide, *args, **kwargs)
+    nesting = prepare(model, guide, *args, **kwargs)
     weighed = list(_weighted_draws(model, guide, nesting, num_particles, True, args, kwargs))
     found = _diagnose(torch.cat([log_weights for _, log_weights in weighed]))
     if found.khat > 0.7:
@@ -146,9 +146,7 @@ def importance_resample(
     }
 
 
-def _prepare(
-    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-) -> int:
+def prepare(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     """The plate nesting of model and guide, after checking that they can be weighed."""
     _check_sites(model, guide, *args, **kwargs)
     nesting = max_plate_nesting(model, guide, *args, **kwargs)
@@ -160,23 +158,26 @@ def _prepare(
 def _check_sites(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> None:
-    """Raises ValueError when the guide draws sites that the model does not have."""
-    with poutine.block():
-        sites = [
-            {
-                name
-                for name, site in prune_subsample_sites(
-                    poutine.trace(fn).get_trace(*args, **kwargs)
-                ).iter_stochastic_nodes()
-                if not site["infer"].get("is_auxiliary")
-            }
-            for fn in (model, guide)
-        ]
-    if foreign := sites[1] - sites[0]:
+    """Raises ValueError when model and guide do not draw the same sites, in the same shapes."""
+    ours, theirs = (latent_shapes(fn, *args, **kwargs) for fn in (model, guide))
+    if not ours:
+        raise ValueError("the model has no latent variables: every sample statement is observed")
+    if foreign := theirs.keys() - ours.keys():
         raise ValueError(
             f"the guide draws {sorted(foreign)}, which the model does not have (its latents are "
-            f"{sorted(sites[0])}): it is a guide for another model"
+            f"{sorted(ours)}): it is a guide for another model"
         )
+    if missing := ours.keys() - theirs.keys():
+        raise ValueError(
+            f"the guide does not draw {sorted(missing)}, which the model does: weights need a "
+            "guide for all of its latents, such as an AutoGuideList"
+        )
+    for name, shape in ours.items():
+        if shape != theirs[name]:
+            raise ValueError(
+                f"the guide draws {name!r} with shape {tuple(theirs[name])}, the model with "
+                f"{tuple(shape)}: it is a guide for another model, or for data of another size"
+            )
 
 
 def _weighted_draws(
@@ -193,7 +194,7 @@ def _weighted_draws(
     # A chunk of one would lose the plate over particles; hence the leftover joins the last one.
     if leftover := num_particles % _CHUNK:
         chunks = [*chunks[:-1], chunks[-1] + leftover] if chunks else [leftover]
-    shapes = _latent_shapes(model, *args, **kwargs) if keep else {}
+    shapes = latent_shapes(model, *args, **kwargs) if keep else {}
     for n in chunks:
         log_weights, trace, _ = vectorized_importance_weights(
             model, guide, *args, num_samples=n, max_plate_nesting=nesting, **kwargs
@@ -205,11 +206,16 @@ def _weighted_draws(
         yield values, log_weights.double().cpu()
 
 
-def _latent_shapes(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, torch.Size]:
+@torch.no_grad()
+def latent_shapes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, torch.Size]:
+    """Shapes of the latent sites that a model or guide draws, auxiliary ones left out; runs it."""
     with poutine.block():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-    found = prune_subsample_sites(trace).iter_stochastic_nodes()
-    return {name: site["value"].shape for name, site in found}
+        trace = poutine.trace(fn).get_trace(*args, **kwargs)
+    return {
+        name: site["value"].shape
+        for name, site in prune_subsample_sites(trace).iter_stochastic_nodes()
+        if not site["infer"].get("is_auxiliary")
+    }
 
 
 def refuse_subsampling(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
