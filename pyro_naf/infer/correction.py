@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro import poutine
+from pyro import poutine, validation_enabled
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
@@ -26,8 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checks import check_integers
-from .diagnostics import latent_shapes, pareto_khat, prepare, smooth
-from .gaussian import check_latents
+from .diagnostics import latent_shapes, log_probs, pareto_khat, prepare, smooth
 from .joint import Joint
 
 #: Draws of the guide that k-hat and the chains' starts come from.
@@ -216,7 +215,6 @@ class _Posterior:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        check_latents(model, *args, **kwargs)
         if not isinstance(guide, AutoContinuous):
             raise TypeError(_no_transform(guide))
         with poutine.block():
@@ -260,6 +258,13 @@ class _Posterior:
             for name, shape in self.shapes.items()
         }
 
+    def culprits(self, eps: Tensor) -> list[str]:
+        """The sites of the model whose log-density is not finite at the first of the points."""
+        point = {name: value[0, 0] for name, value in self.draws(eps[None, :1]).items()}
+        with validation_enabled(False):
+            found = log_probs(self.joint.model, point, *self.joint.args, **self.joint.kwargs)
+        return [name for name, value in found.items() if not value.sum().isfinite()]
+
 
 def _no_transform(guide: Any) -> str:
     return (
@@ -275,8 +280,9 @@ def _starts(posterior: _Posterior, num_chains: int) -> tuple[Tensor, float]:
     log_weights = posterior.log_weight(pool)
     if (finite := int((log_weights > -math.inf).sum())) < num_chains:
         raise ValueError(
-            f"the model's log-density is finite at {finite} of {_POOL} draws of the guide, too few "
-            f"for {num_chains} chains to start from; look for NaN in the data, and fit the guide"
+            f"the log-density is finite at {finite} of {_POOL} draws of the guide, too few for "
+            f"{num_chains} chains to start from, because of the sites {posterior.culprits(pool)}; "
+            "look for NaN or impossible values in their data, and fit the guide"
         )
     chosen = torch.multinomial(smooth(log_weights).exp() + 1e-300, num_chains)
     return pool[chosen.to(pool.device)], pareto_khat(log_weights)

@@ -17,6 +17,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ..checks import check_integers
+from .flat_priors import FlatPriors
 
 #: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
 _MIN_PARTICLES = 50
@@ -71,9 +72,10 @@ def importance_diagnostics(
     :param args: the model's arguments, as are ``kwargs``.
     :param num_particles: N >= 50. k-hat has a standard error of about 0.1 with 4,000 draws, 0.06
         with 50,000.
-    :raises ValueError: for fewer particles, when a log-density is NaN or all are -inf, when a
-        plate is subsampled, or when the model's
-        log-density for one draw depends on the others (it is not vectorised).
+    :raises ValueError: for fewer particles, for a guide that does not draw just the model's latents
+        in their shapes, when a log-density is NaN or all are -inf (naming the sites), when a plate
+        is subsampled, or when the model's log-density for one draw depends on the others (it is
+        not vectorised).
 
     >>> import pyro.distributions as dist
     >>> def model():
@@ -170,13 +172,15 @@ def _check_sites(
     if missing := ours.keys() - theirs.keys():
         raise ValueError(
             f"the guide does not draw {sorted(missing)}, which the model does: weights need a "
-            "guide for all of its latents, such as an AutoGuideList"
+            "guide for all of its latents, such as an AutoGuideList; sum over discrete ones in the "
+            "model"
         )
     for name, shape in ours.items():
         if shape != theirs[name]:
             raise ValueError(
                 f"the guide draws {name!r} with shape {tuple(theirs[name])}, the model with "
-                f"{tuple(shape)}: it is a guide for another model, or for data of another size"
+                f"{tuple(shape)}: it is a guide for another model, or for data of another size, "
+                "which need a new guide or, without fitting again, one with a context_fn"
             )
 
 
@@ -196,9 +200,10 @@ def _weighted_draws(
         chunks = [*chunks[:-1], chunks[-1] + leftover] if chunks else [leftover]
     shapes = latent_shapes(model, *args, **kwargs) if keep else {}
     for n in chunks:
-        log_weights, trace, _ = vectorized_importance_weights(
+        log_weights, trace, guide_trace = vectorized_importance_weights(
             model, guide, *args, num_samples=n, max_plate_nesting=nesting, **kwargs
         )
+        _check_weights(log_weights, trace, guide_trace)
         values = {
             name: trace.nodes[name]["value"].reshape(n, *shape).cpu()
             for name, shape in shapes.items()
@@ -206,10 +211,28 @@ def _weighted_draws(
         yield values, log_weights.double().cpu()
 
 
+def _check_weights(log_weights: Tensor, *traces: Any) -> None:
+    """Raises ValueError naming the sites that make a weight NaN, or all weights zero."""
+    n, bad = len(log_weights), int(log_weights.isnan().sum())
+    if not bad and log_weights.max() > -math.inf:
+        return
+    culprits = {
+        name
+        for trace in traces
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not torch.isfinite(site["log_prob"]).all()
+    }
+    extent = f"NaN for {bad} of {n} draws" if bad else f"-inf for all {n} draws"
+    raise ValueError(
+        f"the log-density is {extent} of the guide, because of the sites {sorted(culprits)}; look "
+        "for NaN or impossible values in their data, and for parameters out of range"
+    )
+
+
 @torch.no_grad()
 def latent_shapes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, torch.Size]:
     """Shapes of the latent sites that a model or guide draws, auxiliary ones left out; runs it."""
-    with poutine.block():
+    with poutine.block(), FlatPriors():
         trace = poutine.trace(fn).get_trace(*args, **kwargs)
     return {
         name: site["value"].shape
@@ -220,7 +243,7 @@ def latent_shapes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str
 
 def refuse_subsampling(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Raises ValueError naming a plate that the model subsamples: all draws share its choice."""
-    with poutine.block():
+    with poutine.block(), FlatPriors():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     for name, site in trace.nodes.items():
         fn = site.get("fn")
@@ -234,10 +257,6 @@ def refuse_subsampling(model: Callable[..., Any], *args: Any, **kwargs: Any) -> 
 
 def _diagnose(log_weights: Tensor) -> ImportanceDiagnostics:
     n = len(log_weights)
-    if bad := int(log_weights.isnan().sum()):
-        raise ValueError(f"the log-density of model or guide is NaN for {bad} of {n} draws")
-    if log_weights.max() == -math.inf:
-        raise ValueError(f"the model's log-density is -inf for all {n} draws of the guide")
     weights = (log_weights - log_weights.max()).exp()
     ess = float(weights.sum() ** 2 / weights.pow(2).sum())
     return ImportanceDiagnostics(
