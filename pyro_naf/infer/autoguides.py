@@ -85,8 +85,9 @@ class AutoFlowNormal(AutoContinuous):
     :param create_plates: as for Pyro's guides: maps the model's arguments to the plates of this
         call. Without it a new number of rows makes the guide run the model for its plates' sizes.
     :raises ValueError: when ``init_scale`` is not positive, or only one of ``context_fn`` and
-        ``context_dim`` is given; when called, for a context that is not finite, or whose shape
-        does not fit ``context_dim`` and the plates around the latents.
+        ``context_dim`` is given; when called, for a start that is not inside of the support, for a
+        context that is not finite, or whose shape does not fit ``context_dim`` and the plates
+        around the latents.
     :raises NotImplementedError: for latents local to a subsampled plate, whose number changes,
         unless the context has an axis for it.
 
@@ -328,7 +329,14 @@ class AutoFlowNormal(AutoContinuous):
     def _init_loc(self) -> Tensor:
         """The initial latent vector, a mean over the rows."""
         values = {name: place.site["value"] for name, place in self._layout.places.items()}
-        return self._layout.pack(values)[0].detach().reshape(-1, self.latent_dim).mean(0)
+        start = self._layout.pack(values)[0].detach().reshape(-1, self.latent_dim)
+        for site, value in self._unpack_latent(start.mean(0)):
+            if not bool(value.isfinite().all()):
+                raise ValueError(
+                    f"init_loc_fn must start site {site['name']!r} inside of its support, got "
+                    f"{site['value']}; try another, such as init_to_median or init_to_feasible"
+                )
+        return start.mean(0)
 
     def _unpack_latent(self, latent: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
         return self._layout.unpack(latent)
@@ -365,6 +373,8 @@ class AutoFlowNormal(AutoContinuous):
         compute with weights that no optimiser sees.
         """
         module: Any = self._modules[name]
+        if not any(weight.requires_grad for weight in module.parameters()):
+            return module  # frozen, or without weights: nothing to register
         if (
             self._pyro_context.active
             and not isinstance(module, PyroModule)

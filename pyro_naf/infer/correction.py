@@ -26,14 +26,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checks import check_integers
-from .diagnostics import latent_shapes, log_probs, pareto_khat, prepare, smooth
+from .diagnostics import log_probs, pareto_khat, prepare, smooth
 from .joint import Joint
 
 #: Draws of the guide that k-hat and the chains' starts come from.
 _POOL = 20_000
-
-#: Points weighed at once.
-_CHUNK = 1000
 
 #: Independence steps to a local one: they are weighed all at once, which makes them cheap.
 _INDEPENDENCE_STEPS = 8
@@ -224,8 +221,7 @@ class _Posterior:
             self.transform = guide.get_transform(*args, **kwargs)
         except NotImplementedError:
             raise TypeError(_no_transform(guide)) from None
-        nesting = prepare(model, guide, *args, **kwargs)
-        self.shapes = latent_shapes(model, *args, **kwargs)
+        nesting, self.shapes, self.chunk = prepare(model, guide, *args, **kwargs)
         self.rows = guide.get_posterior(*args, **kwargs).batch_shape
         self.joint = Joint(model, guide, nesting, args, kwargs)
 
@@ -245,14 +241,16 @@ class _Posterior:
     @torch.no_grad()
     def log_weight(self, eps: Tensor) -> Tensor:
         r""":math:`\log w(\epsilon)`, ``(N,)``; -inf where it is not a number."""
-        log_density = torch.cat([self.log_density(part) for part in eps.split(_CHUNK)])
+        log_density = torch.cat([self.log_density(part) for part in eps.split(self.chunk)])
         log_weight = (log_density - self.log_base(eps)).double()
         return torch.where(log_weight < math.inf, log_weight, -math.inf)
 
     @torch.no_grad()
     def draws(self, eps: Tensor) -> dict[str, Tensor]:
         """Constrained draws ``(num_chains, num_samples, ...)`` from states of such shape."""
-        parts = [self.joint.constrained(self.transform(p)) for p in eps.flatten(0, 1).split(_CHUNK)]
+        parts = [
+            self.joint.constrained(self.transform(p)) for p in eps.flatten(0, 1).split(self.chunk)
+        ]
         return {
             name: torch.cat([part[name] for part in parts]).reshape(*eps.shape[:2], *shape)
             for name, shape in self.shapes.items()
@@ -277,7 +275,7 @@ def _no_transform(guide: Any) -> str:
 def _starts(posterior: _Posterior, num_chains: int) -> tuple[Tensor, float]:
     """Draws of the guide, all different, chosen by their smoothed weights; and k-hat."""
     pool = posterior.normal(_POOL)
-    log_weights = posterior.log_weight(pool)
+    log_weights = posterior.log_weight(pool).cpu()
     if (finite := int((log_weights > -math.inf).sum())) < num_chains:
         raise ValueError(
             f"the log-density is finite at {finite} of {_POOL} draws of the guide, too few for "

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -22,8 +22,8 @@ from .flat_priors import FlatPriors
 #: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
 _MIN_PARTICLES = 50
 
-#: Particles evaluated at once.
-_CHUNK = 1000
+#: Particles evaluated at once, and how many log-densities of data: 64 MiB in float32.
+_CHUNK, _CHUNK_NUMBERS = 1000, 2**24
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ def importance_diagnostics(
             f"num_particles must be at least {_MIN_PARTICLES} for a tail of ten draws that k-hat "
             f"can be fitted to, got {num_particles}"
         )
-    nesting = prepare(model, guide, *args, **kwargs)
-    weighed = _weighted_draws(model, guide, nesting, num_particles, False, args, kwargs)
+    weighed = _weighted_draws(model, guide, num_particles, False, args, kwargs)
     return _diagnose(torch.cat([log_weights for _, log_weights in weighed]))
 
 
@@ -133,8 +132,7 @@ def importance_resample(
             "num_samples must be at most half of num_particles without replacement, got "
             f"{num_samples} of {num_particles}"
         )
-    nesting = prepare(model, guide, *args, **kwargs)
-    weighed = list(_weighted_draws(model, guide, nesting, num_particles, True, args, kwargs))
+    weighed = list(_weighted_draws(model, guide, num_particles, True, args, kwargs))
     found = _diagnose(torch.cat([log_weights for _, log_weights in weighed]))
     if found.khat > 0.7:
         warnings.warn(
@@ -148,20 +146,28 @@ def importance_resample(
     }
 
 
-def prepare(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
-    """The plate nesting of model and guide, after checking that they can be weighed."""
-    _check_sites(model, guide, *args, **kwargs)
+class Prepared(NamedTuple):
+    """What is known of a model and a guide after checking that they can be weighed."""
+
+    nesting: int
+    shapes: dict[str, torch.Size]
+    chunk: int
+
+
+def prepare(
+    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Prepared:
+    """The depth of plates, the latents' shapes, and how many draws to weigh at once."""
+    shapes = latent_shapes(model, *args, **kwargs)
+    _check_sites(shapes, latent_shapes(guide, *args, **kwargs))
     nesting = max_plate_nesting(model, guide, *args, **kwargs)
     refuse_subsampling(model, *args, **kwargs)
-    check_draws_stay_apart(model, guide, nesting, *args, **kwargs)
-    return nesting
+    numbers = check_draws_stay_apart(model, guide, nesting, *args, **kwargs)
+    return Prepared(nesting, shapes, max(2, min(_CHUNK, _CHUNK_NUMBERS // max(numbers, 1))))
 
 
-def _check_sites(
-    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-) -> None:
+def _check_sites(ours: dict[str, torch.Size], theirs: dict[str, torch.Size]) -> None:
     """Raises ValueError when model and guide do not draw the same sites, in the same shapes."""
-    ours, theirs = (latent_shapes(fn, *args, **kwargs) for fn in (model, guide))
     if not ours:
         raise ValueError("the model has no latent variables: every sample statement is observed")
     if foreign := theirs.keys() - ours.keys():
@@ -187,18 +193,20 @@ def _check_sites(
 def _weighted_draws(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    nesting: int,
     num_particles: int,
     keep: bool,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """The guide's draws (where they are to be kept) and log-weights, on the CPU, in chunks."""
-    chunks = [_CHUNK] * (num_particles // _CHUNK)
-    # A chunk of one would lose the plate over particles; hence the leftover joins the last one.
-    if leftover := num_particles % _CHUNK:
-        chunks = [*chunks[:-1], chunks[-1] + leftover] if chunks else [leftover]
-    shapes = latent_shapes(model, *args, **kwargs) if keep else {}
+    nesting, shapes, chunk = prepare(model, guide, *args, **kwargs)
+    chunks = [chunk] * (num_particles // chunk)
+    # A chunk of one would lose the plate over particles; hence it joins the last one.
+    if (leftover := num_particles % chunk) == 1:
+        chunks[-1] += 1
+    elif leftover:
+        chunks.append(leftover)
+    shapes = shapes if keep else {}
     for n in chunks:
         log_weights, trace, guide_trace = vectorized_importance_weights(
             model, guide, *args, num_samples=n, max_plate_nesting=nesting, **kwargs
@@ -346,11 +354,12 @@ def log_probs(
 @torch.no_grad()
 def check_draws_stay_apart(
     model: Callable[..., Any], guide: Callable[..., Any], nesting: int, *args: Any, **kwargs: Any
-) -> None:
+) -> int:
     """Compares the model for one draw alone with the same draw among three.
 
     A model that sums over all draws, where it means one, raises nothing: it is just wrong.
 
+    :return: the number of log-densities that the model has for one draw.
     :raises ValueError: naming the site whose log-density depends on the other draws.
     """
 
@@ -375,6 +384,7 @@ def check_draws_stay_apart(
                     f"log-density {alone:.4g} alone and {among:.4g} among others; keep to "
                     "the dimensions counted from the right (dim=-1), and use plates"
                 )
+    return sum(log_prob.numel() for log_prob in singles[0].values())
 
 
 @torch.no_grad()

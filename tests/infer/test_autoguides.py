@@ -145,6 +145,20 @@ def test_a_model_in_float64_gives_float64_draws(make: Any) -> None:
 
 
 @every_guide
+def test_weights_draws_and_quantiles_live_where_the_models_latents_do(
+    make: Any, device: torch.device
+) -> None:
+    def model() -> None:
+        rate = torch.ones(3, device=device)
+        pyro.sample("g", dist.Gamma(2 * rate, rate).to_event(1))
+
+    guide = make(model)
+    svi_steps(model, guide)
+    found = [*guide.parameters(), guide()["g"], guide.quantiles([0.1])["g"]]
+    assert {tensor.device.type for tensor in found} == {device.type}
+
+
+@every_guide
 def test_quantiles_are_those_of_many_draws(make: Any) -> None:
     torch.manual_seed(1)
     guide = make(banana)
@@ -284,7 +298,11 @@ def test_deepcopy_in_mid_training_goes_on_alone() -> None:
     for (name, p), q in zip(guide.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q) and p is not q, name
     z = torch.randn(5, 10)
-    assert torch.equal(guide.get_transform()(z), twin.get_transform()(z))
+    kept = guide.get_transform()(z).detach()
+    assert torch.equal(kept, twin.get_transform()(z))
+    svi_steps(schools, guide)
+    assert torch.equal(kept, twin.get_transform()(z))
+    assert not torch.allclose(kept, guide.get_transform()(z))
 
 
 def test_a_pickled_guide_draws_as_before_and_leaves_the_original_whole() -> None:

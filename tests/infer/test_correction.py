@@ -53,7 +53,7 @@ def refined() -> Any:
 
 @pytest.fixture(scope="module")
 def corrected(refined: Any) -> Correction:
-    return mcmc_correct(schools, refined, num_samples=3000, **QUIET)
+    return mcmc_correct(schools, refined, num_samples=2000, **QUIET)
 
 
 def test_eight_schools_are_corrected_to_their_reference(corrected: Correction) -> None:
@@ -175,17 +175,17 @@ def test_a_summary_names_every_site_and_samples_go_to_predictive(corrected: Corr
     text = str(corrected)
     assert all(word in text for word in ("mu ", "theta[7]", "R-hat", "ESS", corrected.verdict))
     predicted = Predictive(predictive, posterior_samples=corrected.get_samples())()
-    assert predicted["next"].numel() == 12_000
+    assert predicted["next"].numel() == 8000
 
 
 def test_one_data_set_of_an_amortised_guide_is_corrected() -> None:
     y = torch.tensor([1.0, -1.0, 0.5])
     guide = AutoDSFNormal(linear, context_fn=lambda y: y, context_dim=3, init_scale=0.6)
     guide(y)
-    x = mcmc_correct(linear, guide, y, num_samples=1500, **QUIET).get_samples()["x"]
+    x = mcmc_correct(linear, guide, y, warmup_steps=200, **QUIET).get_samples()["x"]
     exact = linear_posterior(y)
-    assert torch.allclose(x.mean(0), exact.mean, atol=0.04)
-    assert torch.allclose(torch.cov(x.T), exact.covariance_matrix, atol=0.03)
+    assert torch.allclose(x.mean(0), exact.mean, atol=0.05)
+    assert torch.allclose(torch.cov(x.T), exact.covariance_matrix, atol=0.04)
 
 
 def test_data_sets_in_rows_are_corrected_together() -> None:
@@ -194,9 +194,9 @@ def test_data_sets_in_rows_are_corrected_together() -> None:
     guide(torch.zeros(5, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of k-hat: the guide was never trained
-        result = mcmc_correct(linear_sets, guide, y, num_samples=1500, **QUIET)
-    assert result.max_rhat < 1.05 and result.draws["x"].shape == (4, 1500, 2, 2)
-    assert torch.allclose(result.get_samples()["x"].mean(0), linear_posterior(y).mean, atol=0.08)
+        result = mcmc_correct(linear_sets, guide, y, warmup_steps=200, **QUIET)
+    assert result.max_rhat < 1.05 and result.draws["x"].shape == (4, 1000, 2, 2)
+    assert torch.allclose(result.get_samples()["x"].mean(0), linear_posterior(y).mean, atol=0.1)
 
 
 def test_entries_that_never_vary_do_not_count() -> None:

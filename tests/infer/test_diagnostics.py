@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -11,6 +12,7 @@ import torch
 from models import conjugate, conjugate_log_evidence, schools
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
+from pyro.infer.importance import vectorized_importance_weights
 from pyro.optim import Adam
 
 from pyro_naf.infer import AutoDSFNormal, draws, importance_diagnostics, importance_resample
@@ -68,6 +70,28 @@ def test_any_number_of_particles_gives_as_many_weights(num_particles: int) -> No
     guide()
     result = importance_diagnostics(schools, guide, num_particles=num_particles)
     assert result.log_weights.shape == (num_particles,)
+
+
+def test_a_hundred_thousand_particles_are_weighed_in_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = []
+
+    def spy(*args: Any, num_samples: int, **kwargs: Any) -> Any:
+        sizes.append(num_samples)
+        return vectorized_importance_weights(*args, num_samples=num_samples, **kwargs)
+
+    monkeypatch.setattr("pyro_naf.infer.diagnostics.vectorized_importance_weights", spy)
+    guide = AutoNormal(schools)
+    guide()
+    result = importance_diagnostics(schools, guide, num_particles=100_000)
+    assert result.num_particles == 100_000 == sum(sizes) and max(sizes) <= 1001
+    sizes.clear()
+    data = torch.zeros(300_000)  # 1.2 GB for the log-densities of a thousand draws
+    importance_diagnostics(
+        conjugate, lambda data: pyro.sample("x", dist.Normal(0.0, 1.0)), data, num_particles=200
+    )
+    assert max(sizes) <= 56
 
 
 def test_ten_particles_are_too_few_for_khat() -> None:
