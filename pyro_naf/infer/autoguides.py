@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -41,6 +42,7 @@ from .contexts import (
     rows_of,
     warn_of_raw,
 )
+from .diagnostics import log_probs
 from .flat_priors import start_flat_priors
 from .layout import Layout
 
@@ -88,6 +90,7 @@ class AutoFlowNormal(AutoContinuous):
         ``context_dim`` is given; when called, for a start that is not inside of the support, for a
         context that is not finite, or whose shape does not fit ``context_dim`` and the plates
         around the latents.
+    :warns UserWarning: when the model's log-density is not finite at the start, naming the sites.
     :raises NotImplementedError: for latents local to a subsampled plate, whose number changes,
         unless the context has an axis for it.
 
@@ -147,6 +150,7 @@ class AutoFlowNormal(AutoContinuous):
         self._set_up_rows(*args, **kwargs)
         self._refuse_local_latents()
         self.loc = nn.Parameter(self._init_loc())
+        self._warn_of_start(*args, **kwargs)
         self.scale = PyroParam(torch.full_like(self.loc, self._init_scale), self.scale_constraint)
         frame = torch.ones_like(self.loc)
         if self.full_rank:
@@ -192,6 +196,20 @@ class AutoFlowNormal(AutoContinuous):
                         f"({frame.size} of {frame.full_size}); use {type(self).__name__} for the "
                         "global latents and AutoNormal for this site, joined in an AutoGuideList"
                     )
+
+    def _warn_of_start(self, *args: Any, **kwargs: Any) -> None:
+        """Names the sites, data among them, that make training hopeless from here."""
+        if torch._C._get_tracing_state():
+            return
+        point = {name: place.site["value"] for name, place in self._layout.places.items()}
+        with poutine.block(), pyro.validation_enabled(False):
+            found = log_probs(self.model, point, *args, **kwargs)
+        if bad := [name for name, value in found.items() if not bool(value.isfinite().all())]:
+            warnings.warn(
+                f"the model's log-density is not finite where the guide starts, because of {bad}; "
+                "look for NaN or impossible values in their data, or try another init_loc_fn",
+                stacklevel=2,
+            )
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """The standard normal on R^D."""

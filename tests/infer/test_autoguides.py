@@ -425,6 +425,17 @@ def test_a_model_without_continuous_latents_is_refused() -> None:
         small_dsf(discrete)()
 
 
+@pytest.mark.parametrize("value", [math.nan, -1.0])
+def test_data_that_no_density_is_finite_for_bring_a_warning_at_the_start(value: float) -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("fine", dist.Normal(x, 1.0), obs=torch.tensor(1.0))
+        pyro.sample("y", dist.LogNormal(x, 1.0), obs=torch.tensor([1.0, value])[1])
+
+    with pytest.warns(UserWarning, match=r"starts, because of \['y'\]; look for NaN"):
+        small_dsf(model)()
+
+
 def test_flat_priors_start_at_the_origin_and_are_fitted() -> None:
     def model() -> None:
         x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))

@@ -440,6 +440,37 @@ def test_a_guide_list_joins_flows_normals_and_functions(make: Any) -> None:
 
 
 @our_guides
+def test_flows_on_global_and_normals_on_local_latents_are_trained_on_subsamples(make: Any) -> None:
+    data = torch.randn(40, generator=torch.Generator().manual_seed(0)) + 3
+
+    def model() -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", 40, subsample_size=10) as index:
+            local = pyro.sample("local", dist.Normal(mean, 0.5))
+            pyro.sample("y", dist.Normal(local, 0.5), obs=data[index])
+
+    guide = AutoGuideList(model)
+    guide.append(make(poutine.block(model, hide=["local"])))
+    guide.append(AutoNormal(poutine.block(model, expose=["local"])))
+    elbo = Trace_ELBO(4, vectorize_particles=True, max_plate_nesting=1)
+    train(model, guide, steps=300, elbo=elbo, lr=5e-2)
+    assert float(guide.median()["mean"]) == pytest.approx(float(data.mean()), abs=0.3)
+    assert guide.median()["local"].shape == (40,)
+
+
+@our_guides
+def test_the_latent_vector_is_the_base_carried_by_the_transform(make: Any) -> None:
+    guide = make(schools)
+    train(schools, guide)
+    base, transform, posterior = guide.get_base_dist(), guide.get_transform(), guide.get_posterior()
+    assert base.event_shape == (10,) and guide.sample_latent().shape == (10,)
+    eps = base.sample([50])
+    z = transform(eps)
+    expected = base.log_prob(eps) - transform.log_abs_det_jacobian(eps, z)
+    torch.testing.assert_close(posterior.log_prob(z.detach()), expected, rtol=1e-3, atol=1e-3)
+
+
+@our_guides
 def test_latents_that_are_blocked_are_left_to_the_model(make: Any) -> None:
     guide = make(poutine.block(schools, hide=["theta"]))
     assert set(guide()) == {"mu", "tau"} and guide.latent_dim == 2
