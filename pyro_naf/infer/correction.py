@@ -38,6 +38,9 @@ _INDEPENDENCE_STEPS = 8
 #: Draws of each chain whose independence proposals are weighed at once.
 _BLOCK = 100
 
+#: Effective draws below which means and R-hat itself are too rough.
+_ENOUGH = 100
+
 #: Entries of a site that a summary shows.
 _SHOWN = 8
 
@@ -86,14 +89,14 @@ class Correction:
     @property
     def verdict(self) -> str:
         """Whether the chains agree, in one line; of modes that none has found they know nothing."""
-        if self.max_rhat < 1.01:
-            return "trust: the chains agree (R-hat below 1.01)"
+        if self.max_rhat < 1.01 and self.min_ess >= _ENOUGH:
+            return f"trust: the chains agree (R-hat below 1.01, ESS above {_ENOUGH})"
         site = max(self.rhat, key=lambda name: float(self.rhat[name].nan_to_num(nan=1.0).max()))
+        reason = f"R-hat of {site!r} is {self.max_rhat:.3f}, above 1.01"
+        if self.max_rhat < 1.01:
+            reason = f"the smallest ESS is {self.min_ess:.0f}, below {_ENOUGH}"
         other = "method='neutra', " if self.method == "imh" else ""
-        return (
-            f"do not trust: R-hat of {site!r} is {self.max_rhat:.3f}, above 1.01; try a larger "
-            f"num_samples, {other}or to refine the guide first"
-        )
+        return f"do not trust: {reason}; try a larger num_samples, {other}or to refine the guide"
 
     def __str__(self) -> str:
         width = max(10, *map(len, self.draws))
@@ -282,7 +285,9 @@ def _starts(posterior: _Posterior, num_chains: int) -> tuple[Tensor, float]:
             f"{num_chains} chains to start from, because of the sites {posterior.culprits(pool)}; "
             "look for NaN or impossible values in their data, and fit the guide"
         )
-    chosen = torch.multinomial(smooth(log_weights).exp() + 1e-300, num_chains)
+    # Weights may underflow; draws that are impossible must not be chosen even then.
+    weights = (smooth(log_weights).exp() + 1e-300) * (log_weights > -math.inf)
+    chosen = torch.multinomial(weights, num_chains)
     return pool[chosen.to(pool.device)], pareto_khat(log_weights)
 
 

@@ -234,6 +234,15 @@ def test_chains_that_stay_where_they_are_bring_warnings_with_a_remedy() -> None:
     assert result.max_rhat > 1.05 and result.verdict.startswith("do not trust")
 
 
+def test_too_few_draws_are_not_trusted_even_where_chains_agree() -> None:
+    ones = {"x": torch.ones(())}
+    few = Correction({"x": torch.randn(2, 20)}, ones, {"x": torch.tensor(40.0)}, 1, 0, "neutra", 9)
+    assert few.verdict == (
+        "do not trust: the smallest ESS is 40, below 100; try a larger num_samples, or to refine "
+        "the guide"
+    )
+
+
 # --- what cannot be corrected -------------------------------------------------------------------
 
 
@@ -272,6 +281,7 @@ def impossible() -> None:
     pyro.factor("wall", torch.full_like(x, -torch.inf), has_rsample=False)
 
 
+@pytest.mark.filterwarnings("ignore:the model's log-density is not finite where the guide starts")
 @pytest.mark.parametrize(
     "model, match",
     [
