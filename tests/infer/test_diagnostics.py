@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from models import conjugate, conjugate_log_evidence, schools
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.importance import vectorized_importance_weights
@@ -220,6 +221,29 @@ def test_smoothing_is_exact_for_a_pareto_tail() -> None:
 def test_a_guide_for_another_model_is_told_by_its_sites() -> None:
     with pytest.raises(ValueError, match=r"draws \['x'\], which the model does not have .*'mu'"):
         importance_diagnostics(schools, lambda: pyro.sample("x", dist.Normal(0.0, 1.0)))
+
+
+def local(data: torch.Tensor) -> None:
+    with pyro.plate("data", len(data)):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=data)
+
+
+def test_a_guide_for_data_of_another_size_or_for_a_part_of_the_latents_is_refused() -> None:
+    guide = AutoDSFNormal(local)
+    guide(torch.zeros(5))
+    with pytest.raises(
+        ValueError, match=r"'x' with shape \(5,\), the model with \(7,\).*context_fn"
+    ):
+        importance_diagnostics(local, guide, torch.zeros(7))
+    part = AutoNormal(poutine.block(schools, hide=["theta"]))
+    with pytest.raises(ValueError, match=r"does not draw \['theta'\].*AutoGuideList"):
+        importance_diagnostics(schools, part)
+
+
+def test_a_model_without_latents_is_refused() -> None:
+    with pytest.raises(ValueError, match="no latent variables: every sample statement is obs"):
+        importance_diagnostics(lambda: None, lambda: None)
 
 
 def test_too_many_samples_without_replacement_are_refused() -> None:
