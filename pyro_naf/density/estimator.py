@@ -44,7 +44,7 @@ class FlowDensity(nn.Module):
     :raises ValueError: for an unknown architecture or an option out of its range.
 
     :ivar history: of the last fit, a :class:`~pyro_naf.density.training.History`.
-    :ivar columns: names of the columns, where they are known.
+    :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
 
     Source: Huang et al. 2018 [arXiv:1804.00779], section 6.2.
 
@@ -78,6 +78,7 @@ class FlowDensity(nn.Module):
         self.data_dtype = torch.get_default_dtype()
         self.history: History | None = None
         self.columns: list[str] | None = None
+        self.context_columns: list[str] | None = None
 
     # ------------------------------------------------------------------------------------ fitting
 
@@ -313,6 +314,7 @@ class FlowDensity(nn.Module):
                 "dtype": str(self._dtype).removeprefix("torch."),
                 "data_dtype": str(self.data_dtype).removeprefix("torch."),
                 "columns": self.columns,
+                "context_columns": self.context_columns,
                 "history": None if self.history is None else asdict(self.history),
                 "state": {k: v.cpu() for k, v in self.state_dict().items()},
             },
@@ -332,6 +334,7 @@ class FlowDensity(nn.Module):
             density.load_state_dict(content["state"])
             density.data_dtype = getattr(torch, content["data_dtype"])
             density.columns = content["columns"]
+            density.context_columns = content["context_columns"]
             history = content["history"]
             density.history = None if history is None else History(**history)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

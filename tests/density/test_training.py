@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -190,32 +186,3 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="c.pt is not a checkpoint of pyro_naf"):
         fit(Gaussian(), x, max_steps=5, checkpoint=path, resume=True)
-
-
-SCRIPT = """
-import sys, torch
-from pathlib import Path
-from pyro_naf.density import FlowDensity
-torch.manual_seed(0)
-torch.set_num_threads(1)
-x = torch.randn(400, 2).exp()
-density = FlowDensity(2, architecture="maf-dsf-1", hidden_dims=[8], hidden_units=4)
-density.fit(x, seed=0, max_steps=int(sys.argv[2]), evaluate_every=10, progress=False,
-            checkpoint=Path(sys.argv[1]), checkpoint_seconds=0, resume=True)
-print(repr(density.score(x)))
-"""
-
-
-def test_kill_9_and_resume_give_the_same_numbers(tmp_path: Path) -> None:
-    def command(name: str) -> list[str]:
-        return [sys.executable, "-c", SCRIPT, str(tmp_path / name), "700"]
-
-    whole = subprocess.run(command("whole.pt"), capture_output=True, text=True, check=True)
-    process = subprocess.Popen(command("killed.pt"), stdout=subprocess.PIPE, text=True)
-    while not (tmp_path / "killed.pt").exists() and process.poll() is None:
-        time.sleep(0.005)
-    time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.communicate()[0] == "" and process.returncode == -signal.SIGKILL
-    resumed = subprocess.run(command("killed.pt"), capture_output=True, text=True, check=True)
-    assert resumed.stdout == whole.stdout
