@@ -113,7 +113,7 @@ class Options:
     hidden_dims: Sequence[int] = (128, 128)
     hidden_units: int = 16
     num_layers: int = 2
-    sharpness: float = 8.0
+    sharpness: float = 4.0
     affine: bool = False
     bins: int = 8
     bound: float = 4.0

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from . import preparation
 from .architectures import build
 from .checkpoints import ModelFileError, load, save
-from .training import History, Training, log_probs, train
+from .settings import History, Training
+from .training import log_probs, train
 
 #: Of the files that :meth:`FlowDensity.save` writes.
 VERSION = 1
@@ -43,7 +44,7 @@ class FlowDensity(nn.Module):
     :param overrides: fields of :class:`~pyro_naf.density.architectures.Options`.
     :raises ValueError: for an unknown architecture or an option out of its range.
 
-    :ivar history: of the last fit, a :class:`~pyro_naf.density.training.History`.
+    :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`.
     :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
 
     Source: Huang et al. 2018 [arXiv:1804.00779], section 6.2.
@@ -106,7 +107,7 @@ class FlowDensity(nn.Module):
         :param context: ``(N, C)``, with ``context_dim`` = C.
         :param validation: the part of the rows that is held out, 0 for none; or such rows, with a
             context a pair of rows and contexts.
-        :param max_epochs: as in :class:`~pyro_naf.density.training.Training`, which names the rest
+        :param max_epochs: as in :class:`~pyro_naf.density.settings.Training`, which names the rest
             and what can be given in ``training`` besides: patience, schedule, polyak, precision,
             checkpoint, resume, ...
         :param seed: of the held out rows, the batches and dropout; by default from torch's

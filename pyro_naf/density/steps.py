@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import parallel
 
 if TYPE_CHECKING:
-    from .training import Training
+    from .settings import Training
 
 #: Steps run as usual before one is recorded: kernels are compiled and chosen there.
 WARM_UP = 3

@@ -31,7 +31,8 @@ from pyro_naf.density.datasets import reference
 from pyro_naf.density.flow import NormalizingFlow
 from pyro_naf.density.mixture import StandardNormal
 from pyro_naf.density.published import published
-from pyro_naf.density.training import Training, mean_log_prob, train
+from pyro_naf.density.settings import Training
+from pyro_naf.density.training import mean_log_prob, train
 
 #: Layers of the peers' flows, as many as those of maf-ddsf-5.
 LAYERS, BINS = 5, 8

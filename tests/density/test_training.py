@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_naf.density.architectures import build
-from pyro_naf.density.training import Training, mean_log_prob, train
+from pyro_naf.density.settings import Training
+from pyro_naf.density.training import mean_log_prob, train
 
 
 class Gaussian(nn.Module):

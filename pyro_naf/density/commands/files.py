@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..atomic import replace_file
-from ..command_line import CommandError
-from . import preparation
+from ...atomic import replace_file
+from ...command_line import CommandError
+from .. import preparation
 
 #: What a cell without a value may hold, in lower case.
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
