@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -168,6 +169,20 @@ def test_a_density_of_pyro_layers_follows_its_parameters() -> None:
         for p in flow.parameters():
             p.mul_(1.1)
     assert not torch.equal(flow.log_prob(x), before)
+
+
+@pytest.mark.parametrize("name", [*TABLE, "planar-2", "iaf-dsf-2"])
+def test_a_density_can_be_copied_after_use(name: str) -> None:
+    flow = build(name, 2, **SMALL).eval()
+    flow.rsample_and_log_prob(3) if flow.sampling else flow.log_prob(torch.randn(3, 2))
+    copied, x = copy.deepcopy(flow), torch.randn(4, 2)
+    if flow.sampling:
+        torch.manual_seed(1)
+        first = flow.rsample(4)
+        torch.manual_seed(1)
+        assert torch.equal(copied.rsample(4), first)
+    else:
+        assert torch.equal(copied.log_prob(x), flow.log_prob(x))
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,31 @@ def test_draws_are_in_the_units_of_the_data(fitted: FlowDensity) -> None:
     torch.testing.assert_close(x.std(0), true.std(0), rtol=0.1, atol=0)
 
 
+def energy_test(x: torch.Tensor, y: torch.Tensor, permutations: int = 200) -> float:
+    """The p-value of the energy distance between two samples, each ``(n, D)``."""
+    both = torch.cat([x, y])
+    both = (both - both.mean(0)) / both.std(0)
+    distances = torch.cdist(both, both)
+    sign = torch.cat([torch.ones(len(x)), -torch.ones(len(y))]).double()
+    signs = torch.stack([sign, *(sign[torch.randperm(len(sign))] for _ in range(permutations))])
+    statistics = -((signs @ distances) * signs).sum(1)
+    return float((statistics >= statistics[0]).double().mean())
+
+
+def test_draws_pass_a_two_sample_test_as_often_as_fresh_data(fitted: FlowDensity) -> None:
+    moments = bananas(4000)
+    gaussian = torch.distributions.MultivariateNormal(moments.mean(0), moments.T.cov())
+    sources = {"model": fitted.sample, "fresh": bananas, "Gaussian": lambda n: gaussian.sample([n])}
+    rejected = dict.fromkeys(sources, 0)
+    for _ in range(20):
+        held_out = bananas(500)
+        for name, draw in sources.items():
+            rejected[name] += energy_test(draw(500), held_out) < 0.1
+    # Of 20 tests at 10 % that are true, 6 or more fail once in 90 times.
+    assert rejected["fresh"] < 6 and rejected["model"] < 6, rejected
+    assert rejected["Gaussian"] > 18  # and the test sees what is wrong
+
+
 def test_arrays_give_arrays_and_tensors_of_any_dtype_tensors(fitted: FlowDensity) -> None:
     x = bananas(5)
     expected = fitted.log_prob(x)
