@@ -30,14 +30,16 @@ def test_a_gaussian_is_found_and_its_normaliser(name: str) -> None:
     torch.testing.assert_close(x.std(0), torch.tensor([2.0, 0.5]), rtol=0.1, atol=0)
 
 
-def test_dsf_comes_close_to_a_split_wave_and_planar_flows_do_not() -> None:
+def test_dsf_comes_close_to_a_wave_and_planar_flows_do_not() -> None:
     short = {}
     for name in ("iaf-dsf-1", "planar-8"):
         density = FlowDensity(2, architecture=name, hidden_dims=[32], hidden_units=8)
         density.scale.fill_(2.0)
-        fit_energy(density, ENERGIES["U4"], steps=600, num_samples=128, seed=0, progress=False)
-        short[name] = log_normaliser("U4") - energy_bound(density, ENERGIES["U4"], 20_000)[0]
-    assert 0 < short["iaf-dsf-1"] < 0.25 < short["planar-8"], short
+        fit_energy(
+            density, ENERGIES["U2"], steps=600, num_samples=64, lr=1e-2, seed=0, progress=False
+        )
+        short[name] = log_normaliser("U2") - energy_bound(density, ENERGIES["U2"], 20_000)[0]
+    assert 0 < short["iaf-dsf-1"] < 0.25 < 0.75 < short["planar-8"], short
 
 
 def test_draws_that_are_not_finite_are_skipped_and_then_refused() -> None:

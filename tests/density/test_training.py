@@ -120,6 +120,23 @@ def test_bfloat16_reaches_nearly_the_same_likelihood() -> None:
     assert values[1] == pytest.approx(values[0], abs=0.05)
 
 
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("name", ["maf-ddsf-2", "maf-dsf-2", "nsf-ar-2", "made-mog", "tan"])
+def test_a_gpu_reaches_the_likelihood_of_the_cpu(
+    name: str, precision: str, device: torch.device
+) -> None:
+    """With recorded steps: a warning that they cannot be recorded would be an error."""
+    if device.type != "cuda":
+        pytest.skip("set PYRO_NAF_DEVICE=cuda to run this test")
+    x, values = torch.randn(2000, 2).exp().log1p(), []
+    for place in (torch.device("cpu"), device):
+        torch.manual_seed(0)
+        flow = build(name, 2, hidden_dims=[16], hidden_units=8).to(place)
+        fit(flow, x.to(place), max_steps=400, lr=5e-3, precision=precision)
+        values.append(mean_log_prob(flow, (x.to(place),))[0])
+    assert values[1] == pytest.approx(values[0], abs=0.05)
+
+
 def test_matmul_precision_is_put_back() -> None:
     before = torch.get_float32_matmul_precision()
     fit(Gaussian(), torch.randn(64, 1), max_steps=2, precision="tf32")
