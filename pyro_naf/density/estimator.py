@@ -237,8 +237,8 @@ class FlowDensity(nn.Module):
 
         :raises ValueError: as :meth:`fit`, for shapes and values.
         """
-        rows = self._rows(x, context, "x", "context")
-        return float(self.log_prob(rows[0].detach(), *rows[1:]).detach().double().mean())
+        with torch.no_grad():
+            return float(self.log_prob(*self._rows(x, context, "x", "context")).double().mean())
 
     # ------------------------------------------------------------------------------------ sampling
 

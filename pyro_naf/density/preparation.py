@@ -44,10 +44,10 @@ def as_tensor(value: Any, name: str) -> Tensor:
         array = np.asarray(value)
         if array.dtype.kind not in "fiu":
             raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
-        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        if array.dtype.kind == "u" or array.dtype.itemsize > 8:
             array = array.astype(np.float64)
-        if array.dtype.kind == "u":
-            array = array.astype(np.float64)
+        elif not (array.flags.writeable and array.dtype.isnative):
+            array = array.astype(array.dtype.newbyteorder("="))
         value = torch.as_tensor(np.ascontiguousarray(array))
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, got {value.dtype}")

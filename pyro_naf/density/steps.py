@@ -174,7 +174,8 @@ class _Recorder:
         try:
             before()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self.stream):
+            # Other threads, and libraries that load their kernels, may do as they like meanwhile.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 step()
         except Exception as error:  # whatever the libraries of this step object to
             torch.cuda.synchronize(self.device)

@@ -100,6 +100,9 @@ def test_arrays_give_arrays_and_tensors_of_any_dtype_tensors(fitted: FlowDensity
             found, density.log_prob(rows), rtol=0.1, atol=0.1, check_dtype=False
         )
     assert density.log_prob(np.zeros((3, 2), np.int16)).shape == (3,)
+    frozen = rows.numpy().astype(">f8")  # of another machine, and not to be written to
+    frozen.flags.writeable = False
+    np.testing.assert_allclose(density.log_prob(frozen), density.log_prob(rows.numpy()), atol=1e-5)
     assert density.log_prob(torch.zeros(4, 3, 2)).shape == (4, 3)
     assert density.log_prob(torch.zeros(2)).shape == ()
 

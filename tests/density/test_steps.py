@@ -33,7 +33,7 @@ class StandIn:
             monkeypatch.setattr(torch.cuda, name, value)
 
     @contextlib.contextmanager
-    def graph(self, graph: Any, stream: Any) -> Iterator[None]:
+    def graph(self, graph: Any, **_: Any) -> Iterator[None]:
         self.recording = True
         try:
             yield
