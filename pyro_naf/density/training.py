@@ -133,10 +133,11 @@ class _Run:
                 bar.update()
                 if history.steps % LOOK_EVERY == 0:
                     self.look()
+                    bar.set_postfix_str(self.describe(), refresh=False)
                 if history.steps % self.evaluate_every == 0:
-                    self.evaluate(on_evaluation, bar)
+                    self.evaluate(on_evaluation)
             if not history.evaluations or history.evaluations[-1]["step"] != history.steps:
-                self.evaluate(on_evaluation, bar)
+                self.evaluate(on_evaluation)
         with torch.no_grad():
             torch._foreach_copy_(self.weights, self.best)
         for weight in self.weights:
@@ -182,7 +183,7 @@ class _Run:
 
     # ------------------------------------------------------------------------------ evaluation
 
-    def evaluate(self, on_evaluation: Callable[[dict[str, Any]], None] | None, bar: Any) -> None:
+    def evaluate(self, on_evaluation: Callable[[dict[str, Any]], None] | None) -> None:
         """Validates the averaged weights, keeps the best, writes a checkpoint when it is due."""
         self.look()
         history = self.history
@@ -208,7 +209,6 @@ class _Run:
         third = max(self.options.patience // 3, 1)
         if self.options.schedule == "plateau" and stale and stale % third == 0:
             self.factor /= 2
-        bar.set_postfix_str(self.describe(), refresh=False)
         if on_evaluation is not None:
             on_evaluation(history.evaluations[-1])
         self.write_checkpoint()
@@ -228,10 +228,12 @@ class _Run:
         return -math.inf if math.isnan(value) else value
 
     def describe(self) -> str:
-        last, fraction = self.history.evaluations[-1], self.fraction
-        left = self.history.seconds * (1 - fraction) / max(fraction, 1e-9)
-        shown = [f"{k} {last[k]:.3f}" for k in ("train", "validation") if last[k] is not None]
-        return ", ".join([*shown, f"left {int(left // 60)}:{int(left % 60):02d}"])
+        """The last likelihoods and the time left, for the progress bar."""
+        last = self.history.evaluations[-1] if self.history.evaluations else {}
+        shown = [f"{k} {last[k]:.3f}" for k in ("train", "validation") if last.get(k) is not None]
+        fraction = max(self.fraction, 1e-9)
+        left = int((time.monotonic() - self.start) * (1 - fraction) / fraction)
+        return ", ".join([*shown, f"left {left // 60}:{left % 60:02d}"])
 
     # ------------------------------------------------------------------------------ checkpoints
 
