@@ -148,6 +148,23 @@ def test_a_fresh_flow_is_near_the_standard_normal(name: str) -> None:
     assert abs(gap) < (20 if name == "bnaf" else 2.5), gap  # Pyro's starts far away
 
 
+@pytest.mark.parametrize("kind", ["dsf", "ddsf"])
+def test_sigmoids_start_sharp_near_the_identity_and_with_its_tails(kind: str) -> None:
+    flow = build(f"maf-{kind}-1", 1, sharpness=8.0).double().layers[0]
+    phi = flow.arn.output_bias.detach()
+    slopes = flow.transformer.constrain(phi)[0]
+    torch.testing.assert_close(slopes[0, 0].item(), 1.0)
+    torch.testing.assert_close(slopes[0, 1:], torch.full((15,), 8.0, dtype=torch.double))
+    x = torch.linspace(-4, 4, 201, dtype=torch.double)
+    y, log_slope = flow.transformer(x, phi.expand(201, -1))
+    # Half of the weight stays in the tails: log 2, and in DDSF, whose matrices are random, more.
+    assert (y - x).abs().max() < {"dsf": 0.7, "ddsf": 2.0}[kind]
+    assert log_slope.abs().max() > 0.2  # it has steps
+    far, log_slope = flow.transformer(torch.tensor([-1e6, 1e6]).double(), phi.expand(2, -1))
+    torch.testing.assert_close(far, torch.tensor([-1e6, 1e6]).double(), rtol=1e-5, atol=0)
+    assert log_slope.abs().max() < 1e-9
+
+
 def test_planar_flows_say_that_they_cannot_score_data() -> None:
     flow = build("planar-4", 2)
     with pytest.raises(NotImplementedError, match="planar flows have no inverse.*maf-dsf-5"):
