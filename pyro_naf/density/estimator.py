@@ -46,6 +46,8 @@ class FlowDensity(nn.Module):
 
     :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`.
     :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
+    :ivar noise: width of the noise that was added to discrete columns before the fit, by column;
+        rows to be scored need it too (the command line sees to it).
 
     Source: Huang et al. 2018 [arXiv:1804.00779], section 6.2.
 
@@ -80,6 +82,7 @@ class FlowDensity(nn.Module):
         self.history: History | None = None
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
+        self.noise: dict[int, float] = {}
 
     # ------------------------------------------------------------------------------------ fitting
 
@@ -316,6 +319,7 @@ class FlowDensity(nn.Module):
                 "data_dtype": str(self.data_dtype).removeprefix("torch."),
                 "columns": self.columns,
                 "context_columns": self.context_columns,
+                "noise": self.noise,
                 "history": None if self.history is None else asdict(self.history),
                 "state": {k: v.cpu() for k, v in self.state_dict().items()},
             },
@@ -336,6 +340,7 @@ class FlowDensity(nn.Module):
             density.data_dtype = getattr(torch, content["data_dtype"])
             density.columns = content["columns"]
             density.context_columns = content["context_columns"]
+            density.noise = content["noise"]
             history = content["history"]
             density.history = None if history is None else History(**history)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -140,6 +140,13 @@ def test_discrete_columns_are_noted_and_dequantised(here: Path, capsys: Any) -> 
     assert run("fit", "d.npy", *QUICK, "--dequantise", "--output", "out") == 0
     err = capsys.readouterr().err
     assert "note: dequantised column 1" in err and "few different" not in err
+    # A density of steps, summed over them, is the probability of the values: scores need no noise
+    # of the user's, and are those of the validation rows.
+    assert FlowDensity.load(here / "out" / "model.pt").noise == {1: 1e5}
+    assert run("score", "out", "d.npy") == 0
+    found = float(capsys.readouterr().out.split()[1])
+    summary = json.loads((here / "out" / "summary.json").read_text())
+    assert found == pytest.approx(summary["validation"], abs=0.5)
 
 
 def test_repeated_rows_are_noted(here: Path, capsys: Any) -> None:

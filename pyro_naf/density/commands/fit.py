@@ -48,6 +48,7 @@ def _fit(options: argparse.Namespace) -> None:
     if density.flow.no_inverse is not None and density.flow.sampling:
         raise CommandError(density.flow.no_inverse)
     density.columns, density.context_columns = data.columns, data.context_columns
+    density.noise = data.noise
 
     first = parallel.rank() == 0
     output = ReplacedFolder(options.output, FILES)
@@ -101,6 +102,7 @@ class _Data:
         self.test: Any = None
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
+        self.noise: dict[int, float] = {}
 
     @property
     def width(self) -> int:
@@ -127,8 +129,9 @@ def _from_file(options: argparse.Namespace) -> _Data:
     data.context_columns = None if context is None else context.columns
     if options.dequantise:
         discrete = preparation.discrete_columns(data.x)
+        data.noise = preparation.steps_of(data.x, discrete)
         generator = torch.Generator().manual_seed(options.seed)
-        data.x = preparation.dequantised(data.x.double(), discrete, generator)
+        data.x = preparation.dequantised(data.x, data.noise, generator)
         names = [str(i) if data.columns is None else data.columns[i] for i in discrete]
         noted = preparation.listed("column", names) if names else "no column: none takes few values"
         inputs.note(f"dequantised {noted}")

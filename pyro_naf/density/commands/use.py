@@ -21,6 +21,9 @@ def run_score(options: argparse.Namespace) -> None:
         density = _load(options.model).to(inputs.device(options.device))
         x, context = inputs.read(options, density)
         c = None if context is None else context.rows
+        if density.noise:
+            generator = torch.Generator().manual_seed(0)
+            x.rows = preparation.dequantised(x.rows, density.noise, generator)
         rows = density._rows(x.rows, c, options.data, "context")
         values = density.log_prob(*(t.cpu().numpy() for t in rows))
         mean, se = mean_and_se(values)
