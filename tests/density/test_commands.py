@@ -206,7 +206,7 @@ def test_a_mistake_gets_one_line_and_status_2(
     command: str, message: str, here: Path, capsys: Any
 ) -> None:
     assert message in refuses(capsys, *command.split())
-    assert {p.name for p in here.iterdir()} <= {"x.npy", "pyro-naf-density"}
+    assert [p.name for p in here.iterdir()] == ["x.npy"]
 
 
 def files_that_are_no_tables() -> dict[str, tuple[bytes, str]]:
@@ -264,7 +264,6 @@ def test_a_context_of_the_wrong_width_is_refused(here: Path, capsys: Any) -> Non
 # ------------------------------------------------------------------------------------ nothing lost
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no full disk to write to")
 def test_a_full_disk_is_one_line_and_the_old_model_stands(
     here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,14 +280,12 @@ def test_a_full_disk_is_one_line_and_the_old_model_stands(
     said = refuses(capsys, "sample", "out", "--output", "s.npy")
     assert "No space left on device" in said
     assert (here / "out" / "model.pt").read_bytes() == before
-    assert [p.name for p in (here / "out").iterdir()] == ["model.pt", "summary.json"] or {
-        p.name for p in (here / "out").iterdir()
-    } == {"model.pt", "summary.json"}
+    assert {p.name for p in (here / "out").iterdir()} == {"model.pt", "summary.json"}
 
 
 def test_kill_9_during_fit_and_resume_give_the_same_model(here: Path, capsys: Any) -> None:
     long = [*QUICK, "--checkpoint-seconds", "0", "--validation", "0.2"]
-    long[long.index("60")] = "1500"
+    long[long.index("60")] = "600"
     assert run("fit", "x.npy", *long, "--output", "whole") == 0
     command = [sys.executable, "-m", "pyro_naf", "fit", "x.npy", *long, "--output", "killed"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

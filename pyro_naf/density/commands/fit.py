@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,6 @@ def _fit(options: argparse.Namespace) -> None:
     output = ReplacedFolder(options.output, FILES)
     if first:
         output.check()
-        output.path.mkdir(exist_ok=True)
     checkpoint = output.path / "checkpoint.pt"
     if checkpoint.exists() and not options.resume:
         raise CommandError(
@@ -85,7 +85,7 @@ def _fit(options: argparse.Namespace) -> None:
 
     def write(folder: Path) -> None:
         density.save(folder / "model.pt")
-        text = json.dumps(summary, indent=1)
+        text = json.dumps(summary, indent=1, allow_nan=False)
         (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
 
     output.replace(write)
@@ -159,7 +159,12 @@ def _summary(density: FlowDensity, data: _Data, options: argparse.Namespace) -> 
         mean, se = mean_and_se(density.log_prob(data.test))
         summary |= {"test": mean, "test_2se": 2 * se}
         summary["published"] = published(options.model, options.dataset)
-    return {**summary, "evaluations": history.evaluations}
+    # JSON has no infinity.
+    evaluations = [
+        {k: v if v is not None and math.isfinite(v) else None for k, v in row.items()}
+        for row in history.evaluations
+    ]
+    return {**summary, "evaluations": evaluations}
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
