@@ -250,8 +250,8 @@ class _Run:
         return {
             "weights": [list(p.shape) for p in self.weights],
             "rows": [list(t.shape) for t in self.rows],
-            # In double precision on the device: another data set of the same shape differs here.
-            "sum": [float(t.double().sum()) for t in self.rows],
+            # Exact in whatever order it is summed.
+            "checksum": [int(t.double().view(torch.long).sum()) for t in self.rows],
             "batch": self.batch,
             "options": [self.max_steps, o.max_seconds, o.lr, o.schedule, o.clip, o.polyak, o.seed],
         }

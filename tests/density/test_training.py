@@ -197,7 +197,7 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     x, path = torch.randn(64, 1), tmp_path / "c.pt"
     fit(Gaussian(), x, max_steps=5, checkpoint=path, checkpoint_seconds=0)
-    with pytest.raises(ValueError, match="c.pt is of another run: it differs in sum"):
+    with pytest.raises(ValueError, match="c.pt is of another run: it differs in checksum"):
         fit(Gaussian(), x + 1, max_steps=5, checkpoint=path, resume=True)
     with pytest.raises(ValueError, match="it differs in options"):
         fit(Gaussian(), x, max_steps=6, checkpoint=path, resume=True)
