@@ -14,6 +14,10 @@ import pytest
 
 import pyro_naf
 import pyro_naf.conditioners
+import pyro_naf.density.flow
+import pyro_naf.density.linear
+import pyro_naf.density.mixture
+import pyro_naf.density.recurrent
 import pyro_naf.rootfinding
 import pyro_naf.transformers
 import pyro_naf.transforms
@@ -42,6 +46,17 @@ PUBLIC += [
     (pyro_naf.conditioners, "MADE"),
     (pyro_naf.conditioners, "PyroConditioner"),
     (pyro_naf.rootfinding, "attach_gradient"),
+    (pyro_naf.density, "FlowDensity"),
+    (pyro_naf.density, "fit_energy"),
+    (pyro_naf.density, "energy_bound"),
+    (pyro_naf.density.architectures, "build"),
+    (pyro_naf.density.flow, "NormalizingFlow"),
+    (pyro_naf.density.linear, "LULinear"),
+    (pyro_naf.density.mixture, "AutoregressiveMixture"),
+    (pyro_naf.density.recurrent, "RecurrentConditioner"),
+    (pyro_naf.density.datasets, "GaussianGrid"),
+    (pyro_naf.density.datasets, "Picture"),
+    (pyro_naf.density.datasets, "Split"),
 ]
 
 
@@ -173,6 +188,8 @@ def test_layers_are_imported_downwards_only() -> None:
         "caching.py": ["transformers", "conditioners", "transforms", "infer"],
         "conditioners.py": ["transformers", "transforms", "infer"],
         "transforms.py": ["infer", "density", "cli", "plotting"],
+        "density/flow.py": ["infer", "cli", "plotting"],
+        "density/estimator.py": ["infer", "cli", "plotting", "commands"],
         "transformers/base.py": ["conditioners", "transforms", "infer"],
         "transformers/affine.py": ["conditioners", "transforms", "infer"],
         "transformers/sigmoidal.py": ["conditioners", "transforms", "infer"],

@@ -304,6 +304,22 @@ def _tan(parts: _Parts, number: int) -> NormalizingFlow:
     return NormalizingFlow([LULinear(parts.input_dim), *shifts], base)
 
 
+class _WithoutCaches(nn.Module):
+    """Pyro's layers keep their last evaluation with its graph, which cannot be copied."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_cached")}
+        return {**kept, "_cached_x_y": (None, None), "_cached_logDetJ": None, "_inv": None}
+
+
+class _BlockAutoregressive(_WithoutCaches, BlockAutoregressive):
+    pass
+
+
+class _Planar(_WithoutCaches, Planar):
+    pass
+
+
 def _bnaf(parts: _Parts, number: int) -> NormalizingFlow:
     if parts.context_dim:
         raise ValueError(
@@ -312,7 +328,7 @@ def _bnaf(parts: _Parts, number: int) -> NormalizingFlow:
     factors = [parts.options.hidden_units] * len(parts.options.hidden_dims)
     flows = [
         # The last one has no gate, as in the paper's code: the gate is a residual connection.
-        BlockAutoregressive(parts.input_dim, factors, residual="gated" if i < number - 1 else None)
+        _BlockAutoregressive(parts.input_dim, factors, residual="gated" if i < number - 1 else None)
         for i in range(number)
     ]
     return NormalizingFlow(
@@ -326,7 +342,7 @@ def _planar(parts: _Parts, number: int) -> NormalizingFlow:
     if parts.context_dim:
         raise ValueError("architecture 'planar' takes no context")
     return NormalizingFlow(
-        [*(Planar(parts.input_dim) for _ in range(number)), Diagonal(parts.input_dim)],
+        [*(_Planar(parts.input_dim) for _ in range(number)), Diagonal(parts.input_dim)],
         StandardNormal(parts.input_dim),
         sampling=True,
         no_inverse="planar flows have no inverse, so that data cannot be scored: fit them to an "

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from . import preparation
 from .architectures import build
 from .checkpoints import ModelFileError, load, save
-from .training import History, Training, log_probs, train
+from .settings import History, Training
+from .training import log_probs, train
 
 #: Of the files that :meth:`FlowDensity.save` writes.
 VERSION = 1
@@ -43,8 +44,10 @@ class FlowDensity(nn.Module):
     :param overrides: fields of :class:`~pyro_naf.density.architectures.Options`.
     :raises ValueError: for an unknown architecture or an option out of its range.
 
-    :ivar history: of the last fit, a :class:`~pyro_naf.density.training.History`.
-    :ivar columns: names of the columns, where they are known.
+    :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`.
+    :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
+    :ivar noise: width of the noise that was added to discrete columns before the fit, by column;
+        rows to be scored need it too (the command line sees to it).
 
     Source: Huang et al. 2018 [arXiv:1804.00779], section 6.2.
 
@@ -78,6 +81,8 @@ class FlowDensity(nn.Module):
         self.data_dtype = torch.get_default_dtype()
         self.history: History | None = None
         self.columns: list[str] | None = None
+        self.context_columns: list[str] | None = None
+        self.noise: dict[int, float] = {}
 
     # ------------------------------------------------------------------------------------ fitting
 
@@ -105,7 +110,7 @@ class FlowDensity(nn.Module):
         :param context: ``(N, C)``, with ``context_dim`` = C.
         :param validation: the part of the rows that is held out, 0 for none; or such rows, with a
             context a pair of rows and contexts.
-        :param max_epochs: as in :class:`~pyro_naf.density.training.Training`, which names the rest
+        :param max_epochs: as in :class:`~pyro_naf.density.settings.Training`, which names the rest
             and what can be given in ``training`` besides: patience, schedule, polyak, precision,
             checkpoint, resume, ...
         :param seed: of the held out rows, the batches and dropout; by default from torch's
@@ -235,8 +240,8 @@ class FlowDensity(nn.Module):
 
         :raises ValueError: as :meth:`fit`, for shapes and values.
         """
-        rows = self._rows(x, context, "x", "context")
-        return float(self.log_prob(rows[0].detach(), *rows[1:]).detach().double().mean())
+        with torch.no_grad():
+            return float(self.log_prob(*self._rows(x, context, "x", "context")).double().mean())
 
     # ------------------------------------------------------------------------------------ sampling
 
@@ -313,6 +318,8 @@ class FlowDensity(nn.Module):
                 "dtype": str(self._dtype).removeprefix("torch."),
                 "data_dtype": str(self.data_dtype).removeprefix("torch."),
                 "columns": self.columns,
+                "context_columns": self.context_columns,
+                "noise": self.noise,
                 "history": None if self.history is None else asdict(self.history),
                 "state": {k: v.cpu() for k, v in self.state_dict().items()},
             },
@@ -332,6 +339,8 @@ class FlowDensity(nn.Module):
             density.load_state_dict(content["state"])
             density.data_dtype = getattr(torch, content["data_dtype"])
             density.columns = content["columns"]
+            density.context_columns = content["context_columns"]
+            density.noise = content["noise"]
             history = content["history"]
             density.history = None if history is None else History(**history)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,10 +44,10 @@ def as_tensor(value: Any, name: str) -> Tensor:
         array = np.asarray(value)
         if array.dtype.kind not in "fiu":
             raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
-        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        if array.dtype.kind == "u" or array.dtype.itemsize > 8:
             array = array.astype(np.float64)
-        if array.dtype.kind == "u":
-            array = array.astype(np.float64)
+        elif not (array.flags.writeable and array.dtype.isnative):
+            array = array.astype(array.dtype.newbyteorder("="))
         value = torch.as_tensor(np.ascontiguousarray(array))
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
@@ -140,17 +140,21 @@ def repeated_rows(rows: Tensor) -> int:
     return len(rows) - len(code.unique())
 
 
-def dequantised(rows: Tensor, columns: Sequence[int], generator: torch.Generator) -> Tensor:
-    """The rows with uniform noise over the smallest step between values added in these columns.
+def steps_of(rows: Tensor, columns: Iterable[int]) -> dict[int, float]:
+    """The smallest step between two values of each of these columns."""
+    values = {i: rows[:, i].double().unique() for i in columns}
+    return {i: float(v.diff().min()) for i, v in values.items() if len(v) > 1}
+
+
+def dequantised(rows: Tensor, steps: Mapping[int, float], generator: torch.Generator) -> Tensor:
+    """The rows with uniform noise over a step added in these columns, in double precision.
 
     The density of the result, averaged over a step, is the probability of a value over the step.
     """
-    rows = rows.clone()
-    for i in columns:
-        values = rows[:, i].unique()
-        step = float(values.diff().min()) if len(values) > 1 else 0.0
+    rows = rows.double()
+    for i, step in steps.items():
         noise = torch.rand(len(rows), generator=generator, dtype=torch.double)
-        rows[:, i] += (step * noise).to(rows)
+        rows = rows.index_add(1, torch.tensor([i]), (step * noise).unsqueeze(1))
     return rows
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import parallel
 
 if TYPE_CHECKING:
-    from .training import Training
+    from .settings import Training
 
 #: Steps run as usual before one is recorded: kernels are compiled and chosen there.
 WARM_UP = 3
@@ -174,7 +174,8 @@ class _Recorder:
         try:
             before()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self.stream):
+            # Other threads, and libraries that load their kernels, may do as they like meanwhile.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 step()
         except Exception as error:  # whatever the libraries of this step object to
             torch.cuda.synchronize(self.device)

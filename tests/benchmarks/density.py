@@ -30,23 +30,12 @@ from pyro_naf.density.architectures import TABLE, build, parse
 from pyro_naf.density.datasets import reference
 from pyro_naf.density.flow import NormalizingFlow
 from pyro_naf.density.mixture import StandardNormal
-from pyro_naf.density.training import Training, mean_log_prob, train
+from pyro_naf.density.published import published
+from pyro_naf.density.settings import Training
+from pyro_naf.density.training import mean_log_prob, train
 
 #: Layers of the peers' flows, as many as those of maf-ddsf-5.
 LAYERS, BINS = 5, 8
-
-#: What the papers found on the whole of POWER and on the published BSDS300.
-PUBLISHED = {
-    "made-mog": {"power": "0.40 ± .01", "bsds300": "153.71 ± .28"},
-    "maf-affine-5": {"power": "0.14 ± .01", "bsds300": "155.69 ± .28"},
-    "maf-affine-10": {"power": "0.24 ± .01", "bsds300": "154.93 ± .28"},
-    "maf-mog-5": {"power": "0.30 ± .01", "bsds300": "156.36 ± .28"},
-    "tan": {"power": "0.48 ± .01", "bsds300": "157.03 ± .07"},
-    "maf-ddsf-5": {"power": "0.62 ± .01", "bsds300": "157.73 ± .04"},
-    "maf-ddsf-10": {"power": "0.60 ± .02", "bsds300": "157.43 ± .30"},
-    "bnaf": {"power": "0.61 ± .01", "bsds300": "157.36 ± .03"},
-    "nsf-ar": {"power": "0.66 ± .01", "bsds300": "157.31 ± .28"},
-}
 
 
 class OfZuko(nn.Module):
@@ -189,7 +178,7 @@ def measure(make: Make, data: Data, record: Record, options: argparse.Namespace)
             (train_rows,),
             (validation[: options.validation_rows],),
             training,
-            record.evaluated if more["max_steps"] != 5 else None,
+            record.evaluated if "max_steps" not in more or more["max_steps"] > 5 else None,
             offset=data.offset,
         )
 
@@ -235,10 +224,10 @@ def table(folder: Path) -> str:
         rows = [r for r in records if r["dataset"] == dataset]
         for r in sorted(rows, key=lambda r: -r.get("test", -np.inf)):
             shown = f"{r['test']:.3f} ± {r['two_se']:.3f}" if "test" in r else "unfinished"
-            published = PUBLISHED.get(r["model"], {}).get(dataset, "")
-            steps, seconds = r.get("steps") or 0, r.get("seconds", 0.0)
+            of_paper = published(r["model"], dataset) or ""
+            steps, seconds = r.get("steps", 0), r.get("seconds", 0.0)
             lines.append(
-                f"| {r['model']} | {shown} | {published} | {steps} | {seconds:.0f} "
+                f"| {r['model']} | {shown} | {of_paper} | {steps} | {seconds:.0f} "
                 f"| {steps / max(seconds, 1e-9):.0f} | {r.get('parameters', 0):,} |"
             )
     return "\n".join(lines)

@@ -14,7 +14,8 @@ import torch
 from pyro_naf.density import datasets
 from pyro_naf.density.datasets import patches, reference, tables
 from pyro_naf.density.datasets.energies import ENERGIES, log_normaliser
-from pyro_naf.density.datasets.toys import SHAPES, GaussianGrid, Picture
+from pyro_naf.density.datasets.pictures import Picture
+from pyro_naf.density.datasets.toys import SHAPES, GaussianGrid
 
 RNG = np.random.default_rng(0)
 
@@ -271,6 +272,14 @@ def test_a_picture_is_drawn_from_in_proportion_to_its_darkness() -> None:
     p = torch.tensor([3.0, 1.0, 3.0]) / 7
     bound = float((p * (p / (2 / 3) ** 2).log()).sum())
     assert picture.log_likelihood_bound() == pytest.approx(bound)
+
+
+def test_a_picture_is_read_from_a_file(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.array([[0, 255], [255, 255]], np.uint8)).save(tmp_path / "picture.png")
+    x = Picture.open(tmp_path / "picture.png").sample(10, torch.Generator().manual_seed(0))
+    assert (x[:, 0] < 0).all() and (x[:, 1] > 0).all()
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(3), torch.ones(2, 2), torch.full((2, 2), math.nan)])

@@ -13,9 +13,10 @@ from pathlib import Path
 from . import energies, reference, toys
 from .energies import ENERGIES
 from .patches import load_bsds300
+from .pictures import Picture
 from .split import DataError, Split
 from .tables import load_gas, load_hepmass, load_miniboone, load_power
-from .toys import SHAPES, GaussianGrid, Picture
+from .toys import SHAPES, GaussianGrid
 
 __all__ = [
     "ENERGIES",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .pictures import grey_pixels
 from .split import DataError, Split
 
 SIDE = 8
@@ -84,10 +85,5 @@ def load_bsds300(root: Path, check: bool = True) -> Split:
 
 def _grey(path: Path) -> np.ndarray:
     """Its pixels ``(321, 481)``, bytes; those that stand upright are laid down."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise DataError("reading images needs pillow: pip install 'pyro_naf[plots]'") from None
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("L"))
+    pixels = grey_pixels(path)
     return pixels if pixels.shape[0] <= pixels.shape[1] else np.rot90(pixels)

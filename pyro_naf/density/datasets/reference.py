@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..preparation import dequantised
+from ..preparation import dequantised, steps_of
 from .patches import ROWS, patch_split
 from .split import DataError, Split
 from .tables import prepare_power
@@ -40,7 +40,8 @@ def protein(folder: Path | None = None) -> Split:
     """
     with np.load(_file("protein", folder), allow_pickle=False) as archive:
         rows = torch.from_numpy(np.unique(archive["data"], axis=0))
-    noisy = dequantised(rows, range(rows.shape[1]), torch.Generator().manual_seed(42)).numpy()
+    steps = steps_of(rows, range(rows.shape[1]))
+    noisy = dequantised(rows, steps, torch.Generator().manual_seed(42)).numpy()
     shuffled = noisy[np.random.RandomState(42).permutation(len(noisy))]
     return Split.last_tenths(shuffled).standardised().float32()
 

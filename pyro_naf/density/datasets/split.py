@@ -30,9 +30,9 @@ class Split(NamedTuple):
         train, validation = _cut(rows)
         return cls(train, validation, test)
 
-    def standardised(self, *, by_validation_too: bool = True) -> Split:
+    def standardised(self) -> Split:
         """With mean 0 and variance 1 (over N) in the rows for training and validation."""
-        known = np.vstack([self.train, self.validation]) if by_validation_too else self.train
+        known = np.vstack([self.train, self.validation])
         loc, scale = known.mean(0), known.std(0)
         return Split(*((rows - loc) / scale for rows in self))
 
