@@ -130,7 +130,7 @@ class FlowDensity(nn.Module):
             progress=progress,
             **training,
         )
-        rows = self._rows(x, context, "x", "context")
+        rows = self.checked_rows(x, context, "x", "context")
         preparation.warn_of_atoms(rows[0], "x")
         rows, held_out = self._split(rows, validation, options.seed)
         if len(rows[0]) < 2:
@@ -147,8 +147,11 @@ class FlowDensity(nn.Module):
         )
         return self
 
-    def _rows(self, x: Any, context: Any, x_name: str, context_name: str) -> list[Tensor]:
-        """x and, where there is one, the context: checked, on the device."""
+    def checked_rows(self, x: Any, context: Any, x_name: str, context_name: str) -> list[Tensor]:
+        """x and, where there is one, the context: as finite rows, on the module's device.
+
+        :raises ValueError: for another shape, NaN or infinity; the names are those given.
+        """
         rows = [preparation.as_rows(x, x_name, self.input_dim, self.loc.device)]
         self._check_context(context, context_name)
         if context is not None:
@@ -173,7 +176,7 @@ class FlowDensity(nn.Module):
             return rows, None
         if not isinstance(validation, int | float):
             x, c = validation if isinstance(validation, tuple) else (validation, None)
-            return rows, self._rows(x, c, "validation", "the context of validation")
+            return rows, self.checked_rows(x, c, "validation", "the context of validation")
         if not 0 <= validation < 1:
             raise ValueError(f"validation must lie in [0, 1), or be rows, got {validation}")
         n = len(rows[0])
@@ -241,7 +244,9 @@ class FlowDensity(nn.Module):
         :raises ValueError: as :meth:`fit`, for shapes and values.
         """
         with torch.no_grad():
-            return float(self.log_prob(*self._rows(x, context, "x", "context")).double().mean())
+            return float(
+                self.log_prob(*self.checked_rows(x, context, "x", "context")).double().mean()
+            )
 
     # ------------------------------------------------------------------------------------ sampling
 

@@ -149,7 +149,6 @@ class _MixtureDistribution(dist.TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> _MixtureDistribution:
         batch_shape = torch.Size(batch_shape)
         if self.context is None:
-            # Nothing differs along the batch: a context of no width carries its shape.
             expanded = _MixtureDistribution(self.mixture, None)
             expanded._batch_shape = batch_shape
             return expanded

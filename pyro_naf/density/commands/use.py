@@ -24,7 +24,7 @@ def run_score(options: argparse.Namespace) -> None:
         if density.noise:
             generator = torch.Generator().manual_seed(0)
             x.rows = preparation.dequantised(x.rows, density.noise, generator)
-        rows = density._rows(x.rows, c, options.data, "context")
+        rows = density.checked_rows(x.rows, c, options.data, "context")
         values = density.log_prob(*(t.cpu().numpy() for t in rows))
         mean, se = mean_and_se(values)
         if options.output:
