@@ -196,8 +196,11 @@ class AutoFlowNormal(AutoContinuous):
         if torch._C._get_tracing_state():
             return
         point = {name: place.site["value"] for name, place in self._layout.places.items()}
-        with poutine.block(), pyro.validation_enabled(False):
-            found = log_probs(self.model, point, *args, **kwargs)
+        try:
+            with poutine.block(), pyro.validation_enabled(False):
+                found = log_probs(self.model, point, *args, **kwargs)
+        except NotImplementedError:  # a simulator, for ForwardKL
+            return
         if bad := [name for name, value in found.items() if not bool(value.isfinite().all())]:
             warnings.warn(
                 f"the model's log-density is not finite where the guide starts, because of {bad}; "
@@ -451,11 +454,7 @@ class AutoFlowNormal(AutoContinuous):
             rows = context.flatten(0, -2) if context.dim() > 1 else context[None]
             parts = rows.split(max(1, NUMBERS // points.numel()))
             latent = torch.cat(
-                [
-                    marginal_quantiles(self._transform(part), points[:, None], both)
-                    for part in parts
-                ],
-                1,
+                [marginal_quantiles(self._transform(p), points[:, None], both) for p in parts], 1
             )
             latent = latent.reshape(-1, *context.shape[:-1], self.latent_dim)
         result: dict[str, list[Tensor]] = {}
