@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,7 +25,6 @@ from torch.distributions.transforms import AffineTransform, ComposeTransform, Tr
 
 from ..checks import check_integers
 from ..transforms import (
-    AutoregressiveFlow,
     conditional_deep_dense_sigmoidal_flow,
     conditional_deep_sigmoidal_flow,
     deep_dense_sigmoidal_flow,
@@ -45,12 +43,7 @@ from .contexts import (
 from .diagnostics import log_probs
 from .flat_priors import start_flat_priors
 from .layout import Layout
-
-#: Points behind medians and quantiles: at least, at most, and beyond an extreme level.
-_MIN_POINTS, _MAX_POINTS, _TAIL_POINTS = 2**14, 2**20, 100
-
-#: Numbers that are mapped or sorted at once for quantiles.
-_QUANTILE_NUMBERS = 2**23
+from .quantiles import NUMBERS, marginal_quantiles, normal_points, slope_sign
 
 
 class AutoFlowNormal(AutoContinuous):
@@ -79,7 +72,8 @@ class AutoFlowNormal(AutoContinuous):
     :param model: a Pyro model with continuous latents of fixed shape.
     :param transform_fn: called with the latent dimension D, returns a transform of R^D.
     :param full_rank: a lower triangular S instead of a diagonal one.
-    :param init_loc_fn: a per-site initialisation function of Pyro's.
+    :param init_loc_fn: a per-site initialisation function of Pyro's. Where it would have to sample
+        an ``ImproperUniform`` prior, the site starts at zero, unconstrained.
     :param init_scale: initial scale > 0 of every unconstrained latent.
     :param context_fn: maps the model's arguments to a context ``(..., C)``; best standardised. A
         module is trained with the guide.
@@ -202,8 +196,11 @@ class AutoFlowNormal(AutoContinuous):
         if torch._C._get_tracing_state():
             return
         point = {name: place.site["value"] for name, place in self._layout.places.items()}
-        with poutine.block(), pyro.validation_enabled(False):
-            found = log_probs(self.model, point, *args, **kwargs)
+        try:
+            with poutine.block(), pyro.validation_enabled(False):
+                found = log_probs(self.model, point, *args, **kwargs)
+        except NotImplementedError:  # a simulator, for ForwardKL
+            return
         if bad := [name for name, value in found.items() if not bool(value.isfinite().all())]:
             warnings.warn(
                 f"the model's log-density is not finite where the guide starts, because of {bad}; "
@@ -450,43 +447,24 @@ class AutoFlowNormal(AutoContinuous):
         context = self._aligned_context(*args, **kwargs)
         # A decreasing constraint (less_than) has its lower quantile from the upper one.
         both = torch.cat([levels, 1 - levels])
-        points = self._quantile_points(levels)
+        points = normal_points(levels, self.loc)
         if context is None:
-            latent = self._latent_quantiles(both, points, None)
+            latent = marginal_quantiles(self._transform(None), points, both)
         else:
             rows = context.flatten(0, -2) if context.dim() > 1 else context[None]
-            parts = rows.split(max(1, _QUANTILE_NUMBERS // points.numel()))
-            latent = torch.cat([self._latent_quantiles(both, points, part) for part in parts], 1)
+            parts = rows.split(max(1, NUMBERS // points.numel()))
+            latent = torch.cat(
+                [marginal_quantiles(self._transform(p), points[:, None], both) for p in parts], 1
+            )
             latent = latent.reshape(-1, *context.shape[:-1], self.latent_dim)
         result: dict[str, list[Tensor]] = {}
         for below, above in zip(*latent.chunk(2), strict=True):
             pairs = zip(self._unpack_latent(below), self._unpack_latent(above), strict=True)
             for (site, value), (_, mirrored) in pairs:
                 transform = biject_to(site["fn"].support)
-                value = mirrored if _sign(transform) < 0 else value
+                value = mirrored if slope_sign(transform) < 0 else value
                 result.setdefault(site["name"], []).append(transform(value))
         return {name: torch.stack(values) for name, values in result.items()}
-
-    def _quantile_points(self, levels: Tensor) -> Tensor:
-        beyond = float(torch.minimum(levels, 1 - levels).min())
-        wanted = 2 ** math.ceil(math.log2(_TAIL_POINTS / beyond))
-        return sobol_normal(min(max(wanted, _MIN_POINTS), _MAX_POINTS), self.loc)
-
-    def _latent_quantiles(self, levels: Tensor, points: Tensor, context: Tensor | None) -> Tensor:
-        """``(Q, D)``, or ``(Q, R, D)`` for a context ``(R, C)``."""
-        transform = self._transform(context)
-        eps = self.loc.new_zeros(len(levels), self.latent_dim)
-        if context is not None:
-            points, eps = points[:, None], eps[:, None]
-        # In parts: a point costs D P numbers on its way through a flow.
-        latent = torch.cat([transform(part) for part in points.split(1024)])
-        columns = latent.flatten(1).split(max(1, _QUANTILE_NUMBERS // len(latent)), 1)
-        quantiles = torch.cat([_sorted_quantiles(part, levels) for part in columns], 1)
-        quantiles = quantiles.reshape(-1, *latent.shape[1:])
-        for i in _lone_dims(transform, self.latent_dim):
-            eps[..., i] = torch.special.ndtri(levels).reshape(-1, *[1] * (eps.dim() - 2))
-            quantiles[..., i] = transform(eps)[..., i]
-        return quantiles
 
     def __getstate__(self) -> dict[str, Any]:
         # Pyro's version drops the model from the guide itself, not only from its copy.
@@ -607,38 +585,6 @@ class _Composed(ComposeTransform):
         return total
 
 
-def _lone_dims(transform: ComposeTransform, dim: int) -> set[int]:
-    """Dimensions of a composed transform that depend on nothing but themselves, and rise."""
-    lone = set(range(dim))
-    for part in transform.parts:
-        if isinstance(part, ComposeTransform):
-            lone &= _lone_dims(part, dim)
-        elif isinstance(part, AutoregressiveFlow):
-            lone &= {int(part.arn.get_permutation()[0])}
-        elif isinstance(part, dist.transforms.LowerCholeskyAffine):
-            lone &= {0}
-        elif not (isinstance(part, AffineTransform) and _sign(part) > 0):
-            return set()
-    return lone
-
-
-def _sign(transform: Transform) -> float:
-    """That of the slope; NaN for a transform of several entries together."""
-    try:
-        return float(torch.as_tensor(transform.sign).double().mean())
-    except NotImplementedError:
-        return math.nan
-
-
-def _sorted_quantiles(x: Tensor, levels: Tensor) -> Tensor:
-    """Of each column of x ``(N, D)``: ``(Q, D)``. torch.quantile takes 16 million numbers only."""
-    places = levels * len(x) - 0.5
-    below = places.floor().clamp(0, len(x) - 2)
-    part = (places - below).clamp(0, 1).to(x)[:, None]
-    ordered = x.sort(0).values
-    return torch.lerp(ordered[below.long()], ordered[below.long() + 1], part)
-
-
 class _Stack:
     """Flows in natural and reversed order by turns; a class, so that guides can be pickled."""
 
@@ -652,11 +598,3 @@ class _Stack:
         if context_dim:
             return ConditionalComposeTransformModule(flows)
         return ComposeTransformModule(flows)
-
-
-def sobol_normal(points: int, like: Tensor) -> Tensor:
-    """Standard normal points ``(points, D)`` from a scrambled Sobol sequence, always the same."""
-    engine = torch.quasirandom.SobolEngine(like.shape[-1], scramble=True, seed=0)
-    uniform = engine.draw(points, dtype=torch.double)
-    eps = torch.finfo(torch.double).eps
-    return torch.special.ndtri(uniform.clamp(eps, 1 - eps)).to(like.device, like.dtype)

@@ -436,6 +436,18 @@ def test_data_that_no_density_is_finite_for_bring_a_warning_at_the_start(value: 
         small_dsf(model)()
 
 
+def test_a_model_that_can_only_be_simulated_starts_a_guide() -> None:
+    class Simulator(dist.Normal):
+        def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+            raise NotImplementedError
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", Simulator(x, 1.0), obs=torch.tensor(1.0))
+
+    assert small_dsf(model)()["x"].shape == ()
+
+
 def test_flat_priors_start_at_the_origin_and_are_fitted() -> None:
     def model() -> None:
         x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
