@@ -178,7 +178,7 @@ def measure(make: Make, data: Data, record: Record, options: argparse.Namespace)
             (train_rows,),
             (validation[: options.validation_rows],),
             training,
-            record.evaluated if "max_steps" not in more or more["max_steps"] > 5 else None,
+            record.evaluated if more["max_steps"] != 5 else None,
             offset=data.offset,
         )
 
@@ -225,7 +225,7 @@ def table(folder: Path) -> str:
         for r in sorted(rows, key=lambda r: -r.get("test", -np.inf)):
             shown = f"{r['test']:.3f} ± {r['two_se']:.3f}" if "test" in r else "unfinished"
             of_paper = published(r["model"], dataset) or ""
-            steps, seconds = r.get("steps", 0), r.get("seconds", 0.0)
+            steps, seconds = r.get("steps") or 0, r.get("seconds", 0.0)
             lines.append(
                 f"| {r['model']} | {shown} | {of_paper} | {steps} | {seconds:.0f} "
                 f"| {steps / max(seconds, 1e-9):.0f} | {r.get('parameters', 0):,} |"
