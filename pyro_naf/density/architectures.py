@@ -228,7 +228,7 @@ class _Parts:
             return Affine()
         if kind == "nsf":
             return RationalQuadraticSpline(o.bins, o.bound)
-        sigmoids: Transformer = (
+        sigmoids: DeepSigmoidal | DeepDenseSigmoidal = (
             DeepSigmoidal(o.hidden_units, kernel=o.kernel)
             if kind == "dsf"
             else DeepDenseSigmoidal(o.hidden_units, o.num_layers, kernel=o.kernel)
