@@ -78,7 +78,7 @@ def _flow(factory: Callable[..., Any], count: int, **options: Any) -> Callable[.
 #: The turnkey fit, with options that are for targets of several modes only.
 TURNKEY: dict[str, dict[str, Any]] = {
     "refine": {},
-    "refine, tempering=0.02": {"tempering": 0.02, "num_particles": 128, "num_starts": 16},
+    "refine, tempering=0.02": {"tempering": 0.02},
 }
 
 GUIDES: dict[str, Callable[..., AutoGuide]] = {
@@ -97,7 +97,7 @@ PYRO = [name for name in GUIDES if "DSF" not in name]
 
 def _refined(target: Target, seconds: float, seed: int, **options: Any) -> Fit:
     pyro.clear_param_store()
-    with mock.patch("pyro_naf.infer.refinement.time.monotonic", clock):
+    with mock.patch("pyro_naf.infer.training.time.monotonic", clock):
         found = refine(
             target.model, *target.args, seconds=seconds, seed=seed, progress=False, **options
         )
