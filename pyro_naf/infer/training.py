@@ -29,9 +29,13 @@ _WIDER = 1.5
 #: Draws for covering, in multiples of those for climbing.
 _COVERING = 4
 
-#: How far from the median the log-weight of a wider draw is taken to be at most: where a part of
-#: the posterior is beyond the guide, as the neck of a funnel, it must not govern the fit.
-_OUTLYING = 0.1
+#: How far below and above the median the log-weight of a wider draw is taken to be at most; k-hat
+#: depends on the large weights alone.
+_OUTLYING = (-0.1, 1.0)
+
+#: From this variance of the log-weights on, the wider draws count the less the larger it is: where
+#: a part of the posterior is beyond the guide, as the neck of a funnel, it must not govern the fit.
+_CLOSE = 1e-3
 
 
 class Training:
@@ -48,7 +52,8 @@ class Training:
       variance, at q = p for every distribution r (Richter et al. 2020 [arXiv:2010.10436]). Here r
       is the guide with a wider base. The ELBO sees the tails only as often as the guide's draws
       fall there; where they do not, the flow is arbitrary, and a few weights that are off make
-      k-hat large.
+      k-hat large. Deviations are bounded (Huber's loss), and it counts in full
+      only where the fit is close already.
 
     :param guide: trained in place.
     :param target: the log-density p of its latent vectors, of the posterior up to a factor.
@@ -121,8 +126,9 @@ class Training:
         loss = (log_q - log_p)[:count].mean()
         self.losses.append(loss.item())
         fixed = _at_fixed_point(posterior, z, log_q)
-        residual = _huber((log_p - log_q)[count:].detach())
-        return loss - fixed[:count].mean() - (residual * fixed[count:]).mean()
+        log_w = (log_p - log_q).detach()
+        part = (_CLOSE / log_w[:count].var()).clamp(max=1)
+        return loss - fixed[:count].mean() - part * (_huber(log_w[count:]) * fixed[count:]).mean()
 
     def _normal(self, count: int) -> Tensor:
         return torch.randn(count, self.guide.latent_dim).to(self.guide.loc)
@@ -204,8 +210,8 @@ def _huber(log_weights: Tensor) -> Tensor:
     finite = log_weights.isfinite()
     if not finite.any():
         return torch.zeros_like(log_weights)
-    deviations = (log_weights - log_weights[finite].median()).clamp(-_OUTLYING, _OUTLYING)
-    return torch.where(finite, deviations, 0.0)
+    deviations = log_weights - log_weights[finite].median()
+    return torch.where(finite, deviations.clamp(*_OUTLYING), 0.0)
 
 
 class Budget:
