@@ -15,6 +15,8 @@ from .checks import check_integers
 from .kernels.masked_linear import masked_linear, staircase
 from .kernels.modes import needs_plain_operations
 
+__all__ = ["MADE", "PyroConditioner"]
+
 #: Yields the pseudo-parameters ``(N, P)`` of one dimension after another, in autoregressive
 #: order; is sent the value ``(N,)`` of that dimension.
 Sweep = Generator[Tensor, Tensor, None]

@@ -17,6 +17,8 @@ import torch
 
 import pyro_naf
 from pyro_naf.eight_schools import QUANTILE_LEVELS, Summary
+from pyro_naf.panels import scalar_parameters
+from pyro_naf.plotting import plot_refinement
 
 if TYPE_CHECKING:
     from pyro_naf.infer import Refinement
@@ -66,7 +68,7 @@ class RefinementReport:
     @cached_property
     def statistics(self) -> dict[str, dict[str, dict[str, float]]]:
         """Mean, sd and quantiles by scalar parameter and by stage: before, after, reference."""
-        before, after = _columns(self.before), _columns(self.after)
+        before, after = scalar_parameters(self.before), scalar_parameters(self.after)
         result = {}
         for name in after:
             stages = {"before": _statistics(before[name]), "after": _statistics(after[name])}
@@ -137,12 +139,10 @@ class RefinementReport:
             self._draw(folder / "refine.png")
 
     def _draw(self, path: Path) -> None:
-        from pyro_naf.plotting import refinement_figure
-
-        before, after = self.panels(_columns(self.before)), self.panels(_columns(self.after))
+        before, after = (self.panels(scalar_parameters(d)) for d in (self.before, self.after))
         labels = list(after)
         quantiles = {name: np.array(known.quantiles) for name, known in self.reference.items()}
-        figure = refinement_figure(
+        figure = plot_refinement(
             before,
             after,
             self.refinement.losses,
@@ -151,17 +151,6 @@ class RefinementReport:
             reference=self.panels(quantiles) if quantiles else None,
         )
         figure.savefig(path, dpi=120)
-
-
-def _columns(draws: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """The scalar parameters by name, counted from one as Stan does: theta[1], theta[2], ..."""
-    columns = {}
-    for name, value in draws.items():
-        flat = value.detach().cpu().numpy().reshape(len(value), -1)
-        for column, index in enumerate(np.ndindex(value.shape[1:])):
-            place = f"[{','.join(str(i + 1) for i in index)}]" if index else ""
-            columns[name + place] = flat[:, column]
-    return columns
 
 
 def _statistics(draws: np.ndarray) -> dict[str, float]:
