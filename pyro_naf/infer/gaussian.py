@@ -25,7 +25,9 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .diagnostics import log_probs, max_plate_nesting
+from .diagnostics import latent_shapes, log_probs, max_plate_nesting
+from .flat_priors import FlatPriors, start_flat_priors
+from .joint import Joint
 
 #: Points of every path at which a Gaussian is tried.
 _TRIED_POINTS = 6
@@ -71,29 +73,8 @@ class Gaussian:
 
 def log_density(guide: AutoContinuous, *args: Any, **kwargs: Any) -> LogDensity:
     """The joint log-density of the guide's model in unconstrained space: ``(N, D)`` to ``(N,)``."""
-    model = guide.model
-    nesting = max_plate_nesting(model, lambda *a, **k: None, *args, **kwargs)
-
-    def evaluate(z: Tensor) -> Tensor:
-        total = z.new_zeros(len(z))
-        point = {}
-        for site, free in guide._unpack_latent(z.reshape(len(z), *[1] * nesting, z.shape[-1])):
-            transform = biject_to(site["fn"].support)
-            value = point[site["name"]] = transform(free)
-            log_det = transform.log_abs_det_jacobian(free, value)
-            total = total + log_det.reshape(len(z), -1).sum(-1)
-        plate = pyro.plate("_points", len(z), dim=-nesting - 1)
-        # Far points have densities that are not finite: no error, but of no use.
-        with poutine.block(), pyro.validation_enabled(False), plate:
-            conditioned = poutine.condition(model, data=point)
-            trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
-            trace.compute_log_prob()
-        for site in prune_subsample_sites(trace).nodes.values():
-            if "log_prob" in site:
-                total = total + site["log_prob"].reshape(len(z), -1).sum(-1)
-        return total
-
-    return evaluate
+    nesting = max_plate_nesting(guide.model, lambda *a, **k: None, *args, **kwargs)
+    return Joint(guide.model, guide, nesting, args, kwargs)
 
 
 def fit_gaussian(
@@ -119,7 +100,7 @@ def fit_gaussian(
         finite at none of the starts, or when the posterior is improper.
     """
     check_latents(model, *args, **kwargs)
-    guide = AutoMultivariateNormal(model, init_loc_fn=init_to_median)
+    guide = AutoMultivariateNormal(model, init_loc_fn=start_flat_priors(init_to_median))
     guide._pyro_name = free_name(f"{type(guide).__name__}_start")
     with poutine.block():
         guide._setup_prototype(*args, **kwargs)
@@ -272,7 +253,7 @@ def free_name(name: str) -> str:
 
 def check_latents(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Raises ValueError naming latents that no flow can have, and when there are none."""
-    with poutine.block(), torch.no_grad():
+    with poutine.block(), torch.no_grad(), FlatPriors():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     latents: dict[str, Any] = dict(prune_subsample_sites(trace).iter_stochastic_nodes())
     if not latents:
@@ -282,6 +263,12 @@ def check_latents(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         raise ValueError(
             f"the model's latent variables must be continuous, but {', '.join(discrete)} "
             f"{'is' if len(discrete) == 1 else 'are'} discrete; sum over discrete ones in the model"
+        )
+    first, second = (latent_shapes(model, *args, **kwargs) for _ in range(2))
+    if changed := [name for name in first | second if first.get(name) != second.get(name)]:
+        raise ValueError(
+            f"the model's latents must have a fixed shape, but that of {changed} changes from one "
+            "run to the next; pad them, and mask"
         )
 
 

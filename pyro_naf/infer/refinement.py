@@ -106,7 +106,7 @@ class Refinement:
             return "use importance-weighted draws: k-hat is below 0.7, but not by much"
         return (
             "do not trust: k-hat is above 0.7; try more steps, flow='ddsf', a full-rank Gaussian "
-            "to start from, or a non-centred model"
+            "to start from, or a non-centred model; mcmc_correct gives exact draws"
         )
 
     @property
