@@ -21,7 +21,8 @@ def sliced_wasserstein(draws: Tensor, reference: Tensor) -> float:
     Directions without variance, as of the numbers of a simplex, are left out.
     """
     mean, sd = reference.mean(0), reference.std(0)
-    values, vectors = torch.linalg.eigh(torch.cov(((reference - mean) / sd).T))
+    covariance = torch.atleast_2d(torch.cov(((reference - mean) / sd).T))
+    values, vectors = torch.linalg.eigh(covariance)
     kept = values > 1e-8 * values[-1]
     whiten = vectors[:, kept] / values[kept].sqrt()
     generator = torch.Generator().manual_seed(0)

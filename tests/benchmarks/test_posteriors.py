@@ -31,6 +31,11 @@ def test_directions_without_variance_are_left_out() -> None:
     assert 0.1 < sliced_wasserstein(other, simplex) < 2
 
 
+def test_one_dimension_is_sliced_as_well() -> None:
+    reference = torch.randn(4000, 1).double()
+    assert sliced_wasserstein(reference + 0.1, reference) == pytest.approx(0.1, rel=0.05)
+
+
 @pytest.mark.parametrize("name", [*TURNKEY, *GUIDES])
 def test_every_guide_is_fitted_and_measured(name: str) -> None:
     target = known()["ring"]
