@@ -155,9 +155,11 @@ def refine(
     maximised, at a constant rate until it has stopped rising, at the latest after half of what is
     left; then by its path gradient (sticking the landing) while the rate falls to zero and the
     weights are averaged (Polyak). To this last part the log-variance divergence is added, under
-    draws wider than the guide's, so that the tails fit too, on which k-hat depends
-    (:class:`~pyro_naf.infer.training.Training`). The fitted guide and the model's own parameters
-    are left as they are; the new guide's weights enter the param store under a name of their own.
+    draws wider than the guide's, so that the tails fit too, on which k-hat depends; while k-hat is
+    above 0.5 and there is time it is repeated, and of guides level in their ELBO the one with the
+    smallest k-hat is kept (:class:`~pyro_naf.infer.training.Training`). The fitted guide and the
+    model's own parameters are left as they are; the new guide's weights enter the param store under
+    a name of their own.
 
     The diagnostics weigh ``guide.model``: that of a guide for a part of the latents
     (``poutine.block``) draws the others from their prior, and ELBO and k-hat say so.

@@ -6,13 +6,14 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .autoguides import AutoFlowNormal
+from .diagnostics import pareto_khat
 from .gaussian import LogDensity
 from .path_gradient import score
 
@@ -38,6 +39,23 @@ _OUTLYING = (-0.1, 1.0)
 _CLOSE = 1e-3
 
 
+#: After a landing with a k-hat above this, another follows where the budget allows it. It is judged
+#: by so many draws, in such chunks.
+_GOOD, _JUDGING, _CHUNK = 0.5, 10_000, 1000
+
+
+#: ELBOs this near, in nats, are level: of such candidates that of the smallest k-hat is kept.
+_LEVEL = 0.01
+
+
+class _Candidate(NamedTuple):
+    """Weights of the guide, and how good they are."""
+
+    elbo: float
+    khat: float
+    weights: list[Tensor]
+
+
 class Training:
     r"""Stochastic ascent of a guide's ELBO, and what became of it.
 
@@ -52,8 +70,12 @@ class Training:
       variance, at q = p for every distribution r (Richter et al. 2020 [arXiv:2010.10436]). Here r
       is the guide with a wider base. The ELBO sees the tails only as often as the guide's draws
       fall there; where they do not, the flow is arbitrary, and a few weights that are off make
-      k-hat large. Deviations are bounded (Huber's loss), and it counts in full
-      only where the fit is close already.
+      k-hat large. Deviations are bounded (Huber's loss), and it counts in full only where the fit
+      is close already. While k-hat is above 0.5 and there is time, the guide lands again, from half
+      the rate (warm restarts, Loshchilov & Hutter 2016 [arXiv:1608.03983]).
+
+    Of the start and the ends of the landings the one with the smallest k-hat is kept, among those
+    whose ELBO is within 0.01 nats of the best: a flow that has nothing to add stays as it was.
 
     :param guide: trained in place.
     :param target: the log-density p of its latent vectors, of the posterior up to a factor.
@@ -75,10 +97,17 @@ class Training:
         self.average: list[Tensor] = []
 
     def run(self, budget: Budget, progress: bool) -> None:
-        """Trains until the budget is spent."""
+        """Trains until the guide is good, or the budget is spent."""
         losses = {"cover": self._cover, "climb": self._climb, "land": self._land}
+        candidates = [self._judged()]
         with tqdm(total=budget.steps, disable=not progress, desc="refine", unit="step") as bar:
             for phase in budget:
+                if phase == "landed":
+                    self._take_average()
+                    candidates.append(self._judged())
+                    if candidates[-1].khat > _GOOD:
+                        budget.land_again()
+                    continue
                 warm_up = min(1.0, (len(self.losses) + 1) / 50)
                 self.adam.param_groups[0]["lr"] = self.learning_rate * budget.rate * warm_up
                 if self._step(losses[phase]()) and phase == "land":
@@ -88,11 +117,28 @@ class Training:
                 bar.update()
                 if len(self.losses) % 20 == 0:
                     bar.set_postfix(ELBO=f"{-statistics.fmean(self.losses[-50:]):.2f}")
+        best = max(c.elbo for c in candidates)
+        level = [c for c in candidates if c.elbo >= best - _LEVEL]
         with torch.no_grad():
-            for weight, mean in zip(self.weights, self.average, strict=False):
-                weight.copy_(mean)
+            torch._foreach_copy_(self.weights, min(level, key=lambda c: c.khat).weights)
         for weight in self.weights:
             weight.grad = None
+
+    @torch.no_grad()
+    def _take_average(self) -> None:
+        if self.average:
+            torch._foreach_copy_(self.weights, self.average)
+            self.average = []
+
+    @torch.no_grad()
+    def _judged(self) -> _Candidate:
+        posterior, found = self.guide.get_posterior(), []
+        for _ in range(_JUDGING // _CHUNK):
+            z, log_q = _push(posterior, self._normal(_CHUNK))
+            found.append((self.target(z) - log_q).double().cpu())
+        log_w = torch.cat(found).nan_to_num(nan=-math.inf, posinf=-math.inf)
+        khat = pareto_khat(log_w) if log_w.isfinite().any() else math.inf
+        return _Candidate(float(log_w.mean()), khat, [w.clone() for w in self.weights])
 
     def _climb(self) -> Tensor:
         z, log_q = _push(self.guide.get_posterior(), self._normal(self.num_particles))
@@ -218,7 +264,8 @@ class Budget:
     """Steps and seconds: iterating gives the phase of every step until they are spent.
 
     ``rate`` is 1 until the landing and falls to 0 there. The landing begins when :meth:`land` is
-    called, or when half of what follows covering is over.
+    called, or when half of what follows covering is over. At its end the phase is "landed", which
+    is no step; :meth:`land_again` goes on from there.
     """
 
     def __init__(self, steps: int | None, seconds: float | None) -> None:
@@ -227,7 +274,7 @@ class Budget:
         #: The part for covering; it is set when it is known whether there are several modes.
         self.covering = 0.0
         self.landing: float | None = None
-        self.end, self.fraction, self.steps_climbing = 1.0, 0.0, 0
+        self.end, self.fraction, self.steps_climbing, self.top = 1.0, 0.0, 0, 1.0
 
     def __iter__(self) -> Iterator[str]:
         step = 0
@@ -238,7 +285,11 @@ class Budget:
                 self.elapsed / self.seconds if self.seconds is not None else 0.0,
             )
             if self.fraction >= self.end:
-                return
+                end = self.end
+                yield "landed"
+                if self.end == end:
+                    return
+                continue
             if self.landing is None and self.fraction >= (1 + self.covering) / 2:
                 self.landing = self.fraction
             phase = "land" if self.landing is not None else "climb"
@@ -253,9 +304,16 @@ class Budget:
         self.landing = self.fraction
         self.end = min(1.0, max(2 * self.fraction - self.covering, self.fraction + 0.1))
 
+    def land_again(self) -> None:
+        """Starts another landing as long as the last, from half its rate, if the budget allows."""
+        if self.landing is None or self.end >= 1:
+            return
+        length, self.landing, self.top = self.end - self.landing, self.end, 0.5 * self.top
+        self.end = min(1.0, self.end + length)
+
     @property
     def rate(self) -> float:
         if self.landing is None:
             return 1.0
         part = (self.fraction - self.landing) / max(self.end - self.landing, 1e-9)
-        return 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+        return self.top * 0.5 * (1 + math.cos(math.pi * min(max(part, 0.0), 1.0)))

@@ -78,10 +78,10 @@ def phases(budget: Budget, land_at: int | None = None) -> list[str]:
 @pytest.mark.parametrize(
     "covering, land_at, expected",
     [
-        (0.0, None, {"climb": 50, "land": 50}),
-        (0.0, 20, {"climb": 20, "land": 18}),
-        (0.4, None, {"cover": 40, "climb": 30, "land": 30}),
-        (0.4, 60, {"cover": 40, "climb": 20, "land": 18}),
+        (0.0, None, {"climb": 50, "land": 50, "landed": 1}),
+        (0.0, 20, {"climb": 20, "land": 18, "landed": 1}),
+        (0.4, None, {"cover": 40, "climb": 30, "land": 30, "landed": 1}),
+        (0.4, 60, {"cover": 40, "climb": 20, "land": 18, "landed": 1}),
     ],
 )
 def test_phases_have_their_parts_of_the_budget(
@@ -94,6 +94,28 @@ def test_phases_have_their_parts_of_the_budget(
         expected, abs=2
     )
     assert budget.rate < 0.01
+
+
+def test_landings_follow_one_another_to_the_end_of_the_budget() -> None:
+    budget, rates, landed = Budget(100, None), [], 0
+    for step, phase in enumerate(budget):
+        if step == 20:
+            budget.land()
+        if phase == "landed":
+            landed += 1
+            budget.land_again()
+        rates.append(budget.rate)
+    assert landed == 4  # of 20 steps each
+    assert len(rates) == pytest.approx(104, abs=2)
+    assert max(rates[44:]) <= 0.5 and rates[-1] < 0.01
+
+
+def test_a_flow_that_has_nothing_to_add_stays_as_it_started() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(3), torch.tensor([1.0, 10.0, 0.1])).to_event(1))
+
+    result = refine(model, steps=60, seed=0, num_draws=2000, progress=False)
+    assert result.khat <= 0.5 and result.elbo > -0.01
 
 
 def test_wider_draws_fit_the_tails_that_khat_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
