@@ -35,8 +35,9 @@ _TRIED_POINTS = 6
 #: Climbs in a search for modes, at most, in multiples of those in a row that may be futile.
 _MOST_CLIMBS = 10
 
-#: Climbs in a search at least, however long they take: the first may end at a mode of no mass.
-_FEWEST_CLIMBS = 4
+#: Climbs in a search at least, if they are over in five times its time: half of those of an
+#: oscillator's posterior end at modes without mass.
+_FEWEST_CLIMBS, _PATIENCE = 8, 5
 
 #: Draws behind every estimate of an ELBO, the same for all Gaussians.
 _ELBO_DRAWS = 256
@@ -96,8 +97,7 @@ def fit_gaussian(
         The first is from the priors' medians, the others by turns from uniform points of [-2, 2] or
         [-5, 5] in unconstrained space, and from 3 to 10 widths around a mode.
     :param temperature: fits :math:`p^{1/T}`, which is wider.
-    :param seconds: the search for modes ends with the first climb, from the fourth on, that ends
-        later.
+    :param seconds: time for the search for modes, or five times that for its first eight climbs.
     :return: the guide, and a Gaussian for p itself at every mode that was found, the best first;
         without those that are negligible.
     :raises ValueError: when the model has no latents or discrete ones, when its log-density is
@@ -142,7 +142,7 @@ def search(
     """Points along paths of L-BFGS to modes ``(N, D)``, and the best Gaussian of each mode's path.
 
     The search ends when ``num_starts`` climbs in a row, the first counted, have found no new mode,
-    or when it has taken so long, though not before a few climbs.
+    or when it has taken so long, or five times that for the first eight climbs.
     """
     start = time.monotonic()
     tried = middle[None][:0]
@@ -159,8 +159,8 @@ def search(
                 modes = _distinct(target, [*modes, best])
         climbs += 1
         futile = 1 if len(modes) > known else futile + 1
-        late = seconds is not None and time.monotonic() - start > seconds
-        if late and climbs >= _FEWEST_CLIMBS:
+        spent = 0.0 if seconds is None else (time.monotonic() - start) / seconds
+        if spent > (1 if climbs >= _FEWEST_CLIMBS else _PATIENCE):
             break
     return tried, modes
 
