@@ -1,4 +1,4 @@
-"""Replace a folder whole: an interrupted writer leaves either the old folder or the new one.
+"""Replace a folder or a file whole: an interrupted writer leaves either the old or the new one.
 
 The new folder is written beside the old one under a hidden name; two renames then swap them. Only a
 kill between the two leaves neither in place, and the old one is put back by whoever comes next.
@@ -14,9 +14,13 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if sys.platform != "win32":
     import fcntl
+
+if TYPE_CHECKING:
+    Buffer = bytes | memoryview
 
 
 class ReplacedFolder:
@@ -105,6 +109,31 @@ class ReplacedFolder:
             if replaces:
                 self._old.rename(self.path)
             raise
+
+
+def replace_file(path: str | os.PathLike[str], content: Buffer) -> None:
+    """Writes beside the file, then renames: a kill, or a full disk, leaves the old file as it was.
+
+    A symbolic link is followed; the parent folders are created.
+
+    :raises OSError: when it cannot be written.
+    """
+    if not os.fspath(path):
+        raise OSError("the name of the output file is empty")
+    real = Path(os.path.realpath(path))
+    real.parent.mkdir(parents=True, exist_ok=True)
+    if real.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    new = real.parent / f".{real.name}.pyro-naf-new"
+    with _locked(real.parent):
+        try:
+            with open(new, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, real)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The command line: ``pyro-naf refine`` approximates a posterior by SVI and refines it with a flow.
 
-Whatever the user got wrong ends in one line on the standard error and exit status 2.
+The commands of densities are in :mod:`pyro_naf.density.commands`. Whatever the user got wrong ends
+in one line on the standard error and exit status 2.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from tqdm import tqdm
 import pyro_naf
 from pyro_naf import eight_schools
 from pyro_naf.atomic import ReplacedFolder
+from pyro_naf.command_line import CommandError, at_least
+from pyro_naf.density.commands import add_commands
 from pyro_naf.infer import draws, refine
 from pyro_naf.infer.diagnostics import (
     check_draws_stay_apart,
@@ -48,29 +51,12 @@ FIT_PARTICLES = 64
 SETTINGS = ("flow", "steps", "fit_steps", "seed", "draws", "dtype", "data")
 
 
-class CommandError(Exception):
-    """What the user can put right; its message is the one line they see."""
-
-
 # ---------------------------------------------------------------------------------------- arguments
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise CommandError(f"{message} (see {self.prog} --help)")
-
-
-def _at_least(minimum: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be an integer, not {text!r}") from None
-        if not minimum <= value < 2**32:
-            raise argparse.ArgumentTypeError(f"must be from {minimum} to 2^32 - 1, not {value}")
-        return value
-
-    return integer
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,14 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     add("model", nargs="?", metavar="module:function", help="your own Pyro model")
     add("--data", metavar="FILE.npz", help="the model's keyword arguments, one array each")
     add("--flow", choices=["dsf", "ddsf"], default="dsf", help="default: %(default)s")
-    add("--steps", type=_at_least(1), metavar="N", help="steps of refinement; default: as needed")
-    add("--fit-steps", type=_at_least(1), metavar="N", default=2000, help="default: %(default)s")
-    add("--seed", type=_at_least(0), metavar="N", default=0, help="default: %(default)s")
+    add("--steps", type=at_least(1), metavar="N", help="steps of refinement; default: as needed")
+    add("--fit-steps", type=at_least(1), metavar="N", default=2000, help="default: %(default)s")
+    add("--seed", type=at_least(0), metavar="N", default=0, help="default: %(default)s")
     add("--output", metavar="DIR", default="pyro-naf-output", help="default: %(default)s")
-    add("--draws", type=_at_least(2), metavar="N", default=4000, help="default: %(default)s")
+    add("--draws", type=at_least(2), metavar="N", default=4000, help="default: %(default)s")
     add("--dtype", choices=["float32", "float64"], default="float32", help="default: %(default)s")
     add("--no-progress", action="store_true", help="show no progress bar")
     refine.set_defaults(run=_run_refine)
+    add_commands(commands)
     return parser
 
 

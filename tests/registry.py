@@ -11,7 +11,15 @@ import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor
 
-from pyro_naf.transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Scaled, Transformer
+from pyro_naf.transformers import (
+    Affine,
+    DeepDenseSigmoidal,
+    DeepSigmoidal,
+    RationalQuadraticSpline,
+    Scaled,
+    Shift,
+    Transformer,
+)
 from pyro_naf.transforms import (
     AutoregressiveFlow,
     ConditionalDeepSigmoidalFlow,
@@ -35,6 +43,8 @@ TRANSFORMERS: dict[str, Callable[[], Transformer]] = {
     "ddsf-1": lambda: DeepDenseSigmoidal(5, 1),
     "ddsf-2": lambda: DeepDenseSigmoidal(5, 2),
     "ddsf-4": lambda: DeepDenseSigmoidal(5, 4),
+    "spline": lambda: RationalQuadraticSpline(5),
+    "shift": Shift,
 }
 
 CONTEXT_DIM = 3

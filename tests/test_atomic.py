@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyro_naf import atomic
-from pyro_naf.atomic import ReplacedFolder
+from pyro_naf.atomic import ReplacedFolder, replace_file
 
 OWNED = ("a.txt", "b.txt")
 
@@ -251,3 +251,61 @@ def test_a_writer_waits_for_another_one(output):
         output.replace(_writer("new"))
         assert (output.path.parent / "released").exists()
     assert _content(output.path) == NEW
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def test_a_file_is_replaced_whole_and_its_parents_are_made(tmp_path):
+    path = tmp_path / "x" / "y" / "file"
+    for content in (b"old", b"new"):
+        replace_file(path, content)
+        assert path.read_bytes() == content
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_killed_writer_leaves_the_old_file_and_the_next_clears_up(tmp_path):
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+    code = (
+        "import os, signal; from pyro_naf import atomic\n"
+        "atomic.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"atomic.replace_file({str(path)!r}, b'new')"
+    )
+    spec = importlib.util.find_spec("pyro_naf.atomic")
+    # Without the package around it, which takes seconds to import.
+    code = code.replace(
+        "from pyro_naf import atomic",
+        "import importlib.util as u; "
+        f"spec = u.spec_from_file_location('atomic', {spec.origin!r}); "
+        "atomic = u.module_from_spec(spec); spec.loader.exec_module(atomic)",
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 2
+    replace_file(path, b"newer")
+    assert path.read_bytes() == b"newer" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_to_a_file_is_followed_and_a_folder_is_refused(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "file")
+    replace_file(link, b"new")
+    assert link.is_symlink() and (tmp_path / "file").read_bytes() == b"new"
+    with pytest.raises(IsADirectoryError, match="is a folder, not a file"):
+        replace_file(tmp_path, b"new")
+    with pytest.raises(OSError, match="name of the output file is empty"):
+        replace_file("", b"new")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import importlib
-import importlib.util
 import inspect
 import re
 from typing import Any
@@ -20,14 +19,30 @@ MODULES = [
     "pyro_naf.density",
     "pyro_naf.plotting",
 ]
-MODULES = [name for name in MODULES if importlib.util.find_spec(name) is not None]
 
+#: Public names of modules that have no __all__.
+OTHERS = {
+    "pyro_naf.rootfinding": ["attach_gradient"],
+    "pyro_naf.density.architectures": ["build"],
+    "pyro_naf.density.datasets": ["GaussianGrid", "Picture", "Split"],
+    "pyro_naf.density.flow": ["NormalizingFlow"],
+    "pyro_naf.density.linear": ["LULinear"],
+    "pyro_naf.density.mixture": ["AutoregressiveMixture"],
+    "pyro_naf.density.recurrent": ["RecurrentConditioner"],
+}
+
+NAMES = {name: importlib.import_module(name).__all__ for name in MODULES} | OTHERS
 PUBLIC = {
     name: getattr(importlib.import_module(module), name)
-    for module in MODULES
-    for name in importlib.import_module(module).__all__
+    for module, names in NAMES.items()
+    for name in names
 }
-PUBLIC["attach_gradient"] = importlib.import_module("pyro_naf.rootfinding").attach_gradient
+# Modules have their own rules, and errors nothing to call.
+PUBLIC = {
+    name: thing
+    for name, thing in PUBLIC.items()
+    if not inspect.ismodule(thing) and not (inspect.isclass(thing) and issubclass(thing, Exception))
+}
 
 #: The abstract base has nothing to run.
 ABSTRACT = {"Transformer"}

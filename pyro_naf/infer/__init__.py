@@ -1,6 +1,7 @@
 """Guides for SVI, their refinement, and how good they are."""
 
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
+from .correction import Correction, mcmc_correct
 from .diagnostics import ImportanceDiagnostics, draws, importance_diagnostics, importance_resample
 from .elbos import TraceDReG_ELBO, TraceSTL_ELBO
 from .forward_kl import ForwardKL
@@ -11,6 +12,7 @@ __all__ = [
     "AutoDDSFNormal",
     "AutoDSFNormal",
     "AutoFlowNormal",
+    "Correction",
     "ForwardKL",
     "ImportanceDiagnostics",
     "Refinement",
@@ -20,5 +22,6 @@ __all__ = [
     "fit_gaussian",
     "importance_diagnostics",
     "importance_resample",
+    "mcmc_correct",
     "refine",
 ]

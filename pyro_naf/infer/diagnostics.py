@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -17,12 +17,13 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ..checks import check_integers
+from .flat_priors import FlatPriors
 
 #: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
 _MIN_PARTICLES = 50
 
-#: Particles evaluated at once.
-_CHUNK = 1000
+#: Particles evaluated at once, and how many log-densities of data: 64 MiB in float32.
+_CHUNK, _CHUNK_NUMBERS = 1000, 2**24
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,10 @@ def importance_diagnostics(
     :param args: the model's arguments, as are ``kwargs``.
     :param num_particles: N >= 50. k-hat has a standard error of about 0.1 with 4,000 draws, 0.06
         with 50,000.
-    :raises ValueError: for fewer particles, when a log-density is NaN or all are -inf, when a
-        plate is subsampled, or when the model's
-        log-density for one draw depends on the others (it is not vectorised).
+    :raises ValueError: for fewer particles, for a guide that does not draw just the model's latents
+        in their shapes, when a log-density is NaN or all are -inf (naming the sites), when a plate
+        is subsampled, or when the model's log-density for one draw depends on the others (it is
+        not vectorised).
 
     >>> import pyro.distributions as dist
     >>> def model():
@@ -87,8 +89,7 @@ def importance_diagnostics(
             f"num_particles must be at least {_MIN_PARTICLES} for a tail of ten draws that k-hat "
             f"can be fitted to, got {num_particles}"
         )
-    nesting = _prepare(model, guide, *args, **kwargs)
-    weighed = _weighted_draws(model, guide, nesting, num_particles, False, args, kwargs)
+    weighed = _weighted_draws(model, guide, num_particles, False, args, kwargs)
     return _diagnose(torch.cat([log_weights for _, log_weights in weighed]))
 
 
@@ -131,8 +132,7 @@ def importance_resample(
             "num_samples must be at most half of num_particles without replacement, got "
             f"{num_samples} of {num_particles}"
         )
-    nesting = _prepare(model, guide, *args, **kwargs)
-    weighed = list(_weighted_draws(model, guide, nesting, num_particles, True, args, kwargs))
+    weighed = list(_weighted_draws(model, guide, num_particles, True, args, kwargs))
     found = _diagnose(torch.cat([log_weights for _, log_weights in weighed]))
     if found.khat > 0.7:
         warnings.warn(
@@ -146,58 +146,72 @@ def importance_resample(
     }
 
 
-def _prepare(
+class Prepared(NamedTuple):
+    """What is known of a model and a guide after checking that they can be weighed."""
+
+    nesting: int
+    shapes: dict[str, torch.Size]
+    chunk: int
+
+
+def prepare(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-) -> int:
-    """The plate nesting of model and guide, after checking that they can be weighed."""
-    _check_sites(model, guide, *args, **kwargs)
+) -> Prepared:
+    """The depth of plates, the latents' shapes, and how many draws to weigh at once."""
+    shapes = latent_shapes(model, *args, **kwargs)
+    _check_sites(shapes, latent_shapes(guide, *args, **kwargs))
     nesting = max_plate_nesting(model, guide, *args, **kwargs)
     refuse_subsampling(model, *args, **kwargs)
-    check_draws_stay_apart(model, guide, nesting, *args, **kwargs)
-    return nesting
+    numbers = check_draws_stay_apart(model, guide, nesting, *args, **kwargs)
+    return Prepared(nesting, shapes, max(2, min(_CHUNK, _CHUNK_NUMBERS // max(numbers, 1))))
 
 
-def _check_sites(
-    model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-) -> None:
-    """Raises ValueError when the guide draws sites that the model does not have."""
-    with poutine.block():
-        sites = [
-            {
-                name
-                for name, site in prune_subsample_sites(
-                    poutine.trace(fn).get_trace(*args, **kwargs)
-                ).iter_stochastic_nodes()
-                if not site["infer"].get("is_auxiliary")
-            }
-            for fn in (model, guide)
-        ]
-    if foreign := sites[1] - sites[0]:
+def _check_sites(ours: dict[str, torch.Size], theirs: dict[str, torch.Size]) -> None:
+    """Raises ValueError when model and guide do not draw the same sites, in the same shapes."""
+    if not ours:
+        raise ValueError("the model has no latent variables: every sample statement is observed")
+    if foreign := theirs.keys() - ours.keys():
         raise ValueError(
             f"the guide draws {sorted(foreign)}, which the model does not have (its latents are "
-            f"{sorted(sites[0])}): it is a guide for another model"
+            f"{sorted(ours)}): it is a guide for another model"
         )
+    if missing := ours.keys() - theirs.keys():
+        raise ValueError(
+            f"the guide does not draw {sorted(missing)}, which the model does: weights need a "
+            "guide for all of its latents, such as an AutoGuideList; sum over discrete ones in the "
+            "model"
+        )
+    for name, shape in ours.items():
+        if shape != theirs[name]:
+            raise ValueError(
+                f"the guide draws {name!r} with shape {tuple(theirs[name])}, the model with "
+                f"{tuple(shape)}: it is a guide for another model, or for data of another size, "
+                "which need a new guide or, without fitting again, one with a context_fn"
+            )
 
 
 def _weighted_draws(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    nesting: int,
     num_particles: int,
     keep: bool,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """The guide's draws (where they are to be kept) and log-weights, on the CPU, in chunks."""
-    chunks = [_CHUNK] * (num_particles // _CHUNK)
-    # A chunk of one would lose the plate over particles; hence the leftover joins the last one.
-    if leftover := num_particles % _CHUNK:
-        chunks = [*chunks[:-1], chunks[-1] + leftover] if chunks else [leftover]
-    shapes = _latent_shapes(model, *args, **kwargs) if keep else {}
+    nesting, shapes, chunk = prepare(model, guide, *args, **kwargs)
+    chunks = [chunk] * (num_particles // chunk)
+    # A chunk of one would lose the plate over particles; hence it joins the last one.
+    if (leftover := num_particles % chunk) == 1:
+        chunks[-1] += 1
+    elif leftover:
+        chunks.append(leftover)
+    shapes = shapes if keep else {}
     for n in chunks:
-        log_weights, trace, _ = vectorized_importance_weights(
+        log_weights, trace, guide_trace = vectorized_importance_weights(
             model, guide, *args, num_samples=n, max_plate_nesting=nesting, **kwargs
         )
+        _check_weights(log_weights, trace, guide_trace)
         values = {
             name: trace.nodes[name]["value"].reshape(n, *shape).cpu()
             for name, shape in shapes.items()
@@ -205,16 +219,39 @@ def _weighted_draws(
         yield values, log_weights.double().cpu()
 
 
-def _latent_shapes(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, torch.Size]:
-    with poutine.block():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-    found = prune_subsample_sites(trace).iter_stochastic_nodes()
-    return {name: site["value"].shape for name, site in found}
+def _check_weights(log_weights: Tensor, *traces: Any) -> None:
+    """Raises ValueError naming the sites that make a weight NaN, or all weights zero."""
+    n, bad = len(log_weights), int(log_weights.isnan().sum())
+    if not bad and log_weights.max() > -math.inf:
+        return
+    culprits = {
+        name
+        for trace in traces
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not torch.isfinite(site["log_prob"]).all()
+    }
+    extent = f"NaN for {bad} of {n} draws" if bad else f"-inf for all {n} draws"
+    raise ValueError(
+        f"the log-density is {extent} of the guide, because of the sites {sorted(culprits)}; look "
+        "for NaN or impossible values in their data, and for parameters out of range"
+    )
+
+
+@torch.no_grad()
+def latent_shapes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, torch.Size]:
+    """Shapes of the latent sites that a model or guide draws, auxiliary ones left out; runs it."""
+    with poutine.block(), FlatPriors():
+        trace = poutine.trace(fn).get_trace(*args, **kwargs)
+    return {
+        name: site["value"].shape
+        for name, site in prune_subsample_sites(trace).iter_stochastic_nodes()
+        if not site["infer"].get("is_auxiliary")
+    }
 
 
 def refuse_subsampling(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Raises ValueError naming a plate that the model subsamples: all draws share its choice."""
-    with poutine.block():
+    with poutine.block(), FlatPriors():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     for name, site in trace.nodes.items():
         fn = site.get("fn")
@@ -228,10 +265,6 @@ def refuse_subsampling(model: Callable[..., Any], *args: Any, **kwargs: Any) -> 
 
 def _diagnose(log_weights: Tensor) -> ImportanceDiagnostics:
     n = len(log_weights)
-    if bad := int(log_weights.isnan().sum()):
-        raise ValueError(f"the log-density of model or guide is NaN for {bad} of {n} draws")
-    if log_weights.max() == -math.inf:
-        raise ValueError(f"the model's log-density is -inf for all {n} draws of the guide")
     weights = (log_weights - log_weights.max()).exp()
     ess = float(weights.sum() ** 2 / weights.pow(2).sum())
     return ImportanceDiagnostics(
@@ -321,11 +354,12 @@ def log_probs(
 @torch.no_grad()
 def check_draws_stay_apart(
     model: Callable[..., Any], guide: Callable[..., Any], nesting: int, *args: Any, **kwargs: Any
-) -> None:
+) -> int:
     """Compares the model for one draw alone with the same draw among three.
 
     A model that sums over all draws, where it means one, raises nothing: it is just wrong.
 
+    :return: the number of log-densities that the model has for one draw.
     :raises ValueError: naming the site whose log-density depends on the other draws.
     """
 
@@ -350,6 +384,7 @@ def check_draws_stay_apart(
                     f"log-density {alone:.4g} alone and {among:.4g} among others; keep to "
                     "the dimensions counted from the right (dim=-1), and use plates"
                 )
+    return sum(log_prob.numel() for log_prob in singles[0].values())
 
 
 @torch.no_grad()

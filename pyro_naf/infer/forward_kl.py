@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ..checks import check_integers
 from .autoguides import AutoFlowNormal
+from .flat_priors import FlatPriors, is_flat
+from .path_gradient import peel
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -41,8 +43,8 @@ class ForwardKL:
     :raises TypeError: when called with a guide that is not an
         :class:`~pyro_naf.infer.AutoFlowNormal` with a ``context_fn``.
     :raises ValueError: when called, for an observed site that is no argument of the model's, for a
-        ``pyro.factor``, which no simulation obeys, or for a subsampled plate that the context has
-        no axis for.
+        ``pyro.factor``, which no simulation obeys, for an improper prior, or for a subsampled plate
+        that the context has no axis for.
 
     Source: Papamakarios & Murray 2016 [arXiv:1605.06376]; Greenberg et al. 2019
     [arXiv:1905.07488], section 2.
@@ -134,7 +136,8 @@ def _simulate(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """The sample sites of one run of the model in which nothing is observed."""
-    trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+    with FlatPriors():  # until they are refused by name
+        trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
     sites = {
         name: site
         for name, site in trace.nodes.items()
@@ -143,6 +146,11 @@ def _simulate(
     for name, site in sites.items():
         if isinstance(site["fn"], Unit):
             raise ValueError(f"{name!r} is a pyro.factor: the model cannot be simulated with it")
+        if is_flat(site["fn"]) or peel(site["fn"])[1] is False:
+            raise ValueError(
+                f"site {name!r} has an improper prior, from which nothing can be simulated; give "
+                "it a proper one"
+            )
     return sites
 
 

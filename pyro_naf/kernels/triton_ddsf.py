@@ -52,6 +52,11 @@ from .triton_common import (
 )
 from .triton_root import search, start
 
+#: Registers of a thread in the backward pass of 16 units, which would take twice as many: with
+#: these twice as many programs hide each other's waits for barriers, at the price of 40 spilled
+#: numbers. More units would spill hundreds.
+BACKWARD_REGISTERS = 128
+
 #: Elements that the partial sums of the matrices' gradients may take: 64 MiB in float32.
 PARTIAL_SUMS = 1 << 24
 
@@ -441,6 +446,7 @@ def ddsf_backward(
     """Gradients of x, phi and the matrices, shaped like them; arguments of :func:`ddsf_forward`."""
     grad_x, grad_phi = torch.empty_like(x), torch.empty_like(phi)
     compiled_for = options(x, phi, biases, initial_slope, min_slope)
+    registers = BACKWARD_REGISTERS if compiled_for["UNITS"] == 16 else None
     total = torch.zeros_like(matrices, dtype=arithmetic(x, phi))
     tensors = (x, phi, grad_y, grad_log_slope, grad_x, grad_phi)
     samples = _samples_at_once(x, total, compiled_for)
@@ -449,6 +455,7 @@ def ddsf_backward(
         launch(
             backward_kernel, some[0], *strided(*some[:2]), biases.contiguous(),
             matrices.contiguous(), *strided(*some[2:]), partial_sums, **compiled_for,
+            maxnreg=registers,
         )  # fmt: skip
         total += partial_sums.sum(0)
     return grad_x, grad_phi, total.to(matrices.dtype)

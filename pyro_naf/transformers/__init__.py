@@ -4,6 +4,16 @@ from .affine import Affine
 from .base import Transformer
 from .dense_sigmoidal import DeepDenseSigmoidal
 from .scaled import Scaled
+from .shift import Shift
 from .sigmoidal import DeepSigmoidal
+from .spline import RationalQuadraticSpline
 
-__all__ = ["Affine", "DeepDenseSigmoidal", "DeepSigmoidal", "Scaled", "Transformer"]
+__all__ = [
+    "Affine",
+    "DeepDenseSigmoidal",
+    "DeepSigmoidal",
+    "RationalQuadraticSpline",
+    "Scaled",
+    "Shift",
+    "Transformer",
+]

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -494,7 +495,18 @@ def test_forward_kl_refuses_what_it_cannot_simulate_or_hand_on() -> None:
         with pyro.plate("data", 10, subsample_size=3):
             pyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
+    def flat(y: torch.Tensor, prior: Any) -> None:
+        x = pyro.sample("x", prior)
+        pyro.sample("y", dist.Normal(x.unsqueeze(-1), torch.ones(3)).to_event(1), obs=y)
+
     y, loss = torch.zeros(3), ForwardKL(4)
+    for prior in (
+        dist.Normal(0.0, 1.0).mask(False),
+        dist.ImproperUniform(dist.constraints.real, (), ()),
+    ):
+        model = partial(flat, prior=prior)
+        with pytest.raises(ValueError, match="'x' has an improper prior.* give it a proper one"):
+            loss(model, dsf(model), y)
     with pytest.raises(TypeError, match="guide must be an AutoFlowNormal.*context_fn.*AutoNormal"):
         loss(linear, AutoNormal(linear), y)
     with pytest.raises(TypeError, match="context_fn"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,7 @@ from pyro.infer.reparam import NeuTraReparam
 from pyro.optim import Adam
 
 from pyro_naf import affine_autoregressive_flow, deep_sigmoidal_flow
-from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
+from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal, importance_diagnostics
 from pyro_naf.transforms import AutoregressiveFlow
 
 
@@ -144,6 +145,20 @@ def test_a_model_in_float64_gives_float64_draws(make: Any) -> None:
 
 
 @every_guide
+def test_weights_draws_and_quantiles_live_where_the_models_latents_do(
+    make: Any, device: torch.device
+) -> None:
+    def model() -> None:
+        rate = torch.ones(3, device=device)
+        pyro.sample("g", dist.Gamma(2 * rate, rate).to_event(1))
+
+    guide = make(model)
+    svi_steps(model, guide)
+    found = [*guide.parameters(), guide()["g"], guide.quantiles([0.1])["g"]]
+    assert {tensor.device.type for tensor in found} == {device.type}
+
+
+@every_guide
 def test_quantiles_are_those_of_many_draws(make: Any) -> None:
     torch.manual_seed(1)
     guide = make(banana)
@@ -159,11 +174,71 @@ def test_quantiles_are_those_of_many_draws(make: Any) -> None:
     assert torch.equal(median["x"], quantiles["x"][2])
 
 
+def test_quantiles_far_in_the_tails_have_the_stated_error() -> None:
+    # Behind flows that are the identity the marginals are known; two dimensions are not exact.
+    guide = small_dsf(banana, num_transforms=2, init_scale=0.5)
+    guide()
+    with torch.no_grad():
+        guide.loc.copy_(torch.tensor([1.0, -2.0]))
+        for weight in guide._modules["flow"].parameters():
+            weight.zero_()
+        start = guide.get_transform()(torch.zeros(1, 2))
+        slope = guide.get_transform()(torch.ones(1, 2)) - start
+    assert torch.allclose(slope, slope[0, 0].expand(1, 2))  # one and the same map for both
+    levels = torch.tensor([1e-4, 1e-3, 0.025, 0.5, 0.999, 0.9999], dtype=torch.double)
+    quantiles = guide.quantiles(levels)
+    with torch.no_grad():
+        normal = torch.special.ndtri(levels).float()[:, None].expand(-1, 2)
+        exact = guide.get_transform()(normal.contiguous())
+    for i, name in enumerate("xy"):
+        far = (quantiles[name] - exact[:, i]).abs()
+        # The density turns the error of a level into that of the quantile.
+        density = dist.Normal(0.0, 1.0).log_prob(normal[:, i]).exp() / slope[0, i]
+        points = (100 / torch.minimum(levels, 1 - levels)).clamp(2**14, 2**20)
+        assert bool((far <= 4 * (levels * (1 - levels) / points).sqrt() / density).all())
+
+
+def test_quantiles_are_exact_where_a_latent_moves_with_one_entry_alone() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(0.0, 1.0))
+
+    guide = small_dsf(model, num_transforms=1, full_rank=True)
+    svi_steps(model, guide, 20, lr=5e-2)
+    levels = torch.tensor([1e-9, 0.3, 1 - 1e-9], dtype=torch.double)
+    found = guide.quantiles(levels)["x"][:, 0]
+    eps = torch.zeros(3, 4)
+    eps[:, 0] = torch.special.ndtri(levels)
+    with torch.no_grad():
+        torch.testing.assert_close(found, guide.get_transform()(eps)[:, 0])
+
+
+def test_quantiles_of_a_falling_constraint_rise() -> None:
+    class Below(dist.Normal):
+        support = dist.constraints.less_than(0.0)
+
+    guide = small_dsf(lambda: pyro.sample("x", Below(-1.0, 1.0, validate_args=False)))
+    guide()
+    x = guide.quantiles([0.1, 0.5, 0.9])["x"]
+    assert x[0] < x[1] < x[2] < 0
+
+
+@pytest.mark.parametrize("levels", [[0.0, 0.5], [1.5], 0.5])
+def test_levels_that_are_none_are_refused(levels: Any) -> None:
+    guide = small_dsf(banana)
+    guide()
+    with pytest.raises(ValueError, match=r"quantiles must be a list of numbers in \(0, 1\), got"):
+        guide.quantiles(levels)
+
+
 def test_quantiles_are_deterministic_lie_in_the_support_and_leave_generators_alone() -> None:
     guide = small_dsf(schools)
     guide()
     state = torch.get_rng_state()
-    first, second = guide.quantiles([0.1, 0.9]), guide.quantiles(torch.tensor([0.1, 0.9]))
+    first, second = (
+        guide.quantiles([0.1, 0.9]),
+        guide.quantiles(torch.tensor([0.1, 0.9], dtype=torch.double)),
+    )
     assert torch.equal(state, torch.get_rng_state())
     assert first["theta"].shape == (2, 8) and first["tau"].shape == (2,)
     assert all(torch.equal(first[k], second[k]) for k in first)
@@ -223,7 +298,11 @@ def test_deepcopy_in_mid_training_goes_on_alone() -> None:
     for (name, p), q in zip(guide.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q) and p is not q, name
     z = torch.randn(5, 10)
-    assert torch.equal(guide.get_transform()(z), twin.get_transform()(z))
+    kept = guide.get_transform()(z).detach()
+    assert torch.equal(kept, twin.get_transform()(z))
+    svi_steps(schools, guide)
+    assert torch.equal(kept, twin.get_transform()(z))
+    assert not torch.allclose(kept, guide.get_transform()(z))
 
 
 def test_a_pickled_guide_draws_as_before_and_leaves_the_original_whole() -> None:
@@ -255,7 +334,7 @@ def test_neutra_through_the_guide_samples_the_posterior() -> None:
     svi_steps(correlated, guide, 100, Trace_ELBO(8, vectorize_particles=True), lr=2e-2)
     neutra = NeuTraReparam(guide.requires_grad_(False))
     model = poutine.reparam(correlated, config=lambda _: neutra)
-    mcmc = MCMC(NUTS(model), num_samples=400, warmup_steps=100, disable_progbar=True)
+    mcmc = MCMC(NUTS(model), num_samples=250, warmup_steps=100, disable_progbar=True)
     mcmc.run()
     ((_, latent),) = mcmc.get_samples().items()
     z = neutra.transform_sample(latent)["z"]
@@ -344,6 +423,50 @@ def test_a_model_without_continuous_latents_is_refused() -> None:
 
     with pytest.raises((NotImplementedError, ValueError), match="k"):
         small_dsf(discrete)()
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0])
+def test_data_that_no_density_is_finite_for_bring_a_warning_at_the_start(value: float) -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("fine", dist.Normal(x, 1.0), obs=torch.tensor(1.0))
+        pyro.sample("y", dist.LogNormal(x, 1.0), obs=torch.tensor([1.0, value])[1])
+
+    with pytest.warns(UserWarning, match=r"starts, because of \['y'\]; look for NaN"):
+        small_dsf(model)()
+
+
+def test_a_model_that_can_only_be_simulated_starts_a_guide() -> None:
+    class Simulator(dist.Normal):
+        def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+            raise NotImplementedError
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", Simulator(x, 1.0), obs=torch.tensor(1.0))
+
+    assert small_dsf(model)()["x"].shape == ()
+
+
+def test_flat_priors_start_at_the_origin_and_are_fitted() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+        with pyro.plate("sets", 3):
+            s = pyro.sample("s", dist.ImproperUniform(dist.constraints.positive, (), ()))
+            pyro.sample("y", dist.Normal(x, 1.0), obs=torch.arange(3.0))
+            pyro.factor("f", -s)
+
+    guide = small_dsf(model)
+    guide._setup_prototype()
+    assert torch.equal(guide.loc, torch.zeros(4)) and guide.median()["s"].shape == (3,)
+    svi_steps(model, guide, 300, Trace_ELBO(16, vectorize_particles=True), lr=2e-2)
+    assert float(guide.median()["x"]) == pytest.approx(1, abs=0.1)
+    # The density of exp(-s) is one; of x three normals remain, whose product is known.
+    found = importance_diagnostics(model, guide, num_particles=2000)
+    exact = float(dist.Normal(1.0, 1.0).log_prob(torch.arange(3.0)).sum()) + 0.5 * math.log(
+        2 * math.pi / 3
+    )
+    assert found.log_evidence == pytest.approx(exact, abs=0.1)
 
 
 def test_a_guide_that_was_never_called_says_so() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from models import conjugate, conjugate_log_evidence, schools
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
+from pyro.infer.importance import vectorized_importance_weights
 from pyro.optim import Adam
 
 from pyro_naf.infer import AutoDSFNormal, draws, importance_diagnostics, importance_resample
@@ -70,6 +73,28 @@ def test_any_number_of_particles_gives_as_many_weights(num_particles: int) -> No
     assert result.log_weights.shape == (num_particles,)
 
 
+def test_a_hundred_thousand_particles_are_weighed_in_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = []
+
+    def spy(*args: Any, num_samples: int, **kwargs: Any) -> Any:
+        sizes.append(num_samples)
+        return vectorized_importance_weights(*args, num_samples=num_samples, **kwargs)
+
+    monkeypatch.setattr("pyro_naf.infer.diagnostics.vectorized_importance_weights", spy)
+    guide = AutoNormal(schools)
+    guide()
+    result = importance_diagnostics(schools, guide, num_particles=100_000)
+    assert result.num_particles == 100_000 == sum(sizes) and max(sizes) <= 1001
+    sizes.clear()
+    data = torch.zeros(300_000)  # 1.2 GB for the log-densities of a thousand draws
+    importance_diagnostics(
+        conjugate, lambda data: pyro.sample("x", dist.Normal(0.0, 1.0)), data, num_particles=200
+    )
+    assert max(sizes) <= 56
+
+
 def test_ten_particles_are_too_few_for_khat() -> None:
     with pytest.raises(ValueError, match="num_particles must be at least 50 .* got 10"):
         importance_diagnostics(conjugate, conjugate, DATA, num_particles=10)
@@ -86,7 +111,7 @@ def test_a_log_density_of_nan_is_an_error_with_a_count() -> None:
     # With its validation on, Pyro itself names the site before we count.
     with (
         pyro.validation_enabled(False),
-        pytest.raises(ValueError, match=r"NaN for \d+ of 200 draws"),
+        pytest.raises(ValueError, match=r"NaN for \d+ of 200 draws .*\['f'\]; look for"),
     ):
         importance_diagnostics(model, guide, num_particles=200)
 
@@ -131,7 +156,7 @@ def test_a_log_density_that_is_nowhere_finite_is_an_error() -> None:
 
     with (
         pyro.validation_enabled(False),
-        pytest.raises(ValueError, match="log-density is -inf for all 200 draws"),
+        pytest.raises(ValueError, match=r"log-density is -inf for all 200 draws.*\['wall'\]"),
     ):
         importance_diagnostics(model, guide, num_particles=200)
 
@@ -196,6 +221,29 @@ def test_smoothing_is_exact_for_a_pareto_tail() -> None:
 def test_a_guide_for_another_model_is_told_by_its_sites() -> None:
     with pytest.raises(ValueError, match=r"draws \['x'\], which the model does not have .*'mu'"):
         importance_diagnostics(schools, lambda: pyro.sample("x", dist.Normal(0.0, 1.0)))
+
+
+def local(data: torch.Tensor) -> None:
+    with pyro.plate("data", len(data)):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=data)
+
+
+def test_a_guide_for_data_of_another_size_or_for_a_part_of_the_latents_is_refused() -> None:
+    guide = AutoDSFNormal(local)
+    guide(torch.zeros(5))
+    with pytest.raises(
+        ValueError, match=r"'x' with shape \(5,\), the model with \(7,\).*context_fn"
+    ):
+        importance_diagnostics(local, guide, torch.zeros(7))
+    part = AutoNormal(poutine.block(schools, hide=["theta"]))
+    with pytest.raises(ValueError, match=r"does not draw \['theta'\].*AutoGuideList"):
+        importance_diagnostics(schools, part)
+
+
+def test_a_model_without_latents_is_refused() -> None:
+    with pytest.raises(ValueError, match="no latent variables: every sample statement is obs"):
+        importance_diagnostics(lambda: None, lambda: None)
 
 
 def test_too_many_samples_without_replacement_are_refused() -> None:

@@ -50,9 +50,10 @@ def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(not kernels.has_triton(), reason="needs the package triton")
-def test_more_units_than_registers_hold_take_the_plain_formula() -> None:
+def test_more_units_than_registers_hold_take_the_plain_formula(device: torch.device) -> None:
     ddsf = DeepDenseSigmoidal(65, 1, kernel="triton")
-    assert kernels.choose(ddsf, torch.randn(3), torch.randn(3, 195)) == "plain"
+    tensors = torch.randn(3, device=device), torch.randn(3, 195, device=device)
+    assert kernels.choose(ddsf, *tensors) == "plain"
 
 
 def test_a_gpu_without_triton_takes_the_plain_formula(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,15 @@
+"""Density estimation: named architectures, an estimator, data sets and a training loop."""
+
+from . import architectures, datasets
+from .checkpoints import ModelFileError
+from .estimator import FlowDensity
+from .reverse_kl import energy_bound, fit_energy
+
+__all__ = [
+    "FlowDensity",
+    "ModelFileError",
+    "architectures",
+    "datasets",
+    "energy_bound",
+    "fit_energy",
+]

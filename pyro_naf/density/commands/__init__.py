@@ -1,0 +1,92 @@
+"""The commands ``pyro-naf fit``, ``score`` and ``sample``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...command_line import at_least, positive, widths
+from .. import datasets
+from ..architectures import NAMES
+from ..settings import PRECISIONS, SCHEDULES
+from .fit import run_fit
+from .use import run_sample, run_score
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the three to the subparsers of ``pyro-naf``."""
+    _add_fit(commands)
+    score = _command(
+        commands, "score", run_score, "log-likelihood of rows under a fitted density",
+        "Print the mean log-likelihood of rows under a fitted density, in nats.",
+    )  # fmt: skip
+    score.add_argument("model", metavar="MODEL", help="a model.pt, or the folder that it is in")
+    _add_data(score)
+    score.add_argument("--output", metavar="FILE", help="write each row's log-likelihood there")
+    score.add_argument("--device", metavar="NAME", default="cpu", help="default: %(default)s")
+    sample = _command(
+        commands, "sample", run_sample, "rows drawn from a fitted density",
+        "Draw rows from a fitted density.",
+    )  # fmt: skip
+    add = sample.add_argument
+    add("model", metavar="MODEL", help="a model.pt, or the folder that it is in")
+    add("-n", type=at_least(1), metavar="N", default=1000, help="rows; default: %(default)s")
+    add("--context-file", metavar="DATA", help="contexts, for each of which N rows are drawn")
+    add("--output", metavar="FILE", required=True, help="a .npy, .npz, .csv or .pt file")
+    add("--seed", type=at_least(0), metavar="N", default=0, help="default: %(default)s")
+    add("--device", metavar="NAME", default="cpu", help="default: %(default)s")
+
+
+def _command(commands: Any, name: str, run: Any, short: str, long: str) -> Any:
+    parser = commands.add_parser(name, help=short, description=long, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_data(parser: Any, nargs: str | None = None) -> None:
+    add = parser.add_argument
+    add("data", nargs=nargs, metavar="DATA", help="rows: a .npy, .npz, .csv or .pt file")
+    add("--columns", metavar="A,B", help="names or numbers (from 0) of the columns; default: all")
+    add("--context", metavar="A,B", help="columns that the density is conditioned on")
+    add("--drop-missing", action="store_true", help="leave out rows with NaN or infinity")
+
+
+def _add_fit(commands: Any) -> None:
+    fit = _command(
+        commands, "fit", run_fit, "fit a density to rows of numbers",
+        "Fit a normalizing flow to rows of numbers by maximum likelihood.",
+    )  # fmt: skip
+    _add_data(fit, "?")
+    add = fit.add_argument
+    add("--dataset", choices=list(datasets.LOADERS), help="a published set instead of DATA")
+    add("--data-root", metavar="DIR", help="the folder of its owner's files")
+    names = ", ".join(name if n is not None else f"{name}-K" for name, n in NAMES.items())
+    add(
+        "--model",
+        metavar="NAME",
+        default="maf-ddsf-5",
+        help=f"one of {names}; default: %(default)s",
+    )
+    add("--output", metavar="DIR", default="pyro-naf-density", help="default: %(default)s")
+    add("--dequantise", action="store_true", help="add noise to columns of few values")
+    add("--validation", type=float, metavar="PART", default=0.1, help="default: %(default)s")
+    add("--epochs", type=at_least(1), metavar="N", help="default: 100, but 2000 steps at least")
+    add("--steps", type=at_least(1), metavar="N", help="at most so many steps")
+    add("--seconds", type=positive, metavar="S", help="at most so long")
+    add("--batch-size", type=at_least(1), metavar="N", default=256, help="default: %(default)s")
+    add("--lr", type=positive, metavar="RATE", default=3e-3, help="default: %(default)s")
+    add("--schedule", choices=SCHEDULES, default="cosine", help="default: %(default)s")
+    add("--patience", type=at_least(1), metavar="N", default=30,
+        help="evaluations without progress after which to stop; default: %(default)s")  # fmt: skip
+    add("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
+    add("--hidden", dest="hidden_dims", type=widths, metavar="H,H", help="hidden layers")
+    add("--hidden-units", type=at_least(1), metavar="K", help="sigmoids of a dimension")
+    add("--num-layers", type=at_least(1), metavar="L", help="layers of a DDSF")
+    add("--linear", choices=["reversal", "lu"], help="what lies between the layers")
+    add("--dropout", type=float, metavar="P", help="probability with which units are dropped")
+    add("--residual", action="store_const", const=True, help="residual conditioners")
+    add("--seed", type=at_least(0), metavar="N", default=0, help="default: %(default)s")
+    add("--device", metavar="NAME", help="default: a GPU where there is one")
+    add("--resume", action="store_true", help="go on with a run that was interrupted")
+    add("--checkpoint-seconds", type=float, metavar="S", default=30.0,
+        help="time between two checkpoints; default: %(default)s")  # fmt: skip
+    add("--no-progress", action="store_true", help="show no progress bar")

@@ -1,0 +1,179 @@
+"""``pyro-naf fit``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyro_naf
+
+from ...atomic import ReplacedFolder
+from ...command_line import CommandError
+from .. import datasets, parallel, preparation
+from ..estimator import FlowDensity
+from ..published import published
+from . import inputs
+from .use import mean_and_se
+
+#: All the files that a fit may write into its folder.
+FILES = ("model.pt", "summary.json", "checkpoint.pt")
+
+#: Options that describe the density, by their names in Options.
+OVERRIDES = ("hidden_dims", "hidden_units", "num_layers", "linear", "dropout", "residual")
+
+
+def run_fit(options: argparse.Namespace) -> None:
+    """``pyro-naf fit``."""
+    parallel.start()
+    try:
+        with inputs.one_line():
+            _fit(options)
+    finally:
+        parallel.stop()
+
+
+def _fit(options: argparse.Namespace) -> None:
+    device = inputs.device(options.device or inputs.best_device())
+    data = _published(options) if options.dataset else _from_file(options)
+    torch.manual_seed(options.seed)
+    chosen = {
+        name: getattr(options, name) for name in OVERRIDES if getattr(options, name) is not None
+    }
+    density = FlowDensity(data.x.shape[1], data.width, options.model, **chosen).to(device)
+    if density.flow.no_inverse is not None and density.flow.sampling:
+        raise CommandError(density.flow.no_inverse)
+    density.columns, density.context_columns = data.columns, data.context_columns
+    density.noise = data.noise
+
+    first = parallel.rank() == 0
+    output = ReplacedFolder(options.output, FILES)
+    if first:
+        output.check()
+    checkpoint = output.path / "checkpoint.pt"
+    if checkpoint.exists() and not options.resume:
+        raise CommandError(
+            f"{options.output} holds the checkpoint of a run that was interrupted: go on with "
+            "--resume, or name another folder"
+        )
+    density.fit(
+        data.x,
+        data.context,
+        validation=options.validation if data.validation is None else data.validation,
+        max_epochs=options.epochs,
+        max_steps=options.steps,
+        max_seconds=options.seconds,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        schedule=options.schedule,
+        patience=options.patience,
+        precision=options.precision,
+        seed=options.seed,
+        progress=not options.no_progress,
+        checkpoint=checkpoint,
+        checkpoint_seconds=options.checkpoint_seconds,
+        resume=options.resume,
+    )
+    if not first:
+        return
+    summary = _summary(density, data, options)
+
+    def write(folder: Path) -> None:
+        density.save(folder / "model.pt")
+        text = json.dumps(summary, indent=1, allow_nan=False)
+        (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+
+    output.replace(write)
+    _print_summary(summary)
+    print(f"Written to {output.path}")
+
+
+class _Data:
+    """What a density is fitted to, validated and tested on."""
+
+    def __init__(self, x: Any, context: Tensor | None = None) -> None:
+        self.x, self.context = x, context
+        self.validation: Any = None
+        self.test: Any = None
+        self.columns: list[str] | None = None
+        self.context_columns: list[str] | None = None
+        self.noise: dict[int, float] = {}
+
+    @property
+    def width(self) -> int:
+        return 0 if self.context is None else self.context.shape[1]
+
+
+def _published(options: argparse.Namespace) -> _Data:
+    if options.data is not None:
+        raise CommandError("name either DATA or --dataset, not both")
+    if options.data_root is None:
+        raise CommandError("--dataset needs --data-root, the folder of its owner's files")
+    split = datasets.load(options.dataset, options.data_root)
+    data = _Data(split.train)
+    data.validation, data.test = split.validation, split.test
+    return data
+
+
+def _from_file(options: argparse.Namespace) -> _Data:
+    if options.data is None:
+        raise CommandError("name a file of rows, or a published set with --dataset")
+    x, context = inputs.read(options, None)
+    data = _Data(x.rows, None if context is None else context.rows)
+    data.columns = x.columns
+    data.context_columns = None if context is None else context.columns
+    if options.dequantise:
+        discrete = preparation.discrete_columns(data.x)
+        data.noise = preparation.steps_of(data.x, discrete)
+        generator = torch.Generator().manual_seed(options.seed)
+        data.x = preparation.dequantised(data.x, data.noise, generator)
+        names = [str(i) if data.columns is None else data.columns[i] for i in discrete]
+        noted = preparation.listed("column", names) if names else "no column: none takes few values"
+        inputs.note(f"dequantised {noted}")
+    return data
+
+
+def _summary(density: FlowDensity, data: _Data, options: argparse.Namespace) -> dict[str, Any]:
+    history = density.history
+    assert history is not None
+    best = next(e for e in history.evaluations if e["step"] == history.best_step)
+    summary: dict[str, Any] = {
+        "pyro_naf": pyro_naf.__version__,
+        "data": options.data or options.dataset,
+        "model": options.model,
+        "rows": len(data.x),
+        "columns": data.columns or data.x.shape[1],
+        "parameters": sum(p.numel() for p in density.parameters()),
+        "validation": best["validation"],
+        "steps": history.steps,
+        "seconds": history.seconds,
+        "skipped": history.skipped,
+        "stopped": history.stopped,
+    }
+    if data.test is not None:
+        mean, se = mean_and_se(density.log_prob(data.test))
+        summary |= {"test": mean, "test_2se": 2 * se}
+        summary["published"] = published(options.model, options.dataset)
+    # JSON has no infinity.
+    evaluations = [
+        {k: v if v is not None and math.isfinite(v) else None for k, v in row.items()}
+        for row in history.evaluations
+    ]
+    return {**summary, "evaluations": evaluations}
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    print(f"{summary['model']}, {summary['parameters']:,} parameters")
+    print(f"{summary['steps']} steps in {summary['seconds']:.0f} s, {summary['skipped']} skipped")
+    if summary["validation"] is not None:
+        print(f"validation log-likelihood {summary['validation']:.4f} nats")
+    if "test" in summary:
+        print(
+            f"test log-likelihood {summary['test']:.3f} ± {summary['test_2se']:.3f} nats (2 s.e.)"
+        )
+        print(f"published {summary['published'] or 'nothing for this model'}")

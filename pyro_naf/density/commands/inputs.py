@@ -1,0 +1,91 @@
+"""What the commands read, and how they say what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ...command_line import CommandError
+from .. import parallel, preparation
+from ..estimator import FlowDensity
+from . import files
+from .files import Table
+
+
+def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Table, Table | None]:
+    """The rows and contexts of a file, those that are not finite left out where it is asked for.
+
+    A fitted density finds its columns by their names, unless others are named.
+    """
+    table = files.read_table(options.data)
+    columns = options.columns.split(",") if options.columns else None
+    context = options.context.split(",") if options.context else None
+    if density is not None and table.columns is not None:
+        columns = columns or density.columns
+        context = context or density.context_columns
+    if columns is None and context is not None:
+        columns = table.without(context)
+    x = table.select(columns)
+    c = None if context is None else table.select(context)
+    if options.drop_missing:
+        finite = torch.isfinite(x.rows).all(1)
+        if c is not None:
+            finite &= torch.isfinite(c.rows).all(1)
+        if not finite.all():
+            note(f"left out {int((~finite).sum())} of {len(finite)} rows with missing values")
+        x.rows = x.rows[finite]
+        if c is not None:
+            c.rows = c.rows[finite]
+    elif not (torch.isfinite(x.rows).all() and (c is None or torch.isfinite(c.rows).all())):
+        _refuse_missing(x, c, options.data)
+    return x, c
+
+
+def _refuse_missing(x: Table, context: Table | None, path: str) -> None:
+    both = x.rows if context is None else torch.cat([x.rows, context.rows], 1)
+    try:
+        preparation.check_finite(both, path)
+    except ValueError as error:
+        raise CommandError(f"{error}; --drop-missing leaves them out") from None
+
+
+def best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device(name: str) -> torch.device:
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CommandError(f"--device {name} cannot be used: {reason}") from None
+    return found
+
+
+def note(message: str) -> None:
+    if parallel.rank() == 0:
+        warnings.warn(message, stacklevel=2)
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Warnings as one line each; what the user can put right as a CommandError."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if parallel.rank() == 0:
+            print(f"pyro-naf: note: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        try:
+            yield
+        except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+            raise CommandError((str(error).strip().splitlines() or [""])[0]) from error

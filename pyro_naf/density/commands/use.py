@@ -1,0 +1,68 @@
+"""``pyro-naf score`` and ``pyro-naf sample``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import preparation
+from ..estimator import FlowDensity
+from . import files, inputs
+
+
+def run_score(options: argparse.Namespace) -> None:
+    """``pyro-naf score``."""
+    with inputs.one_line():
+        if options.output:
+            files.check_suffix(options.output)
+        density = _load(options.model).to(inputs.device(options.device))
+        x, context = inputs.read(options, density)
+        c = None if context is None else context.rows
+        if density.noise:
+            generator = torch.Generator().manual_seed(0)
+            x.rows = preparation.dequantised(x.rows, density.noise, generator)
+        rows = density.checked_rows(x.rows, c, options.data, "context")
+        values = density.log_prob(*(t.cpu().numpy() for t in rows))
+        mean, se = mean_and_se(values)
+        if options.output:
+            files.write_table(options.output, values[:, None], ["log_likelihood"])
+        print(f"log-likelihood {mean:.4f} ± {2 * se:.4f} nats (2 s.e.), {len(values)} rows")
+        if options.output:
+            print(f"Written to {options.output}")
+
+
+def run_sample(options: argparse.Namespace) -> None:
+    """``pyro-naf sample``."""
+    with inputs.one_line():
+        files.check_suffix(options.output)
+        density = _load(options.model).to(inputs.device(options.device))
+        context, names = None, density.columns
+        if options.context_file:
+            table = files.read_table(options.context_file)
+            table = table.select(density.context_columns if table.columns is not None else None)
+            preparation.check_finite(table.rows, options.context_file)
+            context = table.rows
+        torch.manual_seed(options.seed)
+        rows = density.sample(options.n, context).cpu()
+        if context is not None:
+            # Every context with its draws: its columns first.
+            each = context.to(rows).expand(options.n, -1, -1)
+            rows = torch.cat([each, rows], -1).transpose(0, 1).flatten(0, 1)
+            known = density.context_columns or [f"c{i}" for i in range(density.context_dim)]
+            names = [*known, *(density.columns or [f"x{i}" for i in range(density.input_dim)])]
+        files.write_table(options.output, rows.numpy(), names)
+        print(f"{len(rows)} rows written to {options.output}")
+
+
+def _load(path: str) -> FlowDensity:
+    folder = Path(path)
+    return FlowDensity.load(folder / "model.pt" if folder.is_dir() else folder)
+
+
+def mean_and_se(values: np.ndarray) -> tuple[float, float]:
+    values = np.asarray(values, np.float64)
+    se = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return float(values.mean()), float(se)

@@ -1,0 +1,371 @@
+"""FlowDensity: a density estimator for rows of numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from pyro.distributions.transforms import AffineTransform
+from torch import Tensor, nn
+
+from . import preparation
+from .architectures import build
+from .checkpoints import ModelFileError, load, save
+from .settings import History, Training
+from .training import log_probs, train
+
+#: Of the files that :meth:`FlowDensity.save` writes.
+VERSION = 1
+
+#: Rows drawn at once by :meth:`FlowDensity.sample`.
+DRAWN = 8192
+
+
+class FlowDensity(nn.Module):
+    r"""A normalizing flow fitted to rows of numbers by maximum likelihood.
+
+    The rows are standardised inside: with means :math:`m` and standard deviations :math:`s` of the
+    columns and the flow's density p,
+
+    .. math:: \log p(x) = \log p\big((x - m) / s\big) - \textstyle\sum_t \log s_t
+
+    in nats, for x in the units of the data. Numpy arrays and tensors of any floating-point dtype
+    are taken; the flow computes in its own, that of torch's default at construction.
+
+    :param input_dim: D >= 1, the number of columns.
+    :param context_dim: width C of a context; p is then the density of x given it.
+    :param architecture: a name of :mod:`pyro_naf.density.architectures`.
+    :param overrides: fields of :class:`~pyro_naf.density.architectures.Options`.
+    :raises ValueError: for an unknown architecture or an option out of its range.
+
+    :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`.
+    :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
+    :ivar noise: width of the noise that was added to discrete columns before the fit, by column;
+        rows to be scored need it too (the command line sees to it).
+
+    Source: Huang et al. 2018 [arXiv:1804.00779], section 6.2.
+
+    >>> x = torch.randn(1000, 2).exp()
+    >>> density = FlowDensity(2, architecture="maf-dsf-1", hidden_dims=[16])
+    >>> density = density.fit(x, max_epochs=2, seed=0, progress=False)
+    >>> density.log_prob(x).shape, density.sample(5).shape
+    (torch.Size([1000]), torch.Size([5, 2]))
+    """
+
+    loc: Tensor
+    scale: Tensor
+    context_loc: Tensor
+    context_scale: Tensor
+
+    def __init__(
+        self,
+        input_dim: int,
+        context_dim: int = 0,
+        architecture: str = "maf-ddsf-5",
+        **overrides: Any,
+    ) -> None:
+        super().__init__()
+        self.flow = build(architecture, input_dim, context_dim, **overrides)
+        self.input_dim, self.context_dim = input_dim, context_dim
+        self.architecture, self.overrides = architecture, overrides
+        # In double precision whatever the flow's: a year is 2020, its hours are 1e-4 of that.
+        for name, width in (("", input_dim), ("context_", context_dim)):
+            self.register_buffer(f"{name}loc", torch.zeros(width, dtype=torch.double))
+            self.register_buffer(f"{name}scale", torch.ones(width, dtype=torch.double))
+        self.data_dtype = torch.get_default_dtype()
+        self.history: History | None = None
+        self.columns: list[str] | None = None
+        self.context_columns: list[str] | None = None
+        self.noise: dict[int, float] = {}
+
+    # ------------------------------------------------------------------------------------ fitting
+
+    def fit(
+        self,
+        x: Any,
+        context: Any = None,
+        *,
+        validation: Any = 0.1,
+        max_epochs: int | None = None,
+        max_seconds: float | None = None,
+        batch_size: int = 256,
+        lr: float = 3e-3,
+        seed: int | None = None,
+        progress: bool = True,
+        on_evaluation: Callable[[dict[str, Any]], None] | None = None,
+        **training: Any,
+    ) -> FlowDensity:
+        """Fits the density to rows, from its present weights, and returns itself.
+
+        The weights with the best likelihood of the validation rows are kept. The rows are moved to
+        the module's device.
+
+        :param x: rows ``(N, D)``, N >= 2.
+        :param context: ``(N, C)``, with ``context_dim`` = C.
+        :param validation: the part of the rows that is held out, 0 for none; or such rows, with a
+            context a pair of rows and contexts.
+        :param max_epochs: as in :class:`~pyro_naf.density.settings.Training`, which names the rest
+            and what can be given in ``training`` besides: patience, schedule, polyak, precision,
+            checkpoint, resume, ...
+        :param seed: of the held out rows, the batches and dropout; by default from torch's
+            generator. (The weights were initialised when the module was made.)
+        :param on_evaluation: called with each entry of ``history.evaluations`` as it is made.
+        :raises TypeError: when the data holds no real numbers.
+        :raises ValueError: for another shape, NaN or infinity (counted, rows named), a constant
+            column, too few rows, or an argument out of its range.
+        :raises RuntimeError: when the likelihood is not finite for 50 steps in a row.
+        """
+        options = Training(
+            max_epochs=max_epochs,
+            max_seconds=max_seconds,
+            batch_size=batch_size,
+            lr=lr,
+            seed=int(torch.randint(2**31, ())) if seed is None else seed,
+            progress=progress,
+            **training,
+        )
+        rows = self.checked_rows(x, context, "x", "context")
+        preparation.warn_of_atoms(rows[0], "x")
+        rows, held_out = self._split(rows, validation, options.seed)
+        if len(rows[0]) < 2:
+            raise ValueError(f"x must have at least 2 rows to train on, got {len(rows[0])}")
+        self.data_dtype = rows[0].dtype
+        self._set_statistics(rows)
+        self.history = train(
+            self.flow,
+            self._standardised(rows),
+            None if held_out is None else self._standardised(held_out),
+            options,
+            on_evaluation,
+            offset=-float(self.scale.log().sum()),
+        )
+        return self
+
+    def checked_rows(self, x: Any, context: Any, x_name: str, context_name: str) -> list[Tensor]:
+        """x and, where there is one, the context: as finite rows, on the module's device.
+
+        :raises ValueError: for another shape, NaN or infinity; the names are those given.
+        """
+        rows = [preparation.as_rows(x, x_name, self.input_dim, self.loc.device)]
+        self._check_context(context, context_name)
+        if context is not None:
+            rows.append(
+                preparation.as_rows(context, context_name, self.context_dim, self.loc.device)
+            )
+            if len(rows[0]) != len(rows[1]):
+                raise ValueError(
+                    f"{context_name} must have as many rows as {x_name}, got {len(rows[1])} and "
+                    f"{len(rows[0])}"
+                )
+        if len(rows[0]) == 0:
+            raise ValueError(f"{x_name} must have rows, got none")
+        for t, name in zip(rows, (x_name, context_name), strict=False):
+            preparation.check_finite(t, name)
+        return rows
+
+    def _split(
+        self, rows: list[Tensor], validation: Any, seed: int
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
+        if validation is None or (isinstance(validation, int | float) and validation == 0):
+            return rows, None
+        if not isinstance(validation, int | float):
+            x, c = validation if isinstance(validation, tuple) else (validation, None)
+            return rows, self.checked_rows(x, c, "validation", "the context of validation")
+        if not 0 <= validation < 1:
+            raise ValueError(f"validation must lie in [0, 1), or be rows, got {validation}")
+        n = len(rows[0])
+        held_out = max(1, int(validation * n))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        order = order.to(rows[0].device)
+        return [t[order[held_out:]] for t in rows], [t[order[:held_out]] for t in rows]
+
+    def _set_statistics(self, rows: list[Tensor]) -> None:
+        loc, scale = preparation.statistics(rows[0], "x", self.columns)
+        self.loc.copy_(loc)
+        self.scale.copy_(scale)
+        if len(rows) > 1:
+            loc, scale = preparation.context_statistics(rows[1])
+            self.context_loc.copy_(loc)
+            self.context_scale.copy_(scale)
+
+    def _standardised(self, rows: list[Tensor]) -> list[Tensor]:
+        moments = ((self.loc, self.scale), (self.context_loc, self.context_scale))
+        return [
+            preparation.standardised(t, *m, self._dtype)
+            for t, m in zip(rows, moments, strict=False)
+        ]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.flow.parameters()).dtype
+
+    # ------------------------------------------------------------------------------------- scoring
+
+    def forward(self, x: Any, context: Any = None) -> Any:
+        """:meth:`log_prob`."""
+        return self.log_prob(x, context)
+
+    def log_prob(self, x: Any, context: Any = None) -> Any:
+        """The log-density of x ``(..., D)`` in nats, shape ``(...)``.
+
+        A tensor for a tensor, with gradients where they are enabled; a numpy array for an array. A
+        NaN in x gives NaN.
+
+        :param context: ``(..., C)``; batch shapes broadcast.
+        :raises NotImplementedError: for an architecture that cannot score data (planar flows).
+        """
+        given = preparation.as_tensor(x, "x")
+        self._check_last(given, "x", self.input_dim)
+        c = self._context(context)
+        u = ((given.to(self.loc.device) - self.loc) / self.scale).to(self._dtype)
+        if isinstance(x, Tensor) and torch.is_grad_enabled():
+            return self._in_data_units(self.flow.log_prob(u, c), given)
+        batch = u.shape[:-1]
+        if c is not None:
+            batch = torch.broadcast_shapes(batch, c.shape[:-1])
+            c = c.expand(*batch, -1).reshape(-1, self.context_dim)
+        flat = [u.expand(*batch, -1).reshape(-1, self.input_dim), *([] if c is None else [c])]
+        parts = list(log_probs(self.flow, flat)) if len(flat[0]) else [u.new_zeros(0)]
+        values = self._in_data_units(torch.cat(parts).view(batch), given)
+        return values if isinstance(x, Tensor) else values.cpu().numpy()
+
+    def _in_data_units(self, log_prob: Tensor, x: Tensor) -> Tensor:
+        return (log_prob - self.scale.log().sum()).to(torch.promote_types(x.dtype, self._dtype))
+
+    def score(self, x: Any, context: Any = None) -> float:
+        """The mean log-density of rows ``(N, D)`` in nats.
+
+        :raises ValueError: as :meth:`fit`, for shapes and values.
+        """
+        with torch.no_grad():
+            return float(
+                self.log_prob(*self.checked_rows(x, context, "x", "context")).double().mean()
+            )
+
+    # ------------------------------------------------------------------------------------ sampling
+
+    @torch.no_grad()
+    def sample(self, n: int, context: Any = None) -> Tensor:
+        """n draws ``(n, ..., D)``, of the dtype of the data, on the module's device.
+
+        :param context: ``(..., C)``: n draws for each.
+        :raises NotImplementedError: for an architecture that cannot be drawn from (bnaf).
+        """
+        if not isinstance(n, int | np.integer) or n < 0:
+            raise ValueError(f"n must be an integer of at least 0, got {n!r}")
+        c = self._context(context)
+        each = 1 if c is None else max(c.shape[:-1].numel(), 1)
+        chunk = max(1, DRAWN // each)
+        was_training = self.training
+        self.eval()
+        try:
+            parts = [self.flow.rsample(min(chunk, n - i), c) for i in range(0, n, chunk)]
+        finally:
+            self.train(was_training)
+        if not parts:
+            batch = () if c is None else c.shape[:-1]
+            parts = [self.loc.new_zeros(0, *batch, self.input_dim)]
+        return torch.cat([(self.loc + self.scale * u).to(self.data_dtype) for u in parts])
+
+    def distribution(self, context: Any = None) -> dist.TransformedDistribution:
+        """The density as a Pyro distribution, in the flow's dtype; ``rsample`` has gradients.
+
+        :param context: ``(..., C)``, whose batch shape it has.
+        """
+        standard = self.flow.distribution(self._context(context))
+        affine = AffineTransform(
+            self.loc.to(self._dtype), self.scale.to(self._dtype), event_dim=1, cache_size=1
+        )
+        return dist.TransformedDistribution(standard.base_dist, [*standard.transforms, affine])
+
+    def _context(self, context: Any) -> Tensor | None:
+        """The context standardised, in the flow's dtype; None where there is none."""
+        self._check_context(context, "context")
+        if context is None:
+            return None
+        c = preparation.as_tensor(context, "context")
+        self._check_last(c, "context", self.context_dim)
+        return ((c.to(self.loc.device) - self.context_loc) / self.context_scale).to(self._dtype)
+
+    def _check_context(self, context: Any, name: str) -> None:
+        if (context is None) != (self.context_dim == 0):
+            expected = f"of width {self.context_dim}" if self.context_dim else "None"
+            given = "None" if context is None else f"shape {tuple(np.shape(context))}"
+            raise ValueError(f"{name} must be {expected}, got {given}")
+
+    @staticmethod
+    def _check_last(t: Tensor, name: str, width: int) -> None:
+        if t.dim() == 0 or t.shape[-1] != width:
+            raise ValueError(f"{name} must have shape (..., {width}), got {tuple(t.shape)}")
+
+    # --------------------------------------------------------------------------------------- files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model to a file; an older one stands until the new one is whole.
+
+        :raises OSError: when the file cannot be written.
+        """
+        save(
+            Path(path),
+            {
+                "kind": "pyro_naf model",
+                "version": VERSION,
+                "input_dim": self.input_dim,
+                "context_dim": self.context_dim,
+                "architecture": self.architecture,
+                "overrides": {k: _plain(v) for k, v in self.overrides.items()},
+                "dtype": str(self._dtype).removeprefix("torch."),
+                "data_dtype": str(self.data_dtype).removeprefix("torch."),
+                "columns": self.columns,
+                "context_columns": self.context_columns,
+                "noise": self.noise,
+                "history": None if self.history is None else asdict(self.history),
+                "state": {k: v.cpu() for k, v in self.state_dict().items()},
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FlowDensity:
+        """The model that :meth:`save` wrote, on the CPU. No code in the file is run.
+
+        :raises ModelFileError: (a ValueError) when it is truncated, foreign or of another version.
+        :raises OSError: when it cannot be read.
+        """
+        content = load(Path(path), "model", VERSION)
+        try:
+            sizes = content["input_dim"], content["context_dim"], content["architecture"]
+            density = cls(*sizes, **content["overrides"]).to(getattr(torch, content["dtype"]))
+            density.load_state_dict(content["state"])
+            density.data_dtype = getattr(torch, content["data_dtype"])
+            density.columns = content["columns"]
+            density.context_columns = content["context_columns"]
+            density.noise = content["noise"]
+            history = content["history"]
+            density.history = None if history is None else History(**history)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ModelFileError(f"{path} does not hold a whole model: {reason}") from None
+        return density.eval()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FlowDensity:
+        # The moments move with the module, but stay in double precision.
+        exact = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, before in exact.items():
+            after = self._buffers[name]
+            if before is not None and after is not None and after.dtype != before.dtype:
+                self._buffers[name] = before.to(after.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"input_dim={self.input_dim}, context_dim={self.context_dim}, {self.architecture!r}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,116 @@
+"""A stack of transforms over a base distribution: a density, and draws from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+from pyro.distributions.conditional import ConditionalTransform
+from torch import Tensor, nn
+
+from ..transforms import AutoregressiveFlow
+
+
+class NormalizingFlow(nn.Module):
+    r"""A base distribution p(z) and layers between it and the data.
+
+    In the density direction the layers map data to base, one after another, so that
+
+    .. math:: \log p(x) = \log p_z(f(x)) + \log|\det f'(x)|
+
+    is one pass, and a draw inverts them. In the ``sampling`` direction (IAF, planar flows) they map
+    base to data: a draw is one pass, and the density of data inverts them.
+
+    :param layers: Pyro transform modules, conditional or not, in the order in which they act.
+    :param base: a :class:`~pyro_naf.density.mixture.StandardNormal` or
+        :class:`~pyro_naf.density.mixture.AutoregressiveMixture`.
+    :param sampling: the layers map base to data.
+    :param no_inverse: why the layers cannot be inverted, where they cannot.
+
+    Shapes: x ``(..., D)``, context ``(..., C)``, log-density ``(...)``.
+
+    >>> from pyro_naf.density.mixture import StandardNormal
+    >>> from pyro_naf import deep_sigmoidal_flow
+    >>> flow = NormalizingFlow([deep_sigmoidal_flow(3)], StandardNormal(3))
+    >>> flow.log_prob(flow.distribution().sample([5])).shape
+    torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        base: Any,
+        *,
+        sampling: bool = False,
+        no_inverse: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers, self.base = nn.ModuleList(layers), base
+        self.sampling, self.no_inverse = sampling, no_inverse
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """:meth:`log_prob`: what a training loop, or torch's parallel wrappers, call."""
+        return self.log_prob(x, context)
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``.
+
+        :raises NotImplementedError: where that needs an inverse which the layers do not have.
+        """
+        if self.sampling:
+            if self.no_inverse is not None:
+                raise NotImplementedError(self.no_inverse)
+            return self.distribution(context).log_prob(x)
+        x, log_det = self._through(x, context)
+        return self.base.log_prob(x, context) + log_det
+
+    def rsample_and_log_prob(self, n: int, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """n draws ``(n, ..., D)`` and their log-density ``(n, ...)``, both with gradients."""
+        z = self.base.distribution(context).rsample([n])
+        if self.sampling:
+            x, log_det = self._through(z, context)
+            return x, self.base.log_prob(z, context) - log_det
+        x = self._draw(z, context)
+        return x, self.log_prob(x, context)
+
+    def rsample(self, n: int, context: Tensor | None = None) -> Tensor:
+        """n draws ``(n, ..., D)``.
+
+        :raises NotImplementedError: where that needs an inverse which the layers do not have.
+        """
+        return self._draw(self.base.distribution(context).rsample([n]), context)
+
+    def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
+        """The density as a Pyro distribution with batch shape ``(...)`` of the context."""
+        layers = list(self._conditioned(context))
+        transforms = layers if self.sampling else [layer.inv for layer in reversed(layers)]
+        return dist.TransformedDistribution(self.base.distribution(context), transforms)
+
+    def _draw(self, z: Tensor, context: Tensor | None) -> Tensor:
+        if self.sampling:
+            return self._through(z, context)[0]
+        if self.no_inverse is not None:
+            raise NotImplementedError(self.no_inverse)
+        for layer in reversed(list(self._conditioned(context))):
+            z = layer.inv(z)
+        return z
+
+    def _through(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All layers, past their caches: value and log-determinant."""
+        total: Tensor | None = None
+        for layer in self._conditioned(context):
+            if isinstance(layer, AutoregressiveFlow):
+                x, log_slope = layer.value_and_log_slope(x)
+                log_det = log_slope.sum(-1)
+            else:
+                # A new tensor: Pyro's own layers remember by identity, past optimiser steps.
+                x = x.view_as(x)
+                y = layer(x)
+                x, log_det = y, layer.log_abs_det_jacobian(x, y)
+            total = log_det if total is None else total + log_det
+        return x, x.new_zeros(x.shape[:-1]) if total is None else total
+
+    def _conditioned(self, context: Tensor | None) -> Iterator[Any]:
+        for layer in self.layers:
+            yield layer.condition(context) if isinstance(layer, ConditionalTransform) else layer

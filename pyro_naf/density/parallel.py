@@ -1,0 +1,78 @@
+"""Training on several processes: each takes its part of every batch (torch.distributed)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+
+
+def start() -> None:
+    """Joins the processes that ``torchrun`` has started; does nothing outside of it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and not _running():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def stop() -> None:
+    """Leaves them."""
+    if _running():
+        distributed.destroy_process_group()
+
+
+def size() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if _running() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return distributed.get_rank() if _running() else 0
+
+
+def divisible(batch: int) -> int:
+    """The batch, made divisible among the processes."""
+    return max(batch // size(), 1) * size()
+
+
+def part(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """This process's rows of each tensor."""
+    return [t[rank() :: size()] for t in tensors] if size() > 1 else list(tensors)
+
+
+def wrapped(module: nn.Module) -> nn.Module:
+    """The module whose gradients are averaged over the processes."""
+    if size() == 1:
+        return module
+    return nn.parallel.DistributedDataParallel(module)
+
+
+def sum_over(t: Tensor) -> Tensor:
+    """The sum over the processes, in place."""
+    if size() > 1:
+        distributed.all_reduce(t)
+    return t
+
+
+def any_of(flag: Tensor) -> Tensor:
+    """Whether it is true in any process."""
+    return sum_over(flag.float()) > 0 if size() > 1 else flag
+
+
+def same(value: float) -> float:
+    """The first process's value, for all."""
+    if size() == 1:
+        return value
+    t = torch.tensor(value, dtype=torch.double)
+    if distributed.get_backend() == "nccl":
+        t = t.cuda()
+    distributed.broadcast(t, 0)
+    return float(t)
+
+
+def _running() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

@@ -1,0 +1,169 @@
+"""Rows of numbers as a density needs them: checked, and standardised."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: A column with this many rows for each of its values is called discrete.
+ROWS_EACH = 10
+
+#: Rows that are looked at to find that out.
+LOOKED_AT = 50_000
+
+#: Rows or columns named in a message.
+NAMED = 5
+
+#: Rows standardised at once, which is done in double precision.
+CHUNK = 65_536
+
+
+def as_rows(value: Any, name: str, width: int, device: torch.device | None = None) -> Tensor:
+    """A floating-point tensor ``(N, width)`` of an array, a tensor or nested sequences.
+
+    :raises TypeError: when it holds no real numbers.
+    :raises ValueError: when its shape is another.
+    """
+    rows = as_tensor(value, name)
+    if rows.dim() != 2 or rows.shape[1] != width:
+        raise ValueError(f"{name} must have shape (N, {width}), got {tuple(rows.shape)}")
+    return rows.to(device) if device is not None else rows
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """A floating-point tensor of an array, a tensor or nested sequences.
+
+    :raises TypeError: when it holds no real numbers.
+    """
+    if not isinstance(value, Tensor):
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu":
+            raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
+        if array.dtype.kind == "u" or array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
+        elif not (array.flags.writeable and array.dtype.isnative):
+            array = array.astype(array.dtype.newbyteorder("="))
+        value = torch.as_tensor(np.ascontiguousarray(array))
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
+    return value if value.is_floating_point() else value.double()
+
+
+def check_finite(rows: Tensor, name: str) -> None:
+    """Refuses NaN and infinity, counts them and names the rows.
+
+    :raises ValueError: so.
+    """
+    bad = ~torch.isfinite(rows)
+    if not bad.any():
+        return
+    nan, infinite = int(rows.isnan().sum()), int(rows.isinf().sum())
+    at = bad.any(1).nonzero().squeeze(1).tolist()
+    raise ValueError(
+        f"{name} holds {nan} NaN and {infinite} infinite values, in {listed('row', at)}"
+    )
+
+
+def statistics(
+    rows: Tensor, name: str, columns: Sequence[str] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation ``(D,)`` of the columns, in double precision.
+
+    :raises ValueError: when a column is constant: it has no density.
+    """
+    loc, scale = _moments(rows)
+    constant = (rows == rows[0]).all(0).nonzero().squeeze(1).tolist()
+    if constant:
+        named = [columns[i] if columns is not None else i for i in constant]
+        raise ValueError(
+            f"{name} is constant in {listed('column', named)}, and has no density there: leave "
+            "out what does not vary"
+        )
+    return loc, scale
+
+
+def context_statistics(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for a context, whose constant columns do no harm: their scale is 1."""
+    loc, scale = _moments(rows)
+    return loc, torch.where(scale > 0, scale, 1.0)
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    # One column at a time: all at once in double precision can be more than the data itself.
+    moments = [torch.std_mean(column.double(), correction=0) for column in rows.unbind(1)]
+    scale, loc = (torch.stack(parts) for parts in zip(*moments, strict=True))
+    return loc, scale
+
+
+def standardised(rows: Tensor, loc: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(rows - loc) / scale``, computed in double precision."""
+    return torch.cat([((part - loc) / scale).to(dtype) for part in rows.split(CHUNK)])
+
+
+def warn_of_atoms(rows: Tensor, name: str) -> None:
+    """Warns of what has no density: columns of few values, and rows that occur repeatedly."""
+    discrete = discrete_columns(rows)
+    if discrete:
+        warnings.warn(
+            f"{name} takes few different values in {listed('column', discrete)}: a density rises "
+            "there without bound; add noise as wide as their steps (dequantise)",
+            stacklevel=3,
+        )
+    repeated = repeated_rows(rows)
+    if repeated and not discrete:
+        warnings.warn(
+            f"{repeated} of {len(rows)} rows of {name} occur before: the likelihood of "
+            "validation rows that are also trained on says too much",
+            stacklevel=3,
+        )
+
+
+def discrete_columns(rows: Tensor) -> list[int]:
+    """Columns with at least ten rows for each of their values."""
+    n = len(rows)
+    looked_at = rows[:: max(1, n // LOOKED_AT)]
+    distinct = [len(column.unique()) for column in looked_at.unbind(1)]
+    return [i for i, count in enumerate(distinct) if count * ROWS_EACH <= len(looked_at)]
+
+
+def repeated_rows(rows: Tensor) -> int:
+    """How many rows are equal to one before."""
+    code = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+    for column in rows.unbind(1):
+        bits = (column.double() + 0.0).view(torch.long)  # + 0.0: -0 is 0
+        code = (code ^ bits) * 1_000_003 + (bits >> 29)
+    return len(rows) - len(code.unique())
+
+
+def steps_of(rows: Tensor, columns: Iterable[int]) -> dict[int, float]:
+    """The smallest step between two values of each of these columns."""
+    values = {i: rows[:, i].double().unique() for i in columns}
+    return {i: float(v.diff().min()) for i, v in values.items() if len(v) > 1}
+
+
+def dequantised(rows: Tensor, steps: Mapping[int, float], generator: torch.Generator) -> Tensor:
+    """The rows with uniform noise over a step added in these columns, in double precision.
+
+    The density of the result, averaged over a step, is the probability of a value over the step.
+    """
+    rows = rows.double()
+    for i, step in steps.items():
+        noise = torch.rand(len(rows), generator=generator, dtype=torch.double)
+        rows = rows.index_add(1, torch.tensor([i]), (step * noise).unsqueeze(1))
+    return rows
+
+
+def listed(what: str, items: Sequence[Any]) -> str:
+    """The first few of them by name.
+
+    >>> listed("row", [3]), listed("row", range(7))
+    ('row 3', 'rows 0, 1, 2, 3, 4 and 2 more')
+    """
+    shown = ", ".join(str(item) for item in items[:NAMED])
+    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return f"{what}{'s' if len(items) > 1 else ''} {shown}{more}"

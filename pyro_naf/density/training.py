@@ -1,0 +1,321 @@
+"""Maximum likelihood by stochastic gradients: the loop that all densities are trained by."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from . import parallel
+from .checkpoints import load_checkpoint, save_checkpoint
+from .settings import History, Training
+from .steps import Stepper
+
+#: Steps between two looks at the device: what happens there is known to the host that much later.
+LOOK_EVERY = 50
+
+#: Steps in a row without a finite loss and gradient after which training gives up.
+MAX_BAD_STEPS = 50
+
+#: Steps between two evaluations on the validation rows: an epoch, but within these bounds.
+EVALUATE_EVERY = (100, 1000)
+
+Rows = Sequence[Tensor]  # x (N, D), and with a context c (N, C)
+
+
+def train(
+    module: nn.Module,
+    rows: Rows,
+    validation: Rows | None,
+    training: Training,
+    on_evaluation: Callable[[dict[str, Any]], None] | None = None,
+    offset: float = 0.0,
+) -> History:
+    """Maximises the mean log-density of the rows; leaves the best weights in the module.
+
+    Everything stays on the device: batches are picked there by a permutation, losses are summed
+    there, and the host looks once in 50 steps. A step whose loss or gradient is not finite changes
+    nothing. Under ``torch.distributed`` every process takes its part of each batch, and has to be
+    given the same rows.
+
+    :param module: ``module(x)`` or ``module(x, context)`` is the log-density of every row.
+    :param rows: ``(x,)`` or ``(x, context)`` on the module's device, N rows each.
+    :param validation: the same for validation; None trains to the end of the budget.
+    :param on_evaluation: is given each entry of ``History.evaluations`` as it is made.
+    :param offset: added to all log-likelihoods that are reported: those of standardised rows
+        differ by a constant from those of the data.
+    :raises RuntimeError: when 50 steps in a row have no finite loss and gradient.
+    :raises ValueError: when the checkpoint to resume from is of another run.
+    """
+    with _seeded(training.seed), _matmul_precision(training.precision):
+        run = _Run(module, rows, validation, training, offset)
+        return run.run(on_evaluation)
+
+
+@torch.no_grad()
+def mean_log_prob(module: nn.Module, rows: Rows) -> tuple[float, float]:
+    """Mean log-density of the rows and its standard error, in evaluation mode."""
+    parts = [part.double() for part in log_probs(module, rows)]
+    values = torch.cat(parts)
+    n = len(values)
+    return float(values.mean()), float(values.std()) / n**0.5 if n > 1 else math.nan
+
+
+@torch.no_grad()
+def log_probs(module: nn.Module, rows: Rows) -> Iterator[Tensor]:
+    """The log-densities of the rows, in chunks that fit the memory, in evaluation mode."""
+    chunk = max(64, min(4096, 2**18 // rows[0].shape[-1]))
+    was_training = module.training
+    module.eval()
+    try:
+        for part in zip(*(t.split(chunk) for t in rows), strict=True):
+            yield module(*part)
+    finally:
+        module.train(was_training)
+
+
+class _Run:
+    """One training run: its state, and the loop."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        rows: Rows,
+        validation: Rows | None,
+        training: Training,
+        offset: float,
+    ) -> None:
+        self.module, self.rows, self.validation, self.options = module, rows, validation, training
+        self.weights: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+        if not self.weights:
+            raise ValueError("the module has nothing to train")
+        self.n, self.device = len(rows[0]), rows[0].device
+        self.batch = parallel.divisible(min(training.batch_size, self.n))
+        self.steps_per_epoch = self.n // self.batch
+        self.evaluate_every = training.evaluate_every or min(
+            max(self.steps_per_epoch, EVALUATE_EVERY[0]), EVALUATE_EVERY[1]
+        )
+        epochs = training.max_epochs
+        limits = [training.max_steps, None if epochs is None else epochs * self.steps_per_epoch]
+        self.max_steps = min((limit for limit in limits if limit is not None), default=None)
+        if self.max_steps is None and training.max_seconds is None:
+            self.max_steps = min(max(100 * self.steps_per_epoch, 2000), 50_000)
+        self.stepper = Stepper(module, self.weights, rows, self.batch, training)
+        self.average = [p.detach().clone() for p in self.weights]
+        self.best = [p.detach().clone() for p in self.weights]
+        self.best_value, self.factor, self.offset = -math.inf, 1.0, offset
+        self.history = History()
+        self.start = self.last_checkpoint = time.monotonic()
+        if training.resume and training.checkpoint is not None and training.checkpoint.exists():
+            self.load_state(load_checkpoint(training.checkpoint, self.device))
+
+    # ------------------------------------------------------------------------------------ the loop
+
+    def run(self, on_evaluation: Callable[[dict[str, Any]], None] | None) -> History:
+        history, options = self.history, self.options
+        show = options.progress and parallel.rank() == 0
+        self.module.train()
+        with tqdm(
+            total=self.max_steps, initial=history.steps, desc="fit", unit="step", disable=not show
+        ) as bar:
+            while history.stopped == "budget" and self.fraction < 1:
+                if history.steps % self.steps_per_epoch == 0 or not self.stepper.has_order:
+                    self.stepper.new_order(options.seed, history.steps // self.steps_per_epoch)
+                self.stepper.step(history.steps % self.steps_per_epoch, self.learning_rate)
+                history.steps += 1
+                self.average_weights()
+                bar.update()
+                if history.steps % LOOK_EVERY == 0:
+                    self.look()
+                    bar.set_postfix_str(self.describe(), refresh=False)
+                if history.steps % self.evaluate_every == 0:
+                    self.evaluate(on_evaluation)
+            if not history.evaluations or history.evaluations[-1]["step"] != history.steps:
+                self.evaluate(on_evaluation)
+        with torch.no_grad():
+            torch._foreach_copy_(self.weights, self.best)
+        for weight in self.weights:
+            weight.grad = None
+        self.module.eval()
+        return history
+
+    @property
+    def fraction(self) -> float:
+        """How much of the budget is spent, from 0 to 1."""
+        parts = [0.0]
+        if self.max_steps is not None:
+            parts.append(self.history.steps / self.max_steps)
+        if self.options.max_seconds is not None:
+            self.history.seconds = time.monotonic() - self.start
+            # All processes must agree on when to stop.
+            parts.append(parallel.same(self.history.seconds) / self.options.max_seconds)
+        return max(parts)
+
+    @property
+    def learning_rate(self) -> float:
+        # A warm-up: Adam's first steps, in units of the rate, are all of full length.
+        warm_up = min(1.0, (self.history.steps + 1) / 100)
+        if self.options.schedule == "cosine":
+            return self.options.lr * warm_up * 0.5 * (1 + math.cos(math.pi * min(self.fraction, 1)))
+        return self.options.lr * warm_up * self.factor
+
+    @torch.no_grad()
+    def average_weights(self) -> None:
+        # The average starts short and grows to its full length: no bias towards the start.
+        decay = min(self.options.polyak, self.history.steps / (self.history.steps + 9))
+        torch._foreach_lerp_(self.average, self.weights, 1 - decay)
+
+    def look(self) -> None:
+        """Waits for the device; learns of the losses since, and of steps without a finite one."""
+        if self.stepper.look() >= MAX_BAD_STEPS:
+            raise RuntimeError(
+                f"{MAX_BAD_STEPS} steps in a row without a finite loss and gradient, up to step "
+                f"{self.history.steps}: the likelihood is not finite; try a smaller lr, or look "
+                "for outliers in the data"
+            )
+        self.history.skipped = self.stepper.skipped
+
+    # ------------------------------------------------------------------------------ evaluation
+
+    def evaluate(self, on_evaluation: Callable[[dict[str, Any]], None] | None) -> None:
+        """Validates the averaged weights, keeps the best, writes a checkpoint when it is due."""
+        self.look()
+        history = self.history
+        history.seconds = time.monotonic() - self.start
+        value, train = self.validate(), self.stepper.take_mean()
+        history.evaluations.append(
+            {
+                "step": history.steps,
+                "epoch": history.steps / self.steps_per_epoch,
+                "seconds": history.seconds,
+                "lr": self.learning_rate,
+                "train": None if train is None else train + self.offset,
+                "validation": value,
+            }
+        )
+        if value is None or value > self.best_value:
+            self.best_value = -math.inf if value is None else value
+            history.best_step = history.steps
+            torch._foreach_copy_(self.best, self.average)
+        stale = sum(e["step"] > history.best_step for e in history.evaluations)
+        if stale >= self.options.patience:
+            history.stopped = "patience"
+        third = max(self.options.patience // 3, 1)
+        if self.options.schedule == "plateau" and stale and stale % third == 0:
+            self.factor /= 2
+        if on_evaluation is not None:
+            on_evaluation(history.evaluations[-1])
+        self.write_checkpoint()
+
+    def validate(self) -> float | None:
+        """Mean log-density of the validation rows under the averaged weights."""
+        if self.validation is None:
+            return None
+        present = [p.detach().clone() for p in self.weights]
+        with torch.no_grad():
+            torch._foreach_copy_(self.weights, self.average)
+            total = torch.zeros((), dtype=torch.double, device=self.device)
+            for values in log_probs(self.module, parallel.part(self.validation)):
+                total += values.double().sum()
+            torch._foreach_copy_(self.weights, present)
+        value = float(parallel.sum_over(total)) / len(self.validation[0]) + self.offset
+        return -math.inf if math.isnan(value) else value
+
+    def describe(self) -> str:
+        """The last likelihoods and the time left, for the progress bar."""
+        last = self.history.evaluations[-1] if self.history.evaluations else {}
+        shown = [f"{k} {last[k]:.3f}" for k in ("train", "validation") if last.get(k) is not None]
+        fraction = max(self.fraction, 1e-9)
+        left = int((time.monotonic() - self.start) * (1 - fraction) / fraction)
+        return ", ".join([*shown, f"left {left // 60}:{left % 60:02d}"])
+
+    # ------------------------------------------------------------------------------ checkpoints
+
+    def write_checkpoint(self) -> None:
+        due = time.monotonic() - self.last_checkpoint >= self.options.checkpoint_seconds
+        if self.options.checkpoint is None or not due or parallel.rank() != 0:
+            return
+        save_checkpoint(self.options.checkpoint, self.state())
+        self.last_checkpoint = time.monotonic()
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on to be of this run."""
+        o = self.options
+        return {
+            "weights": [list(p.shape) for p in self.weights],
+            "rows": [list(t.shape) for t in self.rows],
+            # Exact in whatever order it is summed.
+            "checksum": [int(t.double().view(torch.long).sum()) for t in self.rows],
+            "batch": self.batch,
+            "options": [self.max_steps, o.max_seconds, o.lr, o.schedule, o.clip, o.polyak, o.seed],
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "identity": self.identity(),
+            "weights": [p.detach() for p in self.weights],
+            "average": self.average,
+            "best": self.best,
+            "best_value": self.best_value,
+            "factor": self.factor,
+            "stepper": self.stepper.state(),
+            "generators": _generators(self.device),
+            "history": vars(self.history),
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        ours, theirs = self.identity(), state["identity"]
+        if ours != theirs:
+            differs = ", ".join(key for key in ours if ours[key] != theirs.get(key))
+            raise ValueError(
+                f"checkpoint {self.options.checkpoint} is of another run: it differs in {differs}"
+            )
+        torch._foreach_copy_(self.weights, state["weights"])
+        torch._foreach_copy_(self.average, state["average"])
+        torch._foreach_copy_(self.best, state["best"])
+        self.best_value, self.factor = state["best_value"], state["factor"]
+        self.stepper.load_state(state["stepper"])
+        self.history = History(**state["history"])
+        self.start = time.monotonic() - self.history.seconds
+        self.stepper.new_order(self.options.seed, self.history.steps // self.steps_per_epoch)
+        _restore_generators(state["generators"], self.device)
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's global generators, which dropout draws from, seeded; put back afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed + parallel.rank())
+        yield
+
+
+@contextlib.contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    """TF32 for float32 matrix products, where asked for; put back afterwards."""
+    before = torch.get_float32_matmul_precision()
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,378 @@
+r"""mcmc_correct: exact draws, by Markov chains in the space where the guide is a standard normal.
+
+A guide :math:`z = T(\epsilon)`, :math:`\epsilon \sim N(0, I)`, carries the posterior back to
+
+.. math:: \pi(\epsilon) \propto w(\epsilon) N(\epsilon; 0, I),
+    \qquad w(\epsilon) = p(x, T(\epsilon)) / q(T(\epsilon))
+
+which is nearly normal where the guide is good, whatever the posterior's own geometry.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro import poutine, validation_enabled
+from pyro.infer import MCMC, NUTS
+from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.ops.stats import effective_sample_size, split_gelman_rubin
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..checks import check_integers
+from .diagnostics import log_probs, pareto_khat, prepare, smooth
+from .joint import Joint
+
+#: Draws of the guide that k-hat and the chains' starts come from.
+_POOL = 20_000
+
+#: Independence steps to a local one: they are weighed all at once, which makes them cheap.
+_INDEPENDENCE_STEPS = 8
+
+#: Draws of each chain whose independence proposals are weighed at once.
+_BLOCK = 100
+
+#: Effective draws below which means and R-hat itself are too rough.
+_ENOUGH = 100
+
+#: Entries of a site that a summary shows.
+_SHOWN = 8
+
+#: Share of local proposals to be accepted.
+_LOCAL_RATE = 0.4
+
+
+@dataclass(frozen=True)
+class Correction:
+    r"""Draws of the posterior, and whether to rely on them: what :func:`mcmc_correct` returns.
+
+    :ivar draws: latent site to constrained draws ``(num_chains, num_samples, ...)``.
+    :ivar rhat: site to split R-hat of each of its entries; NaN for an entry that never varies.
+    :ivar ess: site to effective sample size of each entry, over all chains.
+    :ivar accept_rate: mean acceptance rate; for "imh" that of the independence steps.
+    :ivar khat: k-hat of the guide.
+    :ivar method: "imh" or "neutra".
+    :ivar evaluations: of the log-density (for "neutra", of its gradient: leapfrog steps) after the
+        warm-up, in all chains.
+    :ivar divergences: number of divergent transitions of NUTS.
+    """
+
+    draws: dict[str, Tensor] = field(repr=False)
+    rhat: dict[str, Tensor]
+    ess: dict[str, Tensor]
+    accept_rate: float
+    khat: float
+    method: str
+    evaluations: int
+    divergences: int = 0
+
+    def get_samples(self) -> dict[str, Tensor]:
+        """Site to the draws of all chains, ``(num_chains * num_samples, ...)``."""
+        return {name: value.flatten(0, 1) for name, value in self.draws.items()}
+
+    @property
+    def max_rhat(self) -> float:
+        """The largest R-hat of all parameters."""
+        return max(float(r.nan_to_num(nan=1.0).max()) for r in self.rhat.values())
+
+    @property
+    def min_ess(self) -> float:
+        """The smallest effective sample size of all parameters."""
+        return min(float(e.nan_to_num(nan=math.inf).min()) for e in self.ess.values())
+
+    @property
+    def verdict(self) -> str:
+        """Whether the chains agree, in one line; of modes that none has found they know nothing."""
+        if self.max_rhat < 1.01 and self.min_ess >= _ENOUGH:
+            return f"trust: the chains agree (R-hat below 1.01, ESS above {_ENOUGH})"
+        site = max(self.rhat, key=lambda name: float(self.rhat[name].nan_to_num(nan=1.0).max()))
+        reason = f"R-hat of {site!r} is {self.max_rhat:.3f}, above 1.01"
+        if self.max_rhat < 1.01:
+            reason = f"the smallest ESS is {self.min_ess:.0f}, below {_ENOUGH}"
+        other = "method='neutra', " if self.method == "imh" else ""
+        return f"do not trust: {reason}; try a larger num_samples, {other}or to refine the guide"
+
+    def __str__(self) -> str:
+        width = max(10, *map(len, self.draws))
+        rows = [f"{'':{width}s}  {'mean':>10s} {'sd':>10s} {'R-hat':>7s} {'ESS':>7s}"]
+        for name, value in self.get_samples().items():
+            columns = value.reshape(len(value), -1)
+            table = (columns.mean(0), columns.std(0), self.rhat[name], self.ess[name])
+            entries = torch.stack([c.reshape(-1) for c in table], -1).tolist()
+            for i, (mean, sd, rhat, ess) in enumerate(entries[:_SHOWN]):
+                label = f"{name}[{i}]" if value.dim() > 1 else name
+                rows.append(f"{label:{width}s}  {mean:10.4g} {sd:10.4g} {rhat:7.3f} {ess:7.0f}")
+            if len(entries) > _SHOWN:
+                rows.append(f"{name} has {len(entries) - _SHOWN} more entries")
+        chains, samples = next(iter(self.draws.values())).shape[:2]
+        rows.append(
+            f"{chains} chains of {samples}, acceptance rate {self.accept_rate:.2f}, k-hat of the "
+            f"guide {self.khat:.2f}, {self.divergences} divergences"
+        )
+        return "\n".join([*rows, f"verdict {self.verdict}"])
+
+
+def mcmc_correct(
+    model: Callable[..., Any],
+    guide: AutoContinuous,
+    *args: Any,
+    num_samples: int = 1000,
+    num_chains: int = 4,
+    warmup_steps: int = 500,
+    method: str = "imh",
+    seed: int | None = None,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Correction:
+    r"""Draws of the posterior itself, by Markov chains that the guide makes short.
+
+    "imh": independence Metropolis mixed with local steps. For each draw a chain tries eight draws
+    of the guide, :math:`\epsilon' \sim N(0, I)`, and then one random walk, :math:`\epsilon' =
+    \epsilon + h \xi`, :math:`\xi \sim N(0, I)`. They are taken with probability
+
+    .. math:: \min(1, w(\epsilon') / w(\epsilon)) \quad \text{and} \quad
+        \min(1, \pi(\epsilon') / \pi(\epsilon))
+
+    The former jump through the whole posterior, the latter move a chain that sits where the guide
+    hardly draws; h is adapted in the warm-up. No gradient is needed, and all chains run at once:
+    for a good guide it takes seconds.
+
+    "neutra": Pyro's :class:`~pyro.infer.NUTS` on :math:`\pi(\epsilon)`, chain after chain. It is
+    slower, and reaches where the guide has hardly any draws.
+
+    :param model: a model, vectorised over particles.
+    :param guide: a fitted guide with a transform, of this package or Pyro's, such as
+        ``refine(...).guide`` or an ``AutoMultivariateNormal``.
+    :param args: the model's arguments, as are ``kwargs``.
+    :param num_samples: draws of each chain >= 4.
+    :param num_chains: number of chains, which start at draws of the guide.
+    :param warmup_steps: steps of each chain before them.
+    :param method: "imh" or "neutra".
+    :param seed: seeds Python's, NumPy's and torch's generators for the duration of the call; on
+        the CPU they are put back after.
+    :param progress: show a progress bar.
+    :raises TypeError: for a guide without a transform of a standard normal.
+    :raises ValueError: for an argument out of range, a model with discrete latents or a subsampled
+        plate, a guide for another model or for a part of its latents, or a density that is finite
+        at too few of the guide's draws.
+    :warns UserWarning: for "imh" when k-hat is above 1, and when an R-hat is above 1.05.
+
+    Source: Gabrié et al. 2022 [arXiv:2105.12603]; Hoffman et al. 2019 [arXiv:1903.03704].
+
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro.infer.autoguide import AutoMultivariateNormal
+    >>> def model():
+    ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    ...     pyro.sample("y", dist.Normal(x.exp(), 1.0), obs=torch.tensor(2.0))
+    >>> guide = AutoMultivariateNormal(model, init_scale=0.5)
+    >>> result = mcmc_correct(model, guide, seed=0, progress=False)
+    >>> result.draws["x"].shape, result.max_rhat < 1.01
+    (torch.Size([4, 1000]), True)
+    """
+    if method not in _METHODS:
+        raise ValueError(f"method must be one of {sorted(_METHODS)}, got {method!r}")
+    check_integers(
+        num_samples=(num_samples, 4), num_chains=(num_chains, 1), warmup_steps=(warmup_steps, 0)
+    )
+    with nullcontext() if seed is None else poutine.seed(rng_seed=seed):
+        posterior = _Posterior(model, guide, args, kwargs)
+        start, khat = _starts(posterior, num_chains)
+        if khat > 1 and method == "imh":
+            warnings.warn(
+                f"k-hat of the guide is {khat:.2f}, above 1: its draws hardly reach parts of the "
+                "posterior, and chains stay there for long; refine the guide, or use "
+                "method='neutra'",
+                stacklevel=2,
+            )
+        states, counts = _METHODS[method](posterior, start, num_samples, warmup_steps, progress)
+    draws = posterior.draws(states)
+    result = Correction(
+        draws,
+        {name: split_gelman_rubin(value) for name, value in draws.items()},
+        {name: _effective_sample_size(value) for name, value in draws.items()},
+        khat=khat,
+        method=method,
+        **counts,
+    )
+    if result.max_rhat > 1.05:
+        warnings.warn(result.verdict, stacklevel=2)
+    return result
+
+
+class _Posterior:
+    """The posterior in the guide's base space; points are ``(N, *rows, D)``."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: AutoContinuous,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        if not isinstance(guide, AutoContinuous):
+            raise TypeError(_no_transform(guide))
+        with poutine.block():
+            guide(*args, **kwargs)  # one that was never run is set up
+        try:
+            self.base = guide.get_base_dist()
+            self.transform = guide.get_transform(*args, **kwargs)
+        except NotImplementedError:
+            raise TypeError(_no_transform(guide)) from None
+        nesting, self.shapes, self.chunk = prepare(model, guide, *args, **kwargs)
+        self.rows = guide.get_posterior(*args, **kwargs).batch_shape
+        self.joint = Joint(model, guide, nesting, args, kwargs)
+
+    def normal(self, *shape: int) -> Tensor:
+        return self.base.sample((*shape, *self.rows))
+
+    def log_density(self, eps: Tensor) -> Tensor:
+        r""":math:`\log \pi(\epsilon)` up to a constant, ``(N,)``."""
+        u = self.transform(eps)
+        log_det = self.transform.log_abs_det_jacobian(eps, u)
+        return self.joint(u) + log_det.reshape(len(eps), -1).sum(-1)
+
+    def log_base(self, eps: Tensor) -> Tensor:
+        r""":math:`\log N(\epsilon; 0, I)`, ``(N,)``."""
+        return self.base.log_prob(eps).reshape(len(eps), -1).sum(-1)
+
+    @torch.no_grad()
+    def log_weight(self, eps: Tensor) -> Tensor:
+        r""":math:`\log w(\epsilon)`, ``(N,)``; -inf where it is not a number."""
+        log_density = torch.cat([self.log_density(part) for part in eps.split(self.chunk)])
+        log_weight = (log_density - self.log_base(eps)).double()
+        return torch.where(log_weight < math.inf, log_weight, -math.inf)
+
+    @torch.no_grad()
+    def draws(self, eps: Tensor) -> dict[str, Tensor]:
+        """Constrained draws ``(num_chains, num_samples, ...)`` from states of such shape."""
+        parts = [
+            self.joint.constrained(self.transform(p)) for p in eps.flatten(0, 1).split(self.chunk)
+        ]
+        return {
+            name: torch.cat([part[name] for part in parts]).reshape(*eps.shape[:2], *shape)
+            for name, shape in self.shapes.items()
+        }
+
+    def culprits(self, eps: Tensor) -> list[str]:
+        """The sites of the model whose log-density is not finite at the first of the points."""
+        point = {name: value[0, 0] for name, value in self.draws(eps[None, :1]).items()}
+        with validation_enabled(False):
+            found = log_probs(self.joint.model, point, *self.joint.args, **self.joint.kwargs)
+        return [name for name, value in found.items() if not value.sum().isfinite()]
+
+
+def _no_transform(guide: Any) -> str:
+    return (
+        "guide must be an autoguide with a transform of a standard normal (AutoDSFNormal, "
+        "AutoMultivariateNormal, AutoIAFNormal, refine(...).guide, "
+        f"AutoLaplaceApproximation(...).laplace_approximation()), got {type(guide).__name__}"
+    )
+
+
+def _starts(posterior: _Posterior, num_chains: int) -> tuple[Tensor, float]:
+    """Draws of the guide, all different, chosen by their smoothed weights; and k-hat."""
+    pool = posterior.normal(_POOL)
+    log_weights = posterior.log_weight(pool).cpu()
+    if (finite := int((log_weights > -math.inf).sum())) < num_chains:
+        raise ValueError(
+            f"the log-density is finite at {finite} of {_POOL} draws of the guide, too few for "
+            f"{num_chains} chains to start from, because of the sites {posterior.culprits(pool)}; "
+            "look for NaN or impossible values in their data, and fit the guide"
+        )
+    # Weights may underflow; draws that are impossible must not be chosen even then.
+    weights = (smooth(log_weights).exp() + 1e-300) * (log_weights > -math.inf)
+    chosen = torch.multinomial(weights, num_chains)
+    return pool[chosen.to(pool.device)], pareto_khat(log_weights)
+
+
+def _independence(
+    posterior: _Posterior, eps: Tensor, num_samples: int, warmup_steps: int, progress: bool
+) -> tuple[Tensor, dict[str, Any]]:
+    num_chains, log_weight = len(eps), posterior.log_weight(eps)
+    step, states, accepted = 0.5, [], 0.0
+
+    def metropolis(proposal: Tensor, its_log_weight: Tensor, log_ratio: Tensor) -> float:
+        nonlocal eps, log_weight
+        taken = torch.rand_like(log_ratio).log() < log_ratio
+        eps = torch.where(taken.reshape(-1, *[1] * (eps.dim() - 1)), proposal, eps)
+        log_weight = torch.where(taken, its_log_weight, log_weight)
+        return float(log_ratio.clamp(max=0).exp().mean())
+
+    bar = tqdm(range(-warmup_steps, num_samples), disable=not progress, desc="mcmc", unit="step")
+    for i in bar:
+        if (i + warmup_steps) % _BLOCK == 0:
+            proposals = posterior.normal(_BLOCK, _INDEPENDENCE_STEPS, num_chains)
+            weights = posterior.log_weight(proposals.flatten(0, 2)).reshape(proposals.shape[:3])
+        place = (i + warmup_steps) % _BLOCK
+        pairs = zip(proposals[place], weights[place], strict=True)
+        rate = sum(metropolis(e, w, w - log_weight) for e, w in pairs) / _INDEPENDENCE_STEPS
+        near = eps + step * posterior.normal(num_chains)
+        weight = posterior.log_weight(near)
+        change = posterior.log_base(near) - posterior.log_base(eps)
+        local_rate = metropolis(near, weight, weight - log_weight + change)
+        if i < 0:
+            gain = (i + warmup_steps + 1) ** -0.5
+            step *= math.exp(gain * (local_rate - _LOCAL_RATE))
+        else:
+            states.append(eps)
+            accepted += rate / num_samples
+    evaluations = num_samples * num_chains * (_INDEPENDENCE_STEPS + 1)
+    return torch.stack(states, 1), {"accept_rate": accepted, "evaluations": evaluations}
+
+
+def _neutra(
+    posterior: _Posterior, start: Tensor, num_samples: int, warmup_steps: int, progress: bool
+) -> tuple[Tensor, dict[str, Any]]:
+    count = warm = evaluations = divergences = 0
+    states, rates = [], []
+
+    def potential(params: dict[str, Tensor]) -> Tensor:
+        nonlocal count
+        count += 1
+        return -posterior.log_density(params["eps"][None])[0]
+
+    def note_warm_up(kernel: Any, params: Any, stage: str, i: int) -> None:
+        nonlocal warm
+        if stage.startswith("Warmup"):
+            warm = count
+
+    for eps in start:
+        count = warm = 0
+        mcmc = MCMC(
+            NUTS(potential_fn=potential),
+            num_samples,
+            warmup_steps,
+            initial_params={"eps": eps},
+            disable_progbar=not progress,
+            hook_fn=note_warm_up,
+        )
+        mcmc.run()
+        states.append(mcmc.get_samples()["eps"])
+        evaluations += count - warm
+        found = mcmc.diagnostics()
+        rates += found["acceptance rate"].values()
+        divergences += sum(map(len, found["divergences"].values()))
+    counts = {"evaluations": evaluations, "divergences": divergences}
+    return torch.stack(states), {"accept_rate": sum(rates) / len(rates), **counts}
+
+
+_METHODS = {"imh": _independence, "neutra": _neutra}
+
+
+def _effective_sample_size(draws: Tensor) -> Tensor:
+    """Of each entry of draws ``(num_chains, num_samples, ...)``; NaN for those that never vary."""
+    columns = draws.flatten(2) if draws.dim() > 2 else draws[..., None]
+    # One column's NaN would spread to the others.
+    varies = (columns != columns[:1, :1]).flatten(0, 1).any(0)
+    result = torch.full_like(columns[0, 0], math.nan)
+    # Pyro's holds a matrix of half the draws squared for each column.
+    width = max(1, 2**24 // draws.shape[1] ** 2)
+    parts = [effective_sample_size(part) for part in columns[..., varies].split(width, -1)]
+    result[varies] = torch.cat(parts)
+    return result.reshape(draws.shape[2:])

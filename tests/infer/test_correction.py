@@ -1,0 +1,308 @@
+"""Claims about mcmc_correct: exact draws from guides that are not."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import banana, conjugate, linear, linear_posterior, linear_sets, schools
+from pyro import poutine
+from pyro.infer import Predictive
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoGuideList,
+    AutoIAFNormal,
+    AutoLaplaceApproximation,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+from pyro.ops.stats import effective_sample_size
+
+from pyro_naf.eight_schools import REFERENCE
+from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, Correction, mcmc_correct, refine
+from pyro_naf.infer.correction import _effective_sample_size, _Posterior
+
+QUIET: dict[str, Any] = {"seed": 0, "progress": False}
+SHORT: dict[str, Any] = {"num_chains": 2, "num_samples": 20, "warmup_steps": 10, **QUIET}
+TRANSFORMS = [
+    AutoDiagonalNormal,
+    AutoMultivariateNormal,
+    AutoIAFNormal,
+    AutoDSFNormal,
+    AutoDDSFNormal,
+]
+
+
+def never(*args: Any) -> None:
+    """A model without latents."""
+
+
+@pytest.fixture(scope="module")
+def refined() -> Any:
+    pyro.clear_param_store()
+    guide = refine(schools, steps=700, num_draws=5000, seed=0, progress=False).guide
+    return copy.deepcopy(guide)
+
+
+@pytest.fixture(scope="module")
+def corrected(refined: Any) -> Correction:
+    return mcmc_correct(schools, refined, num_samples=2000, **QUIET)
+
+
+def test_eight_schools_are_corrected_to_their_reference(corrected: Correction) -> None:
+    assert corrected.max_rhat < 1.01 and corrected.verdict.startswith("trust")
+    samples = corrected.get_samples()
+    columns = {"mu": samples["mu"], "tau": samples["tau"]}
+    columns |= {f"theta[{i + 1}]": samples["theta"][:, i] for i in range(8)}
+    for name, column in columns.items():
+        reference = REFERENCE[name]
+        assert abs(float(column.mean()) - reference.mean) < 0.05 * reference.sd, name
+        assert float(column.std()) == pytest.approx(reference.sd, rel=0.05), name
+
+
+def test_neutra_needs_a_third_of_the_leapfrog_steps_of_nuts_on_the_raw_model(refined: Any) -> None:
+    # Behind a standard normal in unconstrained space NUTS sees the raw model.
+    raw = AutoDiagonalNormal(schools, init_scale=1.0)
+    raw()
+    with torch.no_grad():
+        raw.loc.zero_()
+    budget = {"num_chains": 1, "num_samples": 100, "warmup_steps": 100, **QUIET}
+    cost = []
+    for guide in (refined, raw):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of R-hat, for the raw model
+            result = mcmc_correct(schools, guide, method="neutra", **budget)
+        cost.append(result.evaluations / result.min_ess)
+    assert cost[0] < cost[1] / 3
+
+
+def bent() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(x**2, 1.0))
+
+
+@pytest.mark.parametrize("method, samples", [("imh", 4000), ("neutra", 250)])
+def test_draws_are_exact_where_the_guide_is_not(method: str, samples: int) -> None:
+    guide = AutoMultivariateNormal(bent, init_scale=1.2)
+    guide()
+    result = mcmc_correct(
+        bent, guide, num_samples=samples, warmup_steps=200, method=method, **QUIET
+    )
+    draws = result.get_samples()
+    x, noise = draws["x"], draws["y"] - draws["x"] ** 2
+    for column, ess in ((x, result.ess["x"]), (noise, result.ess["y"])):
+        error = 4 * float(ess) ** -0.5
+        assert abs(float(column.mean())) < error
+        assert float(column.std()) == pytest.approx(1, abs=error)
+    assert result.method == method and 0 < result.accept_rate <= 1
+
+
+def test_local_steps_reach_where_the_guide_has_no_draws() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    guide = AutoDiagonalNormal(model, init_scale=0.2)
+    guide()
+    result = mcmc_correct(model, guide, num_chains=16, **QUIET)
+    x = result.get_samples()["x"]
+    # One draw of the guide in two million is beyond one deviation of the posterior.
+    assert float((x.abs() > 1).float().mean()) == pytest.approx(0.317, abs=0.03)
+
+
+def test_draws_of_a_guide_that_is_the_posterior_are_independent_and_all_taken() -> None:
+    data = torch.tensor([1.0, 2.0, 0.5])
+    guide = AutoDiagonalNormal(conjugate)
+    guide(data)
+    with torch.no_grad():
+        guide.loc.copy_(data.sum() / 4)
+    guide.scale = torch.tensor([0.5])
+    result = mcmc_correct(conjugate, guide, data, **QUIET)
+    assert result.accept_rate == pytest.approx(1, abs=1e-5)
+    assert result.min_ess > 3000 and result.evaluations == 4000 * 9
+    x = result.get_samples()["x"]
+    assert float(x.mean()) == pytest.approx(float(data.sum() / 4), abs=0.03)
+    assert float(x.std()) == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", TRANSFORMS)
+def test_weights_are_those_of_model_and_guide(kind: Any) -> None:
+    guide = kind(schools)
+    guide()
+    posterior = _Posterior(schools, guide, (), {})
+    eps = posterior.normal(3)
+    found = posterior.log_weight(eps)
+    draws = posterior.draws(eps[None])
+    for i in range(3):
+        u = guide.get_transform()(eps[i])
+        jacobian = torch.autograd.functional.jacobian(guide.get_transform(), eps[i])
+        log_q = dist.Normal(0.0, 1.0).log_prob(eps[i]).sum() - torch.linalg.slogdet(jacobian)[1]
+        point = {name: value[0, i] for name, value in draws.items()}
+        trace = poutine.trace(poutine.condition(schools, point)).get_trace()
+        log_p = trace.log_prob_sum() + point["tau"].log()  # tau = exp(u)
+        assert torch.allclose(point["theta"], u[2:], atol=1e-5)
+        assert float(found[i]) == pytest.approx(float(log_p - log_q), abs=2e-3)
+
+
+@pytest.mark.parametrize("method", ["imh", "neutra"])
+def test_draws_have_the_shapes_of_sites_and_are_those_of_the_seed(
+    method: str, refined: Any
+) -> None:
+    state = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of R-hat, with 20 draws
+        first, second = (mcmc_correct(schools, refined, method=method, **SHORT) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state())
+    shapes = {name: tuple(value.shape) for name, value in first.draws.items()}
+    assert shapes == {"mu": (2, 20), "tau": (2, 20), "theta": (2, 20, 8)}
+    assert first.rhat["theta"].shape == first.ess["theta"].shape == (8,)
+    assert bool((first.draws["tau"] > 0).all())
+    assert all(torch.equal(first.draws[name], second.draws[name]) for name in shapes)
+    assert first.get_samples()["theta"].shape == (40, 8)
+
+
+def test_a_summary_names_every_site_and_samples_go_to_predictive(corrected: Correction) -> None:
+    def predictive() -> None:
+        schools()
+        pyro.sample("next", dist.Normal(0.0, 1.0))
+
+    text = str(corrected)
+    assert all(word in text for word in ("mu ", "theta[7]", "R-hat", "ESS", corrected.verdict))
+    predicted = Predictive(predictive, posterior_samples=corrected.get_samples())()
+    assert predicted["next"].numel() == 8000
+
+
+def test_one_data_set_of_an_amortised_guide_is_corrected() -> None:
+    y = torch.tensor([1.0, -1.0, 0.5])
+    guide = AutoDSFNormal(linear, context_fn=lambda y: y, context_dim=3, init_scale=0.6)
+    guide(y)
+    x = mcmc_correct(linear, guide, y, warmup_steps=200, **QUIET).get_samples()["x"]
+    exact = linear_posterior(y)
+    assert torch.allclose(x.mean(0), exact.mean, atol=0.05)
+    assert torch.allclose(torch.cov(x.T), exact.covariance_matrix, atol=0.04)
+
+
+def test_data_sets_in_rows_are_corrected_together() -> None:
+    y = torch.tensor([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]])
+    guide = AutoDSFNormal(linear_sets, context_fn=lambda y: y, context_dim=3, init_scale=0.5)
+    guide(torch.zeros(5, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of k-hat: the guide was never trained
+        result = mcmc_correct(linear_sets, guide, y, warmup_steps=200, **QUIET)
+    assert result.max_rhat < 1.05 and result.draws["x"].shape == (4, 1000, 2, 2)
+    assert torch.allclose(result.get_samples()["x"].mean(0), linear_posterior(y).mean, atol=0.1)
+
+
+def test_entries_that_never_vary_do_not_count() -> None:
+    def model() -> None:
+        pyro.sample("L", dist.LKJCholesky(3, torch.tensor(2.0, dtype=torch.double)))
+
+    guide = AutoDSFNormal(model, init_scale=0.5)
+    guide()
+    result = mcmc_correct(model, guide, **QUIET)
+    assert result.draws["L"].shape == (4, 1000, 3, 3)
+    assert result.draws["L"].dtype == torch.double
+    assert result.rhat["L"].isnan().sum() == 4  # the first row, and what is above the diagonal
+    assert result.max_rhat < 1.01 and 1000 < result.min_ess < 20_000
+
+
+def test_effective_sample_size_in_parts_is_that_of_the_whole() -> None:
+    draws = torch.randn(3, 5000, 2, 2).cumsum(1) + torch.randn(2, 2)
+    torch.testing.assert_close(_effective_sample_size(draws), effective_sample_size(draws))
+    torch.testing.assert_close(
+        _effective_sample_size(draws[..., 0, 0]), effective_sample_size(draws[..., 0, 0])
+    )
+
+
+def test_chains_that_stay_where_they_are_bring_warnings_with_a_remedy() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(20), 1.0).to_event(1))
+
+    guide = AutoDiagonalNormal(model, init_scale=0.05)
+    guide()
+    with pytest.warns(UserWarning) as record:
+        result = mcmc_correct(model, guide, num_samples=100, warmup_steps=0, **QUIET)
+    messages = [str(warning.message) for warning in record]
+    assert any("above 1: its draws hardly reach" in m and "refine the guide" in m for m in messages)
+    assert any("R-hat of 'x'" in m and "method='neutra'" in m for m in messages)
+    assert result.max_rhat > 1.05 and result.verdict.startswith("do not trust")
+
+
+def test_too_few_draws_are_not_trusted_even_where_chains_agree() -> None:
+    ones = {"x": torch.ones(())}
+    few = Correction({"x": torch.randn(2, 20)}, ones, {"x": torch.tensor(40.0)}, 1, 0, "neutra", 9)
+    assert few.verdict == (
+        "do not trust: the smallest ESS is 40, below 100; try a larger num_samples, or to refine "
+        "the guide"
+    )
+
+
+# --- what cannot be corrected -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoDelta, AutoLaplaceApproximation, AutoGuideList])
+def test_a_guide_without_a_transform_is_refused_with_a_remedy(kind: Any) -> None:
+    guide = kind(banana)
+    with pytest.raises(TypeError, match=f"transform .*AutoDSFNormal.* got {kind.__name__}"):
+        mcmc_correct(banana, guide, **SHORT)
+
+
+def test_a_guide_for_another_model_or_for_a_part_is_told_by_its_sites() -> None:
+    other = AutoDSFNormal(banana)
+    other()
+    with pytest.raises(ValueError, match=r"draws \['x', 'y'\], which the model does not have"):
+        mcmc_correct(schools, other, **SHORT)
+    pyro.clear_param_store()
+    part = AutoDSFNormal(poutine.block(banana, hide=["y"]))
+    part()
+    with pytest.raises(ValueError, match=r"does not draw \['y'\], which the model does"):
+        mcmc_correct(banana, part, **SHORT)
+
+
+def discrete() -> None:
+    k = pyro.sample("k", dist.Bernoulli(0.5))
+    pyro.sample("x", dist.Normal(k, 1.0))
+
+
+def subsampled() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 20, subsample_size=3) as index:
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.arange(20.0)[index])
+
+
+def impossible() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.factor("wall", torch.full_like(x, -torch.inf), has_rsample=False)
+
+
+@pytest.mark.filterwarnings("ignore:the model's log-density is not finite where the guide starts")
+@pytest.mark.parametrize(
+    "model, match",
+    [
+        (never, "no latent variables"),
+        (discrete, "cannot handle discrete sample site 'k'"),
+        (subsampled, r"plate 'rows' is subsampled \(3 of 20\)"),
+        (impossible, r"finite at 0 of 20000 draws.* because of the sites \['wall'\]"),
+    ],
+)
+def test_models_that_cannot_be_corrected_are_told_why(
+    model: Callable[..., Any], match: str
+) -> None:
+    with pytest.raises((RuntimeError, ValueError), match=match):
+        mcmc_correct(model, AutoDSFNormal(model), **SHORT)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("num_samples", 3), ("num_chains", 0), ("warmup_steps", -1)]
+)
+def test_arguments_out_of_range_are_named(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least"):
+        mcmc_correct(banana, AutoDSFNormal(banana), **{**SHORT, name: value})
+    with pytest.raises(ValueError, match=r"method must be one of \['imh', 'neutra'\], got 'hmc'"):
+        mcmc_correct(banana, AutoDSFNormal(banana), method="hmc")
