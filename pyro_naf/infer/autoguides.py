@@ -40,7 +40,7 @@ from .contexts import (
     rows_of,
     warn_of_raw,
 )
-from .diagnostics import log_probs
+from .diagnostics import latent_shapes, log_probs
 from .flat_priors import start_flat_priors
 from .layout import Layout
 from .quantiles import NUMBERS, marginal_quantiles, normal_points, slope_sign
@@ -201,6 +201,14 @@ class AutoFlowNormal(AutoContinuous):
                 found = log_probs(self.model, point, *args, **kwargs)
         except NotImplementedError:  # a simulator, for ForwardKL
             return
+        except (RuntimeError, ValueError) as error:
+            shapes = latent_shapes(self.model, *args, **kwargs)
+            changed = [name for name in point if shapes.get(name) != point[name].shape]
+            raise ValueError(
+                f"the model cannot be run again with its first latents ({error}): latents must "
+                f"have a fixed shape, see {changed or sorted(point)}; pad those that have not, and "
+                "mask"
+            ) from error
         if bad := [name for name, value in found.items() if not bool(value.isfinite().all())]:
             warnings.warn(
                 f"the model's log-density is not finite where the guide starts, because of {bad}; "

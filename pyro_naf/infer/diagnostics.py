@@ -321,7 +321,7 @@ def max_plate_nesting(
     model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> int:
     """The depth of the deepest vectorised plate in model and guide; runs each once."""
-    with poutine.block():
+    with poutine.block(), FlatPriors():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
             *args, **kwargs

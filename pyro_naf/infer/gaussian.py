@@ -1,16 +1,17 @@
 r"""A full-rank Gaussian for a model, without step sizes: modes, Laplace, then matched scores.
 
-L-BFGS climbs from several starts. At points of its paths, not only at their ends (a hierarchical
-model has its mode where there is no mass), Gaussians are laid by the Hessian, and the ELBO chooses
-among them (as in Pathfinder, Zhang et al. 2022 [arXiv:2108.03782]). The best is then moved to match
-the scores of the posterior (batch and match, Cai et al. 2024 [arXiv:2402.14758]): closed-form
-steps, invariant to scale and correlation, with the exact Gaussian as fixed point.
+L-BFGS climbs from many starts, until it finds no new mode. At points of its paths, not only at
+their ends (a hierarchical model has its mode where there is no mass), Gaussians are laid by the
+Hessian, and the ELBO chooses among them (as in Pathfinder, Zhang et al. 2022 [arXiv:2108.03782]).
+It is then moved to match the scores of the posterior (batch and match, Cai et al. 2024
+[arXiv:2402.14758]): closed-form steps, invariant to scale and correlation, with the exact Gaussian
+as fixed point.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,16 +25,24 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
-from .diagnostics import log_probs, max_plate_nesting
+from .diagnostics import latent_shapes, log_probs, max_plate_nesting
+from .flat_priors import FlatPriors, start_flat_priors
+from .joint import Joint
 
 #: Points of every path at which a Gaussian is tried.
 _TRIED_POINTS = 6
 
+#: Climbs in a search for modes, at most, in multiples of those in a row that may be futile.
+_MOST_CLIMBS = 10
+
 #: Draws behind every estimate of an ELBO, the same for all Gaussians.
 _ELBO_DRAWS = 256
 
-#: Draws behind the search for mass that a guide has missed.
-_COVERAGE_DRAWS = 20_000
+#: Between two modes the log-density falls by more than this.
+_DIP = 1.0
+
+#: A mode whose Gaussian has an ELBO so much below the best one's holds no mass worth a search.
+_NEGLIGIBLE = 7.0
 
 #: What L-BFGS, which minimises, sees where the log-density is not finite.
 _WALL = 1e10
@@ -64,77 +73,106 @@ class Gaussian:
 
 def log_density(guide: AutoContinuous, *args: Any, **kwargs: Any) -> LogDensity:
     """The joint log-density of the guide's model in unconstrained space: ``(N, D)`` to ``(N,)``."""
-    model = guide.model
-    nesting = max_plate_nesting(model, lambda *a, **k: None, *args, **kwargs)
-
-    def evaluate(z: Tensor) -> Tensor:
-        total = z.new_zeros(len(z))
-        point = {}
-        for site, free in guide._unpack_latent(z.reshape(len(z), *[1] * nesting, z.shape[-1])):
-            transform = biject_to(site["fn"].support)
-            value = point[site["name"]] = transform(free)
-            log_det = transform.log_abs_det_jacobian(free, value)
-            total = total + log_det.reshape(len(z), -1).sum(-1)
-        plate = pyro.plate("_points", len(z), dim=-nesting - 1)
-        # Far points have densities that are not finite: no error, but of no use.
-        with poutine.block(), pyro.validation_enabled(False), plate:
-            conditioned = poutine.condition(model, data=point)
-            trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
-            trace.compute_log_prob()
-        for site in prune_subsample_sites(trace).nodes.values():
-            if "log_prob" in site:
-                total = total + site["log_prob"].reshape(len(z), -1).sum(-1)
-        return total
-
-    return evaluate
+    nesting = max_plate_nesting(guide.model, lambda *a, **k: None, *args, **kwargs)
+    return Joint(guide.model, guide, nesting, args, kwargs)
 
 
 def fit_gaussian(
     model: Callable[..., Any],
     *args: Any,
-    num_starts: int = 4,
+    num_starts: int = 16,
     temperature: float = 1.0,
+    seconds: float | None = None,
     **kwargs: Any,
 ) -> tuple[AutoMultivariateNormal, list[Gaussian]]:
     r"""An :class:`~pyro.infer.autoguide.AutoMultivariateNormal` for the model, and its modes.
 
     :param model: a model with continuous latents, vectorised over particles.
     :param args: its arguments, as are ``kwargs``.
-    :param num_starts: paths of L-BFGS: one from the priors' medians, the others from uniform points
-        of [-2, 2] in unconstrained space.
+    :param num_starts: the search for modes ends when so many climbs in a row have found no new one.
+        The first is from the priors' medians, the others by turns from uniform points of [-2, 2] or
+        [-5, 5] in unconstrained space, and from 3 to 10 widths around a mode.
     :param temperature: fits :math:`p^{1/T}`, which is wider.
-    :return: the guide, and a Gaussian at every mode that was found, for p itself.
+    :param seconds: the search for modes ends at the first climb that ends later.
+    :return: the guide, and a Gaussian for p itself at every mode that was found, the best first;
+        without those that are negligible.
     :raises ValueError: when the model has no latents or discrete ones, when its log-density is
         finite at none of the starts, or when the posterior is improper.
     """
     check_latents(model, *args, **kwargs)
-    guide = AutoMultivariateNormal(model, init_loc_fn=init_to_median)
+    guide = AutoMultivariateNormal(model, init_loc_fn=start_flat_priors(init_to_median))
     guide._pyro_name = free_name(f"{type(guide).__name__}_start")
     with poutine.block():
         guide._setup_prototype(*args, **kwargs)
     target = log_density(guide, *args, **kwargs)
     middle = guide._init_loc().detach()
-    starts = torch.cat([middle[None], torch.rand(num_starts - 1, len(middle)).to(middle) * 4 - 2])
     normal = matched_normal(max(_ELBO_DRAWS, 4 * len(middle)), middle)
-    paths = [path for start in starts if len(path := climb(target, start))]
-    if not paths:
+    tried, modes = search(target, middle, normal, num_starts, seconds)
+    if not modes:
         _raise_for_start(guide, middle, *args, **kwargs)
-    ends = _distinct(laplace(target, torch.stack([path[-1] for path in paths]), normal))
+    best = modes[0]
     tempered: LogDensity = lambda z: target(z) / temperature  # noqa: E731
-    tried = torch.cat([_spread(path) for path in paths])
-    gaussians = laplace(tempered, tried, normal)
-    if not gaussians:
-        _raise_for_start(guide, middle, *args, **kwargs)
-    best = match(tempered, max(gaussians, key=lambda g: g.elbo), normal)
+    if temperature != 1:
+        best = max(laplace(tempered, tried, normal), key=lambda g: g.elbo)
+    best = match(tempered, best, normal)
     _check_proper(guide, best)
-    with torch.no_grad():
-        guide.loc.copy_(best.loc)
-    scale = best.factor.diagonal().clone()
-    guide.scale, guide.scale_tril = scale, best.factor / scale[:, None]
-    return guide, ends
+    set_gaussian(guide, best)
+    return guide, modes
 
 
-def climb(target: LogDensity, start: Tensor, max_iter: int = 200) -> Tensor:
+@torch.no_grad()
+def set_gaussian(guide: AutoMultivariateNormal, gaussian: Gaussian) -> None:
+    """Makes the guide this Gaussian."""
+    guide.loc.copy_(gaussian.loc)
+    scale = gaussian.factor.diagonal().clone()
+    guide.scale, guide.scale_tril = scale, gaussian.factor / scale[:, None]
+
+
+def search(
+    target: LogDensity,
+    middle: Tensor,
+    normal: Tensor,
+    num_starts: int,
+    seconds: float | None = None,
+) -> tuple[Tensor, list[Gaussian]]:
+    """Points along paths of L-BFGS to modes ``(N, D)``, and the best Gaussian of each mode's path.
+
+    The search ends when ``num_starts`` climbs in a row, the first counted, have found no new mode,
+    or when it has taken so long.
+    """
+    start = time.monotonic()
+    tried = middle[None][:0]
+    modes: list[Gaussian] = []
+    climbs = futile = 0
+    while futile < num_starts and climbs < _MOST_CLIMBS * num_starts:
+        path = climb(target, _start(climbs, middle, modes))
+        known = len(modes)
+        if len(path) and all(_dip(target, path[-1], k.loc) > _DIP for k in modes):
+            points = _spread(path)
+            tried = torch.cat([tried, points])
+            if found := laplace(target, points, normal):
+                best = match(target, max(found, key=lambda g: g.elbo), normal, steps=10)
+                modes = _distinct(target, [*modes, best])
+        climbs += 1
+        futile = 1 if len(modes) > known else futile + 1
+        if seconds is not None and time.monotonic() - start > seconds:
+            break
+    return tried, modes
+
+
+def _start(number: int, middle: Tensor, modes: list[Gaussian]) -> Tensor:
+    """By turns a point of a box, and one 3 to 10 widths from a mode: scales are not known."""
+    if number == 0:
+        return middle
+    if number % 2 or not modes:
+        box = (2.0, 5.0)[number // 2 % 2]
+        return (2 * torch.rand(len(middle)).to(middle) - 1) * box
+    mode = modes[int(torch.randint(len(modes), ()))]
+    normal = torch.randn(1, len(middle)).to(middle)
+    return mode.draw(normal * (3 + 7 * torch.rand(()).to(middle)))[0]
+
+
+def climb(target: LogDensity, start: Tensor, max_iter: int = 100) -> Tensor:
     """The points ``(N, D)`` of L-BFGS on its way up from ``start``, ever higher; empty if lost."""
     z = start.clone().requires_grad_()
     optimiser = torch.optim.LBFGS([z], max_iter=max_iter, line_search_fn="strong_wolfe")
@@ -167,7 +205,7 @@ def laplace(target: LogDensity, z: Tensor, normal: Tensor) -> list[Gaussian]:
     values, vectors = torch.linalg.eigh(torch.where(usable[:, None, None], precision, 0.0))
     # Where the density curves upwards a width of that curvature is still the best guess.
     values = values.abs().clamp(min=1e-8)
-    factors = _cholesky(vectors / values[:, None, :] @ vectors.mT)
+    factors = cholesky(vectors / values[:, None, :] @ vectors.mT)
     found = zip(z, factors, usable.tolist(), strict=True)
     return [_scored(target, loc, f, normal) for loc, f, good in found if good]
 
@@ -193,44 +231,17 @@ def match(
         v = factor @ factor.T + rate * _covariance(z)
         v = v + rate / (1 + rate) * torch.outer(shift, shift)
         # Sigma U Sigma + Sigma = V, solved in the eigenvectors of L^T U L with V = L L^T.
-        (left,) = _cholesky(v[None])
+        (left,) = cholesky(v[None])
         values, vectors = torch.linalg.eigh(left.T @ u @ left)
         root = left @ vectors * (2 / (1 + (1 + 4 * values.clamp(min=0)).sqrt())).sqrt()
         covariance = root @ root.T
         if not covariance.isfinite().all():
             break
-        (factor,) = _cholesky(covariance[None])
+        (factor,) = cholesky(covariance[None])
         loc = loc / (1 + rate) + rate / (1 + rate) * (covariance @ s_mean + z_mean)
         found = _scored(target, loc, factor, normal)
         best = max(best, found, key=lambda g: g.elbo)
     return best
-
-
-@torch.no_grad()
-def missed_mass(
-    guide: AutoContinuous, log_evidence: float, others: list[Gaussian], *args: Any, **kwargs: Any
-) -> float:
-    """The part of the posterior's mass that the guide lacks and other proposals find.
-
-    The evidence is estimated once more with the guide and the Gaussians as one mixture proposal;
-    k-hat, ESS and evidence of the guide alone do not see a mode that it has lost. Zero unless the
-    difference is beyond three standard errors.
-    """
-    target, posterior = log_density(guide, *args, **kwargs), guide.get_posterior()
-    count = _COVERAGE_DRAWS // (len(others) + 1)
-    own = posterior.rsample((count,))
-    foreign = torch.cat([g.draw(torch.randn(count, len(g.loc)).to(g.loc)) for g in others])
-    z = torch.cat([own, foreign])
-    try:
-        log_q = posterior.log_prob(z)
-    except (RuntimeError, ValueError):  # out of the inverse's reach: far from the guide's mass
-        log_q = torch.cat([posterior.log_prob(own), foreign.new_full((len(foreign),), -math.inf)])
-    proposals = torch.stack([log_q, *(g.log_prob(z) for g in others)])
-    log_w = (target(z) - proposals.logsumexp(0) + math.log(len(proposals))).double()
-    log_w = log_w.nan_to_num(nan=-math.inf, neginf=-math.inf) - log_evidence
-    covered = log_w.clamp(max=700).exp()  # of mean 1 if the guide's evidence is all there is
-    total, error = covered.mean(), covered.std() / len(covered) ** 0.5
-    return float(1 - 1 / total) if total - 1 > 3 * error else 0.0
 
 
 def free_name(name: str) -> str:
@@ -242,7 +253,7 @@ def free_name(name: str) -> str:
 
 def check_latents(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Raises ValueError naming latents that no flow can have, and when there are none."""
-    with poutine.block(), torch.no_grad():
+    with poutine.block(), torch.no_grad(), FlatPriors():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     latents: dict[str, Any] = dict(prune_subsample_sites(trace).iter_stochastic_nodes())
     if not latents:
@@ -252,6 +263,12 @@ def check_latents(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         raise ValueError(
             f"the model's latent variables must be continuous, but {', '.join(discrete)} "
             f"{'is' if len(discrete) == 1 else 'are'} discrete; sum over discrete ones in the model"
+        )
+    first, second = (latent_shapes(model, *args, **kwargs) for _ in range(2))
+    if changed := [name for name in first | second if first.get(name) != second.get(name)]:
+        raise ValueError(
+            f"the model's latents must have a fixed shape, but that of {changed} changes from one "
+            "run to the next; pad them, and mask"
         )
 
 
@@ -322,7 +339,7 @@ def _differences(target: LogDensity, z: Tensor) -> Tensor:
     return (grad[0] - grad[1]) / (2 * width[..., None])
 
 
-def _cholesky(covariance: Tensor) -> Tensor:
+def cholesky(covariance: Tensor) -> Tensor:
     """Factors of matrices ``(N, D, D)`` that are positive definite up to rounding."""
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if not failed.any():
@@ -346,14 +363,19 @@ def _spread(path: Tensor) -> Tensor:
     return path[places.round().long()]
 
 
-def _distinct(gaussians: list[Gaussian]) -> list[Gaussian]:
-    """Those that lie apart by more than their widths, the best of each neighbourhood."""
+def _distinct(target: LogDensity, gaussians: list[Gaussian]) -> list[Gaussian]:
+    """The best of each mode, without negligible ones, the best first."""
     kept: list[Gaussian] = []
     for g in sorted(gaussians, key=lambda g: -g.elbo):
-        apart = (
-            torch.linalg.solve_triangular(k.factor, (g.loc - k.loc)[:, None], upper=False).norm()
-            for k in kept
-        )
-        if all(d > 2 * len(g.loc) ** 0.5 for d in apart):
+        if kept and g.elbo < kept[0].elbo - _NEGLIGIBLE:
+            break
+        if all(_dip(target, g.loc, k.loc) > _DIP for k in kept):
             kept.append(g)
     return kept
+
+
+@torch.no_grad()
+def _dip(target: LogDensity, a: Tensor, b: Tensor) -> float:
+    """How far the log-density falls on the way from a to b, below the lower of the two."""
+    values = target(torch.lerp(a, b, torch.linspace(0, 1, 21).to(a)[:, None]))
+    return float(torch.minimum(values[0], values[-1]) - values.min())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,26 +18,22 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
-from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..checks import check_integers
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
-from .diagnostics import ImportanceDiagnostics, importance_diagnostics, max_plate_nesting
-from .gaussian import Gaussian, fit_gaussian, free_name, missed_mass
-from .path_gradient import path_log_prob
+from .diagnostics import ImportanceDiagnostics, importance_diagnostics
+from .gaussian import Gaussian, fit_gaussian, free_name, log_density, set_gaussian
+from .mixture import missed_mass, moments
+from .training import Budget, Training
 
 _FLOWS = {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}
 
 #: Budget where none is given: so many steps, unless so many seconds are over before.
 _STEPS, _SECONDS = 4000, 50.0
 
-#: Steps over which the ELBO is averaged to see whether it still rises.
-_WINDOW = 250
-
-#: Steps in a row without a finite loss and gradient after which training gives up.
-_MAX_BAD_STEPS = 50
+#: The parts of the budget for the search for modes, at most, and for covering several.
+_SEARCH, _COVERING = 0.1, 0.4
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ class Refinement:
         if self.missed > 0.05:
             return (
                 f"do not trust: the guide misses modes with {self.missed:.0%} of the mass; try "
-                "tempering=0.02, more steps, flow='ddsf'"
+                "num_starts=64, tempering=0.02, more steps, flow='ddsf'"
             )
         if self.khat < 0.5:
             return "trust: the guide's draws are close to the posterior where it has mass"
@@ -112,7 +106,7 @@ class Refinement:
             return "use importance-weighted draws: k-hat is below 0.7, but not by much"
         return (
             "do not trust: k-hat is above 0.7; try more steps, flow='ddsf', a full-rank Gaussian "
-            "to start from, or a non-centred model"
+            "to start from, or a non-centred model; mcmc_correct gives exact draws"
         )
 
     @property
@@ -143,21 +137,27 @@ def refine(
     num_draws: int = 50_000,
     learning_rate: float = 1e-2,
     tempering: float = 1.0,
-    num_starts: int = 4,
+    num_starts: int = 16,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
 ) -> Refinement:
     r"""Puts a flow inside a Gaussian guide's affine map and trains the whole.
 
-    Given a model, it first finds a full-rank Gaussian for it
-    (:func:`~pyro_naf.infer.fit_gaussian`); given a fitted Gaussian guide, it starts from that. The
-    new guide starts as the Gaussian, its flow near the identity, and is trained in units of the
-    Gaussian's width. The ELBO is maximised by Adam with clipped gradients, at a constant rate
-    until it has stopped rising, at the latest after half of the budget; then by its path gradient
-    (sticking the landing) while the rate falls to zero and the weights are averaged (Polyak). The
-    fitted guide and the model's own parameters are left as they are; the new guide's weights enter
-    the param store under a name of their own.
+    Given a model, it first looks for modes and finds a full-rank Gaussian
+    (:func:`~pyro_naf.infer.fit_gaussian`): of the posterior around its mode, or, where several
+    modes have mass, with the mean and covariance of all. Given a fitted Gaussian guide, it starts
+    from that. The new guide starts as the Gaussian, its flow near the identity, and is trained in
+    units of the Gaussian's width by Adam with clipped gradients.
+
+    Where there are several modes, two fifths of the budget go to descending the forward divergence
+    KL(p || q), estimated by weighing the guide's own draws, which loses no mode. Then the ELBO is
+    maximised, at a constant rate until it has stopped rising, at the latest after half of what is
+    left; then by its path gradient (sticking the landing) while the rate falls to zero and the
+    weights are averaged (Polyak). To this last part the log-variance divergence is added, under
+    draws wider than the guide's, so that the tails fit too, on which k-hat depends
+    (:class:`~pyro_naf.infer.training.Training`). The fitted guide and the model's own parameters
+    are left as they are; the new guide's weights enter the param store under a name of their own.
 
     The diagnostics weigh ``guide.model``: that of a guide for a part of the latents
     (``poutine.block``) draws the others from their prior, and ELBO and k-hat say so.
@@ -175,10 +175,10 @@ def refine(
     :param num_particles: draws for each gradient.
     :param num_draws: draws for the diagnostics before and after.
     :param learning_rate: Adam's, at the start.
-    :param tempering: below 1, training starts with the posterior to this power, and the Gaussian
-        as wide as that, so that separate modes are covered (0.02, say); the power rises to 1 in the
-        first 60 % of the budget. More particles help here.
-    :param num_starts: starts of the search for modes, when a model is given.
+    :param tempering: below 1, training starts as wide as the posterior to this power (0.02, say),
+        and covers what it finds there, as it does several modes: for modes that no start finds.
+    :param num_starts: the search for modes, when a model is given, ends when so many starts in a
+        row have found no new one, or after a tenth of ``seconds``.
     :param seed: seeds torch's generators for the duration of the call, which are put back after.
     :param progress: show a progress bar.
     :raises TypeError: for a guide of another kind.
@@ -196,17 +196,29 @@ def refine(
     _check_arguments(flow, steps, seconds, num_particles, learning_rate, tempering, num_starts)
     if steps is None and seconds is None:
         steps, seconds = _STEPS, _SECONDS
-    budget = _Budget(steps, seconds, fraction_tempered=0.6 if tempering < 1 else 0.0)
+    budget = Budget(steps, seconds)
     with _seeded(seed):
         modes: list[Gaussian] = []
+        several, width = None, tempering**-0.5
         if not isinstance(guide, AutoGuide):
             if not callable(guide):
                 raise TypeError(f"guide must be a model or a fitted Gaussian guide, got {guide!r}")
             guide, modes = fit_gaussian(
-                guide, *args, num_starts=num_starts, temperature=1 / tempering, **kwargs
+                guide,
+                *args,
+                num_starts=num_starts,
+                temperature=1 / tempering,
+                seconds=None if seconds is None else _SEARCH * seconds,
+                **kwargs,
             )
+            several = moments(log_density(guide, *args, **kwargs), modes)
+            if several is not None and tempering == 1:
+                set_gaussian(guide, several)
+            width = 1.0
         guide = _gaussian(guide, *args, **kwargs)
         loc, factor = affine_of(guide)
+        if several is not None or tempering < 1:
+            budget.covering = _COVERING
         before = importance_diagnostics(
             guide.model, guide, *args, num_particles=num_draws, **kwargs
         )
@@ -219,11 +231,12 @@ def refine(
         )
         refined._pyro_name = free_name(f"{type(refined).__name__}_refined")
         refined._setup_prototype(*args, **kwargs)
-        refined.set_affine(loc, factor)
+        refined.set_affine(loc, width * factor)
         # The diagnostics have validated the model; in training a NaN must reach the loss.
         with pyro.validation_enabled(False):
-            training = _Training(refined, learning_rate, num_particles, tempering)
-            training.run(budget, progress, args, kwargs)
+            target = log_density(refined, *args, **kwargs)
+            training = Training(refined, target, learning_rate, num_particles)
+            training.run(budget, progress)
         after = importance_diagnostics(
             guide.model, refined, *args, num_particles=num_draws, **kwargs
         )
@@ -277,155 +290,6 @@ def affine_of(guide: AutoGuide) -> tuple[Tensor, Tensor]:
 
 def _matrix(factor: Tensor) -> Tensor:
     return torch.diag(factor) if factor.dim() == 1 else factor
-
-
-class _Training:
-    """Stochastic ascent of a guide's ELBO, and what became of it."""
-
-    def __init__(
-        self, guide: AutoFlowNormal, learning_rate: float, num_particles: int, tempering: float
-    ) -> None:
-        self.guide, self.num_particles, self.tempering = guide, num_particles, tempering
-        self.weights = list(guide.parameters())
-        self.adam = torch.optim.Adam(self.weights, lr=learning_rate, betas=(0.9, 0.99))
-        self.learning_rate = learning_rate
-        self.losses: list[float] = []
-        self.skipped = self.skipped_in_a_row = 0
-        self.average: list[Tensor] = []
-
-    def run(
-        self, budget: _Budget, progress: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        nesting = max_plate_nesting(self.guide.model, self.guide, *args, **kwargs)
-        kwargs = {**kwargs, "num_samples": self.num_particles, "max_plate_nesting": nesting}
-        with tqdm(total=budget.steps, disable=not progress, desc="refine", unit="step") as bar:
-            for _ in budget:
-                warm_up = min(1.0, (len(self.losses) + 1) / 50)
-                self.adam.param_groups[0]["lr"] = self.learning_rate * budget.rate * warm_up
-                self._step(budget, args, kwargs)
-                if budget.landing is None and budget.tempered == 1 and self._plateau(budget):
-                    budget.land()
-                bar.update()
-                if len(self.losses) % 20 == 0:
-                    bar.set_postfix(ELBO=f"{-statistics.fmean(self.losses[-50:]):.2f}")
-        with torch.no_grad():
-            for weight, mean in zip(self.weights, self.average, strict=False):
-                weight.copy_(mean)
-        for weight in self.weights:
-            weight.grad = None
-
-    def _step(self, budget: _Budget, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        log_weights, _, trace = vectorized_importance_weights(
-            self.guide.model, self.guide, *args, **kwargs
-        )
-        loss = -log_weights.mean()
-        site = trace.nodes[f"_{self.guide._pyro_name}_latent"]
-        if budget.landing is not None:
-            surrogate = loss - (site["log_prob"] - path_log_prob(self.guide, site)).mean()
-        else:
-            # p^power / q, up to a factor: the entropy weighs more while the posterior is tempered.
-            power = self.tempering ** (1 - budget.tempered)
-            log_q = _density(trace, len(log_weights))
-            surrogate = power * loss + (1 - power) * log_q.mean()
-        self.losses.append(loss.item())
-        # Not backward(): the model's own parameters must not collect gradients.
-        grads = torch.autograd.grad(surrogate, self.weights, allow_unused=True)
-        for weight, grad in zip(self.weights, grads, strict=True):
-            weight.grad = grad
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, 10.0)
-        if math.isfinite(self.losses[-1]) and math.isfinite(norm):
-            self.adam.step()
-            self.skipped_in_a_row = 0
-            if budget.landing is not None:
-                self._add_to_average()
-            return
-        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-        if self.skipped_in_a_row == _MAX_BAD_STEPS:
-            raise RuntimeError(
-                f"{_MAX_BAD_STEPS} steps in a row without a finite loss and gradient (last loss "
-                f"{self.losses[-1]}); the model's log-density is not finite near the guide"
-            )
-
-    @torch.no_grad()
-    def _add_to_average(self) -> None:
-        if not self.average:
-            self.average = [weight.clone() for weight in self.weights]
-        # The last hundred steps or so.
-        torch._foreach_lerp_(self.average, self.weights, 0.01)
-
-    def _plateau(self, budget: _Budget) -> bool:
-        """Whether the last window's mean ELBO is not above the one's before by its noise."""
-        if len(self.losses) % _WINDOW or budget.steps_untempered < 4 * _WINDOW:
-            return False
-        recent, earlier = (
-            [v for v in self.losses[-2 * _WINDOW :][part] if math.isfinite(v)]
-            for part in (slice(_WINDOW, None), slice(_WINDOW))
-        )
-        if min(len(recent), len(earlier)) < 2:
-            return False
-        noise = math.hypot(statistics.stdev(recent), statistics.stdev(earlier)) / _WINDOW**0.5
-        return statistics.fmean(earlier) - statistics.fmean(recent) < noise
-
-
-def _density(trace: Any, particles: int) -> Tensor:
-    """log q of every particle, Jacobians of the constraints included: ``(particles,)``."""
-    total = torch.zeros(())
-    for site in trace.nodes.values():
-        if site["type"] == "sample" and "log_prob" in site:
-            total = total + site["log_prob"].reshape(particles, -1).sum(-1)
-    return total
-
-
-class _Budget:
-    """Steps and seconds; tempering, full rate and landing each have their part.
-
-    Iterating goes on until the budget is spent. ``tempered`` rises to 1 first; ``rate`` is 1 until
-    the landing and falls to 0 there.
-    """
-
-    def __init__(
-        self, steps: int | None, seconds: float | None, fraction_tempered: float = 0.0
-    ) -> None:
-        self.steps, self.seconds, self.elapsed = steps, seconds, 0.0
-        self.start = time.monotonic()
-        self.fraction_tempered = fraction_tempered
-        self.landing: float | None = None
-        self.end, self.fraction, self.steps_untempered = 1.0, 0.0, 0
-
-    def __iter__(self) -> Iterator[float]:
-        step = 0
-        while True:
-            self.elapsed = time.monotonic() - self.start
-            self.fraction = max(
-                step / self.steps if self.steps is not None else 0.0,
-                self.elapsed / self.seconds if self.seconds is not None else 0.0,
-            )
-            if self.fraction >= self.end:
-                return
-            if self.landing is None and self.fraction >= (1 + self.fraction_tempered) / 2:
-                self.landing = self.fraction
-            self.steps_untempered += self.tempered == 1
-            yield self.fraction
-            step += 1
-
-    def land(self) -> None:
-        """Starts the landing, which takes as long as the way to it did."""
-        self.landing = self.fraction
-        self.end = min(1.0, max(2 * self.fraction - self.fraction_tempered, self.fraction + 0.1))
-
-    @property
-    def tempered(self) -> float:
-        """How much of the tempering is over, from 0 to 1."""
-        if self.fraction_tempered == 0:
-            return 1.0
-        return min(1.0, self.fraction / self.fraction_tempered)
-
-    @property
-    def rate(self) -> float:
-        if self.landing is None:
-            return 1.0
-        part = (self.fraction - self.landing) / max(self.end - self.landing, 1e-9)
-        return 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
 
 
 @contextlib.contextmanager

@@ -436,6 +436,16 @@ def test_data_that_no_density_is_finite_for_bring_a_warning_at_the_start(value: 
         small_dsf(model)()
 
 
+def test_latents_whose_shape_changes_from_run_to_run_are_refused() -> None:
+    sizes = iter(range(2, 100))
+
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(next(sizes)), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"must have a fixed shape, see \['x'\]; pad"):
+        small_dsf(model)()
+
+
 def test_a_model_that_can_only_be_simulated_starts_a_guide() -> None:
     class Simulator(dist.Normal):
         def log_prob(self, value: torch.Tensor) -> torch.Tensor:

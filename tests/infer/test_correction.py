@@ -47,7 +47,7 @@ def never(*args: Any) -> None:
 @pytest.fixture(scope="module")
 def refined() -> Any:
     pyro.clear_param_store()
-    guide = refine(schools, steps=700, num_draws=5000, seed=0, progress=False).guide
+    guide = refine(schools, steps=500, num_draws=2000, seed=0, progress=False).guide
     return copy.deepcopy(guide)
 
 
@@ -73,7 +73,7 @@ def test_neutra_needs_a_third_of_the_leapfrog_steps_of_nuts_on_the_raw_model(ref
     raw()
     with torch.no_grad():
         raw.loc.zero_()
-    budget = {"num_chains": 1, "num_samples": 100, "warmup_steps": 100, **QUIET}
+    budget = {"num_chains": 1, "num_samples": 80, "warmup_steps": 80, **QUIET}
     cost = []
     for guide in (refined, raw):
         with warnings.catch_warnings():
@@ -88,12 +88,12 @@ def bent() -> None:
     pyro.sample("y", dist.Normal(x**2, 1.0))
 
 
-@pytest.mark.parametrize("method, samples", [("imh", 4000), ("neutra", 250)])
+@pytest.mark.parametrize("method, samples", [("imh", 3000), ("neutra", 150)])
 def test_draws_are_exact_where_the_guide_is_not(method: str, samples: int) -> None:
     guide = AutoMultivariateNormal(bent, init_scale=1.2)
     guide()
     result = mcmc_correct(
-        bent, guide, num_samples=samples, warmup_steps=200, method=method, **QUIET
+        bent, guide, num_samples=samples, warmup_steps=150, method=method, **QUIET
     )
     draws = result.get_samples()
     x, noise = draws["x"], draws["y"] - draws["x"] ** 2

@@ -133,6 +133,10 @@ def improper() -> None:
     pyro.factor("slope", x)
 
 
+def restless() -> None:
+    pyro.sample("x", dist.Normal(torch.zeros(int(torch.randint(2, 1000, ()))), 1.0).to_event(1))
+
+
 @pytest.mark.parametrize(
     "model, message",
     [
@@ -141,8 +145,20 @@ def improper() -> None:
         (nan_data, "log-density of site 'y' is nan"),
         (impossible, "log-density of site 'wall' is -inf"),
         (improper, "improper: site 'x' escapes to infinity; give it a proper prior"),
+        (restless, r"fixed shape, but that of \['x'\] changes from one run to the next"),
     ],
 )
 def test_models_that_cannot_be_fitted_are_told_why(model: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit_gaussian(model)
+
+
+def test_a_flat_prior_leaves_the_likelihood() -> None:
+    def model() -> None:
+        flat = dist.ImproperUniform(dist.constraints.real, (), ())
+        x = pyro.sample("x", flat)
+        pyro.sample("y", dist.Normal(x, 2.0), obs=torch.tensor(3.0))
+
+    posterior = fit_gaussian(model)[0].get_posterior()
+    torch.testing.assert_close(posterior.mean, torch.tensor([3.0]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(posterior.stddev, torch.tensor([2.0]), rtol=1e-4, atol=1e-4)

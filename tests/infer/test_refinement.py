@@ -24,6 +24,7 @@ from pyro.infer.autoguide import (
 from pyro.optim import Adam
 
 from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, draws, refine
+from pyro_naf.infer.gaussian import Gaussian, set_gaussian
 from pyro_naf.infer.refinement import affine_of
 
 GAUSSIANS = [
@@ -158,8 +159,9 @@ def test_arguments_go_to_the_model() -> None:
 
 
 def test_a_budget_of_seconds_ends_the_training() -> None:
-    result = refine(fitted(AutoNormal, banana, 20), seconds=0.5, seed=0, progress=False)
-    assert result.steps > 1 and 0.5 <= result.seconds < 30
+    guide = fitted(AutoNormal, banana, 20)
+    result = refine(guide, seconds=2.0, num_draws=1000, seed=0, progress=False)
+    assert result.steps > 1 and 2 <= result.seconds < 30
 
 
 def test_steps_without_a_finite_loss_are_skipped_and_counted() -> None:
@@ -267,29 +269,46 @@ def test_a_model_is_refined_without_a_guide() -> None:
     assert -0.05 < result.elbo < 0.01 and result.elbo > result.before.elbo + 0.3
 
 
-def test_a_lost_mode_that_a_start_has_found_is_reported() -> None:
-    result = refine(two_modes, steps=300, num_starts=8, seed=1, progress=False)
-    mass = float((draws(result.guide)["z"][:, 0] > 0).float().mean())
+def right_half(result: Any) -> float:
+    return float((draws(result.guide)["z"][:, 0] > 0).float().mean())
+
+
+def test_several_modes_are_found_and_kept_with_their_weights() -> None:
+    result = refine(two_modes, steps=1200, seed=1, num_draws=10_000, progress=False)
+    assert right_half(result) == pytest.approx(0.6, abs=0.06)
+    # A normalised model: the ELBO is minus the KL divergence. One mode's is log 0.6 at best.
+    assert -0.1 < result.elbo < 0.01
+    assert result.missed == 0 and not result.verdict.startswith("do not trust")
+
+
+def test_a_lost_mode_that_a_start_has_found_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_naf.infer.refinement.moments", lambda target, modes: None)
+    result = refine(two_modes, steps=200, seed=1, progress=False)
+    mass = right_half(result)
     assert mass < 0.01 or mass > 0.99  # one mode was lost,
     assert result.ess > 0.5 * 50_000  # the weights do not see it,
     assert result.missed == pytest.approx(0.6 if mass < 0.01 else 0.4, abs=0.05)  # the check does
     assert "misses modes with" in result.verdict and result.verdict in str(result)
 
 
-def test_tempering_keeps_both_modes() -> None:
-    result = refine(
-        two_modes, steps=2000, tempering=0.02, num_particles=128, seed=1, progress=False
-    )
-    assert 0.25 < float((draws(result.guide)["z"][:, 0] > 0).float().mean()) < 0.75
-    assert result.missed < 0.1
-    # One mode alone could not do better than log 0.6.
-    assert result.elbo > math.log(0.6) + 0.1
+def test_tempering_covers_modes_that_the_start_knows_nothing_of() -> None:
+    guide = AutoMultivariateNormal(two_modes)
+    guide()
+    at_one = Gaussian(torch.full((2,), 3.0), 0.5 * torch.eye(2), math.nan)
+    set_gaussian(guide, at_one)
+    lost = refine(guide, steps=200, seed=1, num_draws=10_000, progress=False)
+    assert right_half(lost) > 0.99
+    result = refine(guide, steps=1200, tempering=0.005, seed=1, num_draws=10_000, progress=False)
+    assert right_half(result) == pytest.approx(0.6, abs=0.1)
+    assert result.elbo > math.log(0.6) + 0.2
 
 
 def test_training_stops_on_a_plateau() -> None:
-    result = refine(correlated, steps=20_000, seed=0, num_draws=5000, progress=False)
+    result = refine(
+        correlated, steps=20_000, num_particles=16, num_starts=4, num_draws=5000, progress=False
+    )
     assert result.steps < 5000
-    assert result.elbo == pytest.approx(0, abs=1e-3)
+    assert result.elbo == pytest.approx(0, abs=2e-3)
 
 
 def test_seconds_bound_the_search_for_a_gaussian_and_training_together() -> None:

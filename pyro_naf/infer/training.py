@@ -1,0 +1,261 @@
+"""Training of a flow guide within a budget: it covers, climbs and lands."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .autoguides import AutoFlowNormal
+from .gaussian import LogDensity
+from .path_gradient import score
+
+#: Steps over which the ELBO is averaged to see whether it still rises.
+_WINDOW = 250
+
+#: Steps in a row without a finite loss and gradient after which training gives up.
+_MAX_BAD_STEPS = 50
+
+#: In the landing some draws are wider than the guide, by up to so much over the root of D. Their
+#: radius exceeds the root of D, that of the guide's own, by up to so many units of its base.
+_WIDER = 1.5
+
+#: Draws for covering, in multiples of those for climbing.
+_COVERING = 4
+
+#: How far below and above the median the log-weight of a wider draw is taken to be at most; k-hat
+#: depends on the large weights alone.
+_OUTLYING = (-0.1, 1.0)
+
+#: From this variance of the log-weights on, the wider draws count the less the larger it is: where
+#: a part of the posterior is beyond the guide, as the neck of a funnel, it must not govern the fit.
+_CLOSE = 1e-3
+
+
+class Training:
+    r"""Stochastic ascent of a guide's ELBO, and what became of it.
+
+    Three phases follow one another, as the budget says:
+
+    * *cover* (for posteriors of several modes, from a guide that is wide): descends the forward
+      divergence KL(p || q), which no mode escapes that the guide's draws can reach.
+    * *climb*: ascends the ELBO.
+    * *land*: ascends it by its path gradient (sticking the landing), while the rate falls to zero
+      and the weights are averaged. Added is the log-variance divergence
+      :math:`\tfrac12 \mathrm{Var}_r[\log p(z) - \log q(z)]`, which is zero, with a gradient of no
+      variance, at q = p for every distribution r (Richter et al. 2020 [arXiv:2010.10436]). Here r
+      is the guide with a wider base. The ELBO sees the tails only as often as the guide's draws
+      fall there; where they do not, the flow is arbitrary, and a few weights that are off make
+      k-hat large. Deviations are bounded (Huber's loss), and it counts in full
+      only where the fit is close already.
+
+    :param guide: trained in place.
+    :param target: the log-density p of its latent vectors, of the posterior up to a factor.
+    """
+
+    def __init__(
+        self,
+        guide: AutoFlowNormal,
+        target: LogDensity,
+        learning_rate: float,
+        num_particles: int,
+    ) -> None:
+        self.guide, self.target = guide, target
+        self.num_particles, self.learning_rate = num_particles, learning_rate
+        self.weights = list(guide.parameters())
+        self.adam = torch.optim.Adam(self.weights, lr=learning_rate, betas=(0.9, 0.99))
+        self.losses: list[float] = []
+        self.skipped = self.skipped_in_a_row = 0
+        self.average: list[Tensor] = []
+
+    def run(self, budget: Budget, progress: bool) -> None:
+        """Trains until the budget is spent."""
+        losses = {"cover": self._cover, "climb": self._climb, "land": self._land}
+        with tqdm(total=budget.steps, disable=not progress, desc="refine", unit="step") as bar:
+            for phase in budget:
+                warm_up = min(1.0, (len(self.losses) + 1) / 50)
+                self.adam.param_groups[0]["lr"] = self.learning_rate * budget.rate * warm_up
+                if self._step(losses[phase]()) and phase == "land":
+                    self._add_to_average()
+                if phase == "climb" and self._plateau(budget):
+                    budget.land()
+                bar.update()
+                if len(self.losses) % 20 == 0:
+                    bar.set_postfix(ELBO=f"{-statistics.fmean(self.losses[-50:]):.2f}")
+        with torch.no_grad():
+            for weight, mean in zip(self.weights, self.average, strict=False):
+                weight.copy_(mean)
+        for weight in self.weights:
+            weight.grad = None
+
+    def _climb(self) -> Tensor:
+        z, log_q = _push(self.guide.get_posterior(), self._normal(self.num_particles))
+        loss = (log_q - self.target(z)).mean()
+        self.losses.append(loss.item())
+        return loss
+
+    def _cover(self) -> Tensor:
+        r"""A stand-in with the gradient of KL(p || q), by weighing the guide's own draws.
+
+        It is :math:`-\sum_i (w_i - 1/N) \nabla \log q(z_i)` at fixed z: without 1/N, whose mean
+        is zero, it would have a variance at q = p too. Where few draws had all the weight, w is
+        taken to a smaller power: the guide is then moved a part of the way.
+        """
+        posterior = self.guide.get_posterior()
+        z, log_q = _push(posterior, self._normal(_COVERING * self.num_particles))
+        with torch.no_grad():
+            log_w = self.target(z.detach()) - log_q
+            weights = even_softmax(log_w.nan_to_num(nan=-math.inf))
+        self.losses.append(-log_w.mean().item())
+        return -((weights - 1 / len(weights)) * _at_fixed_point(posterior, z, log_q)).sum()
+
+    def _land(self) -> Tensor:
+        count = self.num_particles
+        wide = self._normal(max(count // 2, 2))
+        wide = wide * (1 + _WIDER / wide.shape[-1] ** 0.5 * torch.rand_like(wide[:, :1]))
+        posterior = self.guide.get_posterior()
+        z, log_q = _push(posterior, torch.cat([self._normal(count), wide]))
+        # At the wider draws, where the density may not be finite, it is not differentiated.
+        log_p = self.target(torch.cat([z[:count], z[count:].detach()]))
+        loss = (log_q - log_p)[:count].mean()
+        self.losses.append(loss.item())
+        fixed = _at_fixed_point(posterior, z, log_q)
+        log_w = (log_p - log_q).detach()
+        part = (_CLOSE / log_w[:count].var()).clamp(max=1)
+        return loss - fixed[:count].mean() - part * (_huber(log_w[count:]) * fixed[count:]).mean()
+
+    def _normal(self, count: int) -> Tensor:
+        return torch.randn(count, self.guide.latent_dim).to(self.guide.loc)
+
+    def _step(self, loss: Tensor) -> bool:
+        """Whether the loss and its gradient were finite, and the step was taken."""
+        # Not backward(): the model's own parameters must not collect gradients.
+        grads = torch.autograd.grad(loss, self.weights, allow_unused=True)
+        for weight, grad in zip(self.weights, grads, strict=True):
+            weight.grad = grad
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, 10.0)
+        if math.isfinite(self.losses[-1]) and math.isfinite(norm):
+            self.adam.step()
+            self.skipped_in_a_row = 0
+            return True
+        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        if self.skipped_in_a_row == _MAX_BAD_STEPS:
+            raise RuntimeError(
+                f"{_MAX_BAD_STEPS} steps in a row without a finite loss and gradient (last loss "
+                f"{self.losses[-1]}); the model's log-density is not finite near the guide"
+            )
+        return False
+
+    @torch.no_grad()
+    def _add_to_average(self) -> None:
+        if not self.average:
+            self.average = [weight.clone() for weight in self.weights]
+        # The last hundred steps or so.
+        torch._foreach_lerp_(self.average, self.weights, 0.01)
+
+    def _plateau(self, budget: Budget) -> bool:
+        """Whether the last window's mean ELBO is not above the one's before by its noise."""
+        if len(self.losses) % _WINDOW or budget.steps_climbing < 4 * _WINDOW:
+            return False
+        recent, earlier = (
+            [v for v in self.losses[-2 * _WINDOW :][part] if math.isfinite(v)]
+            for part in (slice(_WINDOW, None), slice(_WINDOW))
+        )
+        if min(len(recent), len(earlier)) < 2:
+            return False
+        noise = math.hypot(statistics.stdev(recent), statistics.stdev(earlier)) / _WINDOW**0.5
+        return statistics.fmean(earlier) - statistics.fmean(recent) < noise
+
+
+def _push(posterior: Any, normal: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws of the guide from those of its base ``(N, D)``, and their log-density."""
+    z = normal
+    for transform in posterior.transforms:
+        z = transform(z)
+    return z, posterior.log_prob(z)
+
+
+def _at_fixed_point(posterior: Any, z: Tensor, log_q: Tensor) -> Tensor:
+    """A stand-in for log q(z) with the gradient that it has at fixed z."""
+    return log_q - (score(posterior, z) * z).sum(-1)
+
+
+def even_softmax(log_weights: Tensor, least: float = 0.25) -> Tensor:
+    """Weights ``(N,)``, normalised, to the largest power <= 1 with an effective size of N / 4.
+
+    >>> even_softmax(torch.zeros(4))
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    low, high, power = 0.0, 1.0, 1.0
+    for _ in range(20):
+        weights = (power * log_weights).softmax(0)
+        if even := bool(1 / weights.square().sum() >= least * len(weights)):
+            low = power
+        else:
+            high = power
+        if even and power == 1:
+            break
+        power = (low + high) / 2
+    return weights
+
+
+def _huber(log_weights: Tensor) -> Tensor:
+    """Deviations from the median ``(N,)``, bounded; zero where they are not finite."""
+    finite = log_weights.isfinite()
+    if not finite.any():
+        return torch.zeros_like(log_weights)
+    deviations = log_weights - log_weights[finite].median()
+    return torch.where(finite, deviations.clamp(*_OUTLYING), 0.0)
+
+
+class Budget:
+    """Steps and seconds: iterating gives the phase of every step until they are spent.
+
+    ``rate`` is 1 until the landing and falls to 0 there. The landing begins when :meth:`land` is
+    called, or when half of what follows covering is over.
+    """
+
+    def __init__(self, steps: int | None, seconds: float | None) -> None:
+        self.steps, self.seconds, self.elapsed = steps, seconds, 0.0
+        self.start = time.monotonic()
+        #: The part for covering; it is set when it is known whether there are several modes.
+        self.covering = 0.0
+        self.landing: float | None = None
+        self.end, self.fraction, self.steps_climbing = 1.0, 0.0, 0
+
+    def __iter__(self) -> Iterator[str]:
+        step = 0
+        while True:
+            self.elapsed = time.monotonic() - self.start
+            self.fraction = max(
+                step / self.steps if self.steps is not None else 0.0,
+                self.elapsed / self.seconds if self.seconds is not None else 0.0,
+            )
+            if self.fraction >= self.end:
+                return
+            if self.landing is None and self.fraction >= (1 + self.covering) / 2:
+                self.landing = self.fraction
+            phase = "land" if self.landing is not None else "climb"
+            if self.fraction < self.covering:
+                phase = "cover"
+            self.steps_climbing += phase == "climb"
+            yield phase
+            step += 1
+
+    def land(self) -> None:
+        """Starts the landing, which takes as long as the climb did."""
+        self.landing = self.fraction
+        self.end = min(1.0, max(2 * self.fraction - self.covering, self.fraction + 0.1))
+
+    @property
+    def rate(self) -> float:
+        if self.landing is None:
+            return 1.0
+        part = (self.fraction - self.landing) / max(self.end - self.landing, 1e-9)
+        return 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))

@@ -1,0 +1,49 @@
+"""Claims about Gaussians at several modes as one proposal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_naf.infer.gaussian import Gaussian
+from pyro_naf.infer.mixture import moments, weighed
+
+CENTRES = torch.tensor([[-3.0, 0.0], [3.0, 1.0]]).double()
+
+
+def two(weight: float) -> Callable[[Tensor], Tensor]:
+    """A mixture of two Gaussians of width 0.5, not normalised."""
+    weights = torch.tensor([weight, 1 - weight]).double()
+    components = dist.Normal(CENTRES, torch.tensor(0.5).double()).to_event(1)
+    law = dist.MixtureSameFamily(dist.Categorical(weights), components)
+    return lambda z: law.log_prob(z) + 7
+
+
+def modes(width: float = 0.5) -> list[Gaussian]:
+    return [Gaussian(c, width * torch.eye(2).double(), math.nan) for c in CENTRES]
+
+
+@pytest.mark.parametrize("width", [0.4, 0.5, 1.0])
+def test_moments_are_those_of_all_modes(width: float) -> None:
+    found = moments(two(0.4), modes(width))
+    assert found is not None
+    apart = CENTRES[1] - CENTRES[0]
+    covariance = 0.25 * torch.eye(2) + 0.24 * torch.outer(apart, apart)
+    torch.testing.assert_close(found.loc, CENTRES[0] + 0.6 * apart, atol=0.15, rtol=0)
+    torch.testing.assert_close(found.factor @ found.factor.T, covariance, atol=0.3, rtol=0)
+
+
+def test_a_mode_without_mass_is_no_second_one() -> None:
+    assert moments(two(0.001), modes()) is None
+    assert moments(two(0.4), modes()[:1]) is None
+
+
+def test_weights_give_the_evidence() -> None:
+    z, log_weights = weighed(two(0.4), modes(0.7))
+    assert z.shape == (20_000, 2)
+    assert float(log_weights.logsumexp(0)) - math.log(20_000) == pytest.approx(7, abs=0.05)

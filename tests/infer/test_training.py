@@ -1,0 +1,111 @@
+"""Claims about the losses and the budget that refine trains with."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import banana
+from torch import Tensor
+
+from pyro_naf.infer import AutoDSFNormal, refine
+from pyro_naf.infer.training import Budget, Training, even_softmax
+
+
+def guide_away_from_its_start() -> AutoDSFNormal:
+    guide = AutoDSFNormal(banana, hidden_dims=[8], full_rank=True)
+    guide()
+    guide.double()
+    with torch.no_grad():
+        for weight in guide.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    return guide
+
+
+def gradient(training: Training, loss: Tensor) -> Tensor:
+    grads = torch.autograd.grad(loss, training.weights, allow_unused=True)
+    return torch.cat([g.reshape(-1) for g in grads if g is not None])
+
+
+@pytest.mark.parametrize("phase", ["cover", "land"])
+def test_no_gradient_is_left_where_the_guide_is_the_posterior(phase: str) -> None:
+    guide = guide_away_from_its_start()
+    posterior = copy.deepcopy(guide).get_posterior()
+    training = Training(guide, posterior.log_prob, 1e-2, num_particles=16)
+    assert gradient(training, getattr(training, f"_{phase}")()).abs().max() < 1e-9
+    assert gradient(training, training._climb()).abs().max() > 1e-2
+
+
+def test_covering_descends_the_forward_divergence() -> None:
+    """Its gradient against autograd's of -E_p log q, with p's draws and the flow's inverse."""
+    guide = guide_away_from_its_start()
+    near = copy.deepcopy(guide)
+    with torch.no_grad():
+        for weight in near.parameters():
+            weight.add_(0.03 * torch.randn_like(weight))
+    law = near.get_posterior()
+    training = Training(guide, law.log_prob, 1e-2, num_particles=5000)
+    found = gradient(training, training._cover())
+    score = guide.get_posterior().log_prob(law.sample((20_000,))).mean()
+    # log q(z) of the guide's own draws has the mean gradient zero, and the same noise.
+    exact = gradient(training, -score)
+    assert torch.cosine_similarity(found, exact, 0) > 0.95
+    assert float(found.norm() / exact.norm()) == pytest.approx(1, abs=0.15)
+
+
+def test_weights_are_evened_out_no_more_than_needed() -> None:
+    log_weights = 5 * torch.randn(1000)
+    weights = even_softmax(log_weights)
+    assert 1 / weights.square().sum() == pytest.approx(250, rel=1e-2)
+    assert torch.equal(weights.argsort(), log_weights.argsort())
+    nearly_even = 0.1 * torch.randn(1000)
+    assert torch.equal(even_softmax(nearly_even), nearly_even.softmax(0))
+
+
+def phases(budget: Budget, land_at: int | None = None) -> list[str]:
+    found = []
+    for phase in budget:
+        found.append(phase)
+        if len(found) == land_at:
+            budget.land()
+    return found
+
+
+@pytest.mark.parametrize(
+    "covering, land_at, expected",
+    [
+        (0.0, None, {"climb": 50, "land": 50}),
+        (0.0, 20, {"climb": 20, "land": 18}),
+        (0.4, None, {"cover": 40, "climb": 30, "land": 30}),
+        (0.4, 60, {"cover": 40, "climb": 20, "land": 18}),
+    ],
+)
+def test_phases_have_their_parts_of_the_budget(
+    covering: float, land_at: int | None, expected: dict[str, int]
+) -> None:
+    budget = Budget(100, None)
+    budget.covering = covering
+    found = phases(budget, land_at)
+    assert {phase: found.count(phase) for phase in dict.fromkeys(found)} == pytest.approx(
+        expected, abs=2
+    )
+    assert budget.rate < 0.01
+
+
+def test_wider_draws_fit_the_tails_that_khat_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    y = torch.tensor([0.3, -1.2, 0.5, 2.0, -0.4, 0.9, -0.6, 1.1, -1.9, 0.2], dtype=torch.double)
+
+    def model() -> None:
+        loc = pyro.sample("loc", dist.Normal(torch.tensor(0.0).double(), 10.0))
+        scale = pyro.sample("scale", dist.HalfCauchy(torch.tensor(5.0).double()))
+        pyro.sample("y", dist.Normal(loc[..., None], scale[..., None]).to_event(1), obs=y)
+
+    options: dict[str, Any] = dict(steps=800, seed=0, num_draws=10_000, progress=False)
+    with_wider = refine(model, **options)
+    monkeypatch.setattr("pyro_naf.infer.training._huber", torch.zeros_like)
+    without = refine(model, **options)
+    assert with_wider.khat < 0.5 < without.khat
