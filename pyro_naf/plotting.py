@@ -149,12 +149,16 @@ def plot_densities(
     (left, right), (bottom, top) = limits
     images = [density_image(density, limits, points, title) for title, density in densities.items()]
     brightest = max(float(np.quantile(image, 0.999)) for image in images)
-    height = 2.9 * min(max((top - bottom) / (right - left), 0.4), 1.6)
+    ratio = (top - bottom) / (right - left)
+    # Columns of different units would make a panel a sliver.
+    same_units = 0.4 <= ratio <= 1.6
+    height = 2.9 * ratio if same_units else 2.9
     figure = new_figure(3.0 * len(images), height + 0.4)
     for i, (title, image) in enumerate(zip(densities, images, strict=True)):
         axes = figure.add_subplot(1, len(images), i + 1)
-        extent = (left, right, bottom, top)
-        axes.imshow(image, extent=extent, origin="lower", cmap="Blues", vmin=0, vmax=brightest)
+        drawn = axes.imshow(image, cmap="Blues", vmin=0, vmax=brightest, origin="lower")
+        drawn.set_extent((left, right, bottom, top))
+        axes.set_aspect("equal" if same_units else "auto")
         axes.set(title=title, xlabel="x[1]")
         if i == 0:
             axes.set_ylabel("x[2]")
