@@ -156,7 +156,7 @@ def refine(
     left; then by its path gradient (sticking the landing) while the rate falls to zero and the
     weights are averaged (Polyak). To this last part the log-variance divergence is added, under
     draws wider than the guide's, so that the tails fit too, on which k-hat depends; while k-hat is
-    above 0.5 and there is time it is repeated, and of guides level in their ELBO the one with the
+    above 0.6 and there is time it is repeated, and of guides level in their ELBO the one with the
     smallest k-hat is kept (:class:`~pyro_naf.infer.training.Training`). The fitted guide and the
     model's own parameters are left as they are; the new guide's weights enter the param store under
     a name of their own.

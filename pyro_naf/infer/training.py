@@ -41,11 +41,11 @@ _CLOSE = 1e-3
 
 #: After a landing with a k-hat above this, another follows where the budget allows it. It is judged
 #: by so many draws, in such chunks.
-_GOOD, _JUDGING, _CHUNK = 0.5, 10_000, 1000
+_GOOD, _JUDGING, _CHUNK = 0.6, 50_000, 1000
 
 
 #: ELBOs this near, in nats, are level: of such candidates that of the smallest k-hat is kept.
-_LEVEL = 0.01
+_LEVEL = 0.005
 
 
 class _Candidate(NamedTuple):
@@ -71,11 +71,11 @@ class Training:
       is the guide with a wider base. The ELBO sees the tails only as often as the guide's draws
       fall there; where they do not, the flow is arbitrary, and a few weights that are off make
       k-hat large. Deviations are bounded (Huber's loss), and it counts in full only where the fit
-      is close already. While k-hat is above 0.5 and there is time, the guide lands again, from half
+      is close already. While k-hat is above 0.6 and there is time, the guide lands again, from half
       the rate (warm restarts, Loshchilov & Hutter 2016 [arXiv:1608.03983]).
 
     Of the start and the ends of the landings the one with the smallest k-hat is kept, among those
-    whose ELBO is within 0.01 nats of the best: a flow that has nothing to add stays as it was.
+    whose ELBO is within 0.005 nats of the best: a flow that has nothing to add stays as it was.
 
     :param guide: trained in place.
     :param target: the log-density p of its latent vectors, of the posterior up to a factor.
