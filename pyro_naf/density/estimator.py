@@ -103,8 +103,8 @@ class FlowDensity(nn.Module):
     ) -> FlowDensity:
         """Fits the density to rows, from its present weights, and returns itself.
 
-        The weights with the best likelihood of the validation rows are kept. The rows are moved to
-        the module's device.
+        The weights with the best likelihood of the validation rows are kept, also when an exception
+        or Ctrl-C ends the fit. The rows are moved to the module's device.
 
         :param x: rows ``(N, D)``, N >= 2.
         :param context: ``(N, C)``, with ``context_dim`` = C.
@@ -119,7 +119,8 @@ class FlowDensity(nn.Module):
         :raises TypeError: when the data holds no real numbers.
         :raises ValueError: for another shape, NaN or infinity (counted, rows named), a constant
             column, too few rows, or an argument out of its range.
-        :raises RuntimeError: when the likelihood is not finite for 50 steps in a row.
+        :raises RuntimeError: when the likelihood is not finite for 50 steps in a row, or never
+            is for the validation rows.
         """
         options = Training(
             max_epochs=max_epochs,
@@ -137,6 +138,7 @@ class FlowDensity(nn.Module):
             raise ValueError(f"x must have at least 2 rows to train on, got {len(rows[0])}")
         self.data_dtype = rows[0].dtype
         self._set_statistics(rows)
+        self.history = None
         self.history = train(
             self.flow,
             self._standardised(rows),
@@ -190,7 +192,7 @@ class FlowDensity(nn.Module):
         self.loc.copy_(loc)
         self.scale.copy_(scale)
         if len(rows) > 1:
-            loc, scale = preparation.context_statistics(rows[1])
+            loc, scale = preparation.context_statistics(rows[1], "context", self.context_columns)
             self.context_loc.copy_(loc)
             self.context_scale.copy_(scale)
 

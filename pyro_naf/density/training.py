@@ -41,8 +41,8 @@ def train(
 
     Everything stays on the device: batches are picked there by a permutation, losses are summed
     there, and the host looks once in 50 steps. A step whose loss or gradient is not finite changes
-    nothing. Under ``torch.distributed`` every process takes its part of each batch, and has to be
-    given the same rows.
+    nothing. An interrupted run leaves the best weights so far. Under ``torch.distributed`` every
+    process takes its part of each batch, and has to be given the same rows.
 
     :param module: ``module(x)`` or ``module(x, context)`` is the log-density of every row.
     :param rows: ``(x,)`` or ``(x, context)`` on the module's device, N rows each.
@@ -50,7 +50,8 @@ def train(
     :param on_evaluation: is given each entry of ``History.evaluations`` as it is made.
     :param offset: added to all log-likelihoods that are reported: those of standardised rows
         differ by a constant from those of the data.
-    :raises RuntimeError: when 50 steps in a row have no finite loss and gradient.
+    :raises RuntimeError: when 50 steps in a row have no finite loss and gradient, or no likelihood
+        that was validated was finite.
     :raises ValueError: when the checkpoint to resume from is of another run.
     """
     with _seeded(training.seed), _matmul_precision(training.precision):
@@ -118,9 +119,21 @@ class _Run:
     # ------------------------------------------------------------------------------------ the loop
 
     def run(self, on_evaluation: Callable[[dict[str, Any]], None] | None) -> History:
+        self.module.train()
+        try:
+            self.loop(on_evaluation)
+        finally:  # an interrupted run leaves the best weights so far
+            with torch.no_grad():
+                torch._foreach_copy_(self.weights, self.best)
+            for weight in self.weights:
+                weight.grad = None
+            self.module.eval()
+        self.refuse_untrained()
+        return self.history
+
+    def loop(self, on_evaluation: Callable[[dict[str, Any]], None] | None) -> None:
         history, options = self.history, self.options
         show = options.progress and parallel.rank() == 0
-        self.module.train()
         with tqdm(
             total=self.max_steps, initial=history.steps, desc="fit", unit="step", disable=not show
         ) as bar:
@@ -138,12 +151,28 @@ class _Run:
                     self.evaluate(on_evaluation)
             if not history.evaluations or history.evaluations[-1]["step"] != history.steps:
                 self.evaluate(on_evaluation)
-        with torch.no_grad():
-            torch._foreach_copy_(self.weights, self.best)
-        for weight in self.weights:
-            weight.grad = None
-        self.module.eval()
-        return history
+
+    @torch.no_grad()
+    def refuse_untrained(self) -> None:
+        """Raises where the weights that were kept are of no use."""
+        history = self.history
+        if history.steps and history.skipped == history.steps:
+            raise RuntimeError(
+                f"none of {history.steps} steps had a finite loss and gradient: try a smaller lr, "
+                "or look for outliers in the data"
+            )
+        if self.validation is None:
+            values = self.module(*(t[: self.batch] for t in self.rows))
+            if not values.isfinite().any():
+                raise RuntimeError(
+                    "no likelihood is finite after the last step: try a smaller lr, or look for "
+                    "outliers in the data"
+                )
+        elif self.best_value == -math.inf:
+            raise RuntimeError(
+                "no evaluation had a finite validation likelihood: try a smaller lr, or look for "
+                "outliers in the validation rows"
+            )
 
     @property
     def fraction(self) -> float:
@@ -225,7 +254,7 @@ class _Run:
                 total += values.double().sum()
             torch._foreach_copy_(self.weights, present)
         value = float(parallel.sum_over(total)) / len(self.validation[0]) + self.offset
-        return -math.inf if math.isnan(value) else value
+        return value if math.isfinite(value) else -math.inf
 
     def describe(self) -> str:
         """The last likelihoods and the time left, for the progress bar."""

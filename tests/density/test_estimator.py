@@ -306,6 +306,8 @@ def with_value(value: float, *rows: int) -> np.ndarray:
             "x holds 0 NaN and 7 infinite values, in rows 10, 11, 12, 13, 14 and 2 more",
         ),
         (ROWS * [1, 0], "x is constant in column 1, and has no density there"),
+        (ROWS * [1e200, 1], "x varies too widely to be standardised in column 0: choose another"),
+        (ROWS * [1, 1e-200], "x varies too little to be standardised in column 1: choose another"),
         (ROWS * 0 + 3e7, "x is constant in columns 0, 1, and has no density there"),
     ],
 )
