@@ -326,6 +326,7 @@ class _BlockAutoregressive(_OneWay, BlockAutoregressive):
     Without one Pyro's layer has a bounded range, and the flow's density does not integrate to one.
     """
 
+    gate: nn.Parameter
     no_inverse = "bnaf has no inverse, so that nothing can be drawn: choose maf-dsf-5, say"
 
     def __init__(self, input_dim: int, hidden_factors: Sequence[int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,8 @@ class FlowDensity(nn.Module):
         validation: Any = 0.1,
         max_epochs: int | None = None,
         max_seconds: float | None = None,
-        batch_size: int = 256,
-        lr: float = 3e-3,
+        batch_size: int = Training.batch_size,
+        lr: float = Training.lr,
         seed: int | None = None,
         progress: bool = True,
         on_evaluation: Callable[[dict[str, Any]], None] | None = None,
@@ -132,12 +133,17 @@ class FlowDensity(nn.Module):
             **training,
         )
         rows = self.checked_rows(x, context, "x", "context")
-        preparation.warn_of_atoms(rows[0], "x")
+        whole = rows[0]
         rows, held_out = self._split(rows, validation, options.seed)
-        if len(rows[0]) < 2:
-            raise ValueError(f"x must have at least 2 rows to train on, got {len(rows[0])}")
-        self.data_dtype = rows[0].dtype
+        n, taken = len(whole), len(whole) - len(rows[0])
+        if n - taken < 2:
+            raise ValueError(
+                f"x must have at least 2 rows to train on, got {n} row{'s' if n > 1 else ''}"
+                + (f", of which {taken} held out for validation" if taken else "")
+            )
+        self.data_dtype = whole.dtype
         self._set_statistics(rows)
+        preparation.warn_of_atoms(whole, "x", self.columns)
         self.history = None
         self.history = train(
             self.flow,
@@ -146,6 +152,7 @@ class FlowDensity(nn.Module):
             options,
             on_evaluation,
             offset=-float(self.scale.log().sum()),
+            model=self._description(),
         )
         return self
 
@@ -171,18 +178,22 @@ class FlowDensity(nn.Module):
             preparation.check_finite(t, name)
         return rows
 
+    def _description(self) -> dict[str, Any]:
+        overrides = {k: _plain(v) for k, v in self.overrides.items()}
+        return {"architecture": self.architecture, "overrides": overrides}
+
     def _split(
         self, rows: list[Tensor], validation: Any, seed: int
     ) -> tuple[list[Tensor], list[Tensor] | None]:
-        if validation is None or (isinstance(validation, int | float) and validation == 0):
+        if validation is None or (isinstance(validation, Real) and validation == 0):
             return rows, None
-        if not isinstance(validation, int | float):
+        if not isinstance(validation, Real):
             x, c = validation if isinstance(validation, tuple) else (validation, None)
             return rows, self.checked_rows(x, c, "validation", "the context of validation")
-        if not 0 <= validation < 1:
+        if not 0 <= float(validation) < 1:
             raise ValueError(f"validation must lie in [0, 1), or be rows, got {validation}")
         n = len(rows[0])
-        held_out = max(1, int(validation * n))
+        held_out = max(1, int(float(validation) * n))
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         order = order.to(rows[0].device)
         return [t[order[held_out:]] for t in rows], [t[order[:held_out]] for t in rows]
@@ -320,8 +331,7 @@ class FlowDensity(nn.Module):
                 "version": VERSION,
                 "input_dim": self.input_dim,
                 "context_dim": self.context_dim,
-                "architecture": self.architecture,
-                "overrides": {k: _plain(v) for k, v in self.overrides.items()},
+                **self._description(),
                 "dtype": str(self._dtype).removeprefix("torch."),
                 "data_dtype": str(self.data_dtype).removeprefix("torch."),
                 "columns": self.columns,

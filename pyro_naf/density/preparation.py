@@ -81,16 +81,12 @@ def statistics(
         spread over- or underflows.
     """
     loc, scale = _moments(rows)
-    refuse_constant(rows, name, columns)
+    _refuse_constant(rows, name, columns)
     _refuse_range(scale, name, columns)
     return loc, scale
 
 
-def refuse_constant(rows: Tensor, name: str, columns: Sequence[str] | None = None) -> None:
-    """Refuses columns of a single value.
-
-    :raises ValueError: so.
-    """
+def _refuse_constant(rows: Tensor, name: str, columns: Sequence[str] | None) -> None:
     constant = (rows == rows[0]).all(0)
     if constant.any():
         raise ValueError(
@@ -137,13 +133,13 @@ def standardised(rows: Tensor, loc: Tensor, scale: Tensor, dtype: torch.dtype) -
     return torch.cat([((part - loc) / scale).to(dtype) for part in rows.split(CHUNK)])
 
 
-def warn_of_atoms(rows: Tensor, name: str) -> None:
+def warn_of_atoms(rows: Tensor, name: str, columns: Sequence[str] | None = None) -> None:
     """Warns of what has no density: columns of few values, and rows that occur repeatedly."""
-    discrete = discrete_columns(rows)
+    discrete = [i if columns is None else columns[i] for i in discrete_columns(rows)]
     if discrete:
         warnings.warn(
             f"{name} takes few different values in {listed('column', discrete)}: a density rises "
-            "there without bound; add noise as wide as their steps (dequantise)",
+            "there without bound; add noise as wide as their steps (pyro-naf fit --dequantise)",
             stacklevel=3,
         )
     repeated = repeated_rows(rows)

@@ -61,6 +61,8 @@ def _fit(options: argparse.Namespace) -> None:
             f"{options.output} holds the checkpoint of a run that was interrupted: go on with "
             "--resume, or name another folder"
         )
+    if options.resume and not checkpoint.exists():
+        inputs.note(f"{options.output} holds no run that was interrupted: this one starts anew")
     density.fit(
         data.x,
         data.context,

@@ -31,6 +31,9 @@ def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Tabl
         context = context or density.context_columns
     if columns is None and context is not None:
         columns = table.without(context)
+        if not columns:
+            raise CommandError(f"--context names every column of {options.data}: none is left")
+    table.positions([*(columns or ()), *(context or ())])  # none is named twice
     x = table.select(columns)
     c = None if context is None else table.select(context)
     if options.drop_missing:

@@ -25,7 +25,8 @@ def run_score(options: argparse.Namespace) -> None:
             generator = torch.Generator().manual_seed(0)
             x.rows = preparation.dequantised(x.rows, density.noise, generator)
         rows = density.checked_rows(x.rows, c, options.data, "context")
-        values = density.log_prob(*(t.cpu().numpy() for t in rows))
+        with torch.no_grad():
+            values = density.log_prob(*rows).cpu().numpy()
         mean, se = mean_and_se(values)
         if options.output:
             files.write_table(options.output, values[:, None], ["log_likelihood"])
@@ -47,6 +48,7 @@ def run_sample(options: argparse.Namespace) -> None:
             context = table.rows
         torch.manual_seed(options.seed)
         rows = density.sample(options.n, context).cpu()
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # numpy has no bfloat16
         if context is not None:
             # Every context with its draws: its columns first.
             each = context.to(rows).expand(options.n, -1, -1)
