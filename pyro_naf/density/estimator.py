@@ -48,7 +48,8 @@ class FlowDensity(nn.Module):
     :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`.
     :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
     :ivar noise: width of the noise that was added to discrete columns before the fit, by column;
-        rows to be scored need it too (the command line sees to it).
+        rows to be scored need it too, and draws are to be rounded down to ``noise_start`` and whole
+        multiples of it (the command line sees to both).
 
     Source: Huang et al. 2018 [arXiv:1804.00779], section 6.2.
 
@@ -84,6 +85,7 @@ class FlowDensity(nn.Module):
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
         self.noise: dict[int, float] = {}
+        self.noise_start: dict[int, float] = {}
 
     # ------------------------------------------------------------------------------------ fitting
 
@@ -337,6 +339,7 @@ class FlowDensity(nn.Module):
                 "columns": self.columns,
                 "context_columns": self.context_columns,
                 "noise": self.noise,
+                "noise_start": self.noise_start,
                 "history": None if self.history is None else asdict(self.history),
                 "state": {k: v.cpu() for k, v in self.state_dict().items()},
             },
@@ -358,6 +361,7 @@ class FlowDensity(nn.Module):
             density.columns = content["columns"]
             density.context_columns = content["context_columns"]
             density.noise = content["noise"]
+            density.noise_start = content.get("noise_start", {})  # older files have none
             history = content["history"]
             density.history = None if history is None else History(**history)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -187,6 +187,14 @@ def dequantised(rows: Tensor, steps: Mapping[int, float], generator: torch.Gener
     return rows
 
 
+def quantised(rows: Tensor, steps: Mapping[int, float], starts: Mapping[int, float]) -> Tensor:
+    """The rows with columns rounded down to start and whole steps: undoes :func:`dequantised`."""
+    rows = rows.clone()
+    for i, start in starts.items():
+        rows[..., i] = start + steps[i] * ((rows[..., i].double() - start) / steps[i]).floor()
+    return rows
+
+
 def listed(what: str, items: Sequence[Any]) -> str:
     """The first few of them by name.
 

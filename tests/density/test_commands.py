@@ -147,6 +147,18 @@ def test_discrete_columns_are_noted_and_dequantised(here: Path, capsys: Any) -> 
     found = float(capsys.readouterr().out.split()[1])
     summary = json.loads((here / "out" / "summary.json").read_text())
     assert found == pytest.approx(summary["validation"], abs=0.5)
+    assert run("sample", "out", "-n", "200", "--output", "s.npy") == 0
+    drawn = np.load("s.npy")
+    assert (drawn[:, 1] % 1e5 == 0).all() and len(np.unique(drawn[:, 0])) == 200
+    # Columns of a .csv are noted by their names, but only where there is a density at all.
+    np.savetxt("d.csv", rows, delimiter=",", header="a,b", comments="")
+    assert run("fit", "d.csv", *QUICK, "--output", "other") == 0
+    err = capsys.readouterr().err
+    assert "few different values in column b" in err and "pyro-naf fit --dequantise" in err
+    rows[:, 0] = 1
+    np.save("d.npy", rows)
+    assert run("fit", "d.npy", *QUICK, "--output", "other") == 2
+    assert "note" not in capsys.readouterr().err
 
 
 def test_half_precision_and_no_checkpoint_to_resume_from(here: Path, capsys: Any) -> None:

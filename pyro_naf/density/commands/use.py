@@ -48,6 +48,7 @@ def run_sample(options: argparse.Namespace) -> None:
             context = table.rows
         torch.manual_seed(options.seed)
         rows = density.sample(options.n, context).cpu()
+        rows = preparation.quantised(rows, density.noise, density.noise_start)
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # numpy has no bfloat16
         if context is not None:
             # Every context with its draws: its columns first.
