@@ -57,9 +57,10 @@ def as_tensor(value: Any, name: str) -> Tensor:
     return value if value.is_floating_point() else value.double()
 
 
-def check_finite(rows: Tensor, name: str) -> None:
+def check_finite(rows: Tensor, name: str, lines: Sequence[int] | None = None) -> None:
     """Refuses NaN and infinity, counts them and names the rows.
 
+    :param lines: the lines of a file that the rows are in, where those are to be named.
     :raises ValueError: so.
     """
     bad = ~torch.isfinite(rows)
@@ -67,9 +68,8 @@ def check_finite(rows: Tensor, name: str) -> None:
         return
     nan, infinite = int(rows.isnan().sum()), int(rows.isinf().sum())
     at = bad.any(1).nonzero().squeeze(1).tolist()
-    raise ValueError(
-        f"{name} holds {nan} NaN and {infinite} infinite values, in {listed('row', at)}"
-    )
+    where = listed("row", at) if lines is None else listed("line", [lines[i] for i in at])
+    raise ValueError(f"{name} holds {nan} NaN and {infinite} infinite values, in {where}")
 
 
 def statistics(

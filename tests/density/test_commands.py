@@ -127,8 +127,8 @@ def test_missing_values_are_counted_named_and_dropped_on_request(here: Path, cap
     assert "in rows 3, 7" in refuses(capsys, "score", "out", "bad.npy")
     assert run("score", "out", "bad.npy", "--drop-missing") == 0
     assert "498 rows" in capsys.readouterr().out
-    Path("bad.csv").write_text("a,b\n1,?\n2,3\n,4\n5,6\n")
-    assert "2 NaN and 0 infinite values, in rows 0, 2" in refuses(capsys, "fit", "bad.csv", *QUICK)
+    Path("bad.csv").write_text("a,b\n1,?\n2,3\n\n,4\n5,6\n")
+    assert "2 NaN and 0 infinite values, in lines 2, 5" in refuses(capsys, "fit", "bad.csv", *QUICK)
 
 
 def test_discrete_columns_are_noted_and_dequantised(here: Path, capsys: Any) -> None:

@@ -136,6 +136,17 @@ def _only_or_x(names: Sequence[str], path: str) -> str:
 # --------------------------------------------------------------------------------------------- csv
 
 
+def lines_of(table: Table) -> list[int] | None:
+    """The line, from 1, that each row of a .csv file is in; None where that is not so."""
+    if Path(table.path).suffix.lower() != ".csv":
+        return None
+    with open(table.path, encoding="utf-8-sig", newline="") as file:
+        filled = [i for i, line in enumerate(file, 1) if line.strip(" ,;\t\r\n")]
+    # Without that of the names; None where a cell of text goes over several lines.
+    names = 0 if table.columns is None else 1
+    return filled[names:] if len(filled) == len(table.rows) + names else None
+
+
 def _read_csv(path: str) -> Table:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
