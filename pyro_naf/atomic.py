@@ -36,7 +36,7 @@ class ReplacedFolder:
             raise OSError("the name of the output folder is empty")
         self.path = Path(os.path.realpath(path))
         self.owned = frozenset(owned)
-        self._new = self.path.parent / f".{self.path.name}.pyro-naf-new"
+        self._new = _beside(self.path)
         self._old = self.path.parent / f".{self.path.name}.pyro-naf-old"
 
     def check(self) -> None:
@@ -86,6 +86,11 @@ class ReplacedFolder:
                 self._old.rename(self.path)
         if self._new.exists():
             shutil.rmtree(self._new)
+        if self.path.is_dir():
+            # Its files may be replaced one by one too, under the folder's own lock.
+            with _locked(self.path):
+                for name in self.owned:
+                    _beside(self.path / name).unlink(missing_ok=True)
 
     def _refuse_foreign(self) -> None:
         if not self.path.exists():
@@ -116,7 +121,7 @@ def replace_file(path: str | os.PathLike[str], content: Buffer) -> None:
 
     A symbolic link is followed; the parent folders are created.
 
-    :raises OSError: when it cannot be written.
+    :raises OSError: when it cannot be written; it names the file.
     """
     if not os.fspath(path):
         raise OSError("the name of the output file is empty")
@@ -124,7 +129,7 @@ def replace_file(path: str | os.PathLike[str], content: Buffer) -> None:
     real.parent.mkdir(parents=True, exist_ok=True)
     if real.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file")
-    new = real.parent / f".{real.name}.pyro-naf-new"
+    new = _beside(real)
     with _locked(real.parent):
         try:
             with open(new, "wb") as file:
@@ -132,8 +137,16 @@ def replace_file(path: str | os.PathLike[str], content: Buffer) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(new, real)
+        except OSError as error:
+            error.filename = error.filename or str(path)  # a full disk is reported without
+            raise
         finally:
             new.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """Where the new content is written before it takes the place of the old."""
+    return path.parent / f".{path.name}.pyro-naf-new"
 
 
 @contextmanager

@@ -272,32 +272,40 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(atomic.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         replace_file(path, b"new")
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def _killed_while_writing(path):
+    code = (
+        "import importlib.util as u, os, signal, sys\n"
+        # Without the package around it, which takes seconds to import.
+        "spec = u.spec_from_file_location('atomic', sys.argv[1])\n"
+        "atomic = u.module_from_spec(spec)\n"
+        "spec.loader.exec_module(atomic)\n"
+        "atomic.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "atomic.replace_file(sys.argv[2], b'new')"
+    )
+    command = [sys.executable, "-c", code, atomic.__file__, str(path)]
+    done = subprocess.run(command, capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
 
 
 def test_a_killed_writer_leaves_the_old_file_and_the_next_clears_up(tmp_path):
     path = tmp_path / "file"
     replace_file(path, b"old")
-    code = (
-        "import os, signal; from pyro_naf import atomic\n"
-        "atomic.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"atomic.replace_file({str(path)!r}, b'new')"
-    )
-    spec = importlib.util.find_spec("pyro_naf.atomic")
-    # Without the package around it, which takes seconds to import.
-    code = code.replace(
-        "from pyro_naf import atomic",
-        "import importlib.util as u; "
-        f"spec = u.spec_from_file_location('atomic', {spec.origin!r}); "
-        "atomic = u.module_from_spec(spec); spec.loader.exec_module(atomic)",
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
-    assert done.returncode == -signal.SIGKILL
+    _killed_while_writing(path)
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 2
     replace_file(path, b"newer")
     assert path.read_bytes() == b"newer" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_writer_of_an_owned_file_left_is_cleared_up(output):
+    _killed_while_writing(output.path / "b.txt")
+    assert len(_content(output.path)) == 3
+    output.check()
+    assert _content(output.path) == OLD
 
 
 def test_a_link_to_a_file_is_followed_and_a_folder_is_refused(tmp_path):

@@ -304,20 +304,41 @@ def _tan(parts: _Parts, number: int) -> NormalizingFlow:
     return NormalizingFlow([LULinear(parts.input_dim), *shifts], base)
 
 
-class _WithoutCaches(nn.Module):
-    """Pyro's layers keep their last evaluation with its graph, which cannot be copied."""
+class _OneWay(nn.Module):
+    """Pyro's layers without an inverse: they say so, and can be copied.
+
+    They keep their last evaluation with its graph, which cannot be.
+    """
+
+    no_inverse: str
+
+    def _inverse(self, _: Any) -> Any:
+        raise NotImplementedError(self.no_inverse)
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_cached")}
         return {**kept, "_cached_x_y": (None, None), "_cached_logDetJ": None, "_inv": None}
 
 
-class _BlockAutoregressive(_WithoutCaches, BlockAutoregressive):
-    pass
+class _BlockAutoregressive(_OneWay, BlockAutoregressive):
+    """With a gate, a residual connection, that starts near the identity.
+
+    Without one Pyro's layer has a bounded range, and the flow's density does not integrate to one.
+    """
+
+    gate: nn.Parameter
+    no_inverse = "bnaf has no inverse, so that nothing can be drawn: choose maf-dsf-5, say"
+
+    def __init__(self, input_dim: int, hidden_factors: Sequence[int]) -> None:
+        super().__init__(input_dim, list(hidden_factors), residual="gated")
+        nn.init.constant_(self.gate, 2.0)
 
 
-class _Planar(_WithoutCaches, Planar):
-    pass
+class _Planar(_OneWay, Planar):
+    no_inverse = (
+        "planar flows have no inverse, so that data cannot be scored: fit them to an energy "
+        "(fit_energy), or choose maf-dsf-5, say"
+    )
 
 
 def _bnaf(parts: _Parts, number: int) -> NormalizingFlow:
@@ -326,15 +347,11 @@ def _bnaf(parts: _Parts, number: int) -> NormalizingFlow:
             "architecture 'bnaf' takes no context: Pyro's BlockAutoregressive has none"
         )
     factors = [parts.options.hidden_units] * len(parts.options.hidden_dims)
-    flows = [
-        # The last one has no gate, as in the paper's code: the gate is a residual connection.
-        _BlockAutoregressive(parts.input_dim, factors, residual="gated" if i < number - 1 else None)
-        for i in range(number)
-    ]
+    flows = [_BlockAutoregressive(parts.input_dim, factors) for _ in range(number)]
     return NormalizingFlow(
         parts.stacked(flows),
         StandardNormal(parts.input_dim),
-        no_inverse="bnaf has no inverse, so that nothing can be drawn: choose maf-dsf-5, say",
+        no_inverse=_BlockAutoregressive.no_inverse,
     )
 
 
@@ -345,6 +362,5 @@ def _planar(parts: _Parts, number: int) -> NormalizingFlow:
         [*(_Planar(parts.input_dim) for _ in range(number)), Diagonal(parts.input_dim)],
         StandardNormal(parts.input_dim),
         sampling=True,
-        no_inverse="planar flows have no inverse, so that data cannot be scored: fit them to an "
-        "energy (fit_energy), or choose maf-dsf-5, say",
+        no_inverse=_Planar.no_inverse,
     )

@@ -37,7 +37,7 @@ def load(path: Path, kind: str, version: int, device: torch.device | None = None
     data = io.BytesIO(path.read_bytes())
     if not _is_whole(data):
         raise ModelFileError(
-            f"{path} is not a {kind} of pyro_naf: it is truncated, or no such file"
+            f"{path} is not a {kind} of pyro_naf: it is truncated, or not such a file"
         )
     try:
         content = torch.load(data, map_location=device or "cpu", weights_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ class FlowDensity(nn.Module):
     :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`.
     :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
     :ivar noise: width of the noise that was added to discrete columns before the fit, by column;
-        rows to be scored need it too (the command line sees to it).
+        rows to be scored need it too, and draws are to be rounded down to ``noise_start`` and whole
+        multiples of it (the command line sees to both).
 
     Source: Huang et al. 2018 [arXiv:1804.00779], section 6.2.
 
@@ -83,6 +85,7 @@ class FlowDensity(nn.Module):
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
         self.noise: dict[int, float] = {}
+        self.noise_start: dict[int, float] = {}
 
     # ------------------------------------------------------------------------------------ fitting
 
@@ -94,8 +97,8 @@ class FlowDensity(nn.Module):
         validation: Any = 0.1,
         max_epochs: int | None = None,
         max_seconds: float | None = None,
-        batch_size: int = 256,
-        lr: float = 3e-3,
+        batch_size: int = Training.batch_size,
+        lr: float = Training.lr,
         seed: int | None = None,
         progress: bool = True,
         on_evaluation: Callable[[dict[str, Any]], None] | None = None,
@@ -103,8 +106,8 @@ class FlowDensity(nn.Module):
     ) -> FlowDensity:
         """Fits the density to rows, from its present weights, and returns itself.
 
-        The weights with the best likelihood of the validation rows are kept. The rows are moved to
-        the module's device.
+        The weights with the best likelihood of the validation rows are kept, also when an exception
+        or Ctrl-C ends the fit. The rows are moved to the module's device.
 
         :param x: rows ``(N, D)``, N >= 2.
         :param context: ``(N, C)``, with ``context_dim`` = C.
@@ -119,7 +122,8 @@ class FlowDensity(nn.Module):
         :raises TypeError: when the data holds no real numbers.
         :raises ValueError: for another shape, NaN or infinity (counted, rows named), a constant
             column, too few rows, or an argument out of its range.
-        :raises RuntimeError: when the likelihood is not finite for 50 steps in a row.
+        :raises RuntimeError: when the likelihood is not finite for 50 steps in a row, or never
+            is for the validation rows.
         """
         options = Training(
             max_epochs=max_epochs,
@@ -131,12 +135,18 @@ class FlowDensity(nn.Module):
             **training,
         )
         rows = self.checked_rows(x, context, "x", "context")
-        preparation.warn_of_atoms(rows[0], "x")
+        whole = rows[0]
         rows, held_out = self._split(rows, validation, options.seed)
-        if len(rows[0]) < 2:
-            raise ValueError(f"x must have at least 2 rows to train on, got {len(rows[0])}")
-        self.data_dtype = rows[0].dtype
+        n, taken = len(whole), len(whole) - len(rows[0])
+        if n - taken < 2:
+            raise ValueError(
+                f"x must have at least 2 rows to train on, got {n} row{'s' if n > 1 else ''}"
+                + (f", of which {taken} held out for validation" if taken else "")
+            )
+        self.data_dtype = whole.dtype
         self._set_statistics(rows)
+        preparation.warn_of_atoms(whole, "x", self.columns)
+        self.history = None
         self.history = train(
             self.flow,
             self._standardised(rows),
@@ -144,6 +154,7 @@ class FlowDensity(nn.Module):
             options,
             on_evaluation,
             offset=-float(self.scale.log().sum()),
+            model=self._description(),
         )
         return self
 
@@ -169,18 +180,22 @@ class FlowDensity(nn.Module):
             preparation.check_finite(t, name)
         return rows
 
+    def _description(self) -> dict[str, Any]:
+        overrides = {k: _plain(v) for k, v in self.overrides.items()}
+        return {"architecture": self.architecture, "overrides": overrides}
+
     def _split(
         self, rows: list[Tensor], validation: Any, seed: int
     ) -> tuple[list[Tensor], list[Tensor] | None]:
-        if validation is None or (isinstance(validation, int | float) and validation == 0):
+        if validation is None or (isinstance(validation, Real) and validation == 0):
             return rows, None
-        if not isinstance(validation, int | float):
+        if not isinstance(validation, Real):
             x, c = validation if isinstance(validation, tuple) else (validation, None)
             return rows, self.checked_rows(x, c, "validation", "the context of validation")
-        if not 0 <= validation < 1:
+        if not 0 <= float(validation) < 1:
             raise ValueError(f"validation must lie in [0, 1), or be rows, got {validation}")
         n = len(rows[0])
-        held_out = max(1, int(validation * n))
+        held_out = max(1, int(float(validation) * n))
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         order = order.to(rows[0].device)
         return [t[order[held_out:]] for t in rows], [t[order[:held_out]] for t in rows]
@@ -190,7 +205,7 @@ class FlowDensity(nn.Module):
         self.loc.copy_(loc)
         self.scale.copy_(scale)
         if len(rows) > 1:
-            loc, scale = preparation.context_statistics(rows[1])
+            loc, scale = preparation.context_statistics(rows[1], "context", self.context_columns)
             self.context_loc.copy_(loc)
             self.context_scale.copy_(scale)
 
@@ -318,13 +333,13 @@ class FlowDensity(nn.Module):
                 "version": VERSION,
                 "input_dim": self.input_dim,
                 "context_dim": self.context_dim,
-                "architecture": self.architecture,
-                "overrides": {k: _plain(v) for k, v in self.overrides.items()},
+                **self._description(),
                 "dtype": str(self._dtype).removeprefix("torch."),
                 "data_dtype": str(self.data_dtype).removeprefix("torch."),
                 "columns": self.columns,
                 "context_columns": self.context_columns,
                 "noise": self.noise,
+                "noise_start": self.noise_start,
                 "history": None if self.history is None else asdict(self.history),
                 "state": {k: v.cpu() for k, v in self.state_dict().items()},
             },
@@ -346,6 +361,7 @@ class FlowDensity(nn.Module):
             density.columns = content["columns"]
             density.context_columns = content["context_columns"]
             density.noise = content["noise"]
+            density.noise_start = content.get("noise_start", {})  # older files have none
             history = content["history"]
             density.history = None if history is None else History(**history)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

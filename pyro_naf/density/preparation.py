@@ -16,6 +16,9 @@ ROWS_EACH = 10
 #: Rows that are looked at to find that out.
 LOOKED_AT = 50_000
 
+#: Values closer than this part of a column's range are one value, computed in two ways.
+ROUNDING = 1e-6
+
 #: Rows or columns named in a message.
 NAMED = 5
 
@@ -54,9 +57,10 @@ def as_tensor(value: Any, name: str) -> Tensor:
     return value if value.is_floating_point() else value.double()
 
 
-def check_finite(rows: Tensor, name: str) -> None:
+def check_finite(rows: Tensor, name: str, lines: Sequence[int] | None = None) -> None:
     """Refuses NaN and infinity, counts them and names the rows.
 
+    :param lines: the lines of a file that the rows are in, where those are to be named.
     :raises ValueError: so.
     """
     bad = ~torch.isfinite(rows)
@@ -64,9 +68,8 @@ def check_finite(rows: Tensor, name: str) -> None:
         return
     nan, infinite = int(rows.isnan().sum()), int(rows.isinf().sum())
     at = bad.any(1).nonzero().squeeze(1).tolist()
-    raise ValueError(
-        f"{name} holds {nan} NaN and {infinite} infinite values, in {listed('row', at)}"
-    )
+    where = listed("row", at) if lines is None else listed("line", [lines[i] for i in at])
+    raise ValueError(f"{name} holds {nan} NaN and {infinite} infinite values, in {where}")
 
 
 def statistics(
@@ -74,23 +77,48 @@ def statistics(
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation ``(D,)`` of the columns, in double precision.
 
-    :raises ValueError: when a column is constant: it has no density.
+    :raises ValueError: when a column is constant, which has no density, or when the square of its
+        spread over- or underflows.
     """
     loc, scale = _moments(rows)
-    constant = (rows == rows[0]).all(0).nonzero().squeeze(1).tolist()
-    if constant:
-        named = [columns[i] if columns is not None else i for i in constant]
-        raise ValueError(
-            f"{name} is constant in {listed('column', named)}, and has no density there: leave "
-            "out what does not vary"
-        )
+    _refuse_constant(rows, name, columns)
+    _refuse_range(scale, name, columns)
     return loc, scale
 
 
-def context_statistics(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _refuse_constant(rows: Tensor, name: str, columns: Sequence[str] | None) -> None:
+    constant = (rows == rows[0]).all(0)
+    if constant.any():
+        raise ValueError(
+            f"{name} is constant in {_named(constant, columns)}, and has no density there: leave "
+            "out what does not vary"
+        )
+
+
+def context_statistics(
+    rows: Tensor, name: str, columns: Sequence[str] | None = None
+) -> tuple[Tensor, Tensor]:
     """The same for a context, whose constant columns do no harm: their scale is 1."""
     loc, scale = _moments(rows)
-    return loc, torch.where(scale > 0, scale, 1.0)
+    scale = torch.where((rows == rows[0]).all(0), 1.0, scale)
+    _refuse_range(scale, name, columns)
+    return loc, scale
+
+
+def _refuse_range(scale: Tensor, name: str, columns: Sequence[str] | None) -> None:
+    tiny = torch.finfo(torch.double).tiny
+    for bad, how in ((~torch.isfinite(scale), "widely"), (scale.square() < tiny, "little")):
+        if bad.any():
+            raise ValueError(
+                f"{name} varies too {how} to be standardised in {_named(bad, columns)}: choose "
+                "another unit"
+            )
+
+
+def _named(chosen: Tensor, columns: Sequence[str] | None) -> str:
+    """The columns that a mask chooses, by name where they have one."""
+    at = chosen.nonzero().squeeze(1).tolist()
+    return listed("column", [columns[i] if columns is not None else i for i in at])
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,13 +133,13 @@ def standardised(rows: Tensor, loc: Tensor, scale: Tensor, dtype: torch.dtype) -
     return torch.cat([((part - loc) / scale).to(dtype) for part in rows.split(CHUNK)])
 
 
-def warn_of_atoms(rows: Tensor, name: str) -> None:
+def warn_of_atoms(rows: Tensor, name: str, columns: Sequence[str] | None = None) -> None:
     """Warns of what has no density: columns of few values, and rows that occur repeatedly."""
-    discrete = discrete_columns(rows)
+    discrete = [i if columns is None else columns[i] for i in discrete_columns(rows)]
     if discrete:
         warnings.warn(
             f"{name} takes few different values in {listed('column', discrete)}: a density rises "
-            "there without bound; add noise as wide as their steps (dequantise)",
+            "there without bound; add noise as wide as their steps (pyro-naf fit --dequantise)",
             stacklevel=3,
         )
     repeated = repeated_rows(rows)
@@ -141,9 +169,10 @@ def repeated_rows(rows: Tensor) -> int:
 
 
 def steps_of(rows: Tensor, columns: Iterable[int]) -> dict[int, float]:
-    """The smallest step between two values of each of these columns."""
+    """The smallest step between two values of each of these columns, rounding errors aside."""
     values = {i: rows[:, i].double().unique() for i in columns}
-    return {i: float(v.diff().min()) for i, v in values.items() if len(v) > 1}
+    gaps = {i: (v.diff(), ROUNDING * (v[-1] - v[0])) for i, v in values.items() if len(v) > 1}
+    return {i: float(gap[gap > error].min()) for i, (gap, error) in gaps.items()}
 
 
 def dequantised(rows: Tensor, steps: Mapping[int, float], generator: torch.Generator) -> Tensor:
@@ -155,6 +184,14 @@ def dequantised(rows: Tensor, steps: Mapping[int, float], generator: torch.Gener
     for i, step in steps.items():
         noise = torch.rand(len(rows), generator=generator, dtype=torch.double)
         rows = rows.index_add(1, torch.tensor([i]), (step * noise).unsqueeze(1))
+    return rows
+
+
+def quantised(rows: Tensor, steps: Mapping[int, float], starts: Mapping[int, float]) -> Tensor:
+    """The rows with columns rounded down to start and whole steps: undoes :func:`dequantised`."""
+    rows = rows.clone()
+    for i, start in starts.items():
+        rows[..., i] = start + steps[i] * ((rows[..., i].double() - start) / steps[i]).floor()
     return rows
 
 

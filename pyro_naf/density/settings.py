@@ -47,7 +47,7 @@ class Training:
     max_epochs: int | None = None
     max_steps: int | None = None
     max_seconds: float | None = None
-    batch_size: int = 512
+    batch_size: int = 256
     lr: float = 3e-3
     schedule: str = "cosine"
     clip: float = 5.0
@@ -83,6 +83,12 @@ class Training:
         ):
             if choice not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {choice!r}")
+        if not 0 <= self.checkpoint_seconds < math.inf:
+            raise ValueError(
+                f"checkpoint_seconds must be at least 0 and finite, got {self.checkpoint_seconds}"
+            )
+        if self.checkpoint is not None:
+            object.__setattr__(self, "checkpoint", Path(self.checkpoint))
         if self.resume and self.checkpoint is None:
             raise ValueError("resume needs checkpoint, the file to go on from")
 

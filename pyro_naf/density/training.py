@@ -26,6 +26,9 @@ MAX_BAD_STEPS = 50
 #: Steps between two evaluations on the validation rows: an epoch, but within these bounds.
 EVALUATE_EVERY = (100, 1000)
 
+#: Options that a checkpoint must agree on, beside those that the run derives others from.
+SAME = ("max_seconds", "lr", "schedule", "clip", "polyak", "patience", "precision", "seed")
+
 Rows = Sequence[Tensor]  # x (N, D), and with a context c (N, C)
 
 
@@ -36,13 +39,14 @@ def train(
     training: Training,
     on_evaluation: Callable[[dict[str, Any]], None] | None = None,
     offset: float = 0.0,
+    model: dict[str, Any] | None = None,
 ) -> History:
     """Maximises the mean log-density of the rows; leaves the best weights in the module.
 
     Everything stays on the device: batches are picked there by a permutation, losses are summed
     there, and the host looks once in 50 steps. A step whose loss or gradient is not finite changes
-    nothing. Under ``torch.distributed`` every process takes its part of each batch, and has to be
-    given the same rows.
+    nothing. An interrupted run leaves the best weights so far. Under ``torch.distributed`` every
+    process takes its part of each batch, and has to be given the same rows.
 
     :param module: ``module(x)`` or ``module(x, context)`` is the log-density of every row.
     :param rows: ``(x,)`` or ``(x, context)`` on the module's device, N rows each.
@@ -50,11 +54,14 @@ def train(
     :param on_evaluation: is given each entry of ``History.evaluations`` as it is made.
     :param offset: added to all log-likelihoods that are reported: those of standardised rows
         differ by a constant from those of the data.
-    :raises RuntimeError: when 50 steps in a row have no finite loss and gradient.
+    :param model: numbers and strings that say what the module is, which a checkpoint to resume from
+        must agree on.
+    :raises RuntimeError: when 50 steps in a row have no finite loss and gradient, or no likelihood
+        that was validated was finite.
     :raises ValueError: when the checkpoint to resume from is of another run.
     """
     with _seeded(training.seed), _matmul_precision(training.precision):
-        run = _Run(module, rows, validation, training, offset)
+        run = _Run(module, rows, validation, training, offset, model or {})
         return run.run(on_evaluation)
 
 
@@ -90,8 +97,10 @@ class _Run:
         validation: Rows | None,
         training: Training,
         offset: float,
+        model: dict[str, Any],
     ) -> None:
         self.module, self.rows, self.validation, self.options = module, rows, validation, training
+        self.model = model
         self.weights: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         if not self.weights:
             raise ValueError("the module has nothing to train")
@@ -118,9 +127,21 @@ class _Run:
     # ------------------------------------------------------------------------------------ the loop
 
     def run(self, on_evaluation: Callable[[dict[str, Any]], None] | None) -> History:
+        self.module.train()
+        try:
+            self.loop(on_evaluation)
+        finally:  # an interrupted run leaves the best weights so far
+            with torch.no_grad():
+                torch._foreach_copy_(self.weights, self.best)
+            for weight in self.weights:
+                weight.grad = None
+            self.module.eval()
+        self.refuse_untrained()
+        return self.history
+
+    def loop(self, on_evaluation: Callable[[dict[str, Any]], None] | None) -> None:
         history, options = self.history, self.options
         show = options.progress and parallel.rank() == 0
-        self.module.train()
         with tqdm(
             total=self.max_steps, initial=history.steps, desc="fit", unit="step", disable=not show
         ) as bar:
@@ -138,12 +159,28 @@ class _Run:
                     self.evaluate(on_evaluation)
             if not history.evaluations or history.evaluations[-1]["step"] != history.steps:
                 self.evaluate(on_evaluation)
-        with torch.no_grad():
-            torch._foreach_copy_(self.weights, self.best)
-        for weight in self.weights:
-            weight.grad = None
-        self.module.eval()
-        return history
+
+    @torch.no_grad()
+    def refuse_untrained(self) -> None:
+        """Raises where the weights that were kept are of no use."""
+        history = self.history
+        if history.steps and history.skipped == history.steps:
+            raise RuntimeError(
+                f"none of {history.steps} steps had a finite loss and gradient: try a smaller lr, "
+                "or look for outliers in the data"
+            )
+        if self.validation is None:
+            values = self.module(*(t[: self.batch] for t in self.rows))
+            if not values.isfinite().any():
+                raise RuntimeError(
+                    "no likelihood is finite after the last step: try a smaller lr, or look for "
+                    "outliers in the data"
+                )
+        elif self.best_value == -math.inf:
+            raise RuntimeError(
+                "no evaluation had a finite validation likelihood: try a smaller lr, or look for "
+                "outliers in the validation rows"
+            )
 
     @property
     def fraction(self) -> float:
@@ -225,7 +262,7 @@ class _Run:
                 total += values.double().sum()
             torch._foreach_copy_(self.weights, present)
         value = float(parallel.sum_over(total)) / len(self.validation[0]) + self.offset
-        return -math.inf if math.isnan(value) else value
+        return value if math.isfinite(value) else -math.inf
 
     def describe(self) -> str:
         """The last likelihoods and the time left, for the progress bar."""
@@ -246,14 +283,15 @@ class _Run:
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be of this run."""
-        o = self.options
         return {
             "weights": [list(p.shape) for p in self.weights],
-            "rows": [list(t.shape) for t in self.rows],
-            # Exact in whatever order it is summed.
-            "checksum": [int(t.double().view(torch.long).sum()) for t in self.rows],
-            "batch": self.batch,
-            "options": [self.max_steps, o.max_seconds, o.lr, o.schedule, o.clip, o.polyak, o.seed],
+            "rows": _fingerprint(self.rows),
+            "validation rows": _fingerprint(self.validation or ()),
+            "batch_size": self.batch,
+            "max_steps": self.max_steps,
+            "evaluate_every": self.evaluate_every,
+            **{name: getattr(self.options, name) for name in SAME},
+            **self.model,
         }
 
     def state(self) -> dict[str, Any]:
@@ -273,7 +311,7 @@ class _Run:
     def load_state(self, state: dict[str, Any]) -> None:
         ours, theirs = self.identity(), state["identity"]
         if ours != theirs:
-            differs = ", ".join(key for key in ours if ours[key] != theirs.get(key))
+            differs = ", ".join(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))
             raise ValueError(
                 f"checkpoint {self.options.checkpoint} is of another run: it differs in {differs}"
             )
@@ -286,6 +324,11 @@ class _Run:
         self.start = time.monotonic() - self.history.seconds
         self.stepper.new_order(self.options.seed, self.history.steps // self.steps_per_epoch)
         _restore_generators(state["generators"], self.device)
+
+
+def _fingerprint(rows: Rows) -> list[Any]:
+    # The sum of the bits is exact in whatever order it is taken.
+    return [[*t.shape, int(t.double().view(torch.long).sum())] for t in rows]
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:

@@ -245,10 +245,10 @@ def files_of_others(folder: Path) -> dict[str, tuple[bytes, str]]:
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 255
     return {
-        "empty": (b"", "is truncated, or no such file"),
-        "truncated": (whole[: len(whole) // 2], "is truncated, or no such file"),
-        "flipped": (bytes(flipped), "is truncated, or no such file"),
-        "text": (b"a,b\n1,2\n", "is truncated, or no such file"),
+        "empty": (b"", "is truncated, or not such a file"),
+        "truncated": (whole[: len(whole) // 2], "is truncated, or not such a file"),
+        "flipped": (bytes(flipped), "is truncated, or not such a file"),
+        "text": (b"a,b\n1,2\n", "is truncated, or not such a file"),
         "module": ((folder / "module.pt").read_bytes(), "holds more than tensors and numbers"),
         "weights": ((folder / "weights.pt").read_bytes(), "is not a model of pyro_naf"),
         "version": (variant(version=99), "is a model of version 99, this pyro_naf reads version"),
@@ -267,6 +267,15 @@ def test_a_foreign_or_truncated_file_is_refused_in_one_line(tmp_path: Path) -> N
         assert name in str(raised.value) and "\n" not in str(raised.value)
     with pytest.raises(FileNotFoundError):
         FlowDensity.load(tmp_path / "none.pt")
+
+
+def test_a_checkpoint_is_a_path_or_its_name_and_of_one_architecture(tmp_path: Path) -> None:
+    path = str(tmp_path / "c.pt")
+    kept = {"checkpoint": path, "checkpoint_seconds": 0, "validation": np.float32(0.2)}
+    small().fit(ROWS, max_steps=3, **kept, **QUICK)
+    small().fit(ROWS, max_steps=3, resume=True, **kept, **QUICK)
+    with pytest.raises(ValueError, match="it differs in overrides$"):
+        small(activation="elu").fit(ROWS, max_steps=3, resume=True, **kept, **QUICK)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> None:
@@ -299,13 +308,15 @@ def with_value(value: float, *rows: int) -> np.ndarray:
         (ROWS[:, :1], "x must have shape (N, 2), got (50, 1)"),
         (ROWS[0], "x must have shape (N, 2), got (2,)"),
         (ROWS[:0], "x must have rows, got none"),
-        (ROWS[:1], "x must have at least 2 rows to train on, got 0"),
+        (ROWS[:1], "2 rows to train on, got 1 row, of which 1 held out for validation"),
         (with_value(np.nan, 3), "x holds 1 NaN and 0 infinite values, in row 3"),
         (
             with_value(-np.inf, *range(10, 17)),
             "x holds 0 NaN and 7 infinite values, in rows 10, 11, 12, 13, 14 and 2 more",
         ),
         (ROWS * [1, 0], "x is constant in column 1, and has no density there"),
+        (ROWS * [1e200, 1], "x varies too widely to be standardised in column 0: choose another"),
+        (ROWS * [1, 1e-200], "x varies too little to be standardised in column 1: choose another"),
         (ROWS * 0 + 3e7, "x is constant in columns 0, 1, and has no density there"),
     ],
 )
@@ -347,6 +358,7 @@ def test_contexts_of_another_shape_are_refused() -> None:
         ({"schedule": "linear"}, "schedule must be one of cosine, plateau, constant"),
         ({"precision": "half"}, "precision must be one of float32, tf32, bfloat16"),
         ({"resume": True}, "resume needs checkpoint"),
+        ({"checkpoint_seconds": math.nan}, "checkpoint_seconds must be at least 0 and finite"),
     ],
 )
 def test_an_option_out_of_its_range_is_named(options: dict[str, Any], message: str) -> None:

@@ -91,10 +91,11 @@ def test_steps_that_are_not_finite_are_skipped_and_counted() -> None:
     assert math.isfinite(history.evaluations[-1]["train"])
 
 
-def test_a_skipped_step_changes_no_weight() -> None:
+def test_skipped_steps_change_no_weight_and_are_no_training() -> None:
     x, module = torch.full((32, 1), 1e3), Troubled()
     before = module.loc.item()
-    fit(module, x, max_steps=20)
+    with pytest.raises(RuntimeError, match="none of 20 steps had a finite loss.*smaller lr"):
+        fit(module, x, max_steps=20)
     assert module.loc.item() == before
 
 
@@ -104,9 +105,33 @@ def test_when_no_step_is_finite_it_says_so() -> None:
 
 
 def test_infinite_validation_rows_are_never_best() -> None:
-    x = torch.randn(64, 1)
-    history = fit(Troubled(), x, torch.full((4, 1), 1e3), max_steps=200, patience=1)
-    assert history.evaluations[0]["validation"] == -math.inf
+    seen, x = [], torch.randn(64, 1)
+    training = Training(progress=False, max_steps=200, patience=1)
+    with pytest.raises(RuntimeError, match="no evaluation had a finite validation likelihood"):
+        train(Troubled(), (x,), (torch.full((4, 1), 1e3),), training, seen.append)
+    assert seen[0]["validation"] == -math.inf
+
+
+@pytest.mark.parametrize("validation", [None, torch.randn(50, 2)])
+def test_weights_that_a_step_threw_off_are_not_returned_as_trained(validation: Any) -> None:
+    flow = build("maf-dsf-1", 2, hidden_dims=[8], hidden_units=4)
+    with pytest.raises(RuntimeError, match="no (likelihood|evaluation).*finite.*smaller lr"):
+        fit(flow, torch.randn(64, 2), validation, max_steps=20, lr=1e30)
+
+
+def test_an_interrupted_run_leaves_the_best_weights_and_no_gradients() -> None:
+    x, module, kept = 3 + torch.randn(640, 1), Gaussian(), []
+
+    def interrupt(row: dict[str, Any]) -> None:
+        kept.append(row)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    training = Training(progress=False, max_steps=1000, evaluate_every=50, lr=0.01)
+    with pytest.raises(KeyboardInterrupt):
+        train(module, (x,), (x,), training, interrupt)
+    assert mean_log_prob(module, (x,))[0] == pytest.approx(kept[1]["validation"], abs=1e-6)
+    assert module.loc.grad is None and not module.training
 
 
 def test_bfloat16_reaches_nearly_the_same_likelihood() -> None:
@@ -197,10 +222,14 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     x, path = torch.randn(64, 1), tmp_path / "c.pt"
     fit(Gaussian(), x, max_steps=5, checkpoint=path, checkpoint_seconds=0)
-    with pytest.raises(ValueError, match="c.pt is of another run: it differs in checksum"):
+    with pytest.raises(ValueError, match="c.pt is of another run: it differs in rows"):
         fit(Gaussian(), x + 1, max_steps=5, checkpoint=path, resume=True)
-    with pytest.raises(ValueError, match="it differs in options"):
-        fit(Gaussian(), x, max_steps=6, checkpoint=path, resume=True)
+    for other in ({"patience": 3}, {"precision": "tf32"}, {"evaluate_every": 2}, {"max_steps": 6}):
+        options = {"max_steps": 5, **other}
+        with pytest.raises(ValueError, match=f"it differs in {next(iter(other))}$"):
+            fit(Gaussian(), x, checkpoint=path, resume=True, **options)
+    with pytest.raises(ValueError, match="it differs in validation rows$"):
+        fit(Gaussian(), x, x[:9], max_steps=5, checkpoint=path, resume=True)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="c.pt is not a checkpoint of pyro_naf"):
         fit(Gaussian(), x, max_steps=5, checkpoint=path, resume=True)

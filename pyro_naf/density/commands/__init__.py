@@ -7,7 +7,7 @@ from typing import Any
 from ...command_line import at_least, positive, widths
 from .. import datasets
 from ..architectures import NAMES
-from ..settings import PRECISIONS, SCHEDULES
+from ..settings import PRECISIONS, SCHEDULES, Training
 from .fit import run_fit
 from .use import run_sample, run_score
 
@@ -72,8 +72,14 @@ def _add_fit(commands: Any) -> None:
     add("--epochs", type=at_least(1), metavar="N", help="default: 100, but 2000 steps at least")
     add("--steps", type=at_least(1), metavar="N", help="at most so many steps")
     add("--seconds", type=positive, metavar="S", help="at most so long")
-    add("--batch-size", type=at_least(1), metavar="N", default=256, help="default: %(default)s")
-    add("--lr", type=positive, metavar="RATE", default=3e-3, help="default: %(default)s")
+    add(
+        "--batch-size",
+        type=at_least(1),
+        metavar="N",
+        default=Training.batch_size,
+        help="default: %(default)s",
+    )
+    add("--lr", type=positive, metavar="RATE", default=Training.lr, help="default: %(default)s")
     add("--schedule", choices=SCHEDULES, default="cosine", help="default: %(default)s")
     add("--patience", type=at_least(1), metavar="N", default=30,
         help="evaluations without progress after which to stop; default: %(default)s")  # fmt: skip

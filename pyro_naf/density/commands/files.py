@@ -41,12 +41,21 @@ class Table:
     def select(self, chosen: Sequence[str] | None) -> Table:
         """These columns, each a name, or a number from 0; None for all.
 
-        :raises CommandError: when there is no such column, or it holds text.
+        :raises CommandError: as :meth:`positions`, or when a column holds text.
         """
-        if chosen is None:
-            chosen = [str(i) for i in range(self.rows.shape[1])]
         names = self.columns or []
-        at = []
+        at = list(range(self.rows.shape[1])) if chosen is None else self.positions(chosen)
+        for i in at:
+            if i in self.text:
+                raise CommandError(f"{self.path} holds text in {self.text[i]}")
+        return Table(self.path, self.rows[:, at], [names[i] for i in at] if names else None)
+
+    def positions(self, chosen: Sequence[str]) -> list[int]:
+        """Where these columns are.
+
+        :raises CommandError: when there is no such column, or one is named twice.
+        """
+        names, at = self.columns or [], list[int]()
         for name in chosen:
             if name in names:
                 at.append(names.index(name))
@@ -55,10 +64,9 @@ class Table:
             else:
                 known = ", ".join(names) or f"0 to {self.rows.shape[1] - 1}"
                 raise CommandError(f"{self.path} has no column {name!r}; there are {known}")
-        for i in at:
-            if i in self.text:
-                raise CommandError(f"{self.path} holds text in {self.text[i]}")
-        return Table(self.path, self.rows[:, at], [names[i] for i in at] if names else None)
+            if at[-1] in at[:-1]:
+                raise CommandError(f"column {name} of {self.path} is named twice")
+        return at
 
     def without(self, left_out: Sequence[str]) -> list[str]:
         """The names, or numbers, of all columns but these."""
@@ -126,6 +134,17 @@ def _only_or_x(names: Sequence[str], path: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------- csv
+
+
+def lines_of(table: Table) -> list[int] | None:
+    """The line, from 1, that each row of a .csv file is in; None where that is not so."""
+    if Path(table.path).suffix.lower() != ".csv":
+        return None
+    with open(table.path, encoding="utf-8-sig", newline="") as file:
+        filled = [i for i, line in enumerate(file, 1) if line.strip(" ,;\t\r\n")]
+    # Without that of the names; None where a cell of text goes over several lines.
+    names = 0 if table.columns is None else 1
+    return filled[names:] if len(filled) == len(table.rows) + names else None
 
 
 def _read_csv(path: str) -> Table:
@@ -208,7 +227,8 @@ def write_table(path: str, rows: np.ndarray, columns: Sequence[str] | None = Non
     else:
         names = columns or [f"x{i}" for i in range(rows.shape[1])]
         buffer.write((",".join(names) + "\n").encode())
-        np.savetxt(buffer, rows, delimiter=",", fmt="%.9g")
+        digits = 17 if rows.dtype == np.float64 else 9  # as many as bring the number back
+        np.savetxt(buffer, rows, delimiter=",", fmt=f"%.{digits}g")
     replace_file(path, buffer.getbuffer())
 
 

@@ -49,7 +49,7 @@ def _fit(options: argparse.Namespace) -> None:
     if density.flow.no_inverse is not None and density.flow.sampling:
         raise CommandError(density.flow.no_inverse)
     density.columns, density.context_columns = data.columns, data.context_columns
-    density.noise = data.noise
+    density.noise, density.noise_start = data.noise, data.noise_start
 
     first = parallel.rank() == 0
     output = ReplacedFolder(options.output, FILES)
@@ -61,6 +61,8 @@ def _fit(options: argparse.Namespace) -> None:
             f"{options.output} holds the checkpoint of a run that was interrupted: go on with "
             "--resume, or name another folder"
         )
+    if options.resume and not checkpoint.exists():
+        inputs.note(f"{options.output} holds no run that was interrupted: this one starts anew")
     density.fit(
         data.x,
         data.context,
@@ -103,6 +105,7 @@ class _Data:
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
         self.noise: dict[int, float] = {}
+        self.noise_start: dict[int, float] = {}
 
     @property
     def width(self) -> int:
@@ -130,6 +133,7 @@ def _from_file(options: argparse.Namespace) -> _Data:
     if options.dequantise:
         discrete = preparation.discrete_columns(data.x)
         data.noise = preparation.steps_of(data.x, discrete)
+        data.noise_start = {i: float(data.x[:, i].min()) for i in data.noise}
         generator = torch.Generator().manual_seed(options.seed)
         data.x = preparation.dequantised(data.x, data.noise, generator)
         names = [str(i) if data.columns is None else data.columns[i] for i in discrete]

@@ -31,6 +31,9 @@ def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Tabl
         context = context or density.context_columns
     if columns is None and context is not None:
         columns = table.without(context)
+        if not columns:
+            raise CommandError(f"--context names every column of {options.data}: none is left")
+    table.positions([*(columns or ()), *(context or ())])  # none is named twice
     x = table.select(columns)
     c = None if context is None else table.select(context)
     if options.drop_missing:
@@ -43,14 +46,14 @@ def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Tabl
         if c is not None:
             c.rows = c.rows[finite]
     elif not (torch.isfinite(x.rows).all() and (c is None or torch.isfinite(c.rows).all())):
-        _refuse_missing(x, c, options.data)
+        _refuse_missing(x, c)
     return x, c
 
 
-def _refuse_missing(x: Table, context: Table | None, path: str) -> None:
+def _refuse_missing(x: Table, context: Table | None) -> None:
     both = x.rows if context is None else torch.cat([x.rows, context.rows], 1)
     try:
-        preparation.check_finite(both, path)
+        preparation.check_finite(both, x.path, files.lines_of(x))
     except ValueError as error:
         raise CommandError(f"{error}; --drop-missing leaves them out") from None
 

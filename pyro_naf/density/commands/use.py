@@ -25,7 +25,8 @@ def run_score(options: argparse.Namespace) -> None:
             generator = torch.Generator().manual_seed(0)
             x.rows = preparation.dequantised(x.rows, density.noise, generator)
         rows = density.checked_rows(x.rows, c, options.data, "context")
-        values = density.log_prob(*(t.cpu().numpy() for t in rows))
+        with torch.no_grad():
+            values = density.log_prob(*rows).cpu().numpy()
         mean, se = mean_and_se(values)
         if options.output:
             files.write_table(options.output, values[:, None], ["log_likelihood"])
@@ -43,10 +44,12 @@ def run_sample(options: argparse.Namespace) -> None:
         if options.context_file:
             table = files.read_table(options.context_file)
             table = table.select(density.context_columns if table.columns is not None else None)
-            preparation.check_finite(table.rows, options.context_file)
+            preparation.check_finite(table.rows, table.path, files.lines_of(table))
             context = table.rows
         torch.manual_seed(options.seed)
         rows = density.sample(options.n, context).cpu()
+        rows = preparation.quantised(rows, density.noise, density.noise_start)
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # numpy has no bfloat16
         if context is not None:
             # Every context with its draws: its columns first.
             each = context.to(rows).expand(options.n, -1, -1)
