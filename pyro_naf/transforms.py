@@ -119,23 +119,23 @@ class AutoregressiveFlow(TransformModule):
 
     def value_and_log_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""One pass, past the cache: y and :math:`\log \partial y_t/\partial x_t`, ``(..., D)``."""
-        y, log_slope, in_order = self._pass(x)
-        return y, self.arn.sort(log_slope, back=True) if in_order else log_slope
+        return self._pass(x, sorted_slopes=True)
 
-    def _pass(self, x: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """The same, and whether the log-slopes are still in autoregressive order."""
+    def _pass(self, x: Tensor, sorted_slopes: bool) -> tuple[Tensor, Tensor]:
+        """The same; log-slopes may stay in autoregressive order."""
         self._check(x, "x")
         context = () if self.context is None else (self.context,)
         if getattr(type(self.arn), "forward", None) is not MADE.forward or self.arn.is_natural:
-            return *self.transformer(x, self.arn(x, *context)), False
+            return self.transformer(x, self.arn(x, *context))
         # Sorting x and y is cheaper than sorting the pseudo-parameters.
         x = self.arn.sort(x)
         y, log_slope = self.transformer(x, self.arn(x, *context, in_order=True))
-        return self.arn.sort(y, back=True), log_slope, True
+        log_slope = self.arn.sort(log_slope, back=True) if sorted_slopes else log_slope
+        return self.arn.sort(y, back=True), log_slope
 
     def _evaluate(self, x: Tensor, y: Tensor | None = None) -> Evaluation:
         """One pass, remembered. ``y`` is the image of ``x`` where it is known."""
-        value, log_slope, _ = self._pass(x)  # a sum has no order
+        value, log_slope = self._pass(x, sorted_slopes=False)  # a sum has no order
         return self._cache.remember(
             self, self.context, x, value if y is None else y, log_slope.sum(-1)
         )

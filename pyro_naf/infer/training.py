@@ -133,9 +133,11 @@ class Training:
     @torch.no_grad()
     def _judged(self) -> _Candidate:
         posterior, found = self.guide.get_posterior(), []
-        for _ in range(_JUDGING // _CHUNK):
-            z, log_q = _push(posterior, self._normal(_CHUNK))
-            found.append((self.target(z) - log_q).double().cpu())
+        # Looking must not change what training does next.
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            for _ in range(_JUDGING // _CHUNK):
+                z, log_q = _push(posterior, self._normal(_CHUNK))
+                found.append((self.target(z) - log_q).double().cpu())
         log_w = torch.cat(found).nan_to_num(nan=-math.inf, posinf=-math.inf)
         khat = pareto_khat(log_w) if log_w.isfinite().any() else math.inf
         return _Candidate(float(log_w.mean()), khat, [w.clone() for w in self.weights])
