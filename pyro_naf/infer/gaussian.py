@@ -39,6 +39,9 @@ _MOST_CLIMBS = 10
 #: oscillator's posterior end at modes without mass.
 _FEWEST_CLIMBS, _PATIENCE = 8, 5
 
+#: Points that the start of a climb is drawn from.
+_CANDIDATES = 200
+
 #: Draws behind every estimate of an ELBO, the same for all Gaussians.
 _ELBO_DRAWS = 256
 
@@ -64,6 +67,11 @@ class Gaussian:
     loc: Tensor
     factor: Tensor
     elbo: float
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviations ``(D,)``."""
+        return self.factor.norm(dim=-1)
 
     def draw(self, normal: Tensor) -> Tensor:
         """Images of standard normal points ``(N, D)``."""
@@ -147,11 +155,13 @@ def search(
     start = time.monotonic()
     tried = middle[None][:0]
     modes: list[Gaussian] = []
+    tops: list[Tensor] = []
     climbs = futile = 0
     while futile < num_starts and climbs < _MOST_CLIMBS * num_starts:
-        path = climb(target, _start(climbs, middle, modes))
+        path = climb(target, _start(target, climbs, middle, modes))
         known = len(modes)
-        if len(path) and all(_dip(target, path[-1], k.loc) > _DIP for k in modes):
+        if len(path) and not any(_leads(target, top, path[-1]) for top in tops):
+            tops.append(path[-1])
             points = _spread(path)
             tried = torch.cat([tried, points])
             if found := laplace(target, points, normal):
@@ -165,16 +175,26 @@ def search(
     return tried, modes
 
 
-def _start(number: int, middle: Tensor, modes: list[Gaussian]) -> Tensor:
-    """By turns a point of a box, and one 3 to 10 widths from a mode: scales are not known."""
+@torch.no_grad()
+def _start(target: LogDensity, number: int, middle: Tensor, modes: list[Gaussian]) -> Tensor:
+    """By turns a point of a box, and one 3 to 10 widths from a mode: scales are not known.
+
+    It is drawn from many such points by their density, to a power that leaves a choice of a tenth:
+    among dozens of modes those with mass are found first.
+    """
     if number == 0:
         return middle
     if number % 2 or not modes:
         box = (2.0, 5.0)[number // 2 % 2]
-        return (2 * torch.rand(len(middle)).to(middle) - 1) * box
-    mode = modes[int(torch.randint(len(modes), ()))]
-    normal = torch.randn(1, len(middle)).to(middle)
-    return mode.draw(normal * (3 + 7 * torch.rand(()).to(middle)))[0]
+        z = (2 * torch.rand(_CANDIDATES, len(middle)).to(middle) - 1) * box
+    else:
+        mode = modes[int(torch.randint(len(modes), ()))]
+        widths = 3 + 7 * torch.rand(_CANDIDATES, 1).to(middle)
+        z = mode.draw(torch.randn(_CANDIDATES, len(middle)).to(middle) * widths)
+    log_p = target(z).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+    if not log_p.isfinite().any():
+        return z[0]
+    return z[even_softmax(log_p, 0.1).multinomial(1)[0]]
 
 
 def climb(target: LogDensity, start: Tensor, max_iter: int = 100) -> Tensor:
@@ -357,6 +377,25 @@ def cholesky(covariance: Tensor) -> Tensor:
     return upper.mT * upper.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
 
 
+def even_softmax(log_weights: Tensor, least: float = 0.05) -> Tensor:
+    """Weights ``(N,)``, normalised, to the largest power <= 1 with an effective size of N / 20.
+
+    >>> even_softmax(torch.zeros(4))
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    low, high, power = 0.0, 1.0, 1.0
+    for _ in range(20):
+        weights = (power * log_weights).softmax(0)
+        if even := bool(1 / weights.square().sum() >= least * len(weights)):
+            low = power
+        else:
+            high = power
+        if even and power == 1:
+            break
+        power = (low + high) / 2
+    return weights
+
+
 def _covariance(x: Tensor) -> Tensor:
     centred = x - x.mean(0)
     return centred.T @ centred / len(x)
@@ -377,6 +416,12 @@ def _distinct(target: LogDensity, gaussians: list[Gaussian]) -> list[Gaussian]:
         if all(_dip(target, g.loc, k.loc) > _DIP for k in kept):
             kept.append(g)
     return kept
+
+
+@torch.no_grad()
+def _leads(target: LogDensity, top: Tensor, end: Tensor) -> bool:
+    """Whether one climbs from ``end`` to ``top``; a saddle where a path has ended is no top."""
+    return float(target(end[None]) - target(top[None])) < _DIP and _dip(target, end, top) < _DIP
 
 
 @torch.no_grad()

@@ -1,15 +1,15 @@
-"""Gaussians at several modes as one proposal: what mass they find, and how it lies."""
+"""Gaussians at several modes, and a guide, as one proposal: what mass they find, and where."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
-from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 
-from .gaussian import Gaussian, LogDensity, cholesky, log_density
+from .gaussian import Gaussian, LogDensity, cholesky, even_softmax
 
 #: Draws of a mixture.
 _DRAWS = 20_000
@@ -20,41 +20,85 @@ _WIDTHS = (1.0, 2.0)
 #: Mass outside the heaviest mode from which on a posterior is taken to have several.
 _SECOND = 0.01
 
+#: Points that the guide's inverse does not reach are told from the others in groups this small.
+_GROUP = 16
+
+
+class Proposal(Protocol):
+    """A density on R^D with draws made from standard normal ones."""
+
+    def draw(self, normal: Tensor) -> Tensor: ...
+
+    def log_prob(self, z: Tensor) -> Tensor: ...
+
+
+class Pushed:
+    """A guide's posterior as a proposal: its density is zero where its inverse does not reach."""
+
+    def __init__(self, posterior: Any) -> None:
+        self.posterior = posterior
+
+    def draw(self, normal: Tensor) -> Tensor:
+        for transform in self.posterior.transforms:
+            normal = transform(normal)
+        return normal
+
+    @torch.no_grad()
+    def pull(self, z: Tensor) -> Tensor:
+        """The standard normal points that become z."""
+        for transform in reversed(self.posterior.transforms):
+            z = transform.inv(z)
+        return z
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        try:
+            return self.posterior.log_prob(z)
+        except (RuntimeError, ValueError):
+            if len(z) <= _GROUP:
+                return z.new_full((len(z),), -math.inf)
+            return torch.cat([self.log_prob(part) for part in z.chunk(2)])
+
+
+def widened(modes: Sequence[Gaussian]) -> list[Gaussian]:
+    """Gaussians at the modes, of one and two widths."""
+    return [Gaussian(g.loc, w * g.factor, math.nan) for g in modes for w in _WIDTHS]
+
 
 @torch.no_grad()
-def moments(target: LogDensity, modes: list[Gaussian]) -> Gaussian | None:
-    """The Gaussian with the posterior's mean and covariance, if several modes have mass.
+def weighed(
+    target: LogDensity, proposals: Sequence[Proposal], like: Tensor, count: int = _DRAWS
+) -> tuple[Tensor, Tensor]:
+    """Draws ``(N, D)`` of proposals in equal shares, and their log-weights ``(N,)``.
 
-    By importance sampling with the mixture of the modes' Gaussians; weights are truncated at the
-    root of their number (Ionides 2008), so that no single draw decides.
+    A draw is weighed by the mixture, whichever proposal made it (Veach & Guibas 1995): no weight
+    is large where any proposal has mass.
+
+    :param like: a tensor ``(D,)`` of the draws' dtype and device.
     """
+    share = max(count // len(proposals), 100)
+    parts = [p.draw(torch.randn(share, len(like)).to(like)) for p in proposals]
+    # Part by part: a flow knows its own draws, and needs no inverse for them.
+    log_q = torch.stack([torch.cat([p.log_prob(z) for z in parts]) for p in proposals])
+    z = torch.cat(parts)
+    log_weights = target(z) - log_q.logsumexp(0) + math.log(len(proposals))
+    return z, log_weights.nan_to_num(nan=-math.inf, posinf=-math.inf)
+
+
+@torch.no_grad()
+def several(target: LogDensity, modes: Sequence[Gaussian]) -> bool:
+    """Whether more than one of the modes has mass."""
     if len(modes) < 2:
-        return None
-    parts = [Gaussian(g.loc, w * g.factor, math.nan) for g in modes for w in _WIDTHS]
-    z, log_w = weighed(target, parts)
-    log_w = log_w - log_w.logsumexp(0)
-    weights = log_w.clamp(max=-0.5 * math.log(len(z))).softmax(0)
+        return False
+    z, log_weights = weighed(target, widened(modes), modes[0].loc)
     nearest = torch.stack([g.log_prob(z) for g in modes]).argmax(0)
+    weights = log_weights.softmax(0)
     masses = torch.zeros(len(modes)).to(weights).index_add(0, nearest, weights)
-    if 1 - masses.max() < _SECOND:
-        return None
-    loc = weights @ z
-    centred = z - loc
-    (factor,) = cholesky((centred.T @ (weights[:, None] * centred))[None])
-    return Gaussian(loc, factor, math.nan)
-
-
-def weighed(target: LogDensity, parts: list[Gaussian]) -> tuple[Tensor, Tensor]:
-    """Draws ``(N, D)`` of Gaussians in equal shares, and their log-weights ``(N,)``."""
-    count = max(_DRAWS // len(parts), 100)
-    z = torch.cat([g.draw(torch.randn(count, len(g.loc)).to(g.loc)) for g in parts])
-    log_q = torch.stack([g.log_prob(z) for g in parts]).logsumexp(0) - math.log(len(parts))
-    return z, (target(z) - log_q).nan_to_num(nan=-math.inf, posinf=-math.inf)
+    return bool(1 - masses.max() > _SECOND)
 
 
 @torch.no_grad()
 def missed_mass(
-    guide: AutoContinuous, log_evidence: float, others: list[Gaussian], *args: Any, **kwargs: Any
+    target: LogDensity, guide: Pushed, log_evidence: float, others: Sequence[Gaussian]
 ) -> float:
     """The part of the posterior's mass that the guide lacks and other proposals find.
 
@@ -62,18 +106,33 @@ def missed_mass(
     k-hat, ESS and evidence of the guide alone do not see a mode that it has lost. Zero unless the
     difference is beyond three standard errors.
     """
-    target, posterior = log_density(guide, *args, **kwargs), guide.get_posterior()
-    count = _DRAWS // (len(others) + 1)
-    own = posterior.rsample((count,))
-    foreign = torch.cat([g.draw(torch.randn(count, len(g.loc)).to(g.loc)) for g in others])
-    z = torch.cat([own, foreign])
-    try:
-        log_q = posterior.log_prob(z)
-    except (RuntimeError, ValueError):  # out of the inverse's reach: far from the guide's mass
-        log_q = torch.cat([posterior.log_prob(own), foreign.new_full((len(foreign),), -math.inf)])
-    proposals = torch.stack([log_q, *(g.log_prob(z) for g in others)])
-    log_w = (target(z) - proposals.logsumexp(0) + math.log(len(proposals))).double()
-    log_w = log_w.nan_to_num(nan=-math.inf, neginf=-math.inf) - log_evidence
-    covered = log_w.clamp(max=700).exp()  # of mean 1 if the guide's evidence is all there is
+    _, log_weights = weighed(target, [guide, *others], others[0].loc)
+    covered = (log_weights.double() - log_evidence).clamp(max=700).exp()
     total, error = covered.mean(), covered.std() / len(covered) ** 0.5
+    # Of mean 1 if the guide's evidence is all there is.
     return float(1 - 1 / total) if total - 1 > 3 * error else 0.0
+
+
+class Pool:
+    """Draws of the posterior, roughly: of proposals, with weights that leave none alone.
+
+    One more proposal is the Gaussian with the moments that the others have found: what lies between
+    and around modes, another mode too, has draws nearby.
+    """
+
+    def __init__(self, target: LogDensity, proposals: Sequence[Gaussian]) -> None:
+        like = proposals[0].loc
+        for wider in (False, True):
+            more = [self.gaussian()] if wider else []
+            self.z, log_weights = weighed(target, [*proposals, *more], like)
+            self.weights = even_softmax(log_weights)
+
+    def draw(self, count: int) -> Tensor:
+        return self.z[self.weights.multinomial(count, replacement=True)]
+
+    def gaussian(self) -> Gaussian:
+        """With the posterior's mean and covariance."""
+        loc = self.weights @ self.z
+        centred = self.z - loc
+        (factor,) = cholesky((centred.T @ (self.weights[:, None] * centred))[None])
+        return Gaussian(loc, factor, math.nan)

@@ -23,8 +23,8 @@ from torch import Tensor
 from ..checks import check_integers
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .diagnostics import ImportanceDiagnostics, importance_diagnostics
-from .gaussian import Gaussian, fit_gaussian, free_name, log_density, set_gaussian
-from .mixture import missed_mass, moments
+from .gaussian import Gaussian, fit_gaussian, free_name, log_density
+from .mixture import Pool, Pushed, missed_mass, several, widened
 from .training import Budget, Training
 
 _FLOWS = {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}
@@ -32,8 +32,8 @@ _FLOWS = {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}
 #: Budget where none is given: so many steps, unless so many seconds are over before.
 _STEPS, _SECONDS = 4000, 50.0
 
-#: The parts of the budget for the search for modes, at most, and for covering several.
-_SEARCH, _COVERING = 0.1, 0.4
+#: The part of the budget for the search for modes, at most.
+_SEARCH = 0.1
 
 
 @dataclass(frozen=True)
@@ -145,21 +145,22 @@ def refine(
     r"""Puts a flow inside a Gaussian guide's affine map and trains the whole.
 
     Given a model, it first looks for modes and finds a full-rank Gaussian
-    (:func:`~pyro_naf.infer.fit_gaussian`): of the posterior around its mode, or, where several
-    modes have mass, with the mean and covariance of all. Given a fitted Gaussian guide, it starts
-    from that. The new guide starts as the Gaussian, its flow near the identity, and is trained in
+    (:func:`~pyro_naf.infer.fit_gaussian`). Given a fitted Gaussian guide, it starts from that. The
+    new guide starts as the Gaussian, or, where several modes have mass, as the one with the mean
+    and covariance of all, its flow near the identity, and is trained in
     units of the Gaussian's width by Adam with clipped gradients.
 
-    Where there are several modes, two fifths of the budget go to descending the forward divergence
-    KL(p || q), estimated by weighing the guide's own draws, which loses no mode. Then the ELBO is
-    maximised, at a constant rate until it has stopped rising, at the latest after half of what is
-    left; then by its path gradient (sticking the landing) while the rate falls to zero and the
-    weights are averaged (Polyak). To this last part the log-variance divergence is added, under
+    The ELBO is maximised at a constant rate until it has stopped rising, at the latest after half
+    the budget; then by its path gradient (sticking the landing) while the rate falls to zero and
+    the weights are averaged (Polyak). To this last part the log-variance divergence is added, under
     draws wider than the guide's, so that the tails fit too, on which k-hat depends; while k-hat is
     above 0.6 and there is time it is repeated, and of guides level in their ELBO the one with the
-    smallest k-hat is kept (:class:`~pyro_naf.infer.training.Training`). The fitted guide and the
-    model's own parameters are left as they are; the new guide's weights enter the param store under
-    a name of their own.
+    smallest k-hat is kept. Where there are several modes, no draw need pass between them for their
+    weights to be learnt: the whole budget goes to the log-variance divergence under draws of the
+    guide and of the posterior, found by weighing Gaussians at the modes, and to the ELBO of draws
+    that lie in modes (:class:`~pyro_naf.infer.training.Training`). The fitted guide and the model's
+    own parameters are left as they are; the new guide's weights enter the param store under a name
+    of their own.
 
     The diagnostics weigh ``guide.model``: that of a guide for a part of the latents
     (``poutine.block``) draws the others from their prior, and ELBO and k-hat say so.
@@ -177,8 +178,9 @@ def refine(
     :param num_particles: draws for each gradient.
     :param num_draws: draws for the diagnostics before and after.
     :param learning_rate: Adam's, at the start.
-    :param tempering: below 1, training starts as wide as the posterior to this power (0.02, say),
-        and covers what it finds there, as it does several modes: for modes that no start finds.
+    :param tempering: below 1, Gaussians as wide as the posterior to this power (0.02, say) are
+        weighed too, and what they find is covered as several modes are: for modes that no start
+        finds, or a guide that is given.
     :param num_starts: the search for modes, when a model is given, ends when so many starts in a
         row have found no new one, or after a tenth of ``seconds``.
     :param seed: seeds torch's generators for the duration of the call, which are put back after.
@@ -201,7 +203,7 @@ def refine(
     budget = Budget(steps, seconds)
     with _seeded(seed):
         modes: list[Gaussian] = []
-        several, width = None, tempering**-0.5
+        widths = [tempering ** (-power / 4) for power in range(3)]
         if not isinstance(guide, AutoGuide):
             if not callable(guide):
                 raise TypeError(f"guide must be a model or a fitted Gaussian guide, got {guide!r}")
@@ -213,14 +215,18 @@ def refine(
                 seconds=None if seconds is None else _SEARCH * seconds,
                 **kwargs,
             )
-            several = moments(log_density(guide, *args, **kwargs), modes)
-            if several is not None and tempering == 1:
-                set_gaussian(guide, several)
-            width = 1.0
+            widths = [1.0]
         guide = _gaussian(guide, *args, **kwargs)
         loc, factor = affine_of(guide)
-        if several is not None or tempering < 1:
-            budget.covering = _COVERING
+        target = log_density(guide, *args, **kwargs)
+        pool, proposals = None, widened(modes)
+        if tempering < 1:
+            proposals += [Gaussian(loc, w * _matrix(factor), math.nan) for w in widths]
+        if tempering < 1 or several(target, modes):
+            budget.covers = True
+            pool = Pool(target, proposals)
+            start = pool.gaussian()
+            loc, factor = start.loc, start.factor if factor.dim() == 2 else start.scale
         before = importance_diagnostics(
             guide.model, guide, *args, num_particles=num_draws, **kwargs
         )
@@ -233,17 +239,18 @@ def refine(
         )
         refined._pyro_name = free_name(f"{type(refined).__name__}_refined")
         refined._setup_prototype(*args, **kwargs)
-        refined.set_affine(loc, width * factor)
+        refined.set_affine(loc, factor)
         # The diagnostics have validated the model; in training a NaN must reach the loss.
         with pyro.validation_enabled(False):
             target = log_density(refined, *args, **kwargs)
-            training = Training(refined, target, learning_rate, num_particles)
+            training = Training(refined, target, learning_rate, num_particles, pool)
             training.run(budget, progress)
-        after = importance_diagnostics(
-            guide.model, refined, *args, num_particles=num_draws, **kwargs
-        )
-        wide = [Gaussian(loc, width * _matrix(factor), math.nan) for width in (1.0, 3.0)]
-        missed = missed_mass(refined, after.log_evidence, modes + wide, *args, **kwargs)
+            after = importance_diagnostics(
+                guide.model, refined, *args, num_particles=num_draws, **kwargs
+            )
+            wide = [Gaussian(loc, width * _matrix(factor), math.nan) for width in (1.0, 3.0)]
+            posterior = Pushed(refined.get_posterior())
+            missed = missed_mass(target, posterior, after.log_evidence, modes + wide)
     return Refinement(
         refined, before, after, training.losses, training.skipped, budget.elapsed, missed
     )

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from .autoguides import AutoFlowNormal
 from .diagnostics import pareto_khat
 from .gaussian import LogDensity
+from .mixture import Pool, Pushed
 from .path_gradient import score
 
 #: Steps over which the ELBO is averaged to see whether it still rises.
@@ -27,8 +28,25 @@ _MAX_BAD_STEPS = 50
 #: radius exceeds the root of D, that of the guide's own, by up to so many units of its base.
 _WIDER = 1.5
 
-#: Draws for covering, in multiples of those for climbing.
-_COVERING = 4
+#: In covering, draws of the guide and of the pool, each in multiples of those for climbing; and the
+#: rate, in multiples of that.
+_COVERING, _FASTER = 2, 3.0
+
+#: How far below and above the median of the pool's the log-weights of draws are taken to be at most
+#: in covering. Below are the guide's own draws between modes, which cost the ELBO more than that;
+#: above are those of a mode that it lacks, for which a bound makes this the forward divergence.
+_UNEVEN = (-10.0, 1.0)
+
+#: Draws whose log-weight is less than so far below that median lie in modes.
+_NEAR = 3.0
+
+#: Relative error of the scores that the landing and covering take, far below their noise.
+_TOLERANCE = 1e-3
+
+#: How far below and above the median of the pool's the log-weights of draws are taken to be at most
+#: in covering. Below are the guide's own draws between modes, which cost the ELBO more than that;
+#: above are those of a mode that it lacks, for which a bound makes this the forward divergence.
+_UNEVEN = (-10.0, 1.0)
 
 #: How far below and above the median the log-weight of a wider draw is taken to be at most; k-hat
 #: depends on the large weights alone.
@@ -59,10 +77,8 @@ class _Candidate(NamedTuple):
 class Training:
     r"""Stochastic ascent of a guide's ELBO, and what became of it.
 
-    Three phases follow one another, as the budget says:
+    Where the posterior has one mode, two phases follow one another, as the budget says:
 
-    * *cover* (for posteriors of several modes, from a guide that is wide): descends the forward
-      divergence KL(p || q), which no mode escapes that the guide's draws can reach.
     * *climb*: ascends the ELBO.
     * *land*: ascends it by its path gradient (sticking the landing), while the rate falls to zero
       and the weights are averaged. Added is the log-variance divergence
@@ -74,11 +90,21 @@ class Training:
       is close already. While k-hat is above 0.6 and there is time, the guide lands again, from half
       the rate (warm restarts, Loshchilov & Hutter 2016 [arXiv:1608.03983]).
 
+    Where it has several, the ELBO is no guide: once they are apart, only draws that pass between
+    them tell it how their weights should change, and its gradient loses one. Then all the budget
+    goes to a third:
+
+    * *cover*: descends the log-variance divergence, r being half the guide with a wider base and
+      half a pool of draws of the posterior, found by weighing Gaussians at its modes. Its gradient
+      holds draws fixed, so that a mode's weight is set by all that lie in it. Steps between ascend
+      the ELBO of the draws that lie in modes. The rate falls to zero from the start.
+
     Of the start and the ends of the landings the one with the smallest k-hat is kept, among those
     whose ELBO is within 0.005 nats of the best: a flow that has nothing to add stays as it was.
 
     :param guide: trained in place.
     :param target: the log-density p of its latent vectors, of the posterior up to a factor.
+    :param pool: draws of the posterior, where it has several modes.
     """
 
     def __init__(
@@ -87,8 +113,9 @@ class Training:
         target: LogDensity,
         learning_rate: float,
         num_particles: int,
+        pool: Pool | None = None,
     ) -> None:
-        self.guide, self.target = guide, target
+        self.guide, self.target, self.pool = guide, target, pool
         self.num_particles, self.learning_rate = num_particles, learning_rate
         self.weights = list(guide.parameters())
         self.adam = torch.optim.Adam(self.weights, lr=learning_rate, betas=(0.9, 0.99))
@@ -109,8 +136,11 @@ class Training:
                         budget.land_again()
                     continue
                 warm_up = min(1.0, (len(self.losses) + 1) / 50)
-                self.adam.param_groups[0]["lr"] = self.learning_rate * budget.rate * warm_up
-                if self._step(losses[phase]()) and phase == "land":
+                faster = _FASTER if phase == "cover" else 1.0
+                self.adam.param_groups[0]["lr"] = (
+                    self.learning_rate * faster * budget.rate * warm_up
+                )
+                if self._step(losses[phase]()) and phase != "climb":
                     self._add_to_average()
                 if phase == "climb" and self._plateau(budget):
                     budget.land()
@@ -149,26 +179,38 @@ class Training:
         return loss
 
     def _cover(self) -> Tensor:
-        r"""A stand-in with the gradient of KL(p || q), by weighing the guide's own draws.
+        """One step in 1 + D / 2 balances; the others need no inverse, whose price grows with D."""
+        every = 1 + self.guide.latent_dim // 2
+        return self._climb_nearby() if len(self.losses) % every else self._balance()
 
-        It is :math:`-\sum_i (w_i - 1/N) \nabla \log q(z_i)` at fixed z: without 1/N, whose mean
-        is zero, it would have a variance at q = p too. Where few draws had all the weight, w is
-        taken to a smaller power: the guide is then moved a part of the way.
-        """
+    def _balance(self) -> Tensor:
+        """A stand-in with the gradient of the log-variance divergence, draws being held fixed."""
+        assert self.pool is not None
+        count = _COVERING * self.num_particles
         posterior = self.guide.get_posterior()
-        z, log_q = _push(posterior, self._normal(_COVERING * self.num_particles))
+        theirs = Pushed(posterior).pull(self.pool.draw(count))
+        z, log_q = _push(posterior, torch.cat([self._wide(count), theirs]))
         with torch.no_grad():
-            log_w = self.target(z.detach()) - log_q
-            weights = even_softmax(log_w.nan_to_num(nan=-math.inf))
-        self.losses.append(-log_w.mean().item())
-        return -((weights - 1 / len(weights)) * _at_fixed_point(posterior, z, log_q)).sum()
+            log_w = self.target(z) - log_q
+            self.losses.append(-log_w[:count].mean().item())
+            self.typical = log_w[count:].median()
+            deviations = _huber(log_w, log_w[count:], _UNEVEN)
+        return -((deviations - deviations.mean()) * _at_fixed_point(posterior, z, log_q)).mean()
+
+    def _climb_nearby(self) -> Tensor:
+        """Minus the ELBO, of the draws that lie in modes, or of the half that is the nearest."""
+        z, log_q = _push(self.guide.get_posterior(), self._normal(_COVERING * self.num_particles))
+        loss = log_q - self.target(z)
+        self.losses.append(loss.mean().item())
+        with torch.no_grad():
+            near = loss <= loss.median().clamp(min=_NEAR - self.typical)
+        return loss[near].sum() / len(loss)
 
     def _land(self) -> Tensor:
         count = self.num_particles
-        wide = self._normal(max(count // 2, 2))
-        wide = wide * (1 + _WIDER / wide.shape[-1] ** 0.5 * torch.rand_like(wide[:, :1]))
         posterior = self.guide.get_posterior()
-        z, log_q = _push(posterior, torch.cat([self._normal(count), wide]))
+        base = torch.cat([self._normal(count), self._wide(max(count // 2, 2))])
+        z, log_q = _push(posterior, base)
         # At the wider draws, where the density may not be finite, it is not differentiated.
         log_p = self.target(torch.cat([z[:count], z[count:].detach()]))
         loss = (log_q - log_p)[:count].mean()
@@ -176,10 +218,15 @@ class Training:
         fixed = _at_fixed_point(posterior, z, log_q)
         log_w = (log_p - log_q).detach()
         part = (_CLOSE / log_w[:count].var()).clamp(max=1)
-        return loss - fixed[:count].mean() - part * (_huber(log_w[count:]) * fixed[count:]).mean()
+        outer = _huber(log_w[count:], log_w[count:], _OUTLYING)
+        return loss - fixed[:count].mean() - part * (outer * fixed[count:]).mean()
 
     def _normal(self, count: int) -> Tensor:
         return torch.randn(count, self.guide.latent_dim).to(self.guide.loc)
+
+    def _wide(self, count: int) -> Tensor:
+        normal = self._normal(count)
+        return normal * (1 + _WIDER / normal.shape[-1] ** 0.5 * torch.rand_like(normal[:, :1]))
 
     def _step(self, loss: Tensor) -> bool:
         """Whether the loss and its gradient were finite, and the step was taken."""
@@ -223,58 +270,36 @@ class Training:
 
 def _push(posterior: Any, normal: Tensor) -> tuple[Tensor, Tensor]:
     """Draws of the guide from those of its base ``(N, D)``, and their log-density."""
-    z = normal
-    for transform in posterior.transforms:
-        z = transform(z)
+    z = Pushed(posterior).draw(normal)
     return z, posterior.log_prob(z)
 
 
 def _at_fixed_point(posterior: Any, z: Tensor, log_q: Tensor) -> Tensor:
     """A stand-in for log q(z) with the gradient that it has at fixed z."""
-    return log_q - (score(posterior, z) * z).sum(-1)
+    return log_q - (score(posterior, z, _TOLERANCE) * z).sum(-1)
 
 
-def even_softmax(log_weights: Tensor, least: float = 0.25) -> Tensor:
-    """Weights ``(N,)``, normalised, to the largest power <= 1 with an effective size of N / 4.
-
-    >>> even_softmax(torch.zeros(4))
-    tensor([0.2500, 0.2500, 0.2500, 0.2500])
-    """
-    low, high, power = 0.0, 1.0, 1.0
-    for _ in range(20):
-        weights = (power * log_weights).softmax(0)
-        if even := bool(1 / weights.square().sum() >= least * len(weights)):
-            low = power
-        else:
-            high = power
-        if even and power == 1:
-            break
-        power = (low + high) / 2
-    return weights
-
-
-def _huber(log_weights: Tensor) -> Tensor:
-    """Deviations from the median ``(N,)``, bounded; zero where they are not finite."""
-    finite = log_weights.isfinite()
-    if not finite.any():
+def _huber(log_weights: Tensor, typical: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Deviations ``(N,)`` from the median of the typical ones, bounded; zero where they are NaN."""
+    finite = typical[typical.isfinite()]
+    if not len(finite):
         return torch.zeros_like(log_weights)
-    deviations = log_weights - log_weights[finite].median()
-    return torch.where(finite, deviations.clamp(*_OUTLYING), 0.0)
+    return (log_weights - finite.median()).clamp(*bounds).nan_to_num(nan=0.0)
 
 
 class Budget:
     """Steps and seconds: iterating gives the phase of every step until they are spent.
 
     ``rate`` is 1 until the landing and falls to 0 there. The landing begins when :meth:`land` is
-    called, or when half of what follows covering is over. At its end the phase is "landed", which
-    is no step; :meth:`land_again` goes on from there.
+    called, or when half the budget is over. At its end the phase is "landed", which is no step;
+    :meth:`land_again` goes on from there. Where it ``covers``, all is one descent of the rate.
     """
 
     def __init__(self, steps: int | None, seconds: float | None) -> None:
         self.steps, self.seconds, self.elapsed = steps, seconds, 0.0
         self.start = time.monotonic()
-        #: The part for covering; it is set when it is known whether there are several modes.
-        self.covering = 0.0
+        #: It is set when it is known whether there are several modes.
+        self.covers = False
         self.landing: float | None = None
         self.end, self.fraction, self.steps_climbing, self.top = 1.0, 0.0, 0, 1.0
 
@@ -292,11 +317,9 @@ class Budget:
                 if self.end == end:
                     return
                 continue
-            if self.landing is None and self.fraction >= (1 + self.covering) / 2:
+            if self.landing is None and self.fraction >= (0.0 if self.covers else 0.5):
                 self.landing = self.fraction
-            phase = "land" if self.landing is not None else "climb"
-            if self.fraction < self.covering:
-                phase = "cover"
+            phase = "climb" if self.landing is None else "cover" if self.covers else "land"
             self.steps_climbing += phase == "climb"
             yield phase
             step += 1
@@ -304,7 +327,7 @@ class Budget:
     def land(self) -> None:
         """Starts the landing, which takes as long as the climb did."""
         self.landing = self.fraction
-        self.end = min(1.0, max(2 * self.fraction - self.covering, self.fraction + 0.1))
+        self.end = min(1.0, max(2 * self.fraction, self.fraction + 0.1))
 
     def land_again(self) -> None:
         """Starts another landing as long as the last, from half its rate, if the budget allows."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_naf.infer.gaussian import Gaussian
-from pyro_naf.infer.mixture import moments, weighed
+from pyro_naf.infer.mixture import Pool, several, weighed, widened
 
 CENTRES = torch.tensor([[-3.0, 0.0], [3.0, 1.0]]).double()
 
@@ -29,21 +29,31 @@ def modes(width: float = 0.5) -> list[Gaussian]:
 
 
 @pytest.mark.parametrize("width", [0.4, 0.5, 1.0])
-def test_moments_are_those_of_all_modes(width: float) -> None:
-    found = moments(two(0.4), modes(width))
-    assert found is not None
+def test_a_pool_has_the_moments_of_all_modes(width: float) -> None:
+    found = Pool(two(0.4), modes(width)).gaussian()
     apart = CENTRES[1] - CENTRES[0]
     covariance = 0.25 * torch.eye(2) + 0.24 * torch.outer(apart, apart)
     torch.testing.assert_close(found.loc, CENTRES[0] + 0.6 * apart, atol=0.15, rtol=0)
     torch.testing.assert_close(found.factor @ found.factor.T, covariance, atol=0.3, rtol=0)
 
 
+def test_a_pool_finds_a_mode_between_others() -> None:
+    weights = torch.tensor([0.3, 0.4, 0.3]).double()
+    centres = torch.tensor([[-3.0, 0.0], [0.0, 0.0], [3.0, 0.0]]).double()
+    components = dist.Normal(centres, torch.tensor(0.3).double()).to_event(1)
+    law = dist.MixtureSameFamily(dist.Categorical(weights), components)
+    outer = [Gaussian(c, 0.3 * torch.eye(2).double(), math.nan) for c in centres[::2]]
+    z = Pool(law.log_prob, outer).draw(10_000)
+    assert float((z[:, 0].abs() < 1).double().mean()) == pytest.approx(0.4, abs=0.05)
+
+
 def test_a_mode_without_mass_is_no_second_one() -> None:
-    assert moments(two(0.001), modes()) is None
-    assert moments(two(0.4), modes()[:1]) is None
+    assert several(two(0.4), modes())
+    assert not several(two(0.001), modes())
+    assert not several(two(0.4), modes()[:1])
 
 
 def test_weights_give_the_evidence() -> None:
-    z, log_weights = weighed(two(0.4), modes(0.7))
+    z, log_weights = weighed(two(0.4), widened(modes(0.7)), CENTRES[0])
     assert z.shape == (20_000, 2)
     assert float(log_weights.logsumexp(0)) - math.log(20_000) == pytest.approx(7, abs=0.05)

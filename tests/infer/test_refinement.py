@@ -274,16 +274,16 @@ def right_half(result: Any) -> float:
     return float((draws(result.guide)["z"][:, 0] > 0).float().mean())
 
 
-def test_several_modes_are_found_and_the_draws_weights_put_them_right() -> None:
-    result = refine(two_modes, steps=1200, seed=1, num_draws=10_000, progress=False)
-    assert 0.1 < right_half(result) < 0.9
+@pytest.mark.parametrize("seed", [0, 1])
+def test_several_modes_are_found_and_keep_their_weights(seed: int) -> None:
+    result = refine(two_modes, steps=600, seed=seed, num_draws=10_000, progress=False)
+    assert right_half(result) == pytest.approx(0.6, abs=0.1)
     # A normalised model: the log evidence is zero, without one of the modes log 0.6 at best.
-    assert result.elbo < 0.01 and abs(result.log_evidence) < 0.1
-    assert result.missed == 0
+    assert abs(result.log_evidence) < 0.05 and result.missed == 0
 
 
 def test_a_lost_mode_that_a_start_has_found_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_naf.infer.refinement.moments", lambda target, modes: None)
+    monkeypatch.setattr("pyro_naf.infer.refinement.several", lambda target, modes: False)
     result = refine(two_modes, steps=200, seed=1, progress=False)
     mass = right_half(result)
     assert mass < 0.01 or mass > 0.99  # one mode was lost,
@@ -299,9 +299,9 @@ def test_tempering_covers_modes_that_the_start_knows_nothing_of() -> None:
     set_gaussian(guide, at_one)
     lost = refine(guide, steps=200, seed=1, num_draws=10_000, progress=False)
     assert right_half(lost) > 0.99
-    result = refine(guide, steps=1200, tempering=0.005, seed=1, num_draws=10_000, progress=False)
+    result = refine(guide, steps=800, tempering=0.005, seed=1, num_draws=10_000, progress=False)
     assert right_half(result) == pytest.approx(0.6, abs=0.1)
-    assert result.elbo > math.log(0.6) + 0.2
+    assert abs(result.log_evidence) < 0.05  # without the mode log 0.6
 
 
 def test_training_stops_on_a_plateau() -> None:
