@@ -120,6 +120,20 @@ class MADE(nn.Module):
             self.head.normal_(std=0.05 / self.head.shape[1] ** 0.5)
         self.output_bias.zero_()
 
+    @property
+    def masks(self) -> tuple[Tensor, ...]:
+        """Zeros and ones ``(outputs, inputs)`` that each layer's weights are multiplied by.
+
+        Columns of the first are the context's, then the dimensions in autoregressive order; rows of
+        the last are a dimension's P outputs (or its head's), then the next one's.
+
+        >>> MADE(3, [2], num_params=1, order="natural").masks[-1]
+        tensor([[0., 0.],
+                [1., 0.],
+                [1., 1.]])
+        """
+        return tuple(self._mask(i) for i in range(len(self.weights)))
+
     def get_permutation(self) -> Tensor:
         """The order: entry t is the dimension that comes t-th, shape ``(D,)``."""
         return self.permutation

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BEFORE, AFTER, REFERENCE = COLOURS[0], COLOURS[1], "#C8C8C8"
 
-#: Bins of equal mass that a reference is drawn in.
-_REFERENCE_BINS = 40
-
 #: More points in a scatter plot hide one another.
 _SCATTER_POINTS = 2000
 
@@ -78,14 +75,14 @@ def draw_marginal(
     axes: Axes, draws: Mapping[str, np.ndarray], reference: Any, colours: Mapping[str, str]
 ) -> None:
     """Histograms of one parameter: the reference filled, the stages as outlines."""
-    if reference is not None:
-        # Of quantiles at evenly spaced levels these are the quantiles too.
-        edges = np.quantile(np.asarray(reference, float), np.linspace(0, 1, _REFERENCE_BINS + 1))
-        edges = edges[np.append(True, np.diff(edges) > 0)]
-        density = 1 / (len(edges) - 1) / np.diff(edges)  # every bin holds the same probability
-        axes.stairs(density, edges, fill=True, color=REFERENCE, label="reference")
     low, high = limits(draws, reference)
     bins = np.linspace(low, high, 41)
+    if reference is not None:
+        # Sorted draws are quantiles at evenly spaced levels, as those that may be given instead.
+        quantiles = np.sort(np.asarray(reference, float))
+        levels = np.interp(bins, quantiles, np.linspace(0, 1, len(quantiles)))
+        density = np.diff(levels) / np.diff(bins)
+        axes.stairs(density, bins, fill=True, color=REFERENCE, label="reference")
     for stage, column in draws.items():
         # Draws beyond the edges count in the normalisation, so that heights can be compared.
         weights = np.full(len(column), 1 / len(column) / (bins[1] - bins[0]))
@@ -96,9 +93,10 @@ def draw_marginal(
 
 
 def scatter(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
-    """The first draws of a pair of parameters."""
+    """The first draws of a pair of parameters; those of the reference as an area behind."""
     x, y = x[:_SCATTER_POINTS], y[:_SCATTER_POINTS]
-    axes.scatter(x, y, s=4, alpha=0.3, color=colour, linewidths=0, rasterized=True)
+    size, alpha = (25.0, 1.0) if colour == REFERENCE else (4.0, 0.3)
+    axes.scatter(x, y, s=size, alpha=alpha, color=colour, linewidths=0, rasterized=True)
 
 
 def frame_pair(
@@ -115,7 +113,9 @@ def frame_pair(
     hide_frame(axes, "top", "right")
 
 
-def draw_curves(axes: Axes, curves: Mapping[str, Any], levels: Mapping[str, float]) -> None:
+def draw_curves(
+    axes: Axes, curves: Mapping[str, Any], levels: Mapping[str, float], xlabel: str = "step"
+) -> None:
     """Every step faint, its running mean strong; one curve is black, and its levels coloured."""
     from matplotlib.ticker import MaxNLocator
 
@@ -139,7 +139,7 @@ def draw_curves(axes: Axes, curves: Mapping[str, Any], levels: Mapping[str, floa
         axes.axhline(level, color=colour, linestyle="--", linewidth=1.4, label=label)
     low, high = min(shown), max(shown)
     margin = 0.1 * ((high - low) or 1.0)
-    axes.set(xlabel="step", xlim=(1, longest), ylim=(low - margin, high + margin))
+    axes.set(xlabel=xlabel, xlim=(1, longest), ylim=(low - margin, high + margin))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     hide_frame(axes, "top", "right")
 

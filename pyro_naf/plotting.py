@@ -127,6 +127,7 @@ def plot_densities(
     densities: Mapping[str, Callable[[Tensor], Tensor] | Tensor | np.ndarray],
     limits: tuple[tuple[float, float], tuple[float, float]],
     *,
+    labels: tuple[str, str] = ("x[1]", "x[2]"),
     points: int = 200,
 ) -> Figure:
     """Densities on R^2 side by side, on one colour scale.
@@ -134,6 +135,7 @@ def plot_densities(
     :param densities: title to a log-density, ``(n, 2)`` to ``(n,)``, or to draws ``(n, 2)``. A
         log-density may lack its constant: each is normalised over the picture.
     :param limits: the picture's range of x and of y.
+    :param labels: of the x and the y axis.
     :param points: of the grid in each direction; draws are counted in a quarter as many bins.
     :returns: the figure.
     :raises ValueError: for a log-density whose result is not ``(n,)``.
@@ -159,9 +161,9 @@ def plot_densities(
         drawn = axes.imshow(image, cmap="Blues", vmin=0, vmax=brightest, origin="lower")
         drawn.set_extent((left, right, bottom, top))
         axes.set_aspect("equal" if same_units else "auto")
-        axes.set(title=title, xlabel="x[1]")
+        axes.set(title=title, xlabel=labels[0])
         if i == 0:
-            axes.set_ylabel("x[2]")
+            axes.set_ylabel(labels[1])
     return figure
 
 
@@ -213,6 +215,7 @@ def plot_losses(
     losses: Mapping[str, Sequence[float]],
     *,
     levels: Mapping[str, float] | None = None,
+    xlabel: str = "step",
     ylabel: str = "loss",
 ) -> Figure:
     """Training curves: every step, and a running mean over a fiftieth of them.
@@ -220,6 +223,7 @@ def plot_losses(
     :param losses: label to the loss of each step, ``(steps,)``; losses that are not finite leave a
         gap. The axis follows all but the 2 % furthest on either side.
     :param levels: label to a value to compare with, drawn as a dashed line.
+    :param xlabel: what is counted.
     :param ylabel: what the losses are.
     :returns: the figure.
     :raises ImportError: without matplotlib.
@@ -230,7 +234,7 @@ def plot_losses(
     """
     figure = new_figure(6.4, 3.2)
     axes = figure.add_subplot()
-    draw_curves(axes, losses, levels or {})
+    draw_curves(axes, losses, levels or {}, xlabel)
     axes.set_ylabel(ylabel)
     axes.legend(frameon=False)
     return figure
@@ -241,7 +245,8 @@ def plot_weight_tails(diagnostics: Mapping[str, ImportanceDiagnostics]) -> Figur
 
     For each weight w, over their mean, the fraction of draws with a larger one, both logarithmic.
     A tail with shape k falls like :math:`w^{-1/k}`: the flatter, the more the largest few weights
-    decide. The dotted line has k = 0.7, beyond which importance weights cannot be relied on.
+    decide. The dotted line has k = 0.7, beyond which importance weights cannot be relied on. The
+    fitted tail ends at the largest weight there is, for smoothing invents no larger one.
 
     :param diagnostics: label to what :func:`pyro_naf.infer.importance_diagnostics` returned, or to
         ``result.before`` and ``result.after`` of a refinement.

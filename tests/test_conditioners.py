@@ -211,7 +211,7 @@ def test_masked_weights_never_get_a_gradient() -> None:
     made(torch.randn(6, 4)).square().sum().backward()
     for i, weight in enumerate(made.weights):
         assert weight.grad is not None
-        assert (weight.grad[made._mask(i) == 0] == 0).all()
+        assert (weight.grad[made.masks[i] == 0] == 0).all()
 
 
 def test_activation_may_be_a_module_with_parameters() -> None:
@@ -240,7 +240,7 @@ def test_masks_follow_an_order_loaded_into_a_flow_with_assign() -> None:
 
 def test_masks_move_with_the_module() -> None:
     made = build("two layers", 4).double()
-    assert {made._mask(i).dtype for i in range(3)} == {torch.double}
+    assert {mask.dtype for mask in made.masks} == {torch.double}
     assert made.get_permutation().dtype == torch.long
 
 

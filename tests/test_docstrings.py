@@ -42,9 +42,6 @@ PUBLIC |= {
 #: The abstract base has nothing to run, and published data have to be there first.
 SILENT = {"Transformer", "load"}
 
-#: Public by its name, internal by its use: refine's example runs it.
-NO_EXAMPLE_YET = {"fit_gaussian"}
-
 #: Like ``(..., D)``, or a tensor with one axis, (N,).
 SHAPE = re.compile(r"``\((\.\.\.|\w+)?(, [\w.* /+]+)*,?\)``|\(\w+,\)")
 
@@ -97,9 +94,7 @@ def test_docstring_says_in_a_sentence_what_it_is(name: str) -> None:
 
 
 @named
-def test_docstring_has_an_example_that_doctest_runs(name: str, request: Any) -> None:
-    if name in NO_EXAMPLE_YET:
-        request.applymarker(pytest.mark.xfail(strict=True))
+def test_docstring_has_an_example_that_doctest_runs(name: str) -> None:
     thing = PUBLIC[name]
     found = doctest.DocTestFinder(recurse=False).find(thing, name)
     examples = [example for test in found for example in test.examples]

@@ -106,10 +106,21 @@ def fit_gaussian(
         [-5, 5] in unconstrained space, and from 3 to 10 widths around a mode.
     :param temperature: fits :math:`p^{1/T}`, which is wider.
     :param seconds: time for the search for modes, or five times that for its first eight climbs.
-    :return: the guide, and a Gaussian for p itself at every mode that was found, the best first;
-        without those that are negligible.
+    :return: the guide, whose location has shape ``(D,)`` in unconstrained space, and a Gaussian for
+        p itself at every mode that was found, the best first; without those that are negligible.
     :raises ValueError: when the model has no latents or discrete ones, when its log-density is
         finite at none of the starts, or when the posterior is improper.
+
+    The sign of x is unknown, so that there are two modes:
+
+    >>> import pyro, pyro.distributions as dist
+    >>> _ = pyro.set_rng_seed(0)
+    >>> def model(y):
+    ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    ...     pyro.sample("y", dist.Normal(x.square(), 0.1), obs=y)
+    >>> guide, modes = fit_gaussian(model, torch.tensor(1.0))
+    >>> guide.loc.shape, sorted(round(mode.loc.item(), 1) for mode in modes)
+    (torch.Size([1]), [-1.0, 1.0])
     """
     check_latents(model, *args, **kwargs)
     guide = AutoMultivariateNormal(model, init_loc_fn=start_flat_priors(init_to_median))

@@ -55,9 +55,12 @@ class Layout:
         """Sites with their unconstrained values, from latent vectors ``(*rows, D)``.
 
         The axes of rows and values are aligned at the right, as Pyro's plates are.
+
+        :raises ValueError: when an axis of the vectors lies where a plate of a site does.
         """
         parts = latent.split([place.size for place in self.places.values()], -1)
         for place, part in zip(self.places.values(), parts, strict=True):
+            _check_rows(place, latent)
             yield place.site, unpack(part, place.own, place.event)
 
     def pack(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -102,6 +105,17 @@ class Layout:
                 f"latents[{place.site['name']!r}] must have shape (..., *{tuple(expected)}), got "
                 f"{tuple(value.shape)}"
             )
+
+
+def _check_rows(place: Place, latent: Tensor) -> None:
+    """A further axis at a plate's dim would be taken for more of that plate."""
+    pairs = zip(latent.shape[-2::-1], place.own[::-1], strict=False)  # both from the right
+    if any(row > 1 and own > 1 for row, own in pairs):
+        raise ValueError(
+            f"latent vectors must have axes of length one at the plates of site "
+            f"{place.site['name']!r}, whose batch shape is {place.own}, got {tuple(latent.shape)}; "
+            "batch axes go to the left of them: latent.unsqueeze(-2) for a plate at dim -1"
+        )
 
 
 def unpack(part: Tensor, own: Sequence[int], event: Sequence[int]) -> Tensor:

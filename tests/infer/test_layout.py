@@ -57,3 +57,14 @@ def test_a_set_has_all_its_entries_in_its_own_row() -> None:
     }
     assert all(torch.equal(v[i], torch.full_like(v[i], i)) for v in [values["b"]] for i in range(5))
     assert torch.equal(values["c"][1, :, 0, 0], torch.arange(5.0))
+
+
+def test_vectors_whose_batch_axis_lies_at_a_plate_are_refused() -> None:
+    places = layout(())
+    expected = (
+        r"length one at the plates of site 'a', whose batch shape is \(5, 1\), got \(7, 1, 70\)"
+    )
+    with pytest.raises(ValueError, match=expected):
+        list(places.unpack(torch.randn(7, 1, 70)))
+    values = {site["name"]: value for site, value in places.unpack(torch.randn(7, 1, 1, 1, 70))}
+    assert values["b"].shape == (7, 1, 5, 3, 3)
