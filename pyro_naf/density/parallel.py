@@ -15,8 +15,8 @@ from torch import Tensor, nn
 def start() -> None:
     """Joins the processes that ``torchrun`` has started; does nothing outside of it."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not _running():
-        # Its functions have the group that there is when it is imported as a default argument. Were
-        # it imported later, as DistributedDataParallel does, the group would outlive stop(), and its
+        # Its functions have the group of the moment of its import as a default argument. Imported
+        # later, as DistributedDataParallel does, it would make the group outlive stop(), and its
         # threads the interpreter: one that lets go of a tensor then aborts the process.
         importlib.import_module("torch.distributed.nn.functional")
         if torch.cuda.is_available():
