@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pyro.distributions.transforms import AffineTransform
 from torch import Tensor, nn
 
 from . import preparation
-from .architectures import build
+from .architectures import Options, build
 from .checkpoints import ModelFileError, load, save
 from .settings import History, Training
 from .training import log_probs, train
@@ -38,6 +38,10 @@ class FlowDensity(nn.Module):
 
     in nats, for x in the units of the data. Numpy arrays and tensors of any floating-point dtype
     are taken; the flow computes in its own, that of torch's default at construction.
+
+    scikit-learn takes it for an estimator, whose y is the context: ``clone``, ``Pipeline``,
+    ``cross_val_score`` and ``GridSearchCV`` over architectures and their options work, with what is
+    said to :meth:`fit` in their ``params``.
 
     :param input_dim: D >= 1, the number of columns.
     :param context_dim: width C of a context; p is then the density of x given it.
@@ -262,6 +266,56 @@ class FlowDensity(nn.Module):
             return float(
                 self.log_prob(*self.checked_rows(x, context, "x", "context")).double().mean()
             )
+
+    def score_samples(self, x: Any, context: Any = None) -> np.ndarray:
+        """The log-density of each of the rows ``(N, D)`` in nats, as a numpy array ``(N,)``.
+
+        :raises ValueError: as :meth:`fit`, for shapes and values.
+        """
+        with torch.no_grad():
+            rows = self.checked_rows(x, context, "x", "context")
+            values = self.log_prob(*rows).cpu()
+        return values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
+
+    # -------------------------------------------------------------------------------- scikit-learn
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """What the density is made of: the arguments of the constructor, all options among them.
+
+        >>> FlowDensity(2, hidden_dims=[16]).get_params()["hidden_dims"]
+        [16]
+        """
+        defaults = {field.name: field.default for field in fields(Options)}
+        return {
+            "input_dim": self.input_dim,
+            "context_dim": self.context_dim,
+            "architecture": self.architecture,
+            **defaults,
+            **self.overrides,
+        }
+
+    def set_params(self, **params: Any) -> FlowDensity:
+        """Makes the density anew with some of :meth:`get_params` changed: it is no longer fitted.
+
+        :raises TypeError: for an unknown option.
+        :raises ValueError: as the constructor.
+
+        >>> FlowDensity(2, architecture="maf-dsf-1").set_params(dropout=0.1).get_params()["dropout"]
+        0.1
+        """
+        if params:
+            device, dtype, training = self.loc.device, self._dtype, self.training
+            made = FlowDensity(**{**self.get_params(), **params}).to(device, dtype)
+            self.__dict__.update(vars(made.train(training)))
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import Tags, TargetTags  # type: ignore[import-untyped]
+
+        return Tags("density_estimator", TargetTags(required=False))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self.history is not None
 
     # ------------------------------------------------------------------------------------ sampling
 
