@@ -51,6 +51,7 @@ class FlowDensity(nn.Module):
 
     :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`.
     :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
+    :ivar names: what messages of :meth:`fit` call the rows and the contexts.
     :ivar noise: width of the noise that was added to discrete columns before the fit, by column;
         rows to be scored need it too, and draws are to be rounded down to ``noise_start`` and whole
         multiples of it (the command line sees to both).
@@ -86,6 +87,7 @@ class FlowDensity(nn.Module):
             self.register_buffer(f"{name}scale", torch.ones(width, dtype=torch.double))
         self.data_dtype = torch.get_default_dtype()
         self.history: History | None = None
+        self.names = ("x", "context")
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
         self.noise: dict[int, float] = {}
@@ -138,18 +140,19 @@ class FlowDensity(nn.Module):
             progress=progress,
             **training,
         )
-        rows = self.checked_rows(x, context, "x", "context")
+        rows = self.checked_rows(x, context, *self.names)
         whole = rows[0]
         rows, held_out = self._split(rows, validation, options.seed)
         n, taken = len(whole), len(whole) - len(rows[0])
         if n - taken < 2:
             raise ValueError(
-                f"x must have at least 2 rows to train on, got {n} row{'s' if n > 1 else ''}"
+                f"{self.names[0]} must have at least 2 rows to train on, got {n} "
+                + ("rows" if n > 1 else "row")
                 + (f", of which {taken} held out for validation" if taken else "")
             )
         self.data_dtype = whole.dtype
         self._set_statistics(rows)
-        preparation.warn_of_atoms(whole, "x", self.columns)
+        preparation.warn_of_atoms(whole, self.names[0], self.columns)
         self.history = None
         self.history = train(
             self.flow,
@@ -205,11 +208,13 @@ class FlowDensity(nn.Module):
         return [t[order[held_out:]] for t in rows], [t[order[:held_out]] for t in rows]
 
     def _set_statistics(self, rows: list[Tensor]) -> None:
-        loc, scale = preparation.statistics(rows[0], "x", self.columns)
+        loc, scale = preparation.statistics(rows[0], self.names[0], self.columns)
         self.loc.copy_(loc)
         self.scale.copy_(scale)
         if len(rows) > 1:
-            loc, scale = preparation.context_statistics(rows[1], "context", self.context_columns)
+            loc, scale = preparation.context_statistics(
+                rows[1], self.names[1], self.context_columns
+            )
             self.context_loc.copy_(loc)
             self.context_scale.copy_(scale)
 
