@@ -249,7 +249,7 @@ def files_that_are_no_tables() -> dict[str, tuple[bytes, str]]:
         "g.csv": (b"\xff\xfe\x00\x01", "g.csv is not a text file of numbers"),
         "h.csv": (
             b"1,2\n",
-            "h.csv must have at least 2 rows to train on, got 1 row, of which 1 held out for validation",
+            "h.csv must have at least 2 rows to train on, got 1 row, of which 1 held out",
         ),
         "i.csv": (b"1,2\n1,3\n1,4\n", "i.csv is constant in column 0"),
         "j.csv": (b"a,b\n1,2\n1,3\n1,4\n", "j.csv is constant in column a"),

@@ -105,7 +105,7 @@ def _add_fit(commands: Any) -> None:
         "--bound",
         type=positive,
         metavar="B",
-        help="a spline lies on [-B, B], in standard deviations",
+        help="its bins lie on [-B, B]",
     )
     add("--components", type=at_least(1), metavar="N", help="Gaussians of a mixture")
     add("--activation", choices=list(ACTIVATIONS), help="of the hidden layers")
