@@ -2,8 +2,9 @@
 
 python -W ignore tests/benchmarks/toys.py --device cpu --output toys.json
 
---picture FILE.png draws the fitted grids beside the true ones. Prints, for every model, how many nats its mean log-likelihood lies below the best that is possible
-(minus the entropy), or how far its reverse KL divergence is from zero.
+Prints, for every model, how many nats its mean log-likelihood lies below the best that is possible
+(minus the entropy), or how far its reverse KL divergence is from zero. --picture FILE.png draws the
+fitted grids beside the true ones.
 """
 
 from __future__ import annotations
