@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pyro_naf.density import FlowDensity, ModelFileError
+from pyro_naf.density.datasets import reference
 
 QUICK: dict[str, Any] = {"seed": 0, "progress": False}
 
@@ -70,18 +71,33 @@ def energy_test(x: torch.Tensor, y: torch.Tensor, permutations: int = 200) -> fl
     return float((statistics >= statistics[0]).double().mean())
 
 
+def rejected_of_20(draw: Any, held_out: Any, rows: int) -> int:
+    """How many of 20 tests at 10 % tell draws from held-out rows: 6 of those alike, once in 90."""
+    return sum(energy_test(draw(rows), held_out(rows)) < 0.1 for _ in range(20))
+
+
+def gaussian_like(x: torch.Tensor) -> Any:
+    moments = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov())
+    return lambda n: moments.sample([n])
+
+
 def test_draws_pass_a_two_sample_test_as_often_as_fresh_data(fitted: FlowDensity) -> None:
-    moments = bananas(4000)
-    gaussian = torch.distributions.MultivariateNormal(moments.mean(0), moments.T.cov())
-    sources = {"model": fitted.sample, "fresh": bananas, "Gaussian": lambda n: gaussian.sample([n])}
-    rejected = dict.fromkeys(sources, 0)
-    for _ in range(20):
-        held_out = bananas(500)
-        for name, draw in sources.items():
-            rejected[name] += energy_test(draw(500), held_out) < 0.1
-    # Of 20 tests at 10 % that are true, 6 or more fail once in 90 times.
-    assert rejected["fresh"] < 6 and rejected["model"] < 6, rejected
-    assert rejected["Gaussian"] > 18  # and the test sees what is wrong
+    assert rejected_of_20(bananas, bananas, 500) < 6
+    assert rejected_of_20(fitted.sample, bananas, 500) < 6
+    assert rejected_of_20(gaussian_like(bananas(4000)), bananas, 500) > 18  # it sees what is wrong
+
+
+def test_draws_pass_a_two_sample_test_on_real_data(data_dir: Path) -> None:
+    split = reference.protein(data_dir)
+    train, test = (torch.from_numpy(rows) for rows in (split.train, split.test.astype(np.double)))
+    torch.manual_seed(0)
+    density = FlowDensity(10, architecture="maf-dsf-2", hidden_dims=[64])
+    density.fit(train, max_steps=600, lr=5e-3, **QUICK)
+    halves = test[torch.randperm(len(test))].tensor_split(2)
+    held_out, fresh = (lambda n, h=h: h[torch.randperm(len(h))[:n]] for h in halves)
+    assert rejected_of_20(fresh, held_out, 400) < 6
+    assert rejected_of_20(lambda n: density.sample(n).double(), held_out, 400) < 6
+    assert rejected_of_20(gaussian_like(train.double()), held_out, 400) > 18
 
 
 def test_arrays_give_arrays_and_tensors_of_any_dtype_tensors(fitted: FlowDensity) -> None:
