@@ -74,7 +74,11 @@ def on_data(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             density = FlowDensity(2, architecture=model, hidden_dims=options.hidden)
             density = density.to(options.device)
             start = time.monotonic()
-            density.fit(rows, seed=0, max_steps=options.steps, batch_size=512, progress=False)
+            try:
+                density.fit(rows, seed=0, max_steps=options.steps, batch_size=512, progress=False)
+            except RuntimeError as error:  # one model that breaks down must not end the others
+                print(f"{name} {model}: {error}", flush=True)
+                continue
             if name.startswith("grid"):
                 options.grids.setdefault(name, {"truth": target})[model] = density.cpu()
             values = density.log_prob(test.numpy())
