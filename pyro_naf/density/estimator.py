@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pyro.distributions.transforms import AffineTransform
 from torch import Tensor, nn
 
 from . import preparation
-from .architectures import build
+from .architectures import Options, build
 from .checkpoints import ModelFileError, load, save
 from .settings import History, Training
 from .training import log_probs, train
@@ -39,6 +39,10 @@ class FlowDensity(nn.Module):
     in nats, for x in the units of the data. Numpy arrays and tensors of any floating-point dtype
     are taken; the flow computes in its own, that of torch's default at construction.
 
+    scikit-learn takes it for an estimator, whose y is the context: ``clone``, ``Pipeline``,
+    ``cross_val_score`` and ``GridSearchCV`` over architectures and their options work, with what is
+    said to :meth:`fit` in their ``params``.
+
     :param input_dim: D >= 1, the number of columns.
     :param context_dim: width C of a context; p is then the density of x given it.
     :param architecture: a name of :mod:`pyro_naf.density.architectures`.
@@ -47,6 +51,7 @@ class FlowDensity(nn.Module):
 
     :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`.
     :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
+    :ivar names: what messages of :meth:`fit` call the rows and the contexts.
     :ivar noise: width of the noise that was added to discrete columns before the fit, by column;
         rows to be scored need it too, and draws are to be rounded down to ``noise_start`` and whole
         multiples of it (the command line sees to both).
@@ -82,6 +87,7 @@ class FlowDensity(nn.Module):
             self.register_buffer(f"{name}scale", torch.ones(width, dtype=torch.double))
         self.data_dtype = torch.get_default_dtype()
         self.history: History | None = None
+        self.names = ("x", "context")
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
         self.noise: dict[int, float] = {}
@@ -134,18 +140,19 @@ class FlowDensity(nn.Module):
             progress=progress,
             **training,
         )
-        rows = self.checked_rows(x, context, "x", "context")
+        rows = self.checked_rows(x, context, *self.names)
         whole = rows[0]
         rows, held_out = self._split(rows, validation, options.seed)
         n, taken = len(whole), len(whole) - len(rows[0])
         if n - taken < 2:
             raise ValueError(
-                f"x must have at least 2 rows to train on, got {n} row{'s' if n > 1 else ''}"
+                f"{self.names[0]} must have at least 2 rows to train on, got {n} "
+                + ("rows" if n > 1 else "row")
                 + (f", of which {taken} held out for validation" if taken else "")
             )
         self.data_dtype = whole.dtype
         self._set_statistics(rows)
-        preparation.warn_of_atoms(whole, "x", self.columns)
+        preparation.warn_of_atoms(whole, self.names[0], self.columns)
         self.history = None
         self.history = train(
             self.flow,
@@ -201,11 +208,13 @@ class FlowDensity(nn.Module):
         return [t[order[held_out:]] for t in rows], [t[order[:held_out]] for t in rows]
 
     def _set_statistics(self, rows: list[Tensor]) -> None:
-        loc, scale = preparation.statistics(rows[0], "x", self.columns)
+        loc, scale = preparation.statistics(rows[0], self.names[0], self.columns)
         self.loc.copy_(loc)
         self.scale.copy_(scale)
         if len(rows) > 1:
-            loc, scale = preparation.context_statistics(rows[1], "context", self.context_columns)
+            loc, scale = preparation.context_statistics(
+                rows[1], self.names[1], self.context_columns
+            )
             self.context_loc.copy_(loc)
             self.context_scale.copy_(scale)
 
@@ -262,6 +271,56 @@ class FlowDensity(nn.Module):
             return float(
                 self.log_prob(*self.checked_rows(x, context, "x", "context")).double().mean()
             )
+
+    def score_samples(self, x: Any, context: Any = None) -> np.ndarray:
+        """The log-density of each of the rows ``(N, D)`` in nats, as a numpy array ``(N,)``.
+
+        :raises ValueError: as :meth:`fit`, for shapes and values.
+        """
+        with torch.no_grad():
+            rows = self.checked_rows(x, context, "x", "context")
+            values = self.log_prob(*rows).cpu()
+        return values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
+
+    # -------------------------------------------------------------------------------- scikit-learn
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """What the density is made of: the arguments of the constructor, all options among them.
+
+        >>> FlowDensity(2, hidden_dims=[16]).get_params()["hidden_dims"]
+        [16]
+        """
+        defaults = {field.name: field.default for field in fields(Options)}
+        return {
+            "input_dim": self.input_dim,
+            "context_dim": self.context_dim,
+            "architecture": self.architecture,
+            **defaults,
+            **self.overrides,
+        }
+
+    def set_params(self, **params: Any) -> FlowDensity:
+        """Makes the density anew with some of :meth:`get_params` changed: it is no longer fitted.
+
+        :raises TypeError: for an unknown option.
+        :raises ValueError: as the constructor.
+
+        >>> FlowDensity(2, architecture="maf-dsf-1").set_params(dropout=0.1).get_params()["dropout"]
+        0.1
+        """
+        if params:
+            device, dtype, training = self.loc.device, self._dtype, self.training
+            made = FlowDensity(**{**self.get_params(), **params}).to(device, dtype)
+            self.__dict__.update(vars(made.train(training)))
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import Tags, TargetTags  # type: ignore[import-untyped]
+
+        return Tags("density_estimator", TargetTags(required=False))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self.history is not None
 
     # ------------------------------------------------------------------------------------ sampling
 

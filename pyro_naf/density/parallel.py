@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Sequence
 
@@ -13,14 +15,19 @@ from torch import Tensor, nn
 def start() -> None:
     """Joins the processes that ``torchrun`` has started; does nothing outside of it."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not _running():
+        # Its functions have the group of the moment of its import as a default argument. Imported
+        # later, as DistributedDataParallel does, it would make the group outlive stop(), and its
+        # threads the interpreter: one that lets go of a tensor then aborts the process.
+        importlib.import_module("torch.distributed.nn.functional")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
 def stop() -> None:
-    """Leaves them."""
+    """Leaves them; the threads that talk to them end."""
     if _running():
+        gc.collect()  # of wrapped modules, which hold on to them
         distributed.destroy_process_group()
 
 

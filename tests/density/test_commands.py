@@ -136,7 +136,7 @@ def test_discrete_columns_are_noted_and_dequantised(here: Path, capsys: Any) -> 
     rows[:, 1] = np.round(rows[:, 1], -5)
     np.save("d.npy", rows)
     assert run("fit", "d.npy", *QUICK, "--output", "out") == 0
-    assert "x takes few different values in column 1" in capsys.readouterr().err
+    assert "d.npy takes few different values in column 1" in capsys.readouterr().err
     assert run("fit", "d.npy", *QUICK, "--dequantise", "--output", "out") == 0
     err = capsys.readouterr().err
     assert "note: dequantised column 1" in err and "few different" not in err
@@ -154,7 +154,9 @@ def test_discrete_columns_are_noted_and_dequantised(here: Path, capsys: Any) -> 
     np.savetxt("d.csv", rows, delimiter=",", header="a,b", comments="")
     assert run("fit", "d.csv", *QUICK, "--output", "other") == 0
     err = capsys.readouterr().err
-    assert "few different values in column b" in err and "pyro-naf fit --dequantise" in err
+    assert (
+        "d.csv takes few different values in column b" in err and "pyro-naf fit --dequantise" in err
+    )
     rows[:, 0] = 1
     np.save("d.npy", rows)
     assert run("fit", "d.npy", *QUICK, "--output", "other") == 2
@@ -174,7 +176,7 @@ def test_repeated_rows_are_noted(here: Path, capsys: Any) -> None:
     rows = np.load("x.npy")
     np.save("r.npy", np.vstack([rows, rows[:50]]))
     assert run("fit", "r.npy", *QUICK) == 0
-    assert "note: 50 of 550 rows of x occur before" in capsys.readouterr().err
+    assert "note: 50 of 550 rows of r.npy occur before" in capsys.readouterr().err
 
 
 def test_a_published_set_is_prepared_and_set_beside_its_row(here: Path, capsys: Any) -> None:
@@ -245,9 +247,12 @@ def files_that_are_no_tables() -> dict[str, tuple[bytes, str]]:
         "e.csv": (b"a,b\n", "e.csv holds no rows"),
         "f.csv": (b"a,b\n1,2\n3\n", "f.csv has 1 cells in line 3, 2 in the first"),
         "g.csv": (b"\xff\xfe\x00\x01", "g.csv is not a text file of numbers"),
-        "h.csv": (b"1,2\n", "got 1 row, of which 1 held out for validation"),
-        "i.csv": (b"1,2\n1,3\n1,4\n", "x is constant in column 0"),
-        "j.csv": (b"a,b\n1,2\n1,3\n1,4\n", "x is constant in column a"),
+        "h.csv": (
+            b"1,2\n",
+            "h.csv must have at least 2 rows to train on, got 1 row, of which 1 held out",
+        ),
+        "i.csv": (b"1,2\n1,3\n1,4\n", "i.csv is constant in column 0"),
+        "j.csv": (b"a,b\n1,2\n1,3\n1,4\n", "j.csv is constant in column a"),
         "k.csv": (b"", "k.csv holds no rows"),
         "l.csv": (b"a,1\nb,2\n", "l.csv holds text in column 0 ('a' in line 1)"),
         "m.csv": (b"a,b,c\n1,2\n", "m.csv names 3 columns, but has 2"),
@@ -262,6 +267,39 @@ def test_files_that_are_no_tables_are_refused(here: Path, capsys: Any) -> None:
     assert "one array, or one named x; it holds a, b" in refuses(capsys, "fit", "n.npz")
     np.save("m.npy", np.array(["a", "b"]))
     assert "m.npy must hold real numbers, got <U1" in refuses(capsys, "fit", "m.npy")
+
+
+def test_whether_the_first_line_names_the_columns_can_be_said(here: Path, capsys: Any) -> None:
+    rows = np.load("x.npy")[:100]
+    np.savetxt("years.csv", rows, delimiter=",", header="2019,2020", comments="")
+    np.savetxt("named.csv", rows, delimiter=",", header="a,b", comments="")
+    for guess, expected in (([], 101), (["--no-header"], 101), (["--header"], 100)):
+        assert run("fit", "years.csv", *QUICK, *guess, "--output", "out") == 0
+        assert json.loads((here / "out" / "summary.json").read_text())["rows"] == expected
+    assert FlowDensity.load(here / "out" / "model.pt").columns == ["2019", "2020"]
+    capsys.readouterr()
+    assert run("score", "out", "years.csv", "--header") == 0
+    assert "100 rows" in capsys.readouterr().out
+    assert "holds text in column 0" in refuses(capsys, "fit", "named.csv", *QUICK, "--no-header")
+    assert "are for .csv files, not x.npy" in refuses(capsys, "fit", "x.npy", *QUICK, "--header")
+
+
+def test_all_options_of_an_architecture_can_be_said(here: Path) -> None:
+    said = {
+        "hidden_dims": ("--hidden", "8,8"), "hidden_units": ("--hidden-units", 4),
+        "num_layers": ("--num-layers", 3), "sharpness": ("--sharpness", 2.0),
+        "affine": ("--affine", True), "bins": ("--bins", 5), "bound": ("--bound", 3.0),
+        "components": ("--components", 3), "residual": ("--residual", True),
+        "linear": ("--linear", "lu"), "activation": ("--activation", "elu"),
+        "dropout": ("--dropout", 0.1), "head_dim": ("--head-dim", 2),
+    }  # fmt: skip
+    options = [str(a) for pair in said.values() for a in pair if a is not True]
+    command = ["fit", "x.npy", "--steps", "5", "--no-progress", *options]
+    assert run(*command, "--model", "maf-ddsf-1", "--output", "out") == 0
+    params = FlowDensity.load(here / "out" / "model.pt").get_params()
+    expected = {k: value for k, (_, value) in said.items()} | {"hidden_dims": [8, 8]}
+    assert {k: params[k] for k in expected} == expected
+    assert set(params) - set(expected) == {"input_dim", "context_dim", "architecture", "kernel"}
 
 
 def test_one_dimension_and_a_vector_work(here: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pyro_naf.density import FlowDensity, ModelFileError
+from pyro_naf.density.datasets import reference
 
 QUICK: dict[str, Any] = {"seed": 0, "progress": False}
 
@@ -70,18 +71,33 @@ def energy_test(x: torch.Tensor, y: torch.Tensor, permutations: int = 200) -> fl
     return float((statistics >= statistics[0]).double().mean())
 
 
+def rejected_of_20(draw: Any, held_out: Any, rows: int) -> int:
+    """How many of 20 tests at 10 % tell draws from held-out rows: 6 of those alike, once in 90."""
+    return sum(energy_test(draw(rows), held_out(rows)) < 0.1 for _ in range(20))
+
+
+def gaussian_like(x: torch.Tensor) -> Any:
+    moments = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov())
+    return lambda n: moments.sample([n])
+
+
 def test_draws_pass_a_two_sample_test_as_often_as_fresh_data(fitted: FlowDensity) -> None:
-    moments = bananas(4000)
-    gaussian = torch.distributions.MultivariateNormal(moments.mean(0), moments.T.cov())
-    sources = {"model": fitted.sample, "fresh": bananas, "Gaussian": lambda n: gaussian.sample([n])}
-    rejected = dict.fromkeys(sources, 0)
-    for _ in range(20):
-        held_out = bananas(500)
-        for name, draw in sources.items():
-            rejected[name] += energy_test(draw(500), held_out) < 0.1
-    # Of 20 tests at 10 % that are true, 6 or more fail once in 90 times.
-    assert rejected["fresh"] < 6 and rejected["model"] < 6, rejected
-    assert rejected["Gaussian"] > 18  # and the test sees what is wrong
+    assert rejected_of_20(bananas, bananas, 500) < 6
+    assert rejected_of_20(fitted.sample, bananas, 500) < 6
+    assert rejected_of_20(gaussian_like(bananas(4000)), bananas, 500) > 18  # it sees what is wrong
+
+
+def test_draws_pass_a_two_sample_test_on_real_data(data_dir: Path) -> None:
+    split = reference.protein(data_dir)
+    train, test = (torch.from_numpy(rows) for rows in (split.train, split.test.astype(np.double)))
+    torch.manual_seed(0)
+    density = FlowDensity(10, architecture="maf-dsf-2", hidden_dims=[64])
+    density.fit(train, max_steps=600, lr=5e-3, **QUICK)
+    halves = test[torch.randperm(len(test))].tensor_split(2)
+    held_out, fresh = (lambda n, h=h: h[torch.randperm(len(h))[:n]] for h in halves)
+    assert rejected_of_20(fresh, held_out, 400) < 6
+    assert rejected_of_20(lambda n: density.sample(n).double(), held_out, 400) < 6
+    assert rejected_of_20(gaussian_like(train.double()), held_out, 400) > 18
 
 
 def test_arrays_give_arrays_and_tensors_of_any_dtype_tensors(fitted: FlowDensity) -> None:
@@ -381,3 +397,57 @@ def test_score_names_rows_that_are_not_finite_and_log_prob_gives_nan() -> None:
         density.score(with_value(np.nan, 3))
     found = density.log_prob(with_value(np.nan, 3))
     assert np.isnan(found[3]) and np.isfinite(np.delete(found, 3)).all()
+
+
+# ---------------------------------------------------------------------------------- scikit-learn
+
+
+def test_score_samples_are_the_log_density_as_an_array(fitted: FlowDensity) -> None:
+    x = bananas(50)
+    for rows in (x, x.numpy(), x.tolist()):
+        scores = fitted.score_samples(rows)
+        assert isinstance(scores, np.ndarray)
+        np.testing.assert_allclose(scores, fitted.log_prob(x.numpy()), rtol=1e-6)
+        assert scores.mean() == pytest.approx(fitted.score(x))
+    with pytest.raises(ValueError, match="1 NaN"):
+        fitted.score_samples([[math.nan, 0.0]])
+
+
+def test_set_params_makes_an_unfitted_density_of_the_same_dtype() -> None:
+    density = small().double().fit(torch.randn(300, 2), max_steps=5, **QUICK)
+    assert density.set_params() is density and density.history is not None
+    assert density.set_params(architecture="made", hidden_dims=[4]) is density
+    assert density.history is None and density.loc.eq(0).all()
+    assert density.flow.log_prob(torch.randn(3, 2, dtype=torch.double)).dtype == torch.double
+    shapes = [p.shape for p in density.parameters()]
+    assert shapes == [p.shape for p in FlowDensity(2, 0, "made", hidden_dims=[4]).parameters()]
+    with pytest.raises(ValueError, match="dropout must lie"):
+        density.set_params(dropout=2.0)
+    with pytest.raises(TypeError, match="unknown option 'width'"):
+        density.set_params(width=2)
+    assert density.get_params()["hidden_dims"] == [4]
+
+
+def test_scikit_learn_clones_it_and_chooses_its_options() -> None:
+    from sklearn.base import clone
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x = bananas(600).numpy()
+    density = clone(small(name="maf-dsf-1", dropout=0.25).fit(x, max_steps=5, **QUICK))
+    assert density.history is None and density.get_params()["dropout"] == 0.25
+    params = {"max_steps": 150, "lr": 1e-2, **QUICK}
+    search = GridSearchCV(density, {"dropout": [0.0, 0.9]}, cv=2)
+    search.fit(x, **params)
+    assert search.best_params_ == {"dropout": 0.0}
+    # y is the context.
+    conditional = small(1, 1, "maf-dsf-1")
+    scores = cross_val_score(conditional, x[:, 1:], x[:, :1], cv=2, params=params)
+    assert scores.shape == (2,)
+    np.testing.assert_allclose(
+        scores, -np.log(1e6) - 0.5 * np.log(2 * np.pi * 0.25) - 0.5, atol=0.5
+    )
+    scaled = make_pipeline(StandardScaler(), small(name="maf-dsf-1"))
+    scaled.fit(x, flowdensity__max_steps=5, flowdensity__progress=False)
+    assert np.isfinite(scaled.score(x)) and scaled.score_samples(x).shape == (600,)

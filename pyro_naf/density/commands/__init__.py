@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import BooleanOptionalAction
 from typing import Any
 
 from ...command_line import at_least, positive, widths
 from .. import datasets
-from ..architectures import NAMES
+from ..architectures import ACTIVATIONS, NAMES
 from ..settings import PRECISIONS, SCHEDULES, Training
 from .fit import run_fit
 from .use import run_sample, run_score
@@ -31,6 +32,7 @@ def add_commands(commands: Any) -> None:
     add("model", metavar="MODEL", help="a model.pt, or the folder that it is in")
     add("-n", type=at_least(1), metavar="N", default=1000, help="rows; default: %(default)s")
     add("--context-file", metavar="DATA", help="contexts, for each of which N rows are drawn")
+    _add_header(sample)
     add("--output", metavar="FILE", required=True, help="a .npy, .npz, .csv or .pt file")
     add("--seed", type=at_least(0), metavar="N", default=0, help="default: %(default)s")
     add("--device", metavar="NAME", default="cpu", help="default: %(default)s")
@@ -48,6 +50,15 @@ def _add_data(parser: Any, nargs: str | None = None) -> None:
     add("--columns", metavar="A,B", help="names or numbers (from 0) of the columns; default: all")
     add("--context", metavar="A,B", help="columns that the density is conditioned on")
     add("--drop-missing", action="store_true", help="leave out rows with NaN or infinity")
+    _add_header(parser)
+
+
+def _add_header(parser: Any) -> None:
+    parser.add_argument(
+        "--header",
+        action=BooleanOptionalAction,
+        help="the first line of a .csv names the columns; default: where it holds no number",
+    )
 
 
 def _add_fit(commands: Any) -> None:
@@ -87,6 +98,18 @@ def _add_fit(commands: Any) -> None:
     add("--hidden", dest="hidden_dims", type=widths, metavar="H,H", help="hidden layers")
     add("--hidden-units", type=at_least(1), metavar="K", help="sigmoids of a dimension")
     add("--num-layers", type=at_least(1), metavar="L", help="layers of a DDSF")
+    add("--sharpness", type=positive, metavar="S", help="slope at which sigmoids start")
+    add("--affine", action="store_const", const=True, help="an affine map around the sigmoids")
+    add("--bins", type=at_least(1), metavar="N", help="bins of a spline")
+    add(
+        "--bound",
+        type=positive,
+        metavar="B",
+        help="its bins lie on [-B, B]",
+    )
+    add("--components", type=at_least(1), metavar="N", help="Gaussians of a mixture")
+    add("--activation", choices=list(ACTIVATIONS), help="of the hidden layers")
+    add("--head-dim", type=at_least(1), metavar="N", help="factorise the last layer")
     add("--linear", choices=["reversal", "lu"], help="what lies between the layers")
     add("--dropout", type=float, metavar="P", help="probability with which units are dropped")
     add("--residual", action="store_const", const=True, help="residual conditioners")

@@ -75,15 +75,19 @@ class Table:
         return [name for i, name in enumerate(names) if str(i) not in numbers]
 
 
-def read_table(path: str) -> Table:
+def read_table(path: str, header: bool | None = None) -> Table:
     """The rows of a file; a vector is one column. Of an .npz or .pt with several arrays, ``x``.
 
+    :param header: whether the first line of a .csv names the columns; by default it does where it
+        holds no number.
     :raises CommandError: when it is no table of numbers.
     :raises OSError: when it cannot be read.
     """
     suffix = Path(path).suffix.lower()
     if suffix == ".csv":
-        return _read_csv(path)
+        return _read_csv(path, header)
+    if header is not None:
+        raise CommandError(f"--header and --no-header are for .csv files, not {path}")
     if suffix not in SUFFIXES:
         raise CommandError(f"{path} must be one of {', '.join(SUFFIXES)}")
     value = _read_torch(path) if suffix == ".pt" else _read_numpy(path)
@@ -147,20 +151,21 @@ def lines_of(table: Table) -> list[int] | None:
     return filled[names:] if len(filled) == len(table.rows) + names else None
 
 
-def _read_csv(path: str) -> Table:
+def _read_csv(path: str, header: bool | None) -> Table:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            return _parse_csv(file, path)
+            return _parse_csv(file, path, header)
     except (UnicodeDecodeError, csv.Error):
         raise CommandError(f"{path} is not a text file of numbers") from None
 
 
-def _parse_csv(file: TextIO, path: str) -> Table:
+def _parse_csv(file: TextIO, path: str, header: bool | None) -> Table:
     first = file.readline()
     delimiter = max(",;\t", key=first.count)
     cells = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
-    # A first line without a number in it names the columns.
-    columns = cells if all(_number(cell) is None for cell in cells) else None
+    if header is None:
+        header = all(_number(cell) is None for cell in cells)
+    columns = cells if header else None
     file.seek(0)
     if columns is not None:
         file.readline()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyro_naf
 from ...atomic import ReplacedFolder
 from ...command_line import CommandError
 from .. import datasets, parallel, preparation
+from ..architectures import Options
 from ..estimator import FlowDensity
 from ..published import published
 from . import inputs
@@ -25,7 +27,7 @@ from .use import mean_and_se
 FILES = ("model.pt", "summary.json", "checkpoint.pt")
 
 #: Options that describe the density, by their names in Options.
-OVERRIDES = ("hidden_dims", "hidden_units", "num_layers", "linear", "dropout", "residual")
+OVERRIDES = [field.name for field in fields(Options) if field.name != "kernel"]
 
 
 def run_fit(options: argparse.Namespace) -> None:
@@ -48,6 +50,7 @@ def _fit(options: argparse.Namespace) -> None:
     density = FlowDensity(data.x.shape[1], data.width, options.model, **chosen).to(device)
     if density.flow.no_inverse is not None and density.flow.sampling:
         raise CommandError(density.flow.no_inverse)
+    density.names = options.data or options.dataset, "context"
     density.columns, density.context_columns = data.columns, data.context_columns
     density.noise, density.noise_start = data.noise, data.noise_start
 

@@ -23,7 +23,7 @@ def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Tabl
 
     A fitted density finds its columns by their names, unless others are named.
     """
-    table = files.read_table(options.data)
+    table = files.read_table(options.data, options.header)
     columns = options.columns.split(",") if options.columns else None
     context = options.context.split(",") if options.context else None
     if density is not None and table.columns is not None:

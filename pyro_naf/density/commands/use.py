@@ -42,7 +42,7 @@ def run_sample(options: argparse.Namespace) -> None:
         density = _load(options.model).to(inputs.device(options.device))
         context, names = None, density.columns
         if options.context_file:
-            table = files.read_table(options.context_file)
+            table = files.read_table(options.context_file, options.header)
             table = table.select(density.context_columns if table.columns is not None else None)
             preparation.check_finite(table.rows, table.path, files.lines_of(table))
             context = table.rows
