@@ -47,13 +47,13 @@ def never(*args: Any) -> None:
 @pytest.fixture(scope="module")
 def refined() -> Any:
     pyro.clear_param_store()
-    guide = refine(schools, steps=500, num_draws=2000, seed=0, progress=False).guide
+    guide = refine(schools, steps=1000, num_draws=2000, seed=0, progress=False).guide
     return copy.deepcopy(guide)
 
 
 @pytest.fixture(scope="module")
 def corrected(refined: Any) -> Correction:
-    return mcmc_correct(schools, refined, num_samples=2000, **QUIET)
+    return mcmc_correct(schools, refined, num_samples=4000, **QUIET)
 
 
 def test_eight_schools_are_corrected_to_their_reference(corrected: Correction) -> None:
