@@ -311,7 +311,7 @@ class Budget:
                 step / self.steps if self.steps is not None else 0.0,
                 self.elapsed / self.seconds if self.seconds is not None else 0.0,
             )
-            if self.fraction >= self.end:
+            if self.fraction >= self.end and step:  # one at least
                 end = self.end
                 yield "landed"
                 if self.end == end:

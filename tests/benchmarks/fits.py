@@ -137,5 +137,5 @@ def _trained(
 
 def _elbo(losses: list[float]) -> float:
     """The mean ELBO of the last quarter, if it is finite."""
-    mean = -statistics.fmean(losses[-max(len(losses) // 4, 1) :])
+    mean = -statistics.fmean(losses[-max(len(losses) // 4, 1) :] or [math.inf])
     return mean if math.isfinite(mean) else -math.inf
