@@ -97,11 +97,15 @@ class Refinement:
                 f"do not trust: the guide misses modes with {self.missed:.0%} of the mass; try "
                 "num_starts=64, tempering=0.02, more steps, flow='ddsf'"
             )
-        if self.khat < 0.5:
+        if self.khat < 0.5 and self._efficiency > 0.8:
             return "trust: the guide's draws are close to the posterior where it has mass"
         if self._efficiency > 0.95:
             even = f"trust the guide's draws: their weights are even (ESS {self._efficiency:.1%})"
             return even if self.khat < 0.7 else f"{even}; do not weigh them (k-hat above 0.7)"
+        if self.khat < 0.5:
+            return (
+                f"use importance-weighted draws: their weights differ (ESS {self._efficiency:.0%})"
+            )
         if self.khat < 0.7:
             return "use importance-weighted draws: k-hat is below 0.7, but not by much"
         return (
