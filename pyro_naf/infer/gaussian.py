@@ -389,7 +389,7 @@ def cholesky(covariance: Tensor) -> Tensor:
 
 
 def even_softmax(log_weights: Tensor, least: float = 0.05) -> Tensor:
-    """Weights ``(N,)``, normalised, to the largest power <= 1 with an effective size of N / 20.
+    """Weights ``(N,)``, normalised, to the largest power <= 1 with an ESS of N times ``least``.
 
     >>> even_softmax(torch.zeros(4))
     tensor([0.2500, 0.2500, 0.2500, 0.2500])

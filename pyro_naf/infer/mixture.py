@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..rootfinding import RootNotFoundError
 from .gaussian import Gaussian, LogDensity, cholesky, even_softmax
 
 #: Draws of a mixture.
@@ -45,18 +46,33 @@ class Pushed:
 
     @torch.no_grad()
     def pull(self, z: Tensor) -> Tensor:
-        """The standard normal points that become z."""
-        for transform in reversed(self.posterior.transforms):
-            z = transform.inv(z)
-        return z
+        """The standard normal points that become z, but for those that are out of reach."""
+
+        def inverse(x: Tensor) -> Tensor:
+            for transform in reversed(self.posterior.transforms):
+                x = transform.inv(x)
+            return x
+
+        return _within_reach(inverse, z, lambda lost: lost[:0])
 
     def log_prob(self, z: Tensor) -> Tensor:
-        try:
-            return self.posterior.log_prob(z)
-        except (RuntimeError, ValueError):
-            if len(z) <= _GROUP:
-                return z.new_full((len(z),), -math.inf)
-            return torch.cat([self.log_prob(part) for part in z.chunk(2)])
+        def nothing(lost: Tensor) -> Tensor:
+            return lost.new_full((len(lost),), -math.inf)
+
+        return _within_reach(self.posterior.log_prob, z, nothing)
+
+
+def _within_reach(
+    function: Callable[[Tensor], Tensor], z: Tensor, elsewhere: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """``function(z)``, but ``elsewhere`` of the groups that hold a point without an inverse."""
+    try:
+        return function(z)
+    except (RootNotFoundError, ValueError):
+        if len(z) <= _GROUP:
+            return elsewhere(z)
+        parts = z.chunk(2)
+        return torch.cat([_within_reach(function, part, elsewhere) for part in parts])
 
 
 def widened(modes: Sequence[Gaussian]) -> list[Gaussian]:
@@ -86,12 +102,16 @@ def weighed(
 
 @torch.no_grad()
 def several(target: LogDensity, modes: Sequence[Gaussian]) -> bool:
-    """Whether more than one of the modes has mass."""
+    """Whether more than one of the modes has mass.
+
+    Weights are truncated at the root of their number (Ionides 2008): no single draw decides.
+    """
     if len(modes) < 2:
         return False
     z, log_weights = weighed(target, widened(modes), modes[0].loc)
     nearest = torch.stack([g.log_prob(z) for g in modes]).argmax(0)
-    weights = log_weights.softmax(0)
+    log_weights = log_weights - log_weights.logsumexp(0)
+    weights = log_weights.clamp(max=-0.5 * math.log(len(z))).softmax(0)
     masses = torch.zeros(len(modes)).to(weights).index_add(0, nearest, weights)
     return bool(1 - masses.max() > _SECOND)
 
@@ -121,11 +141,12 @@ class Pool:
     """
 
     def __init__(self, target: LogDensity, proposals: Sequence[Gaussian]) -> None:
-        like = proposals[0].loc
-        for wider in (False, True):
-            more = [self.gaussian()] if wider else []
-            self.z, log_weights = weighed(target, [*proposals, *more], like)
-            self.weights = even_softmax(log_weights)
+        self._weigh(target, proposals)
+        self._weigh(target, [*proposals, self.gaussian()])
+
+    def _weigh(self, target: LogDensity, proposals: Sequence[Gaussian]) -> None:
+        self.z, log_weights = weighed(target, proposals, proposals[0].loc)
+        self.weights = even_softmax(log_weights)
 
     def draw(self, count: int) -> Tensor:
         return self.z[self.weights.multinomial(count, replacement=True)]

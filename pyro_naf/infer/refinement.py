@@ -207,7 +207,7 @@ def refine(
     budget = Budget(steps, seconds)
     with _seeded(seed):
         modes: list[Gaussian] = []
-        widths = [tempering ** (-power / 4) for power in range(3)]
+        widths = [tempering ** (-power / 4) for power in range(3)]  # the Gaussian's own the first
         if not isinstance(guide, AutoGuide):
             if not callable(guide):
                 raise TypeError(f"guide must be a model or a fitted Gaussian guide, got {guide!r}")
@@ -219,18 +219,9 @@ def refine(
                 seconds=None if seconds is None else _SEARCH * seconds,
                 **kwargs,
             )
-            widths = [1.0]
+            widths = [1.0]  # that of the tempered posterior
         guide = _gaussian(guide, *args, **kwargs)
         loc, factor = affine_of(guide)
-        target = log_density(guide, *args, **kwargs)
-        pool, proposals = None, widened(modes)
-        if tempering < 1:
-            proposals += [Gaussian(loc, w * _matrix(factor), math.nan) for w in widths]
-        if tempering < 1 or several(target, modes):
-            budget.covers = True
-            pool = Pool(target, proposals)
-            start = pool.gaussian()
-            loc, factor = start.loc, start.factor if factor.dim() == 2 else start.scale
         before = importance_diagnostics(
             guide.model, guide, *args, num_particles=num_draws, **kwargs
         )
@@ -243,18 +234,26 @@ def refine(
         )
         refined._pyro_name = free_name(f"{type(refined).__name__}_refined")
         refined._setup_prototype(*args, **kwargs)
+        target = log_density(refined, *args, **kwargs)
+        pool, proposals = None, widened(modes)
+        if tempering < 1:
+            proposals += _around(loc, factor, widths)
+        if tempering < 1 or several(target, modes):
+            budget.covers = True
+            pool = Pool(target, proposals)
+            start = pool.gaussian()
+            loc, factor = start.loc, start.factor if factor.dim() == 2 else start.scale
         refined.set_affine(loc, factor)
         # The diagnostics have validated the model; in training a NaN must reach the loss.
         with pyro.validation_enabled(False):
-            target = log_density(refined, *args, **kwargs)
             training = Training(refined, target, learning_rate, num_particles, pool)
             training.run(budget, progress)
-            after = importance_diagnostics(
-                guide.model, refined, *args, num_particles=num_draws, **kwargs
-            )
-            wide = [Gaussian(loc, width * _matrix(factor), math.nan) for width in (1.0, 3.0)]
-            posterior = Pushed(refined.get_posterior())
-            missed = missed_mass(target, posterior, after.log_evidence, modes + wide)
+        after = importance_diagnostics(
+            guide.model, refined, *args, num_particles=num_draws, **kwargs
+        )
+        others = modes + _around(loc, factor, (1.0, 3.0))
+        posterior = Pushed(refined.get_posterior())
+        missed = missed_mass(target, posterior, after.log_evidence, others)
     return Refinement(
         refined, before, after, training.losses, training.skipped, budget.elapsed, missed
     )
@@ -301,8 +300,10 @@ def affine_of(guide: AutoGuide) -> tuple[Tensor, Tensor]:
     )
 
 
-def _matrix(factor: Tensor) -> Tensor:
-    return torch.diag(factor) if factor.dim() == 1 else factor
+def _around(loc: Tensor, factor: Tensor, widths: Sequence[float]) -> list[Gaussian]:
+    """The Gaussian of a guide's affine map, so many times as wide."""
+    matrix = torch.diag(factor) if factor.dim() == 1 else factor
+    return [Gaussian(loc, width * matrix, math.nan) for width in widths]
 
 
 @contextlib.contextmanager

@@ -43,11 +43,6 @@ _NEAR = 3.0
 #: Relative error of the scores that the landing and covering take, far below their noise.
 _TOLERANCE = 1e-3
 
-#: How far below and above the median of the pool's the log-weights of draws are taken to be at most
-#: in covering. Below are the guide's own draws between modes, which cost the ELBO more than that;
-#: above are those of a mode that it lacks, for which a bound makes this the forward divergence.
-_UNEVEN = (-10.0, 1.0)
-
 #: How far below and above the median the log-weight of a wider draw is taken to be at most; k-hat
 #: depends on the large weights alone.
 _OUTLYING = (-0.1, 1.0)

@@ -14,7 +14,15 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
 from pyro_naf.infer import fit_gaussian, importance_diagnostics
-from pyro_naf.infer.gaussian import Gaussian, climb, laplace, log_density, match, matched_normal
+from pyro_naf.infer.gaussian import (
+    Gaussian,
+    climb,
+    laplace,
+    log_density,
+    match,
+    matched_normal,
+    search,
+)
 
 
 def test_a_gaussian_posterior_is_found_exactly() -> None:
@@ -162,3 +170,27 @@ def test_a_flat_prior_leaves_the_likelihood() -> None:
     posterior = fit_gaussian(model)[0].get_posterior()
     torch.testing.assert_close(posterior.mean, torch.tensor([3.0]), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(posterior.stddev, torch.tensor([2.0]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_path_that_ends_on_a_saddle_hides_no_mode() -> None:
+    """A ring, thin at the top and bottom: the first climb, from its centre, ends where it began."""
+
+    def ring(z: Tensor) -> Tensor:
+        return z[:, 0].abs() - 3 * (z.norm(dim=-1) - 2).square()
+
+    centre = torch.zeros(2, dtype=torch.double)
+    path = climb(ring, centre)
+    assert path[-1].norm() < 0.1
+    _, modes = search(ring, centre, matched_normal(256, centre), 16)
+    assert {float(mode.loc[0].sign()) for mode in modes} == {-1.0, 1.0}
+
+
+def test_of_many_modes_those_with_mass_are_found_first() -> None:
+    """Forty ripples, one of which holds all but e^-20 of the mass, at a place unknown."""
+
+    def ripples(z: Tensor) -> Tensor:
+        return -20 * torch.sin(4 * math.pi * z[:, 0]).square() - 20 * (z[:, 0] > -3.6).double()
+
+    middle = torch.zeros(1, dtype=torch.double)
+    _, modes = search(ripples, middle, matched_normal(256, middle), 4)
+    assert float(modes[0].loc) < -3.6

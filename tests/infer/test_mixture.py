@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_naf.infer.gaussian import Gaussian
-from pyro_naf.infer.mixture import Pool, several, weighed, widened
+from pyro_naf.infer.mixture import Pool, Pushed, several, weighed, widened
+from pyro_naf.rootfinding import RootNotFoundError
 
 CENTRES = torch.tensor([[-3.0, 0.0], [3.0, 1.0]]).double()
 
@@ -57,3 +58,28 @@ def test_weights_give_the_evidence() -> None:
     z, log_weights = weighed(two(0.4), widened(modes(0.7)), CENTRES[0])
     assert z.shape == (20_000, 2)
     assert float(log_weights.logsumexp(0)) - math.log(20_000) == pytest.approx(7, abs=0.05)
+
+
+class Walled:
+    """A normal law whose transform has no inverse beyond three."""
+
+    class Wall(dist.transforms.ExpTransform):
+        def _inverse(self, y: Tensor) -> Tensor:
+            if (y > 3).any():
+                raise RootNotFoundError(1, len(y), 1.0)
+            return y.log()
+
+    transforms = [Wall()]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        x = self.transforms[0].inv(z)
+        return -x.sum(-1) - 0.5 * x.square().sum(-1)
+
+
+def test_points_out_of_the_inverse_s_reach_have_no_density_and_are_left_out() -> None:
+    z = torch.full((100, 2), 1.0)
+    z[70] = 4.0
+    walled = Pushed(Walled())
+    assert len(walled.pull(z)) >= 100 - 16 and (walled.pull(z) == 0).all()
+    found = walled.log_prob(z)
+    assert found[70] == -math.inf and (found == 0).sum() >= 100 - 16

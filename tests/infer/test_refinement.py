@@ -279,12 +279,7 @@ def right_half(result: Any) -> float:
     "khat, efficiency, missed, said",
     [
         (0.2, 0.9, 0.0, "trust"),
-        (
-            0.2,
-            0.5,
-            0.0,
-            "use importance-weighted draws",
-        ),  # half the draws are of no use
+        (0.2, 0.5, 0.0, "use importance-weighted draws"),  # half of them lie where no mass is
         (0.6, 0.9, 0.0, "use importance-weighted draws"),
         (0.6, 0.99, 0.0, "trust the guide's draws"),
         (0.8, 0.99, 0.0, "trust the guide's draws"),
@@ -328,6 +323,15 @@ def test_tempering_covers_modes_that_the_start_knows_nothing_of() -> None:
     result = refine(guide, steps=800, tempering=0.005, seed=1, num_draws=10_000, progress=False)
     assert right_half(result) == pytest.approx(0.6, abs=0.1)
     assert abs(result.log_evidence) < 0.05  # without the mode log 0.6
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoLowRankMultivariateNormal])
+def test_tempering_starts_from_guides_of_every_kind(kind: Any) -> None:
+    guide = fitted(kind, two_modes, steps=2)
+    result = refine(guide, steps=3, tempering=0.02, seed=0, num_draws=1000, progress=False)
+    assert result.guide.affine()[0].shape == (2,) and math.isfinite(result.elbo)
+    # Each mode is half a unit wide, and they lie six apart.
+    assert float(draws(result.guide)["z"].std(0).max()) > 2
 
 
 def test_training_stops_on_a_plateau() -> None:

@@ -101,12 +101,7 @@ def _add_fit(commands: Any) -> None:
     add("--sharpness", type=positive, metavar="S", help="slope at which sigmoids start")
     add("--affine", action="store_const", const=True, help="an affine map around the sigmoids")
     add("--bins", type=at_least(1), metavar="N", help="bins of a spline")
-    add(
-        "--bound",
-        type=positive,
-        metavar="B",
-        help="its bins lie on [-B, B]",
-    )
+    add("--bound", type=positive, metavar="B", help="its bins lie on [-B, B]")
     add("--components", type=at_least(1), metavar="N", help="Gaussians of a mixture")
     add("--activation", choices=list(ACTIVATIONS), help="of the hidden layers")
     add("--head-dim", type=at_least(1), metavar="N", help="factorise the last layer")
