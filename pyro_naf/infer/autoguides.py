@@ -55,6 +55,11 @@ class AutoFlowNormal(AutoContinuous):
     loc and scale. Sampling, and scoring one's own samples, is one pass; scoring anything else
     runs the flow's inverse.
 
+    With ``inverse`` the flow maps latents to :math:`\epsilon`: :math:`z = \mathrm{loc} + S
+    f^{-1}(\epsilon)`. Then scoring anything is one pass, and drawing runs the inverse. An
+    autoregressive flow's conditionals are mixtures then, with as little as one likes between their
+    parts: this is for several modes, and for :class:`~pyro_naf.infer.ForwardKL`.
+
     With ``context_fn`` flow, loc and S depend on the data: :math:`c = ` ``context_fn(*args,
     **kwargs)`` is the context of a conditional flow, :math:`z = \mathrm{loc} + m(c) +
     \mathrm{diag}(e^{s(c)}) S f(\epsilon; c)`, and the guide is the posterior for any data set that
@@ -72,6 +77,7 @@ class AutoFlowNormal(AutoContinuous):
     :param model: a Pyro model with continuous latents of fixed shape.
     :param transform_fn: called with the latent dimension D, returns a transform of R^D.
     :param full_rank: a lower triangular S instead of a diagonal one.
+    :param inverse: the flow maps latents to base, and not base to latents.
     :param init_loc_fn: a per-site initialisation function of Pyro's. Where it would have to sample
         an ``ImproperUniform`` prior, the site starts at zero, unconstrained.
     :param init_scale: initial scale > 0 of every unconstrained latent.
@@ -124,6 +130,7 @@ class AutoFlowNormal(AutoContinuous):
         transform_fn: Callable[..., Any],
         *,
         full_rank: bool = False,
+        inverse: bool = False,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         context_fn: Callable[..., Tensor] | None = None,
@@ -133,7 +140,7 @@ class AutoFlowNormal(AutoContinuous):
         if not init_scale > 0:
             raise ValueError(f"init_scale must be positive, got {init_scale}")
         check_context_arguments(context_fn, context_dim)
-        self._init_scale, self.full_rank = init_scale, full_rank
+        self._init_scale, self.full_rank, self.inverse = init_scale, full_rank, inverse
         self._transform_fn = transform_fn
         super().__init__(model, init_loc_fn=start_flat_priors(init_loc_fn))
         self.context_fn, self.context_dim = context_fn, context_dim
@@ -232,7 +239,10 @@ class AutoFlowNormal(AutoContinuous):
     def _transform(self, context: Tensor | None) -> ComposeTransform:
         flow: Any = self._registered("flow")
         flow = flow if context is None else flow.condition(context)
-        return _Composed([*getattr(flow, "parts", [flow]), *self._outer(context)])
+        flows = getattr(flow, "parts", [flow])
+        if self.inverse:
+            flows = [part.inv for part in reversed(flows)]
+        return _Composed([*flows, *self._outer(context)])
 
     def _outer(self, context: Tensor | None) -> list[Transform]:
         """The affine map, in parts; cached, so that the flow recognises its own samples."""
@@ -506,6 +516,7 @@ class _AutoStackNormal(AutoFlowNormal):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         full_rank: bool = False,
+        inverse: bool = False,
         affine: bool = True,
         context_fn: Callable[..., Tensor] | None = None,
         context_dim: int = 0,
@@ -523,6 +534,7 @@ class _AutoStackNormal(AutoFlowNormal):
             init_loc_fn=init_loc_fn,
             init_scale=init_scale,
             full_rank=full_rank,
+            inverse=inverse,
             context_fn=context_fn,
             context_dim=context_dim,
             create_plates=create_plates,
@@ -541,7 +553,8 @@ class AutoDSFNormal(_AutoStackNormal):
     :param hidden_units: K, the number of sigmoids.
     :param init_loc_fn: as in :class:`AutoFlowNormal`.
     :param init_scale: as there.
-    :param full_rank: as there, as are ``context_fn``, ``context_dim`` and ``create_plates``.
+    :param full_rank: as there, as are ``inverse``, ``context_fn``, ``context_dim`` and
+        ``create_plates``.
     :param affine: each conditioner gives an affine map around the sigmoids too, which funnels need.
     :param kw: further arguments of :func:`~pyro_naf.transforms.deep_sigmoidal_flow`.
     :raises ValueError: as there, and when ``num_transforms`` is below 1.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -44,35 +44,13 @@ class Pushed:
             normal = transform(normal)
         return normal
 
-    @torch.no_grad()
-    def pull(self, z: Tensor) -> Tensor:
-        """The standard normal points that become z, but for those that are out of reach."""
-
-        def inverse(x: Tensor) -> Tensor:
-            for transform in reversed(self.posterior.transforms):
-                x = transform.inv(x)
-            return x
-
-        return _within_reach(inverse, z, lambda lost: lost[:0])
-
     def log_prob(self, z: Tensor) -> Tensor:
-        def nothing(lost: Tensor) -> Tensor:
-            return lost.new_full((len(lost),), -math.inf)
-
-        return _within_reach(self.posterior.log_prob, z, nothing)
-
-
-def _within_reach(
-    function: Callable[[Tensor], Tensor], z: Tensor, elsewhere: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """``function(z)``, but ``elsewhere`` of the groups that hold a point without an inverse."""
-    try:
-        return function(z)
-    except (RootNotFoundError, ValueError):
-        if len(z) <= _GROUP:
-            return elsewhere(z)
-        parts = z.chunk(2)
-        return torch.cat([_within_reach(function, part, elsewhere) for part in parts])
+        try:
+            return self.posterior.log_prob(z)
+        except (RootNotFoundError, ValueError):
+            if len(z) <= _GROUP:
+                return z.new_full((len(z),), -math.inf)
+            return torch.cat([self.log_prob(part) for part in z.chunk(2)])
 
 
 def widened(modes: Sequence[Gaussian]) -> list[Gaussian]:
@@ -83,8 +61,8 @@ def widened(modes: Sequence[Gaussian]) -> list[Gaussian]:
 @torch.no_grad()
 def weighed(
     target: LogDensity, proposals: Sequence[Proposal], like: Tensor, count: int = _DRAWS
-) -> tuple[Tensor, Tensor]:
-    """Draws ``(N, D)`` of proposals in equal shares, and their log-weights ``(N,)``.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws ``(N, D)`` of proposals in equal shares, their log-weights, and the target there.
 
     A draw is weighed by the mixture, whichever proposal made it (Veach & Guibas 1995): no weight
     is large where any proposal has mass.
@@ -96,8 +74,9 @@ def weighed(
     # Part by part: a flow knows its own draws, and needs no inverse for them.
     log_q = torch.stack([torch.cat([p.log_prob(z) for z in parts]) for p in proposals])
     z = torch.cat(parts)
-    log_weights = target(z) - log_q.logsumexp(0) + math.log(len(proposals))
-    return z, log_weights.nan_to_num(nan=-math.inf, posinf=-math.inf)
+    log_p = target(z)
+    log_weights = log_p - log_q.logsumexp(0) + math.log(len(proposals))
+    return z, log_weights.nan_to_num(nan=-math.inf, posinf=-math.inf), log_p
 
 
 @torch.no_grad()
@@ -108,7 +87,7 @@ def several(target: LogDensity, modes: Sequence[Gaussian]) -> bool:
     """
     if len(modes) < 2:
         return False
-    z, log_weights = weighed(target, widened(modes), modes[0].loc)
+    z, log_weights, _ = weighed(target, widened(modes), modes[0].loc)
     nearest = torch.stack([g.log_prob(z) for g in modes]).argmax(0)
     log_weights = log_weights - log_weights.logsumexp(0)
     weights = log_weights.clamp(max=-0.5 * math.log(len(z))).softmax(0)
@@ -126,7 +105,7 @@ def missed_mass(
     k-hat, ESS and evidence of the guide alone do not see a mode that it has lost. Zero unless the
     difference is beyond three standard errors.
     """
-    _, log_weights = weighed(target, [guide, *others], others[0].loc)
+    _, log_weights, _ = weighed(target, [guide, *others], others[0].loc)
     covered = (log_weights.double() - log_evidence).clamp(max=700).exp()
     total, error = covered.mean(), covered.std() / len(covered) ** 0.5
     # Of mean 1 if the guide's evidence is all there is.
@@ -138,20 +117,25 @@ class Pool:
 
     One more proposal is the Gaussian with the moments that the others have found: what lies between
     and around modes, another mode too, has draws nearby.
+
+    :ivar around: the Gaussian with the moments of all.
     """
 
     def __init__(self, target: LogDensity, proposals: Sequence[Gaussian]) -> None:
         self._weigh(target, proposals)
-        self._weigh(target, [*proposals, self.gaussian()])
+        self._weigh(target, [*proposals, self._gaussian()])
+        self.around = self._gaussian()
 
     def _weigh(self, target: LogDensity, proposals: Sequence[Gaussian]) -> None:
-        self.z, log_weights = weighed(target, proposals, proposals[0].loc)
+        self.z, log_weights, self.log_p = weighed(target, proposals, proposals[0].loc)
         self.weights = even_softmax(log_weights)
 
-    def draw(self, count: int) -> Tensor:
-        return self.z[self.weights.multinomial(count, replacement=True)]
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Draws ``(count, D)``, and the target there."""
+        chosen = self.weights.multinomial(count, replacement=True)
+        return self.z[chosen], self.log_p[chosen]
 
-    def gaussian(self) -> Gaussian:
+    def _gaussian(self) -> Gaussian:
         """With the posterior's mean and covariance."""
         loc = self.weights @ self.z
         centred = self.z - loc

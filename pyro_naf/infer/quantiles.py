@@ -69,6 +69,8 @@ def _lone_dims(transform: ComposeTransform, dim: int) -> set[int]:
             lone &= _lone_dims(part, dim)
         elif isinstance(part, AutoregressiveFlow):
             lone &= {int(part.arn.get_permutation()[0])}
+        elif isinstance(part.inv, AutoregressiveFlow):
+            lone &= {int(part.inv.arn.get_permutation()[0])}
         elif isinstance(part, dist.transforms.LowerCholeskyAffine):
             lone &= {0}
         elif not (isinstance(part, AffineTransform) and slope_sign(part) > 0):

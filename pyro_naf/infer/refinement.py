@@ -32,6 +32,10 @@ _FLOWS = {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}
 #: Budget where none is given: so many steps, unless so many seconds are over before.
 _STEPS, _SECONDS = 4000, 50.0
 
+#: Of a guide for several modes, whose conditionals are mixtures. Nothing holds those where no mode
+#: is: the few draws there must not lie far beyond.
+_SEVERAL: dict[str, Any] = {"inverse": True, "min_slope": 0.2}
+
 #: The part of the budget for the search for modes, at most.
 _SEARCH = 0.1
 
@@ -44,7 +48,8 @@ class Refinement:
     :ivar before: :class:`~pyro_naf.infer.ImportanceDiagnostics` of the fitted guide.
     :ivar after: the same of the refined one; ``elbo``, ``elbo_se``, ``khat``, ``ess`` and
         ``log_evidence`` are its.
-    :ivar losses: negative ELBO of every step.
+    :ivar losses: negative ELBO of every step; where several modes are learnt from draws, the mean
+        of log q - log p over those.
     :ivar skipped: number of steps skipped because loss or gradient was not finite.
     :ivar seconds: time spent on the Gaussian and on training.
     :ivar missed: the part of the posterior's mass, from 0 to 1, that the guide does not cover but
@@ -151,20 +156,24 @@ def refine(
     Given a model, it first looks for modes and finds a full-rank Gaussian
     (:func:`~pyro_naf.infer.fit_gaussian`). Given a fitted Gaussian guide, it starts from that. The
     new guide starts as the Gaussian, or, where several modes have mass, as the one with the mean
-    and covariance of all, its flow near the identity, and is trained in
-    units of the Gaussian's width by Adam with clipped gradients.
+    and covariance of all, its flow near the identity, and is trained in units of the Gaussian's
+    width by Adam with clipped gradients.
 
     The ELBO is maximised at a constant rate until it has stopped rising, at the latest after half
     the budget; then by its path gradient (sticking the landing) while the rate falls to zero and
     the weights are averaged (Polyak). To this last part the log-variance divergence is added, under
     draws wider than the guide's, so that the tails fit too, on which k-hat depends; while k-hat is
     above 0.6 and there is time it is repeated, and of guides level in their ELBO the one with the
-    smallest k-hat is kept. Where there are several modes, no draw need pass between them for their
-    weights to be learnt: the whole budget goes to the log-variance divergence under draws of the
-    guide and of the posterior, found by weighing Gaussians at the modes, and to the ELBO of draws
-    that lie in modes (:class:`~pyro_naf.infer.training.Training`). The fitted guide and the model's
-    own parameters are left as they are; the new guide's weights enter the param store under a name
-    of their own.
+    smallest k-hat is kept.
+
+    Where there are several modes the flow runs the other way (``inverse``), so that its
+    conditionals are mixtures, and the ELBO, which loses modes, is not used. The guide learns from
+    draws of the posterior, found by weighing Gaussians at the modes, for half the budget; then the
+    log-variance divergence under these and its own draws makes it exact
+    (:class:`~pyro_naf.infer.training.Training`). Its draws cost the flow's inverse.
+
+    The fitted guide and the model's own parameters are left as they are; the new guide's weights
+    enter the param store under a name of their own.
 
     The diagnostics weigh ``guide.model``: that of a guide for a part of the latents
     (``poutine.block``) draws the others from their prior, and ELBO and k-hat say so.
@@ -225,12 +234,17 @@ def refine(
         before = importance_diagnostics(
             guide.model, guide, *args, num_particles=num_draws, **kwargs
         )
+        covers = tempering < 1 or (
+            len(modes) > 1 and several(log_density(guide, *args, **kwargs), modes)
+        )
+        options = _SEVERAL if covers else {}
         refined = _FLOWS[flow](
             guide.model,
             num_transforms=num_transforms,
             hidden_dims=hidden_dims,
             hidden_units=hidden_units,
             full_rank=factor.dim() == 2,
+            **options,
         )
         refined._pyro_name = free_name(f"{type(refined).__name__}_refined")
         refined._setup_prototype(*args, **kwargs)
@@ -238,10 +252,10 @@ def refine(
         pool, proposals = None, widened(modes)
         if tempering < 1:
             proposals += _around(loc, factor, widths)
-        if tempering < 1 or several(target, modes):
-            budget.covers = True
+        if covers:
+            budget.several = True
             pool = Pool(target, proposals)
-            start = pool.gaussian()
+            start = pool.around
             loc, factor = start.loc, start.factor if factor.dim() == 2 else start.scale
         refined.set_affine(loc, factor)
         # The diagnostics have validated the model; in training a NaN must reach the loss.

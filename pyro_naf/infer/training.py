@@ -1,4 +1,4 @@
-"""Training of a flow guide within a budget: it covers, climbs and lands."""
+"""Training of a flow guide within a budget: it climbs, or learns from draws, and lands."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ _MAX_BAD_STEPS = 50
 #: radius exceeds the root of D, that of the guide's own, by up to so many units of its base.
 _WIDER = 1.5
 
-#: In covering, draws of the guide and of the pool, each in multiples of those for climbing; and the
-#: rate, in multiples of that.
-_COVERING, _FASTER = 2, 3.0
+#: With a pool, draws of it and of the guide, each in multiples of those for climbing; and the rate,
+#: in multiples of that: there is less noise, as no draw depends on the weights.
+_FROM_POOL, _FASTER = 2, 3.0
 
 #: How far below and above the median of the pool's the log-weights of draws are taken to be at most
-#: in covering. Below are the guide's own draws between modes, which cost the ELBO more than that;
+#: in balancing. Below are the guide's own draws between modes, which cost the ELBO more than that;
 #: above are those of a mode that it lacks, for which a bound makes this the forward divergence.
 _UNEVEN = (-10.0, 1.0)
 
-#: Draws whose log-weight is less than so far below that median lie in modes.
-_NEAR = 3.0
+#: The weight, in learning, of draws of the Gaussian with the moments of all modes. Where x_1 lies
+#: between modes nothing else holds the conditional of x_2, and the few draws there fly off.
+_AROUND = 0.05
 
-#: Relative error of the scores that the landing and covering take, far below their noise.
+#: Relative error of the scores that the landing takes, far below their noise.
 _TOLERANCE = 1e-3
 
 #: How far below and above the median the log-weight of a wider draw is taken to be at most; k-hat
@@ -86,20 +87,25 @@ class Training:
       the rate (warm restarts, Loshchilov & Hutter 2016 [arXiv:1608.03983]).
 
     Where it has several, the ELBO is no guide: once they are apart, only draws that pass between
-    them tell it how their weights should change, and its gradient loses one. Then all the budget
-    goes to a third:
+    them tell it how their weights should change, and its gradient loses one. Then two other phases
+    take their place, of a guide whose density is one pass (``inverse``), so that each of its
+    conditionals is a mixture:
 
-    * *cover*: descends the log-variance divergence, r being half the guide with a wider base and
-      half a pool of draws of the posterior, found by weighing Gaussians at its modes. Its gradient
-      holds draws fixed, so that a mode's weight is set by all that lie in it. Steps between ascend
-      the ELBO of the draws that lie in modes. The rate falls to zero from the start.
+    * *learn*: maximises the likelihood of a pool of draws of the posterior, which are found by
+      weighing Gaussians at its modes, and a little that of draws around all of them.
+    * *balance*: descends the log-variance divergence, r being half that pool and half the guide
+      with a wider base. Its gradient holds draws fixed, so that a mode's weight is set by all that
+      lie in it. As any r will do, the guide's draws serve several steps: the next ones are made
+      after 1 + D / 2, as the price of an inverse grows with D.
 
     Of the start and the ends of the landings the one with the smallest k-hat is kept, among those
-    whose ELBO is within 0.005 nats of the best: a flow that has nothing to add stays as it was.
+    whose ELBO is within 0.005 nats of the best: a flow that has nothing to add stays as it was. Of
+    several modes the end is kept, whatever its ELBO: that of a guide with all of them can be below
+    that of a guide with one.
 
     :param guide: trained in place.
     :param target: the log-density p of its latent vectors, of the posterior up to a factor.
-    :param pool: draws of the posterior, where it has several modes.
+    :param pool: draws of the posterior, where it has several modes; the guide must be ``inverse``.
     """
 
     def __init__(
@@ -117,21 +123,28 @@ class Training:
         self.losses: list[float] = []
         self.skipped = self.skipped_in_a_row = 0
         self.average: list[Tensor] = []
+        self.own: tuple[Tensor, ...] = ()
 
     def run(self, budget: Budget, progress: bool) -> None:
         """Trains until the guide is good, or the budget is spent."""
-        losses = {"cover": self._cover, "climb": self._climb, "land": self._land}
-        candidates = [self._judged()]
+        losses = {
+            "climb": self._climb,
+            "land": self._land,
+            "learn": self._learn,
+            "balance": self._balance,
+        }
+        faster = 1.0 if self.pool is None else _FASTER
+        candidates = [self._judged()] if self.pool is None else []
         with tqdm(total=budget.steps, disable=not progress, desc="refine", unit="step") as bar:
             for phase in budget:
                 if phase == "landed":
                     self._take_average()
-                    candidates.append(self._judged())
-                    if candidates[-1].khat > _GOOD:
-                        budget.land_again()
+                    if self.pool is None:
+                        candidates.append(self._judged())
+                        if candidates[-1].khat > _GOOD:
+                            budget.land_again()
                     continue
                 warm_up = min(1.0, (len(self.losses) + 1) / 50)
-                faster = _FASTER if phase == "cover" else 1.0
                 self.adam.param_groups[0]["lr"] = (
                     self.learning_rate * faster * budget.rate * warm_up
                 )
@@ -142,12 +155,13 @@ class Training:
                 bar.update()
                 if len(self.losses) % 20 == 0:
                     bar.set_postfix(ELBO=f"{-statistics.fmean(self.losses[-50:]):.2f}")
-        best = max(c.elbo for c in candidates)
-        level = [c for c in candidates if c.elbo >= best - _LEVEL]
-        with torch.no_grad():
-            torch._foreach_copy_(self.weights, min(level, key=lambda c: c.khat).weights)
         for weight in self.weights:
             weight.grad = None
+        if candidates:
+            best = max(c.elbo for c in candidates)
+            level = [c for c in candidates if c.elbo >= best - _LEVEL]
+            with torch.no_grad():
+                torch._foreach_copy_(self.weights, min(level, key=lambda c: c.khat).weights)
 
     @torch.no_grad()
     def _take_average(self) -> None:
@@ -173,33 +187,33 @@ class Training:
         self.losses.append(loss.item())
         return loss
 
-    def _cover(self) -> Tensor:
-        """One step in 1 + D / 2 balances; the others need no inverse, whose price grows with D."""
-        every = 1 + self.guide.latent_dim // 2
-        return self._climb_nearby() if len(self.losses) % every else self._balance()
+    def _learn(self) -> Tensor:
+        """Minus the log-likelihood of draws of the pool, and of some around them."""
+        assert self.pool is not None
+        count = _FROM_POOL * self.num_particles
+        z, log_p = self.pool.draw(count)
+        around = self.pool.around.draw(self._normal(max(count // 16, 1)))
+        log_q = self.guide.get_posterior().log_prob(torch.cat([z, around]))
+        self.losses.append((log_q[:count].detach() - log_p).mean().item())
+        return -log_q[:count].mean() - _AROUND * log_q[count:].mean()
 
     def _balance(self) -> Tensor:
         """A stand-in with the gradient of the log-variance divergence, draws being held fixed."""
         assert self.pool is not None
-        count = _COVERING * self.num_particles
+        count = _FROM_POOL * self.num_particles
         posterior = self.guide.get_posterior()
-        theirs = Pushed(posterior).pull(self.pool.draw(count))
-        z, log_q = _push(posterior, torch.cat([self._wide(count), theirs]))
+        if len(self.losses) % (1 + self.guide.latent_dim // 2) == 0 or not self.own:
+            with torch.no_grad():
+                z = Pushed(posterior).draw(self._wide(count))
+                self.own = z, self.target(z)
+        pairs = zip(self.pool.draw(count), self.own, strict=True)
+        z, log_p = (torch.cat(pair) for pair in pairs)
+        log_q = posterior.log_prob(z)
         with torch.no_grad():
-            log_w = self.target(z) - log_q
-            self.losses.append(-log_w[:count].mean().item())
-            self.typical = log_w[count:].median()
-            deviations = _huber(log_w, log_w[count:], _UNEVEN)
-        return -((deviations - deviations.mean()) * _at_fixed_point(posterior, z, log_q)).mean()
-
-    def _climb_nearby(self) -> Tensor:
-        """Minus the ELBO, of the draws that lie in modes, or of the half that is the nearest."""
-        z, log_q = _push(self.guide.get_posterior(), self._normal(_COVERING * self.num_particles))
-        loss = log_q - self.target(z)
-        self.losses.append(loss.mean().item())
-        with torch.no_grad():
-            near = loss <= loss.median().clamp(min=_NEAR - self.typical)
-        return loss[near].sum() / len(loss)
+            log_w = log_p - log_q
+            self.losses.append(-log_w[count:].mean().item())
+            deviations = _huber(log_w, log_w[:count], _UNEVEN)
+        return -((deviations - deviations.mean()) * log_q).mean()
 
     def _land(self) -> Tensor:
         count = self.num_particles
@@ -287,14 +301,15 @@ class Budget:
 
     ``rate`` is 1 until the landing and falls to 0 there. The landing begins when :meth:`land` is
     called, or when half the budget is over. At its end the phase is "landed", which is no step;
-    :meth:`land_again` goes on from there. Where it ``covers``, all is one descent of the rate.
+    :meth:`land_again` goes on from there. With ``several`` modes all is one descent of the rate,
+    learning while it is above a half, then balancing.
     """
 
     def __init__(self, steps: int | None, seconds: float | None) -> None:
         self.steps, self.seconds, self.elapsed = steps, seconds, 0.0
         self.start = time.monotonic()
-        #: It is set when it is known whether there are several modes.
-        self.covers = False
+        #: It is set when it is known.
+        self.several = False
         self.landing: float | None = None
         self.end, self.fraction, self.steps_climbing, self.top = 1.0, 0.0, 0, 1.0
 
@@ -312,9 +327,11 @@ class Budget:
                 if self.end == end:
                     return
                 continue
-            if self.landing is None and self.fraction >= (0.0 if self.covers else 0.5):
+            if self.landing is None and self.fraction >= (0.0 if self.several else 0.5):
                 self.landing = self.fraction
-            phase = "climb" if self.landing is None else "cover" if self.covers else "land"
+            phase = "climb" if self.landing is None else "land"
+            if self.several:
+                phase = "learn" if self.rate > 0.5 else "balance"
             self.steps_climbing += phase == "climb"
             yield phase
             step += 1

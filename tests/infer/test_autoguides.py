@@ -47,7 +47,11 @@ def affine(model: Callable[..., Any], **kw: Any) -> AutoFlowNormal:
     return AutoFlowNormal(model, affine_autoregressive_flow, **kw)
 
 
-GUIDES = [small_dsf, small_ddsf, affine]
+def inverse_dsf(model: Callable[..., Any], **kw: Any) -> AutoFlowNormal:
+    return small_dsf(model, inverse=True, **kw)
+
+
+GUIDES = [small_dsf, small_ddsf, affine, inverse_dsf]
 every_guide = pytest.mark.parametrize("make", GUIDES)
 
 
@@ -245,7 +249,7 @@ def test_quantiles_are_deterministic_lie_in_the_support_and_leave_generators_alo
     assert (first["tau"] > 0).all() and (first["theta"][0] < first["theta"][1]).all()
 
 
-@every_guide
+@pytest.mark.parametrize("make", [small_dsf, small_ddsf, affine])
 @pytest.mark.parametrize("full_rank", [False, True])
 @pytest.mark.parametrize(
     "elbo",

@@ -242,8 +242,8 @@ def test_eight_schools_are_refined_to_the_reference_posterior() -> None:
     # Means and standard deviations of posteriordb's reference draws stand in the package.
     from pyro_naf.eight_schools import REFERENCE
 
-    guide = fitted(AutoNormal, schools, steps=1000)
-    result = refine(guide, steps=3000, seed=0, progress=False)
+    guide = fitted(AutoNormal, schools, steps=500)
+    result = refine(guide, steps=1500, seed=0, progress=False)
     assert result.khat < result.before.khat
     assert result.elbo > -31.40  # log evidence -31.32; k-hat and ESS hang on the funnel's neck
     values = draws(result.guide, num_samples=20_000)
@@ -266,7 +266,7 @@ def two_modes(distance: float = 3.0) -> None:
 
 
 def test_a_model_is_refined_without_a_guide() -> None:
-    result = refine(banana, steps=1500, num_draws=20_000, seed=0, progress=False)
+    result = refine(banana, steps=800, num_draws=20_000, seed=0, progress=False)
     assert isinstance(result.before.elbo, float)
     assert -0.05 < result.elbo < 0.01 and result.elbo > result.before.elbo + 0.3
 
@@ -297,10 +297,11 @@ def test_the_verdict_follows_from_weights_and_missed_mass(
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_several_modes_are_found_and_keep_their_weights(seed: int) -> None:
-    result = refine(two_modes, steps=600, seed=seed, num_draws=10_000, progress=False)
-    assert right_half(result) == pytest.approx(0.6, abs=0.1)
+    result = refine(two_modes, steps=800, seed=seed, num_draws=10_000, progress=False)
+    assert right_half(result) == pytest.approx(0.6, abs=0.05)
     # A normalised model: the log evidence is zero, without one of the modes log 0.6 at best.
-    assert abs(result.log_evidence) < 0.05 and result.missed == 0
+    assert result.elbo > -0.15 and abs(result.log_evidence) < 0.02 and result.missed == 0
+    assert result.guide.inverse
 
 
 def test_a_lost_mode_that_a_start_has_found_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,24 +322,28 @@ def test_tempering_covers_modes_that_the_start_knows_nothing_of() -> None:
     lost = refine(guide, steps=200, seed=1, num_draws=10_000, progress=False)
     assert right_half(lost) > 0.99
     result = refine(guide, steps=800, tempering=0.005, seed=1, num_draws=10_000, progress=False)
-    assert right_half(result) == pytest.approx(0.6, abs=0.1)
-    assert abs(result.log_evidence) < 0.05  # without the mode log 0.6
+    assert right_half(result) == pytest.approx(0.6, abs=0.05)
+    assert abs(result.log_evidence) < 0.03  # without the mode log 0.6
 
 
 @pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoLowRankMultivariateNormal])
 def test_tempering_starts_from_guides_of_every_kind(kind: Any) -> None:
-    guide = fitted(kind, two_modes, steps=2)
-    result = refine(guide, steps=3, tempering=0.02, seed=0, num_draws=1000, progress=False)
+    at_one = init_to_value(values={"z": torch.full((2,), 3.0)})
+    guide = kind(two_modes, init_loc_fn=at_one, init_scale=0.5)
+    guide()
+    result = refine(guide, steps=3, tempering=0.005, seed=0, num_draws=1000, progress=False)
     assert result.guide.affine()[0].shape == (2,) and math.isfinite(result.elbo)
     # Each mode is half a unit wide, and they lie six apart.
     assert float(draws(result.guide)["z"].std(0).max()) > 2
 
 
-def test_training_stops_on_a_plateau() -> None:
+def test_training_stops_on_a_plateau(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_naf.infer.training._WINDOW", 50)
+    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 5000)
     result = refine(
         correlated, steps=20_000, num_particles=16, num_starts=4, num_draws=5000, progress=False
     )
-    assert result.steps < 5000
+    assert 400 <= result.steps < 4000
     assert result.elbo == pytest.approx(0, abs=2e-3)
 
 
