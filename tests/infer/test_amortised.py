@@ -93,13 +93,13 @@ def assert_amortised(guide: AutoFlowNormal) -> None:
 
 def test_the_elbo_trains_a_guide_for_any_gaussian_linear_data_set() -> None:
     guide = dsf(linear_sets)
-    train(linear_sets, guide, 1000, Trace_ELBO(), lambda: linear_data(256)[1], lr=1e-2)
+    train(linear_sets, guide, 500, Trace_ELBO(), lambda: linear_data(256)[1])
     assert_amortised(guide)
 
 
 def test_the_forward_kl_trains_a_guide_for_any_gaussian_linear_data_set() -> None:
     guide = dsf(linear)
-    train(linear, guide, 1000, ForwardKL(128), lambda: torch.zeros(3))
+    train(linear, guide, 600, ForwardKL(128), lambda: torch.zeros(3))
     assert_amortised(guide)
 
 
@@ -194,13 +194,13 @@ def test_latents_of_each_datum_beside_a_global_one(model: Any) -> None:
     guide.append(AutoNormal(poutine.block(model, expose=["mu"])))
     guide.append(local(model))
     y = 3 + dist.Normal(0.0, (1 + NOISE**2) ** 0.5).sample([N])
-    sizes = iter([20, 30, 7] * 300)
+    sizes = iter([20, 30, 7] * 200)
 
     def batch() -> torch.Tensor:
         return y[torch.randperm(N)[: next(sizes)]] if minibatches else y
 
     loss = Trace_ELBO(8, vectorize_particles=True, max_plate_nesting=1)
-    train(model, guide, 900, loss, batch, lr=3e-2)
+    train(model, guide, 600, loss, batch, lr=3e-2)
     # Given mu, which N data fix, the posterior of each z is normal.
     mu = (y.sum() / (1 + NOISE**2)) / (N / (1 + NOISE**2) + 1 / 100)
     variance = 1 / (1 + NOISE**-2)

@@ -334,17 +334,25 @@ def test_state_dict_goes_into_a_fresh_guide_by_way_of_a_safe_file(full_rank: boo
 
 
 def test_neutra_through_the_guide_samples_the_posterior() -> None:
-    guide = small_dsf(correlated)
-    svi_steps(correlated, guide, 100, Trace_ELBO(8, vectorize_particles=True), lr=2e-2)
+    guide = small_dsf(correlated, init_scale=1.0)
+    svi_steps(correlated, guide, 20, Trace_ELBO(8, vectorize_particles=True), lr=2e-2)
     neutra = NeuTraReparam(guide.requires_grad_(False))
     model = poutine.reparam(correlated, config=lambda _: neutra)
-    mcmc = MCMC(NUTS(model), num_samples=250, warmup_steps=100, disable_progbar=True)
+    kernel = NUTS(model, max_tree_depth=3)
+    mcmc = MCMC(kernel, num_samples=30, warmup_steps=30, disable_progbar=True)
     mcmc.run()
-    ((_, latent),) = mcmc.get_samples().items()
-    z = neutra.transform_sample(latent)["z"]
-    # The guide is diagonal and hardly trained; the correlation comes from the sampler alone.
-    assert torch.allclose(z.mean(0), torch.tensor([1.0, -1.0, 0.5]), atol=0.3)
-    assert abs(float(torch.corrcoef(z.T)[0, 1]) - 0.9) < 0.06
+    ((name, latent),) = mcmc.get_samples().items()
+    assert latent.shape == (30, 3) and len(latent.unique(dim=0)) > 20
+    # So few draws cannot tell posteriors apart. The density that they are of can, to rounding, also
+    # where the guide, diagonal and hardly trained, is not.
+    for u in (*latent[::10], *3 * torch.randn(20, 3)):
+        z = neutra.transform_sample(u)["z"]
+        found = poutine.trace(poutine.condition(model, {name: u})).get_trace().log_prob_sum()
+        exact = poutine.trace(poutine.condition(correlated, {"z": z})).get_trace().log_prob_sum()
+        jacobian = torch.autograd.functional.jacobian(guide.get_transform(), u)
+        torch.testing.assert_close(
+            found, exact + torch.linalg.slogdet(jacobian)[1], rtol=1e-4, atol=1e-3
+        )
 
 
 def test_predictive_and_guide_list_take_the_guide_as_a_part() -> None:

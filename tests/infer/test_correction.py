@@ -30,7 +30,7 @@ from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, Correction, mcmc_corre
 from pyro_naf.infer.correction import _effective_sample_size, _Posterior
 
 QUIET: dict[str, Any] = {"seed": 0, "progress": False}
-SHORT: dict[str, Any] = {"num_chains": 2, "num_samples": 20, "warmup_steps": 10, **QUIET}
+SHORT: dict[str, Any] = {"num_chains": 2, "num_samples": 8, "warmup_steps": 4, **QUIET}
 TRANSFORMS = [
     AutoDiagonalNormal,
     AutoMultivariateNormal,
@@ -156,15 +156,15 @@ def test_draws_have_the_shapes_of_sites_and_are_those_of_the_seed(
 ) -> None:
     state = torch.get_rng_state()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of R-hat, with 20 draws
+        warnings.simplefilter("ignore", UserWarning)  # of R-hat, with 8 draws
         first, second = (mcmc_correct(schools, refined, method=method, **SHORT) for _ in range(2))
     assert torch.equal(state, torch.get_rng_state())
     shapes = {name: tuple(value.shape) for name, value in first.draws.items()}
-    assert shapes == {"mu": (2, 20), "tau": (2, 20), "theta": (2, 20, 8)}
+    assert shapes == {"mu": (2, 8), "tau": (2, 8), "theta": (2, 8, 8)}
     assert first.rhat["theta"].shape == first.ess["theta"].shape == (8,)
     assert bool((first.draws["tau"] > 0).all())
     assert all(torch.equal(first.draws[name], second.draws[name]) for name in shapes)
-    assert first.get_samples()["theta"].shape == (40, 8)
+    assert first.get_samples()["theta"].shape == (16, 8)
 
 
 def test_a_summary_names_every_site_and_samples_go_to_predictive(corrected: Correction) -> None:
@@ -174,8 +174,9 @@ def test_a_summary_names_every_site_and_samples_go_to_predictive(corrected: Corr
 
     text = str(corrected)
     assert all(word in text for word in ("mu ", "theta[7]", "R-hat", "ESS", corrected.verdict))
-    predicted = Predictive(predictive, posterior_samples=corrected.get_samples())()
-    assert predicted["next"].numel() == 8000
+    samples = corrected.get_samples()
+    predicted = Predictive(predictive, posterior_samples=samples, parallel=True)()
+    assert predicted["next"].numel() == corrected.draws["mu"].numel() == len(samples["mu"])
 
 
 def test_one_data_set_of_an_amortised_guide_is_corrected() -> None:
