@@ -10,7 +10,6 @@ as fixed point.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,34 +24,34 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
+from .climbs import climb
 from .diagnostics import latent_shapes, log_probs, max_plate_nesting
 from .flat_priors import FlatPriors, start_flat_priors
 from .joint import Joint
 
-#: Points of every path at which a Gaussian is tried.
-_TRIED_POINTS = 6
+#: Points of every path at which a Gaussian is tried. Into a funnel a path takes few steps past its
+#: mass and many beyond.
+_TRIED_POINTS = 12
 
 #: Climbs in a search for modes, at most, in multiples of those in a row that may be futile.
 _MOST_CLIMBS = 10
 
-#: Climbs in a search at least, if they are over in five times its time: half of those of an
-#: oscillator's posterior end at modes without mass.
-_FEWEST_CLIMBS, _PATIENCE = 8, 5
+#: Climbs at once. They are the fewest, too: half of those of an oscillator's posterior end at modes
+#: without mass.
+_AT_ONCE = 16
 
 #: Points that the start of a climb is drawn from.
 _CANDIDATES = 200
 
-#: Draws behind every estimate of an ELBO, the same for all Gaussians.
-_ELBO_DRAWS = 256
+#: Draws behind every estimate of an ELBO, the same for all Gaussians; and so few of them choose so
+#: many that are worth them all.
+_ELBO_DRAWS, _FEW_DRAWS, _FINALISTS = 256, 32, 3
 
 #: Between two modes the log-density falls by more than this.
 _DIP = 1.0
 
 #: A mode whose Gaussian has an ELBO so much below the best one's holds no mass worth a search.
 _NEGLIGIBLE = 7.0
-
-#: What L-BFGS, which minimises, sees where the log-density is not finite.
-_WALL = 1e10
 
 #: An unconstrained latent that is farther out, or wider, belongs to no proper posterior.
 _FAR = 1e7
@@ -105,7 +104,7 @@ def fit_gaussian(
         The first is from the priors' medians, the others by turns from uniform points of [-2, 2] or
         [-5, 5] in unconstrained space, and from 3 to 10 widths around a mode.
     :param temperature: fits :math:`p^{1/T}`, which is wider.
-    :param seconds: time for the search for modes, or five times that for its first eight climbs.
+    :param seconds: time for the search for modes, after its first sixteen climbs.
     :return: the guide, whose location has shape ``(D,)`` in unconstrained space, and a Gaussian for
         p itself at every mode that was found, the best first; without those that are negligible.
     :raises ValueError: when the model has no latents or discrete ones, when its log-density is
@@ -136,7 +135,7 @@ def fit_gaussian(
     best = modes[0]
     tempered: LogDensity = lambda z: target(z) / temperature  # noqa: E731
     if temperature != 1:
-        best = max(laplace(tempered, tried, normal), key=lambda g: g.elbo)
+        best = _best(tempered, tried, normal) or best
     best = match(tempered, best, normal)
     _check_proper(guide, best)
     set_gaussian(guide, best)
@@ -161,27 +160,32 @@ def search(
     """Points along paths of L-BFGS to modes ``(N, D)``, and the best Gaussian of each mode's path.
 
     The search ends when ``num_starts`` climbs in a row, the first counted, have found no new mode,
-    or when it has taken so long, or five times that for the first eight climbs.
+    or when it has taken so long, after sixteen climbs at the earliest.
     """
     start = time.monotonic()
+    target(middle[None])  # what is wrong with the model shows here
     tried = middle[None][:0]
     modes: list[Gaussian] = []
     tops: list[Tensor] = []
+    found: list[list[Tensor]] = []  # points of all paths to each top
     climbs = futile = 0
     while futile < num_starts and climbs < _MOST_CLIMBS * num_starts:
-        path = climb(target, _start(target, climbs, middle, modes))
-        known = len(modes)
-        if len(path) and not any(_leads(target, top, path[-1]) for top in tops):
-            tops.append(path[-1])
-            points = _spread(path)
+        numbers = range(climbs, climbs + min(_AT_ONCE, num_starts))
+        starts = torch.stack([_start(target, i, middle, modes) for i in numbers])
+        known, new = len(modes), len(tops)
+        for path in filter(len, climb(target, starts)):
+            led = [_leads(target, top, path[-1]) for top in tops]
+            if not any(led):
+                tops.append(path[-1])
+                found.append([])
+            found[led.index(True) if any(led) else -1].append(_spread(path))
+        for points in map(torch.cat, found[new:]):
             tried = torch.cat([tried, points])
-            if found := laplace(target, points, normal):
-                best = match(target, max(found, key=lambda g: g.elbo), normal, steps=10)
-                modes = _distinct(target, [*modes, best])
-        climbs += 1
-        futile = 1 if len(modes) > known else futile + 1
-        spent = 0.0 if seconds is None else (time.monotonic() - start) / seconds
-        if spent > (1 if climbs >= _FEWEST_CLIMBS else _PATIENCE):
+            if best := _best(target, points, normal):
+                modes = _distinct(target, [*modes, match(target, best, normal, steps=10)])
+        climbs += len(numbers)
+        futile = 1 if len(modes) > known else futile + len(numbers)
+        if seconds is not None and time.monotonic() - start > seconds:
             break
     return tried, modes
 
@@ -208,32 +212,6 @@ def _start(target: LogDensity, number: int, middle: Tensor, modes: list[Gaussian
     return z[even_softmax(log_p, 0.1).multinomial(1)[0]]
 
 
-def climb(target: LogDensity, start: Tensor, max_iter: int = 100) -> Tensor:
-    """The points ``(N, D)`` of L-BFGS on its way up from ``start``, ever higher; empty if lost."""
-    z = start.clone().requires_grad_()
-    optimiser = torch.optim.LBFGS([z], max_iter=max_iter, line_search_fn="strong_wolfe")
-    points: list[Tensor] = []
-    best = -torch.inf
-
-    def closure() -> Tensor:
-        nonlocal best
-        value = target(z[None])[0]
-        (grad,) = torch.autograd.grad(value, z)
-        usable = bool(value.isfinite() & grad.isfinite().all())
-        z.grad = -grad if usable else torch.zeros_like(z)
-        if usable and value > best:
-            best = value.item()
-            points.append(z.detach().clone())
-        # A wall that the line search turns back from; infinities would make its steps NaN.
-        return -value.detach() if usable else torch.full_like(value, _WALL).detach()
-
-    closure()  # what is wrong with the model shows here
-    # Far out, what is no scale any more or cannot be factorised ends a path.
-    with contextlib.suppress(RuntimeError, ValueError):
-        optimiser.step(closure)
-    return torch.stack(points) if points else start[None][:0]
-
-
 def laplace(target: LogDensity, z: Tensor, normal: Tensor) -> list[Gaussian]:
     """A Gaussian at each of the points ``(N, D)``, its precision the repaired Hessian."""
     precision = -_hessians(target, z)
@@ -244,6 +222,13 @@ def laplace(target: LogDensity, z: Tensor, normal: Tensor) -> list[Gaussian]:
     factors = cholesky(vectors / values[:, None, :] @ vectors.mT)
     found = zip(z, factors, usable.tolist(), strict=True)
     return [_scored(target, loc, f, normal) for loc, f, good in found if good]
+
+
+def _best(target: LogDensity, z: Tensor, normal: Tensor) -> Gaussian | None:
+    """The best of the Gaussians at points ``(N, D)``: few draws judge all, all draws a few."""
+    rough = sorted(laplace(target, z, normal[:_FEW_DRAWS]), key=lambda g: -g.elbo)
+    finalists = [_scored(target, g.loc, g.factor, normal) for g in rough[:_FINALISTS]]
+    return max(finalists, key=lambda g: g.elbo, default=None)
 
 
 def match(

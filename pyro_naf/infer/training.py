@@ -336,6 +336,11 @@ class Budget:
             yield phase
             step += 1
 
+    def reserve(self, seconds: float) -> None:
+        """Keeps so much for what follows, up to a third of the whole."""
+        if self.seconds is not None:
+            self.seconds -= min(seconds, self.seconds / 3)
+
     def land(self) -> None:
         """Starts the landing, which takes as long as the climb did."""
         self.landing = self.fraction

@@ -103,6 +103,22 @@ def test_the_forward_kl_trains_a_guide_for_any_gaussian_linear_data_set() -> Non
     assert_amortised(guide)
 
 
+def test_the_forward_kl_trains_an_inverse_guide_without_ever_running_the_inverse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(self: AutoregressiveFlow, y: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the numerical inverse was run")
+
+    guide = dsf(linear, inverse=True)
+    guide(torch.zeros(3))
+    with monkeypatch.context() as patched:
+        patched.setattr(AutoregressiveFlow, "_inverse", refuse)
+        train(linear, guide, 400, ForwardKL(128), lambda: torch.zeros(3))
+    _, y = linear_data(1000)
+    assert mean_kl(guide, y, forward=True) < 0.05
+    assert mean_kl(guide, y, forward=False) < 0.05
+
+
 def test_one_guide_takes_both_losses_one_after_the_other() -> None:
     guide = dsf(linear_sets)
     train(linear_sets, guide, 150, ForwardKL(1), lambda: torch.zeros(128, 3))

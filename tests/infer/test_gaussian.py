@@ -14,9 +14,9 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
 from pyro_naf.infer import fit_gaussian, importance_diagnostics
+from pyro_naf.infer.climbs import climb
 from pyro_naf.infer.gaussian import (
     Gaussian,
-    climb,
     laplace,
     log_density,
     match,
@@ -110,7 +110,7 @@ def test_matching_scores_leaves_an_exact_gaussian_where_it_is() -> None:
 
 def test_a_path_climbs() -> None:
     target = lambda z: -((z - 3) ** 2).sum(-1)  # noqa: E731
-    path = climb(target, torch.zeros(2))
+    (path,) = climb(target, torch.zeros(1, 2))
     values = target(path)
     assert bool((values[1:] > values[:-1]).all()) and torch.allclose(
         path[-1], torch.full((2,), 3.0)
@@ -179,7 +179,7 @@ def test_a_path_that_ends_on_a_saddle_hides_no_mode() -> None:
         return z[:, 0].abs() - 3 * (z.norm(dim=-1) - 2).square()
 
     centre = torch.zeros(2, dtype=torch.double)
-    path = climb(ring, centre)
+    (path,) = climb(ring, centre[None])
     assert path[-1].norm() < 0.1
     _, modes = search(ring, centre, matched_normal(256, centre), 16)
     assert {float(mode.loc[0].sign()) for mode in modes} == {-1.0, 1.0}

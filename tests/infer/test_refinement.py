@@ -162,7 +162,7 @@ def test_arguments_go_to_the_model() -> None:
 def test_a_budget_of_seconds_ends_the_training() -> None:
     guide = fitted(AutoNormal, banana, 20)
     result = refine(guide, seconds=2.0, num_draws=1000, seed=0, progress=False)
-    assert result.steps > 1 and 2 <= result.seconds < 30
+    assert result.steps > 1 and 4 / 3 <= result.seconds < 30
 
 
 def test_steps_without_a_finite_loss_are_skipped_and_counted() -> None:
@@ -339,14 +339,14 @@ def test_tempering_starts_from_guides_of_every_kind(kind: Any) -> None:
 
 def test_training_stops_on_a_plateau(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_naf.infer.training._WINDOW", 50)
-    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 5000)
+    monkeypatch.setattr("pyro_naf.infer.training._GOOD", math.inf)  # one landing
     result = refine(
         correlated, steps=20_000, num_particles=16, num_starts=4, num_draws=5000, progress=False
     )
-    assert 400 <= result.steps < 4000
+    assert 400 <= result.steps < 4000  # as many to land as to climb
     assert result.elbo == pytest.approx(0, abs=2e-3)
 
 
 def test_seconds_bound_the_search_for_a_gaussian_and_training_together() -> None:
     result = refine(banana, seconds=2.0, seed=0, num_draws=1000, progress=False)
-    assert 1.9 < result.seconds < 30 and result.steps >= 1
+    assert 4 / 3 <= result.seconds < 30 and result.steps >= 1
