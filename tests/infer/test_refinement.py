@@ -341,9 +341,9 @@ def test_training_stops_on_a_plateau(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_naf.infer.training._WINDOW", 50)
     monkeypatch.setattr("pyro_naf.infer.training._GOOD", math.inf)  # one landing
     result = refine(
-        correlated, steps=20_000, num_particles=16, num_starts=4, num_draws=5000, progress=False
+        correlated, steps=4000, num_particles=16, num_starts=4, num_draws=5000, progress=False
     )
-    assert 400 <= result.steps < 4000  # as many to land as to climb
+    assert 400 <= result.steps < 1500
     assert result.elbo == pytest.approx(0, abs=2e-3)
 
 
