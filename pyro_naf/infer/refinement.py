@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -187,8 +186,8 @@ def refine(
     :param num_transforms: number of flows.
     :param hidden_dims: as in :class:`~pyro_naf.infer.AutoDSFNormal`, as is ``hidden_units``.
     :param steps: at most so many steps.
-    :param seconds: about so long at most, the Gaussian's time and the diagnostics' included. With
-        neither, 4000 steps or 50 seconds, whichever is first.
+    :param seconds: at most so long, the Gaussian's time included; the diagnostics after come on
+        top. With neither, 4000 steps or 50 seconds, whichever is first.
     :param num_particles: draws for each gradient.
     :param num_draws: draws for the diagnostics before and after.
     :param learning_rate: Adam's, at the start.
@@ -232,11 +231,9 @@ def refine(
             widths = [1.0]  # that of the tempered posterior
         guide = _gaussian(guide, *args, **kwargs)
         loc, factor = affine_of(guide)
-        so_far = time.monotonic()
         before = importance_diagnostics(
             guide.model, guide, *args, num_particles=num_draws, **kwargs
         )
-        budget.reserve(time.monotonic() - so_far)  # those after take as long
         covers = tempering < 1 or (
             len(modes) > 1 and several(log_density(guide, *args, **kwargs), modes)
         )

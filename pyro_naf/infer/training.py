@@ -57,6 +57,9 @@ _CLOSE = 1e-3
 #: by so many draws, in such chunks.
 _GOOD, _JUDGING, _CHUNK = 0.6, 50_000, 1000
 
+#: Judging ends after so many chunks where it has taken such a part of the seconds that there are.
+_FEWEST_CHUNKS, _PART_JUDGING = 5, 0.03
+
 
 #: ELBOs this near, in nats, are level: of such candidates that of the smallest k-hat is kept.
 _LEVEL = 0.005
@@ -134,13 +137,13 @@ class Training:
             "balance": self._balance,
         }
         faster = 1.0 if self.pool is None else _FASTER
-        candidates = [self._judged()] if self.pool is None else []
+        candidates = [self._judged(budget)] if self.pool is None else []
         with tqdm(total=budget.steps, disable=not progress, desc="refine", unit="step") as bar:
             for phase in budget:
                 if phase == "landed":
                     self._take_average()
                     if self.pool is None:
-                        candidates.append(self._judged())
+                        candidates.append(self._judged(budget))
                         if candidates[-1].khat > _GOOD:
                             budget.land_again()
                     continue
@@ -170,13 +173,16 @@ class Training:
             self.average = []
 
     @torch.no_grad()
-    def _judged(self) -> _Candidate:
+    def _judged(self, budget: Budget) -> _Candidate:
         posterior, found = self.guide.get_posterior(), []
+        start, limit = time.monotonic(), _PART_JUDGING * (budget.seconds or math.inf)
         # Looking must not change what training does next.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             for _ in range(_JUDGING // _CHUNK):
                 z, log_q = _push(posterior, self._normal(_CHUNK))
                 found.append((self.target(z) - log_q).double().cpu())
+                if len(found) >= _FEWEST_CHUNKS and time.monotonic() - start > limit:
+                    break
         log_w = torch.cat(found).nan_to_num(nan=-math.inf, posinf=-math.inf)
         khat = pareto_khat(log_w) if log_w.isfinite().any() else math.inf
         return _Candidate(float(log_w.mean()), khat, [w.clone() for w in self.weights])
@@ -335,11 +341,6 @@ class Budget:
             self.steps_climbing += phase == "climb"
             yield phase
             step += 1
-
-    def reserve(self, seconds: float) -> None:
-        """Keeps so much for what follows, up to a third of the whole."""
-        if self.seconds is not None:
-            self.seconds -= min(seconds, self.seconds / 3)
 
     def land(self) -> None:
         """Starts the landing, which takes as long as the climb did."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from typing import Any
 from unittest import mock
 
@@ -121,15 +122,21 @@ def test_phases_have_their_parts_of_the_budget(
     assert budget.rate < 0.01
 
 
-def test_time_is_kept_for_what_follows_up_to_a_third() -> None:
-    budget = Budget(None, 30.0)
-    budget.reserve(4.0)
-    assert budget.seconds == 26
-    budget.reserve(100.0)
-    assert budget.seconds == pytest.approx(26 * 2 / 3)
-    endless = Budget(100, None)
-    endless.reserve(4.0)
-    assert endless.seconds is None
+def test_a_dear_density_is_judged_by_fewer_draws_where_seconds_are_counted() -> None:
+    guide = guide_away_from_its_start()
+    counts = []
+
+    def slow(z: Tensor) -> Tensor:
+        counts.append(len(z))
+        time.sleep(0.02)
+        return -z.square().sum(-1)
+
+    training = Training(guide, slow, 1e-2, 4)
+    training._judged(Budget(None, 1.0))
+    assert sum(counts) == 5000
+    counts.clear()
+    training._judged(Budget(10, None))
+    assert sum(counts) == 50_000
 
 
 def test_landings_follow_one_another_to_the_end_of_the_budget() -> None:

@@ -162,7 +162,7 @@ def test_arguments_go_to_the_model() -> None:
 def test_a_budget_of_seconds_ends_the_training() -> None:
     guide = fitted(AutoNormal, banana, 20)
     result = refine(guide, seconds=2.0, num_draws=1000, seed=0, progress=False)
-    assert result.steps > 1 and 4 / 3 <= result.seconds < 30
+    assert result.steps > 1 and 2 <= result.seconds < 30
 
 
 def test_steps_without_a_finite_loss_are_skipped_and_counted() -> None:
@@ -349,4 +349,4 @@ def test_training_stops_on_a_plateau(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_seconds_bound_the_search_for_a_gaussian_and_training_together() -> None:
     result = refine(banana, seconds=2.0, seed=0, num_draws=1000, progress=False)
-    assert 4 / 3 <= result.seconds < 30 and result.steps >= 1
+    assert 1.9 < result.seconds < 30 and result.steps >= 1
