@@ -52,14 +52,12 @@ _OUTLYING = (-0.1, 1.0)
 #: a part of the posterior is beyond the guide, as the neck of a funnel, it must not govern the fit.
 _CLOSE = 1e-3
 
-
 #: After a landing with a k-hat above this, another follows where the budget allows it. It is judged
 #: by so many draws, in such chunks.
 _GOOD, _JUDGING, _CHUNK = 0.6, 50_000, 1000
 
 #: Judging ends after so many chunks where it has taken such a part of the seconds that there are.
 _FEWEST_CHUNKS, _PART_JUDGING = 5, 0.03
-
 
 #: ELBOs this near, in nats, are level: of such candidates that of the smallest k-hat is kept.
 _LEVEL = 0.005
