@@ -59,7 +59,7 @@ def kernel(
         and params["layers"] == 2
         and params.get("dtype") in (None, torch.float)
     ):
-        pytest.skip("compiling takes half a minute: COMPILED_DDSF has what it is spent on")
+        pytest.skip("not in COMPILED_DDSF: each graph takes half a minute to compile")
     if request.param != "eager" and not ddsf:  # chunks of other strides are graphs of their own
         # A few lanes a chunk, and no state kept from forward to backward.
         monkeypatch.setattr(eager, "CHUNK", 1 << 10)
