@@ -95,12 +95,25 @@ def store_matrix(
 
 
 @triton.jit
+def dot(left, right):
+    """The matrix product, exact to the rounding of its dtype.
+
+    In float32 as three products of TF32 parts, by tensor cores: fewer instructions than one in
+    float32. From 64 rows on Triton would take Hopper's wgmma for them, and kernels of several such
+    products read beyond their shared memory (Triton 3.6; its issues 10486 and 11366 report it too).
+    """
+    EXACT: tl.constexpr = right.dtype == tl.float64 or left.shape[0] >= 64
+    PRECISION: tl.constexpr = "ieee" if EXACT else "tf32x3"
+    return tl.dot(left, right, input_precision=PRECISION, out_dtype=right.dtype)
+
+
+@triton.jit
 def product(matrix, units, LAST: tl.constexpr):
     """Matrix times ``(UNITS, LANES)``: ``(UNITS, LANES)``, of the last layer ``(1, LANES)``."""
     if LAST:
         return tl.sum(matrix * units, 0, keep_dims=True)
     else:
-        return tl.dot(matrix, units, input_precision="ieee", out_dtype=units.dtype)
+        return dot(matrix, units)
 
 
 @triton.jit
@@ -109,7 +122,7 @@ def transposed_product(matrix, rows, LAST: tl.constexpr):
     if LAST:
         return matrix * rows
     else:
-        return tl.dot(tl.trans(matrix), rows, input_precision="ieee", out_dtype=rows.dtype)
+        return dot(tl.trans(matrix), rows)
 
 
 @triton.jit
@@ -118,7 +131,7 @@ def outer_product(rows, units, LAST: tl.constexpr):
     if LAST:
         return tl.sum(units * rows, 1, keep_dims=True)
     else:
-        return tl.dot(rows, tl.trans(units), input_precision="ieee", out_dtype=rows.dtype)
+        return dot(rows, tl.trans(units))
 
 
 @triton.jit

@@ -487,6 +487,9 @@ def test_float64_and_moves_of_the_module_reach_every_draw(make: Any) -> None:
     assert z.dtype == torch.double
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="autograd that has run on a GPU does not allow a fork"
+)
 @our_guides
 def test_neutra_runs_several_chains_at_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # Pyro would draw one after the other on two cores.

@@ -47,7 +47,7 @@ Sigmoidal = DeepSigmoidal | DeepDenseSigmoidal
 
 #: Hidden units, and layers: DSF where there are none.
 DSF = [(1, 0), (3, 0), (5, 0), (16, 0), (64, 0), (128, 0)]
-DDSF = [(5, 1), (1, 2), (5, 2), (16, 2), (20, 2), (4, 3)]
+DDSF = [(5, 1), (1, 2), (5, 2), (16, 2), (20, 2), (40, 2), (4, 3)]
 SOME = [(5, 0), (5, 2)]
 
 
