@@ -17,18 +17,17 @@ planar-K              K of Pyro's planar flows; no density of data
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from pyro.distributions.transforms import BlockAutoregressive, Planar
 from torch import nn
 
 from ..checks import check_integers
 from ..conditioners import MADE
+from ..starts import spread_sigmoids
 from ..transformers import (
     Affine,
     DeepDenseSigmoidal,
@@ -38,7 +37,6 @@ from ..transformers import (
     Shift,
     Transformer,
 )
-from ..transformers.base import SigmoidalTransformer
 from ..transforms import AutoregressiveFlow, ConditionalAutoregressiveFlow
 from .flow import NormalizingFlow
 from .linear import Diagonal, LULinear, Reversal
@@ -96,7 +94,7 @@ class Options:
     :param hidden_units: K, the sigmoids of DSF and DDSF; the width of BNAF a dimension.
     :param num_layers: layers of a DDSF transformer.
     :param sharpness: slope at which all sigmoids but one start, at places spread over the data;
-        see :func:`spread_sigmoids`.
+        see :func:`~pyro_naf.starts.spread_sigmoids`.
     :param affine: the conditioner also gives an affine map around the sigmoids.
     :param bins: bins of a spline, on [-``bound``, ``bound``].
     :param components: Gaussians of a mixture.
@@ -238,9 +236,8 @@ class _Parts:
     def flow(self, kind: str) -> nn.Module:
         transformer = self.transformer(kind)
         made = self.made(transformer.num_params)
-        sigmoids = transformer.inner if isinstance(transformer, Scaled) else transformer
-        if isinstance(sigmoids, SigmoidalTransformer):
-            spread_sigmoids(made, sigmoids, self.options.sharpness)
+        if kind in ("dsf", "ddsf"):
+            spread_sigmoids(made, transformer, self.options.sharpness)
         return self.autoregressive(made, transformer)
 
     def autoregressive(self, conditioner: nn.Module, transformer: Transformer) -> nn.Module:
@@ -267,33 +264,6 @@ class _Parts:
             return [*around, LULinear(self.input_dim)]
         between = [part for flow in flows for part in (flow, Reversal())]
         return [*between[:-1], Diagonal(self.input_dim)]
-
-
-@torch.no_grad()
-def spread_sigmoids(made: MADE, transformer: SigmoidalTransformer, sharpness: float) -> None:
-    r"""Starts a transformer near the identity, with sharp sigmoids at places spread over the data.
-
-    Of the K sigmoids of a layer one stays :math:`\sigma(x)`, with half of the weight, so that far
-    out the map is the identity; the others have the slope ``sharpness`` and step at the quantiles
-    of the logistic distribution, so that their mean is about :math:`\sigma(x)` too. Guides start
-    with K sigmoids that are all but alike; a density of many modes finds them sooner from here.
-
-    :param made: the conditioner, whose output bias is written.
-    """
-    k = transformer.hidden_units
-    if k == 1:
-        return
-    shift, floor = transformer.softplus_constants()
-    slopes = torch.full((k,), sharpness, dtype=torch.double)
-    slopes[0] = 1.0
-    places = torch.logit((torch.arange(k, dtype=torch.double) - 0.5) / (k - 1))
-    places[0] = 0.0
-    logits = torch.zeros(k, dtype=torch.double)
-    logits[0] = math.log(k - 1)
-    raw_slopes = (slopes - floor).expm1().log() - shift
-    layer = torch.cat([raw_slopes, -slopes * places - transformer.initial_biases, logits])
-    layers = getattr(transformer, "num_layers", 1)
-    made.output_bias[:, : 3 * k * layers] = layer.repeat(layers)
 
 
 def _tan(parts: _Parts, number: int) -> NormalizingFlow:

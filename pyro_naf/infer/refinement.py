@@ -21,6 +21,7 @@ from pyro.infer.autoguide import (
 from torch import Tensor
 
 from ..checks import check_integers
+from ..starts import sigmoids_at
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .diagnostics import ImportanceDiagnostics, importance_diagnostics
 from .gaussian import Gaussian, fit_gaussian, free_name, log_density
@@ -35,6 +36,9 @@ _STEPS, _SECONDS = 4000, 50.0
 #: Of a guide for several modes, whose conditionals are mixtures. Nothing holds those where no mode
 #: is: the few draws there must not lie far beyond.
 _SEVERAL: dict[str, Any] = {"inverse": True, "min_slope": 0.2}
+
+#: Draws whose marginals such a guide starts with.
+_PLACING = 4000
 
 #: The part of the budget for the search for modes, at most.
 _SEARCH = 0.1
@@ -167,10 +171,10 @@ def refine(
     smallest k-hat is kept.
 
     Where there are several modes the flow runs the other way (``inverse``), so that its
-    conditionals are mixtures, and the ELBO, which loses modes, is not used. The guide learns from
-    draws of the posterior, found by weighing Gaussians at the modes, for half the budget; then the
-    log-variance divergence under these and its own draws makes it exact
-    (:class:`~pyro_naf.infer.training.Training`). Its draws cost the flow's inverse.
+    conditionals are mixtures, and the ELBO, which loses modes, is not used. The guide starts with
+    the marginals of draws of the posterior, found by weighing Gaussians at the modes, and learns
+    from them for half the budget; then the log-variance divergence under these and its own draws
+    makes it exact (:class:`~pyro_naf.infer.training.Training`). Its draws cost the flow's inverse.
 
     The fitted guide and the model's own parameters are left as they are; the new guide's weights
     enter the param store under a name of their own.
@@ -258,6 +262,8 @@ def refine(
             start = pool.around
             loc, factor = start.loc, start.factor if factor.dim() == 2 else start.scale
         refined.set_affine(loc, factor)
+        if pool is not None:
+            _start_at(refined, pool.draw(_PLACING)[0])
         # The diagnostics have validated the model; in training a NaN must reach the loss.
         with pyro.validation_enabled(False):
             training = Training(refined, target, learning_rate, num_particles, pool)
@@ -312,6 +318,14 @@ def affine_of(guide: AutoGuide) -> tuple[Tensor, Tensor]:
         "guide must be an AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, "
         f"AutoLowRankMultivariateNormal or AutoLaplaceApproximation, got {type(guide).__name__}"
     )
+
+
+def _start_at(guide: AutoFlowNormal, z: Tensor) -> None:
+    """Gives the first flow, from latents to base, the marginals of draws ``(N, D)``."""
+    for outer in reversed(guide._outer(None)):
+        z = outer.inv(z)
+    first: Any = guide.flow.parts[0]
+    sigmoids_at(first.arn, first.transformer, z)
 
 
 def _around(loc: Tensor, factor: Tensor, widths: Sequence[float]) -> list[Gaussian]:

@@ -304,6 +304,24 @@ def test_several_modes_are_found_and_keep_their_weights(seed: int) -> None:
     assert result.guide.inverse
 
 
+def test_modes_a_hundred_times_narrower_than_they_are_apart_keep_their_weights() -> None:
+    # The last is what lies between them.
+    weights = torch.tensor([0.3, 0.35, 0.25, 0.1, 0.001])
+    scales = torch.tensor([0.01, 0.01, 0.01, 0.01, 2.0])
+    modes = dist.Normal(torch.tensor([-1.5, -0.4, 0.5, 1.8, 0.0]), scales)
+    log_weights = (weights / weights.sum()).log()
+
+    def comb() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 2.0).mask(False)).unsqueeze(-1)
+        pyro.factor("modes", (modes.log_prob(x) + log_weights).logsumexp(-1))
+
+    result = refine(comb, steps=500, num_particles=32, seed=0, num_draws=5000, progress=False)
+    x = draws(result.guide, num_samples=5000)["x"].unsqueeze(-1)
+    masses = (x - modes.loc[:4]).abs().argmin(-1).bincount(minlength=4) / 5000
+    assert (masses - weights[:4]).abs().amax() < 0.1
+    assert result.elbo > -0.2 and result.missed == 0
+
+
 def test_a_lost_mode_that_a_start_has_found_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_naf.infer.refinement.several", lambda target, modes: False)
     result = refine(two_modes, steps=200, seed=1, progress=False)
