@@ -111,6 +111,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "user_exits.py").write_text("raise SystemExit('no')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 5000)
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("user_")]:
         del sys.modules[name]

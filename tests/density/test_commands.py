@@ -350,7 +350,7 @@ def test_a_full_disk_is_one_line_and_the_old_model_stands(
 
 def test_kill_9_during_fit_and_resume_give_the_same_model(here: Path, capsys: Any) -> None:
     long = [*QUICK, "--checkpoint-seconds", "0", "--validation", "0.2"]
-    long[long.index("60")] = "600"
+    long[long.index("60")] = "300"
     assert run("fit", "x.npy", *long, "--output", "whole") == 0
     command = [sys.executable, "-m", "pyro_naf", "fit", "x.npy", *long, "--output", "killed"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
