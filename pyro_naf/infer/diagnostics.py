@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from .flat_priors import FlatPriors
 
 #: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
 _MIN_PARTICLES = 50
+
+#: So many are weighed, if they are asked for, however long it takes.
+_FEWEST = 5000
 
 #: Particles evaluated at once, and how many log-densities of data: 64 MiB in float32.
 _CHUNK, _CHUNK_NUMBERS = 1000, 2**24
@@ -84,13 +88,34 @@ def importance_diagnostics(
     >>> result.elbo, result.khat, round(result.ess)
     (0.0, 0.0, 20000)
     """
+    return diagnose(model, guide, num_particles, math.inf, args, kwargs)
+
+
+@torch.no_grad()
+def diagnose(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    num_particles: int,
+    seconds: float,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> ImportanceDiagnostics:
+    """:func:`importance_diagnostics`, of fewer draws where these would take longer than so long.
+
+    5000 are weighed in any case, if so many are asked for.
+    """
     if num_particles < _MIN_PARTICLES:
         raise ValueError(
             f"num_particles must be at least {_MIN_PARTICLES} for a tail of ten draws that k-hat "
             f"can be fitted to, got {num_particles}"
         )
-    weighed = _weighted_draws(model, guide, num_particles, False, args, kwargs)
-    return _diagnose(torch.cat([log_weights for _, log_weights in weighed]))
+    start, log_weights, weighed = time.monotonic(), [], 0
+    for _, some in _weighted_draws(model, guide, num_particles, False, args, kwargs):
+        log_weights.append(some)
+        weighed += len(some)
+        if weighed >= _FEWEST and time.monotonic() - start > seconds:
+            break
+    return _diagnose(torch.cat(log_weights))
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..checks import check_integers
 from ..starts import sigmoids_at
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
-from .diagnostics import ImportanceDiagnostics, importance_diagnostics
+from .diagnostics import ImportanceDiagnostics, diagnose
 from .gaussian import Gaussian, fit_gaussian, free_name, log_density
 from .mixture import Pool, Pushed, missed_mass, several, widened
 from .training import Budget, Training
@@ -40,8 +40,9 @@ _SEVERAL: dict[str, Any] = {"inverse": True, "min_slope": 0.2}
 #: Draws whose marginals such a guide starts with.
 _PLACING = 4000
 
-#: The part of the budget for the search for modes, at most.
-_SEARCH = 0.1
+#: The part of the seconds for the search for modes, at most, and for each of the two diagnostics
+#: where they weigh more than 5000 draws.
+_SEARCH, _DIAGNOSING = 0.1, 0.1
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,8 @@ def refine(
     :param seconds: at most so long, the Gaussian's time included; the diagnostics after come on
         top. With neither, 4000 steps or 50 seconds, whichever is first.
     :param num_particles: draws for each gradient.
-    :param num_draws: draws for the diagnostics before and after.
+    :param num_draws: draws for the diagnostics before and after; fewer, but 5000 at least, where
+        they would take longer than a tenth of ``seconds``.
     :param learning_rate: Adam's, at the start.
     :param tempering: below 1, Gaussians as wide as the posterior to this power (0.02, say) are
         weighed too, and what they find is covered as several modes are: for modes that no start
@@ -235,9 +237,8 @@ def refine(
             widths = [1.0]  # that of the tempered posterior
         guide = _gaussian(guide, *args, **kwargs)
         loc, factor = affine_of(guide)
-        before = importance_diagnostics(
-            guide.model, guide, *args, num_particles=num_draws, **kwargs
-        )
+        limit = math.inf if seconds is None else _DIAGNOSING * seconds
+        before = diagnose(guide.model, guide, num_draws, limit, args, kwargs)
         covers = tempering < 1 or (
             len(modes) > 1 and several(log_density(guide, *args, **kwargs), modes)
         )
@@ -268,9 +269,7 @@ def refine(
         with pyro.validation_enabled(False):
             training = Training(refined, target, learning_rate, num_particles, pool)
             training.run(budget, progress)
-        after = importance_diagnostics(
-            guide.model, refined, *args, num_particles=num_draws, **kwargs
-        )
+        after = diagnose(guide.model, refined, num_draws, limit, args, kwargs)
         others = modes + _around(loc, factor, (1.0, 3.0))
         posterior = Pushed(refined.get_posterior())
         missed = missed_mass(target, posterior, after.log_evidence, others)

@@ -17,7 +17,7 @@ from pyro.infer.importance import vectorized_importance_weights
 from pyro.optim import Adam
 
 from pyro_naf.infer import AutoDSFNormal, draws, importance_diagnostics, importance_resample
-from pyro_naf.infer.diagnostics import max_plate_nesting, pareto_khat, smooth
+from pyro_naf.infer.diagnostics import diagnose, max_plate_nesting, pareto_khat, smooth
 
 DATA = torch.tensor([0.3, 1.2, 0.8, -0.1])
 
@@ -71,6 +71,13 @@ def test_any_number_of_particles_gives_as_many_weights(num_particles: int) -> No
     guide()
     result = importance_diagnostics(schools, guide, num_particles=num_particles)
     assert result.log_weights.shape == (num_particles,)
+
+
+def test_five_thousand_draws_are_weighed_however_little_time_there_is() -> None:
+    guide = AutoNormal(schools)
+    guide()
+    assert diagnose(schools, guide, 20_000, 0.0, (), {}).num_particles == 5000
+    assert diagnose(schools, guide, 3500, 0.0, (), {}).num_particles == 3500
 
 
 def test_a_hundred_thousand_particles_are_weighed_in_chunks(

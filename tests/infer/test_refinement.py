@@ -165,10 +165,13 @@ def test_arguments_go_to_the_model() -> None:
     assert refine(guide, data, scale=0.5, steps=2, seed=0, progress=False).steps == 2
 
 
-def test_a_budget_of_seconds_ends_the_training() -> None:
+def test_a_budget_of_seconds_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Draws for the diagnostics take a part of it too.
+    monkeypatch.setattr("pyro_naf.infer.refinement._DIAGNOSING", 0.0)
     guide = fitted(AutoNormal, banana, 20)
-    result = refine(guide, seconds=2.0, num_draws=1000, seed=0, progress=False)
+    result = refine(guide, seconds=2.0, num_draws=20_000, seed=0, progress=False)
     assert result.steps > 1 and 2 <= result.seconds < 30
+    assert result.before.num_particles == result.after.num_particles == 5000
 
 
 def test_steps_without_a_finite_loss_are_skipped_and_counted() -> None:
