@@ -155,7 +155,9 @@ class Training:
                     budget.land()
                 bar.update()
                 if len(self.losses) % 20 == 0:
-                    bar.set_postfix(ELBO=f"{-statistics.fmean(self.losses[-50:]):.2f}")
+                    # Under the posterior's own draws the mean of log p - log q is an upper bound.
+                    bound = "EUBO" if phase == "learn" else "ELBO"
+                    bar.set_postfix({bound: f"{-statistics.fmean(self.losses[-50:]):.2f}"})
         for weight in self.weights:
             weight.grad = None
         if candidates:
