@@ -304,9 +304,8 @@ def test_the_verdict_follows_from_weights_and_missed_mass(
     assert result.verdict.startswith(said)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_several_modes_are_found_and_keep_their_weights(seed: int) -> None:
-    result = refine(two_modes, steps=800, seed=seed, num_draws=10_000, progress=False)
+def test_several_modes_are_found_and_keep_their_weights() -> None:
+    result = refine(two_modes, steps=600, seed=0, num_draws=10_000, progress=False)
     assert right_half(result) == pytest.approx(0.6, abs=0.05)
     # A normalised model: the log evidence is zero, without one of the modes log 0.6 at best.
     assert result.elbo > -0.15 and abs(result.log_evidence) < 0.02 and result.missed == 0
