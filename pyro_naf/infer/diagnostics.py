@@ -24,7 +24,7 @@ from .flat_priors import FlatPriors
 _MIN_PARTICLES = 50
 
 #: So many are weighed, if they are asked for, however long it takes.
-_FEWEST = 5000
+FEWEST = 5000
 
 #: Particles evaluated at once, and how many log-densities of data: 64 MiB in float32.
 _CHUNK, _CHUNK_NUMBERS = 1000, 2**24
@@ -113,7 +113,7 @@ def diagnose(
     for _, some in _weighted_draws(model, guide, num_particles, False, args, kwargs):
         log_weights.append(some)
         weighed += len(some)
-        if weighed >= _FEWEST and time.monotonic() - start > seconds:
+        if weighed >= FEWEST and time.monotonic() - start > seconds:
             break
     return _diagnose(torch.cat(log_weights))
 

@@ -13,7 +13,7 @@ from ..rootfinding import RootNotFoundError
 from .gaussian import Gaussian, LogDensity, cholesky, even_softmax
 
 #: Draws of a mixture.
-_DRAWS = 20_000
+DRAWS = 20_000
 
 #: Each Gaussian is a part of the mixture with these widths, as modes have wider tails.
 _WIDTHS = (1.0, 2.0)
@@ -60,7 +60,7 @@ def widened(modes: Sequence[Gaussian]) -> list[Gaussian]:
 
 @torch.no_grad()
 def weighed(
-    target: LogDensity, proposals: Sequence[Proposal], like: Tensor, count: int = _DRAWS
+    target: LogDensity, proposals: Sequence[Proposal], like: Tensor, count: int = DRAWS
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws ``(N, D)`` of proposals in equal shares, their log-weights, and the target there.
 
@@ -97,7 +97,11 @@ def several(target: LogDensity, modes: Sequence[Gaussian]) -> bool:
 
 @torch.no_grad()
 def missed_mass(
-    target: LogDensity, guide: Pushed, log_evidence: float, others: Sequence[Gaussian]
+    target: LogDensity,
+    guide: Pushed,
+    log_evidence: float,
+    others: Sequence[Gaussian],
+    count: int = DRAWS,
 ) -> float:
     """The part of the posterior's mass that the guide lacks and other proposals find.
 
@@ -105,7 +109,7 @@ def missed_mass(
     k-hat, ESS and evidence of the guide alone do not see a mode that it has lost. Zero unless the
     difference is beyond three standard errors.
     """
-    _, log_weights, _ = weighed(target, [guide, *others], others[0].loc)
+    _, log_weights, _ = weighed(target, [guide, *others], others[0].loc, count)
     covered = (log_weights.double() - log_evidence).clamp(max=700).exp()
     total, error = covered.mean(), covered.std() / len(covered) ** 0.5
     # Of mean 1 if the guide's evidence is all there is.

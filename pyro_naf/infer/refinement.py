@@ -23,9 +23,9 @@ from torch import Tensor
 from ..checks import check_integers
 from ..starts import sigmoids_at
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
-from .diagnostics import ImportanceDiagnostics, diagnose
+from .diagnostics import FEWEST, ImportanceDiagnostics, diagnose
 from .gaussian import Gaussian, fit_gaussian, free_name, log_density
-from .mixture import Pool, Pushed, missed_mass, several, widened
+from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
 from .training import Budget, Training
 
 _FLOWS = {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}
@@ -272,7 +272,9 @@ def refine(
         after = diagnose(guide.model, refined, num_draws, limit, args, kwargs)
         others = modes + _around(loc, factor, (1.0, 3.0))
         posterior = Pushed(refined.get_posterior())
-        missed = missed_mass(target, posterior, after.log_evidence, others)
+        # Where the density is too dear for all draws it is for these as well.
+        count = DRAWS if after.num_particles == num_draws else FEWEST
+        missed = missed_mass(target, posterior, after.log_evidence, others, count)
     return Refinement(
         refined, before, after, training.losses, training.skipped, budget.elapsed, missed
     )
