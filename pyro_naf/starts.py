@@ -11,8 +11,11 @@ from .conditioners import MADE
 from .transformers import Scaled, Transformer
 from .transformers.base import SigmoidalTransformer
 
-#: Standard deviation of the logistic distribution, whose distribution function is the sigmoid.
-_LOGISTIC = math.pi / 3**0.5
+#: A sigmoid is at least so wide that so many different draws lie around its place.
+_DISTINCT = 12
+
+#: Draws whose image is measured.
+_MEASURED = 500
 
 
 @torch.no_grad()
@@ -25,6 +28,9 @@ def spread_sigmoids(made: MADE, transformer: Transformer, sharpness: float) -> N
     with K sigmoids that are all but alike; a density of many modes finds them sooner from here.
 
     :param made: the conditioner, whose output bias is written.
+    :param transformer: its transformer, of sigmoids; one of K = 1 stays as it is.
+    :param sharpness: that slope, above the transformer's ``min_slope``.
+    :raises TypeError: for a transformer without sigmoids.
     """
     sigmoids = _inner(transformer)
     k = sigmoids.hidden_units
@@ -51,26 +57,56 @@ def sigmoids_at(made: MADE, transformer: Transformer, draws: Tensor) -> None:
     and so does not get from one to the hundreds that narrow modes apart from each other take.
 
     :param made: the conditioner, whose output bias is written.
-    :param transformer: a :class:`~pyro_naf.transformers.Scaled` one makes the image as wide as a
-        standard normal, too.
-    :param draws: shape ``(N, D)``, N at least 2 K.
+    :param transformer: its transformer, of sigmoids; a :class:`~pyro_naf.transformers.Scaled` one
+        gives the image mean 0 and standard deviation 1, too.
+    :param draws: shape ``(N, D)``; a draw may come several times.
+    :raises TypeError: for a transformer without sigmoids.
+    :raises ValueError: for draws of another shape, or that are not finite.
+
+    >>> from pyro_naf import deep_sigmoidal_flow
+    >>> flow = deep_sigmoidal_flow(1, [8], affine=True)
+    >>> draws = torch.cat([torch.randn(500, 1) - 300, torch.randn(500, 1) + 300])
+    >>> sigmoids_at(flow.arn, flow.transformer, draws)
+    >>> bool(flow(draws).abs().max() < 10)
+    True
     """
     sigmoids = _inner(transformer)
-    k, n = sigmoids.hidden_units, len(draws)
-    draws = draws.to(made.output_bias)[:, made.permutation].sort(0).values
-    middles = ((torch.arange(k) + 0.5) * n / k).long()
-    places = draws[middles]
-    distances = (draws.unsqueeze(1) - places).abs()
-    # Half of that number lies this near; a logistic distribution of twice that scale is smooth
-    # beside its neighbours.
-    radius = distances.kthvalue(max(n // (2 * k), 1), 0).values
-    tiny = torch.finfo(radius.dtype).eps * (1 + places.abs())
-    slopes = 0.5 / torch.maximum(radius, tiny)
-    layer = _raw(sigmoids, slopes.T, places.T, torch.zeros_like(places.T))
+    if draws.dim() != 2 or not len(draws) or draws.shape[1] != made.input_dim:
+        raise ValueError(
+            f"draws must have shape (N, {made.input_dim}), N >= 1, got {tuple(draws.shape)}"
+        )
+    if not bool(draws.isfinite().all()):
+        raise ValueError("draws must be finite")
+    draws = draws.to(made.output_bias)[:, made.permutation]
+    columns = [_places_and_slopes(column, sigmoids.hidden_units) for column in draws.T]
+    places, slopes = (torch.stack(parts) for parts in zip(*columns, strict=True))
     made.output_bias.zero_()
-    made.output_bias[:, : 3 * k] = layer
+    made.output_bias[:, : 3 * sigmoids.hidden_units] = _raw(
+        sigmoids, slopes, places, torch.zeros_like(places)
+    )
     if isinstance(transformer, Scaled):
-        made.output_bias[:, -1] = -math.log(_LOGISTIC)
+        some = draws[:: max(len(draws) // _MEASURED, 1)]
+        image, _ = transformer.plain(some, made.output_bias.expand(len(some), -1, -1))
+        scale = image.std(0, correction=0).clamp(min=1e-3)
+        made.output_bias[:, -2], made.output_bias[:, -1] = -image.mean(0) / scale, -scale.log()
+
+
+def _places_and_slopes(column: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Where the K sigmoids of one dimension step, and how steeply, each ``(K,)``."""
+    values, counts = column.unique(return_counts=True)
+    masses = counts.to(values) / len(column)
+    middles = (torch.arange(k).to(values) + 0.5) / k
+    quantiles = torch.searchsorted(masses.cumsum(0), middles).clamp(max=len(values) - 1)
+    places = values[quantiles]
+    distances, nearest = (values.unsqueeze(-1) - places).abs().sort(0)
+    # So many values around a place make up half of a K-th of the draws. If few do, as they were
+    # drawn often, it is no narrow mode.
+    number = (masses[nearest].cumsum(0) < 0.5 / k).sum(0)
+    number = number.clamp(min=_DISTINCT).clamp(max=len(values) - 1)
+    radius = distances.gather(0, number.unsqueeze(0)).squeeze(0)
+    tiny = torch.finfo(values.dtype).eps * (1 + places.abs())
+    # A logistic distribution of twice that scale is smooth beside its neighbours.
+    return places, 0.5 / torch.maximum(radius, tiny)
 
 
 def _raw(sigmoids: SigmoidalTransformer, slopes: Tensor, places: Tensor, logits: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def pytest_configure() -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
         torch.set_num_threads(1)
-        # So would a pool of processes to compile in, each of which imports torch first.
+        # A pool of processes to compile in would too, and each imports torch first.
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 

@@ -1,4 +1,4 @@
-"""Where sigmoids start: near the identity, or with the marginals of given draws."""
+"""Sigmoids that start with the marginals of draws; those near the identity are architectures'."""
 
 from __future__ import annotations
 
@@ -46,11 +46,31 @@ def test_a_flow_starts_with_the_marginals_of_draws(make: Any, order: str) -> Non
     assert divergence(flow, draws(4000)) < 0.1
 
 
+@FLOWS
+@pytest.mark.parametrize("units", [1, 2, 16])
+def test_the_image_has_mean_zero_and_standard_deviation_one(make: Any, units: int) -> None:
+    flow = make(2, [8], units, affine=True).double()
+    sigmoids_at(flow.arn, flow.transformer, draws(4000))
+    image = flow(draws(4000).double()).detach()
+    assert image.mean(0).abs().amax() < 0.15
+    assert (image.std(0) - 1).abs().amax() < 0.15
+
+
 def test_without_an_affine_map_the_image_is_logistic() -> None:
     flow = deep_sigmoidal_flow(2, [8])
     sigmoids_at(flow.arn, flow.transformer, draws(4000))
     image = flow(draws(4000)).detach()
     assert image.std(0) == pytest.approx(torch.full((2,), math.pi / 3**0.5), rel=0.1)
+
+
+@pytest.mark.parametrize("distinct, units", [(1000, 64), (1000, 128), (60, 16), (17, 16)])
+def test_draws_that_repeat_or_are_few_make_no_narrow_modes(distinct: int, units: int) -> None:
+    flow = deep_sigmoidal_flow(2, [8], units)
+    some = torch.randn(distinct, 2)
+    weights = torch.rand(distinct).pow(-0.5)  # a few of them many times
+    sigmoids_at(flow.arn, flow.transformer, some[weights.multinomial(4000, replacement=True)])
+    slopes, _, _ = flow.transformer.constrain(flow.arn.output_bias)
+    assert slopes.amax() < 300
 
 
 @FLOWS
@@ -67,6 +87,11 @@ def test_draws_wider_than_the_floor_of_the_slopes_keep_their_places() -> None:
     assert flow(torch.tensor([[100.0]])).abs() < 0.2
 
 
-def test_transformers_without_sigmoids_are_refused() -> None:
+def test_what_it_cannot_start_from_is_named() -> None:
+    flow = deep_sigmoidal_flow(2, [8])
     with pytest.raises(TypeError, match="transformer must be made of sigmoids, got Affine"):
-        sigmoids_at(MADE(2, [8], 2), Affine(), torch.randn(100, 2))
+        sigmoids_at(MADE(2, [8], 2), Affine(), draws(100))
+    with pytest.raises(ValueError, match=r"draws must have shape \(N, 2\), N >= 1, got \(100,\)"):
+        sigmoids_at(flow.arn, flow.transformer, draws(100)[:, 0])
+    with pytest.raises(ValueError, match="draws must be finite"):
+        sigmoids_at(flow.arn, flow.transformer, draws(100) / 0)

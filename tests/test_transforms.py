@@ -541,7 +541,7 @@ def test_compiled_flow_agrees_with_the_eager_one() -> None:
         y = flow(x)
         return flow.log_abs_det_jacobian(x, y) - y.square().sum(-1)
 
-    # What is traced is held to account here, the code made of it with the kernel "compiled".
+    # What is traced, and not the machine code that inductor makes of it.
     compiled = torch.compile(log_prob, fullgraph=False, backend="aot_eager")
     expected = log_prob(x)
     got = compiled(x)

@@ -15,11 +15,12 @@ FOLDER = Path(__file__).parent.parent / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 #: Run before a notebook: less of what it leaves to the defaults, which takes most of its time.
-LESS = """
+SMALLER_DEFAULTS = """
 from pyro_naf.infer import mcmc_correct, refine, training
 mcmc_correct.__kwdefaults__.update(num_samples=250, warmup_steps=150)
 refine.__kwdefaults__.update(num_starts=4)
 training._JUDGING = 5000
+del mcmc_correct, refine, training
 """
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
@@ -47,7 +48,7 @@ def test_notebook_runs_with_reduced_settings_and_prints_no_warning(
     monkeypatch.setenv("PYRO_NAF_TUTORIAL", "reduced")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = read(path)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(LESS))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(SMALLER_DEFAULTS))
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, kernel_name="python3", timeout=300, resources=resources).execute()
     assert complaints(notebook) == []

@@ -21,7 +21,7 @@ from ..checks import check_integers
 from .flat_priors import FlatPriors
 
 #: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
-_MIN_PARTICLES = 50
+MIN_PARTICLES = 50
 
 #: So many are weighed, if they are asked for, however long it takes.
 FEWEST = 5000
@@ -61,7 +61,6 @@ class ImportanceDiagnostics:
         return smooth(self.log_weights)
 
 
-@torch.no_grad()
 def importance_diagnostics(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -100,13 +99,13 @@ def diagnose(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> ImportanceDiagnostics:
-    """:func:`importance_diagnostics`, of fewer draws where these would take longer than so long.
+    """:func:`importance_diagnostics`, which stops weighing after ``seconds``.
 
-    5000 are weighed in any case, if so many are asked for.
+    5000 draws are weighed in any case, if so many are asked for. Raises what that raises.
     """
-    if num_particles < _MIN_PARTICLES:
+    if num_particles < MIN_PARTICLES:
         raise ValueError(
-            f"num_particles must be at least {_MIN_PARTICLES} for a tail of ten draws that k-hat "
+            f"num_particles must be at least {MIN_PARTICLES} for a tail of ten draws that k-hat "
             f"can be fitted to, got {num_particles}"
         )
     start, log_weights, weighed = time.monotonic(), [], 0
@@ -151,7 +150,7 @@ def importance_resample(
     >>> importance_resample(model, model, num_samples=100)["x"].shape
     torch.Size([100])
     """
-    check_integers(num_samples=(num_samples, 1), num_particles=(num_particles, _MIN_PARTICLES))
+    check_integers(num_samples=(num_samples, 1), num_particles=(num_particles, MIN_PARTICLES))
     if not replacement and 2 * num_samples > num_particles:
         raise ValueError(
             "num_samples must be at most half of num_particles without replacement, got "

@@ -108,6 +108,8 @@ def missed_mass(
     The evidence is estimated once more with the guide and the Gaussians as one mixture proposal;
     k-hat, ESS and evidence of the guide alone do not see a mode that it has lost. Zero unless the
     difference is beyond three standard errors.
+
+    :param count: draws, in equal shares of guide and Gaussians.
     """
     _, log_weights, _ = weighed(target, [guide, *others], others[0].loc, count)
     covered = (log_weights.double() - log_evidence).clamp(max=700).exp()

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..checks import check_integers
 from ..starts import sigmoids_at
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
-from .diagnostics import FEWEST, ImportanceDiagnostics, diagnose
+from .diagnostics import FEWEST, MIN_PARTICLES, ImportanceDiagnostics, diagnose
 from .gaussian import Gaussian, fit_gaussian, free_name, log_density
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
 from .training import Budget, Training
@@ -40,9 +40,11 @@ _SEVERAL: dict[str, Any] = {"inverse": True, "min_slope": 0.2}
 #: Draws whose marginals such a guide starts with.
 _PLACING = 4000
 
-#: The part of the seconds for the search for modes, at most, and for each of the two diagnostics
-#: where they weigh more than 5000 draws.
-_SEARCH, _DIAGNOSING = 0.1, 0.1
+#: The part of the seconds for the search for modes, at most.
+_SEARCH = 0.1
+
+#: The part of the seconds after which the diagnostics before, and those after, weigh no more draws.
+_DIAGNOSING = 0.1
 
 
 @dataclass(frozen=True)
@@ -160,9 +162,8 @@ def refine(
 
     Given a model, it first looks for modes and finds a full-rank Gaussian
     (:func:`~pyro_naf.infer.fit_gaussian`). Given a fitted Gaussian guide, it starts from that. The
-    new guide starts as the Gaussian, or, where several modes have mass, as the one with the mean
-    and covariance of all, its flow near the identity, and is trained in units of the Gaussian's
-    width by Adam with clipped gradients.
+    new guide starts as the Gaussian, its flow near the identity, and is trained in units of the
+    Gaussian's width by Adam with clipped gradients.
 
     The ELBO is maximised at a constant rate until it has stopped rising, at the latest after half
     the budget; then by its path gradient (sticking the landing) while the rate falls to zero and
@@ -173,9 +174,10 @@ def refine(
 
     Where there are several modes the flow runs the other way (``inverse``), so that its
     conditionals are mixtures, and the ELBO, which loses modes, is not used. The guide starts with
-    the marginals of draws of the posterior, found by weighing Gaussians at the modes, and learns
-    from them for half the budget; then the log-variance divergence under these and its own draws
-    makes it exact (:class:`~pyro_naf.infer.training.Training`). Its draws cost the flow's inverse.
+    the mean, covariance and marginals of draws of the posterior, found by weighing Gaussians at the
+    modes, and learns from them for half the budget; then the log-variance divergence under these
+    and its own draws makes it exact (:class:`~pyro_naf.infer.training.Training`). Its draws cost
+    the flow's inverse.
 
     The fitted guide and the model's own parameters are left as they are; the new guide's weights
     enter the param store under a name of their own.
@@ -216,7 +218,9 @@ def refine(
     >>> result.elbo > -0.1, result.steps
     (True, 200)
     """
-    _check_arguments(flow, steps, seconds, num_particles, learning_rate, tempering, num_starts)
+    _check_arguments(
+        flow, steps, seconds, num_particles, num_draws, learning_rate, tempering, num_starts
+    )
     if steps is None and seconds is None:
         steps, seconds = _STEPS, _SECONDS
     budget = Budget(steps, seconds)
@@ -238,7 +242,9 @@ def refine(
         guide = _gaussian(guide, *args, **kwargs)
         loc, factor = affine_of(guide)
         limit = math.inf if seconds is None else _DIAGNOSING * seconds
-        before = diagnose(guide.model, guide, num_draws, limit, args, kwargs)
+        # How many draws that takes must not change what training does.
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            before = diagnose(guide.model, guide, num_draws, limit, args, kwargs)
         covers = tempering < 1 or (
             len(modes) > 1 and several(log_density(guide, *args, **kwargs), modes)
         )
@@ -273,7 +279,7 @@ def refine(
         others = modes + _around(loc, factor, (1.0, 3.0))
         posterior = Pushed(refined.get_posterior())
         # Where the density is too dear for all draws it is for these as well.
-        count = DRAWS if after.num_particles == num_draws else FEWEST
+        count = max(round(DRAWS * after.num_particles / num_draws), FEWEST)
         missed = missed_mass(target, posterior, after.log_evidence, others, count)
     return Refinement(
         refined, before, after, training.losses, training.skipped, budget.elapsed, missed
@@ -321,6 +327,7 @@ def affine_of(guide: AutoGuide) -> tuple[Tensor, Tensor]:
     )
 
 
+@torch.no_grad()
 def _start_at(guide: AutoFlowNormal, z: Tensor) -> None:
     """Gives the first flow, from latents to base, the marginals of draws ``(N, D)``."""
     for outer in reversed(guide._outer(None)):
@@ -350,6 +357,7 @@ def _check_arguments(
     steps: int | None,
     seconds: float | None,
     num_particles: int,
+    num_draws: int,
     learning_rate: float,
     tempering: float,
     num_starts: int,
@@ -359,6 +367,7 @@ def _check_arguments(
     check_integers(
         steps=(1 if steps is None else steps, 1),
         num_particles=(num_particles, 2),
+        num_draws=(num_draws, MIN_PARTICLES),
         num_starts=(num_starts, 1),
     )
     for name, value in {"seconds": seconds, "learning_rate": learning_rate}.items():

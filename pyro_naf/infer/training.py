@@ -155,7 +155,7 @@ class Training:
                     budget.land()
                 bar.update()
                 if len(self.losses) % 20 == 0:
-                    # Under the posterior's own draws the mean of log p - log q is an upper bound.
+                    # Under draws of the posterior the mean of log p - log q bounds from above.
                     bound = "EUBO" if phase == "learn" else "ELBO"
                     bar.set_postfix({bound: f"{-statistics.fmean(self.losses[-50:]):.2f}"})
         for weight in self.weights:

@@ -53,9 +53,12 @@ from .triton_common import (
 from .triton_root import search, start
 
 #: Registers of a thread in the backward pass of 16 units, which would take twice as many: with
-#: these twice as many programs hide each other's waits for barriers, at the price of 40 spilled
+#: these twice as many programs hide each other's waits for barriers, at the price of 150 spilled
 #: numbers. More units would spill hundreds.
 BACKWARD_REGISTERS = 128
+
+#: How products in float32 are made of others; AMD's compiler has no such way.
+IN_PARTS = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
 
 #: Elements that the partial sums of the matrices' gradients may take: 64 MiB in float32.
 PARTIAL_SUMS = 1 << 24
@@ -96,14 +99,15 @@ def store_matrix(
 
 @triton.jit
 def dot(left, right):
-    """The matrix product, exact to the rounding of its dtype.
+    """The matrix product, to about the rounding of its dtype.
 
     In float32 as three products of TF32 parts, by tensor cores: fewer instructions than one in
-    float32. From 64 rows on Triton would take Hopper's wgmma for them, and kernels of several such
-    products read beyond their shared memory (Triton 3.6; its issues 10486 and 11366 report it too).
+    float32. For tiles of 64 rows on Triton would take Hopper's wgmma for them, and kernels of
+    several such products read beyond their shared memory (Triton 3.6; its issues 10486 and 11366
+    report it too).
     """
-    EXACT: tl.constexpr = right.dtype == tl.float64 or left.shape[0] >= 64
-    PRECISION: tl.constexpr = "ieee" if EXACT else "tf32x3"
+    WHOLE: tl.constexpr = right.dtype == tl.float64 or left.shape[0] >= 64
+    PRECISION: tl.constexpr = "ieee" if WHOLE else IN_PARTS
     return tl.dot(left, right, input_precision=PRECISION, out_dtype=right.dtype)
 
 

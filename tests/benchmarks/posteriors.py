@@ -202,7 +202,7 @@ def chart(results: Results) -> Figure:
     for guide, marker in zip(results.guides(), "o*sDv^<>PX", strict=False):
         style = {"label": guide, "alpha": 0.8, "color": "#D55E00" if guide in TURNKEY else None}
         w1 = [results.get(target, guide).get("w1", math.nan) for target in results.all]
-        gaps = [max(results.gap(target, guide), 1e-5) for target in results.all]
+        gaps = [min(max(results.gap(target, guide), 1e-5), 1e3) for target in results.all]
         panels[0].plot(w1, rows, marker, **style)
         panels[1].plot(gaps, rows, marker, **style)
     floor = [results.get(target, EXACT)["w1"] for target in results.all]
@@ -211,7 +211,7 @@ def chart(results: Results) -> Figure:
     panels[1].axvline(0.05, color="grey", linewidth=0.8)
     panels[0].set_yticks(rows, [target.split("-")[-1] for target in results.all])
     panels[0].set_xlabel("W1 of the marginals, in standard deviations")
-    panels[1].set_xlabel("log evidence - ELBO, nats (at least 1e-5)")
+    panels[1].set_xlabel("log evidence - ELBO, nats (from 1e-5 to 1e3)")
     for axes in panels:
         axes.set_xscale("log")
         axes.spines[["top", "right"]].set_visible(False)

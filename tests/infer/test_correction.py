@@ -75,7 +75,7 @@ def narrow() -> None:
     pyro.sample("y", dist.Normal(x, 0.1))
 
 
-def test_neutra_needs_a_third_of_the_leapfrog_steps_of_nuts_on_the_raw_model() -> None:
+def test_neutra_needs_a_tenth_of_the_leapfrog_steps_of_nuts_on_a_narrow_model() -> None:
     # Behind a standard normal in unconstrained space NUTS sees the raw model.
     raw = AutoDiagonalNormal(narrow, init_scale=1.0)
     raw()
@@ -89,7 +89,7 @@ def test_neutra_needs_a_third_of_the_leapfrog_steps_of_nuts_on_the_raw_model() -
             warnings.simplefilter("ignore", UserWarning)  # of R-hat, for the raw model
             result = mcmc_correct(narrow, guide, method="neutra", **budget)
         cost.append(result.evaluations / result.min_ess)
-    assert cost[0] < cost[1] / 3
+    assert cost[0] < cost[1] / 10
 
 
 def bent() -> None:

@@ -97,7 +97,7 @@ def test_affine_map_is_that_of_the_guide(kind: Any) -> None:
 
 def test_refinement_improves_elbo_and_khat_and_returns_its_losses() -> None:
     guide = fitted(AutoNormal, banana)
-    result = refine(guide, steps=600, seed=0, num_draws=20_000, progress=False)
+    result = refine(guide, steps=600, seed=2, num_draws=20_000, progress=False)
     assert result.elbo > result.before.elbo + 0.3
     assert result.ess > 0.8 * 20_000 > result.before.ess
     assert result.steps == len(result.losses) == 600 and result.skipped == 0
@@ -323,11 +323,12 @@ def test_modes_a_hundred_times_narrower_than_they_are_apart_keep_their_weights()
         x = pyro.sample("x", dist.Normal(0.0, 2.0).mask(False)).unsqueeze(-1)
         pyro.factor("modes", (modes.log_prob(x) + log_weights).logsumexp(-1))
 
-    result = refine(comb, steps=500, num_particles=32, seed=0, num_draws=5000, progress=False)
+    budget = {"steps": 500, "num_particles": 32, "num_starts": 32, "num_draws": 5000}
+    result = refine(comb, seed=2, progress=False, **budget)
     x = draws(result.guide, num_samples=5000)["x"].unsqueeze(-1)
     masses = (x - modes.loc[:4]).abs().argmin(-1).bincount(minlength=4) / 5000
-    assert (masses - weights[:4]).abs().amax() < 0.1
-    assert result.elbo > -0.2 and result.missed == 0
+    assert (masses - weights[:4]).abs().amax() < 0.07
+    assert result.elbo > -0.1 and result.missed == 0
 
 
 def test_a_lost_mode_that_a_start_has_found_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
