@@ -31,7 +31,7 @@ from .training import Budget, Training
 _FLOWS = {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}
 
 #: Budget where none is given: so many steps, unless so many seconds are over before.
-_STEPS, _SECONDS = 4000, 50.0
+_STEPS, _SECONDS = 4000, 48.0
 
 #: Of a guide for several modes, whose conditionals are mixtures. Nothing holds those where no mode
 #: is: the few draws there must not lie far beyond.
@@ -194,7 +194,7 @@ def refine(
     :param hidden_dims: as in :class:`~pyro_naf.infer.AutoDSFNormal`, as is ``hidden_units``.
     :param steps: at most so many steps.
     :param seconds: at most so long, the Gaussian's time included; the diagnostics after come on
-        top. With neither, 4000 steps or 50 seconds, whichever is first.
+        top. With neither, 4000 steps or 48 seconds, whichever is first.
     :param num_particles: draws for each gradient.
     :param num_draws: draws for the diagnostics before and after; fewer, but 5000 at least, where
         they would take longer than a tenth of ``seconds``.
