@@ -4,14 +4,15 @@
 plain    the formula itself, under autograd: any device and dtype, derivatives of any order
 eager    hand-derived gradients in linear space, in chunks; saves only inputs, except for very
          small ones (:mod:`.eager`)
-compiled the same through :func:`torch.compile`: half a minute once, faster from then on
+compiled fused loops in C++ on a CPU, compiled once a machine, in seconds (:mod:`.compiled`)
 triton   fused kernels on a GPU, as registered operators (``triton_dsf``, ``triton_ddsf``)
 ======== =====================================================================================
 
 A transformer's ``kernel`` names one of them. "auto" takes triton on a GPU that runs it and eager
-on a CPU; where a kernel does not apply (mixed dtypes, tracing, ``torch.func``, forward-mode and
-higher derivatives, more units than ``TRITON_UNITS``) the plain formula steps in. The environment
-variable PYRO_NAF_KERNEL overrides what transformers say.
+on a CPU; "compiled" is for a CPU, and "auto" elsewhere. Where a kernel does not apply (mixed
+dtypes, tracing, ``torch.func``, forward-mode and higher derivatives, more units than
+``TRITON_UNITS``) the plain formula steps in, and eager where there is no compiler of C++. The
+environment variable PYRO_NAF_KERNEL overrides what transformers say.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import eager
-from .compilation import compiled
+from . import compiled, eager
 from .modes import needs_plain_operations
 
 if TYPE_CHECKING:
@@ -60,23 +60,22 @@ def evaluate(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> tuple
     kernel = choose(transformer, x, phi)
     if kernel == "plain":
         return transformer.plain(x, phi)
-    if kernel == "triton":
-        x, phi = _broadcast(x, phi)
-        lanes = x.shape[-1] if x.dim() > 1 else 1  # one axis: many values of one dimension
-        batch = x.shape[:-1].numel() if x.dim() > 1 else x.numel()
-        flat = x.reshape(batch, lanes), phi.reshape(batch, lanes, phi.shape[-1])
-        y, log_slope = _operator(transformer.name)(transformer, *flat)
-        return y.view(x.shape), log_slope.view(x.shape)
-    return evaluate_formula(kernel, transformer, x, phi)
+    x, phi = _broadcast(x, phi)
+    if kernel == "eager":
+        return evaluate_eagerly(transformer, x, phi)
+    lanes = x.shape[-1] if x.dim() > 1 else 1  # one axis: many values of one dimension
+    batch = x.shape[:-1].numel() if x.dim() > 1 else x.numel()
+    flat = x.reshape(batch, lanes), phi.reshape(batch, lanes, phi.shape[-1])
+    fused = compiled.evaluate if kernel == "compiled" else _operator(transformer.name)
+    y, log_slope = fused(transformer, *flat)
+    return y.view(x.shape), log_slope.view(x.shape)
 
 
-def evaluate_formula(
-    kernel: str, transformer: SigmoidalTransformer | Scaled, x: Tensor, phi: Tensor
+def evaluate_eagerly(
+    transformer: SigmoidalTransformer | Scaled, x: Tensor, phi: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The same by the linear-space formula, for the kernels "eager" and "compiled"."""
-    formula = transformer.formula()
-    formula = compiled(formula) if kernel == "compiled" else formula
-    return eager.evaluate(formula, *_broadcast(x, phi), *transformer.shared())
+    """The same by the linear-space formula."""
+    return eager.evaluate(transformer.formula(), *_broadcast(x, phi), *transformer.shared())
 
 
 def _broadcast(x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,9 +87,10 @@ def _broadcast(x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
 
 def root(transformer: SigmoidalTransformer, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor] | None:
     """The preimage of y ``(N,)`` and its error, from one fused kernel; None where none runs."""
-    if choose(transformer, y, phi) != "triton":
+    kernel = choose(transformer, y, phi)
+    if kernel not in ("compiled", "triton"):
         return None
-    find = _operator(f"{transformer.name}_root")
+    find = compiled.root if kernel == "compiled" else _operator(f"{transformer.name}_root")
     x, error = find(transformer, y.unsqueeze(-1), phi.unsqueeze(-2))
     return x.squeeze(-1), error.squeeze(-1)
 
@@ -100,15 +100,20 @@ def choose(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> str:
     name = transformer.kernel
     if VARIABLE in os.environ:
         name = check_kernel(os.environ[VARIABLE] or name, VARIABLE)
-    if name == "auto":
+    on_cpu = x.device.type == "cpu"
+    if name == "auto" or (name == "compiled" and not on_cpu):
         fast = "triton" if x.device.type == "cuda" and runs_triton(x.device) else "plain"
-        name = "eager" if x.device.type == "cpu" else fast
+        name = "eager" if on_cpu else fast
     supported = x.device == phi.device and x.dtype in (torch.float, torch.double)
     if name == "plain" or not supported:
         return "plain"
     if name == "triton":
         return _choose_triton(transformer, x, phi)
-    return "plain" if phi.dtype != x.dtype or needs_plain_operations(x) else name
+    if phi.dtype != x.dtype or needs_plain_operations(x):
+        return "plain"
+    if name == "compiled" and transformer.initial_biases.dtype != x.dtype:
+        return "plain"
+    return "eager" if name == "compiled" and not compiled.available() else name
 
 
 def _choose_triton(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> str:

@@ -125,9 +125,9 @@ class LinearDDSF(Linear):
 def _dense(v: Tensor, t: Tensor, e: Tensor, matrix: Tensor) -> Dense:
     s, n, e = torch.sigmoid(v), v.neg_().sigmoid_(), torch.softmax(e, 1)
     factors, (p, q, d) = _three(e)
-    _multiply(e, s, p)
-    _multiply(e, n, q)
-    _multiply(p, n, d).mul_(t)
+    torch.mul(e, s, out=p)
+    torch.mul(e, n, out=q)
+    torch.mul(p, n, out=d).mul_(t)
     left, right, slope = _times(matrix, factors).unbind(2)
     h, tau = (left / right).log_(), slope / left + slope / right
     return Dense(s, n, factors, left, right, slope, h, tau)
@@ -141,9 +141,9 @@ def _dense_backward(
     by_left, by_right = left.reciprocal(), right.reciprocal()
     grads, (g_left, g_right, g_slope) = _three(left)
     of_slope = g_tau * slope
-    _multiply(torch.addcmul(g_h, of_slope, by_left, value=-1), by_left, g_left)
-    _multiply(torch.addcmul(g_h, of_slope, by_right), by_right, g_right).neg_()
-    _multiply(by_left.add_(by_right), g_tau, g_slope)
+    torch.mul(torch.addcmul(g_h, of_slope, by_left, value=-1), by_left, out=g_left)
+    torch.mul(torch.addcmul(g_h, of_slope, by_right), by_right, out=g_right).neg_()
+    torch.mul(by_left.add_(by_right), g_tau, out=g_slope)
     of_factors = _times(matrix.T, grads)
     g_t = factors[:, :, 0] * n * of_factors[:, :, 2]
     p, q, d = of_factors.mul_(factors).unbind(2)
@@ -157,8 +157,8 @@ def _mix(layer: Dense, logits: Tensor, matrix: Tensor) -> Mix:
     f = torch.softmax(logits, 1)
     factors, (by_one, by_h, by_tau) = _three(f)
     by_one.copy_(f)
-    _multiply(f, layer.h, by_h)
-    _multiply(f, layer.tau, by_tau)
+    torch.mul(f, layer.h, out=by_h)
+    torch.mul(f, layer.tau, out=by_tau)
     z, m, dm = _times(matrix, factors).unbind(2)
     by_z = z.reciprocal()
     return Mix(f, factors, by_z, m * by_z, dm * by_z)
@@ -170,9 +170,9 @@ def _mix_backward(
     """Gradients of h, tau, the logits and the logits of the matrix."""
     f, factors, by_z, m, dm = mix
     grads, (of_z, of_m, of_dm) = _three(by_z)
-    _multiply(g_m, by_z, of_m)
-    _multiply(g_dm, by_z, of_dm)
-    _multiply(of_m, m, of_z).addcmul_(of_dm, dm).neg_()
+    torch.mul(g_m, by_z, out=of_m)
+    torch.mul(g_dm, by_z, out=of_dm)
+    torch.mul(of_m, m, out=of_z).addcmul_(of_dm, dm).neg_()
     of_factors = _times(matrix.T, grads)
     g_h, g_tau = f * of_factors[:, :, 1], f * of_factors[:, :, 2]
     by_one, by_h, by_tau = of_factors.mul_(factors).unbind(2)
@@ -183,12 +183,6 @@ def _three(like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Room for three tensors of this shape ``(D, K, B)``: together ``(D, K, 3, B)``, and each."""
     together = like.new_empty(*like.shape[:2], 3, like.shape[2])
     return together, together.unbind(2)
-
-
-def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():  # Inductor knows no product that is given its room
-        return out.copy_(a * b)
-    return torch.mul(a, b, out=out)
 
 
 def _exponentials(logits: Sequence[Tensor]) -> list[Tensor]:

@@ -35,9 +35,8 @@ class Scaled(Transformer):
 
     def forward(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Value and log-slope, each ``(...)``, of ``x`` ``(...)`` under ``phi`` ``(..., P)``."""
-        kernel = kernels.choose(self.inner, x, phi)
-        if kernel in ("eager", "compiled"):
-            return kernels.evaluate_formula(kernel, self, x, phi)
+        if kernels.choose(self.inner, x, phi) == "eager":
+            return kernels.evaluate_eagerly(self, x, phi)
         phi, m, s = _split(phi)
         y, log_slope = self.inner(x, phi)
         return s.exp() * y + m, log_slope + s

@@ -9,11 +9,9 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Iterator
 
 import pytest
 import torch
-import torch._dynamo
 from registry import roughen, sharp_phi
 from torch import Tensor
 
@@ -29,14 +27,6 @@ LAYERS = [0, 1, 2, 4]
 needs_triton = pytest.mark.skipif(not kernels.has_triton(), reason="needs the package triton")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
-#: The claims that a compiled DDSF is held to. A pair of its graphs takes half a minute to compile,
-#: and each of these needs one: for many dimensions, and for other shapes. All the rest lies in
-#: lines that eager runs too, or that a compiled DSF, of smaller graphs, goes through.
-COMPILED_DDSF = [
-    "test_value_log_slope_and_gradients_are_those_of_the_plain_formula",
-    "test_any_memory_order_and_shape_gives_the_same",
-]
-
 
 @pytest.fixture(
     params=[
@@ -49,25 +39,15 @@ COMPILED_DDSF = [
 )
 def kernel(
     request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
+) -> str:
     name = request.param.split()[0]
-    params = request.node.callspec.params
-    ddsf = name == "compiled" and params["layers"] > 0
-    if ddsf and not (
-        request.node.originalname in COMPILED_DDSF
-        and params["layers"] == 2
-        and params.get("dtype") in (None, torch.float)
-    ):
-        pytest.skip("not in COMPILED_DDSF: each graph takes half a minute to compile")
-    if request.param != "eager" and not ddsf:  # chunks of other strides are graphs of their own
+    if request.param != "eager":
         # A few lanes a chunk, and no state kept from forward to backward.
         monkeypatch.setattr(eager, "CHUNK", 1 << 10)
         monkeypatch.setattr(eager, "SMALL", 0)
     if name == "triton" and device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
         pytest.skip("needs a GPU or Triton's interpreter")
-    # More kinds of tensors than any one program has.
-    with torch._dynamo.config.patch(recompile_limit=256):
-        yield name
+    return name
 
 
 def make(layers: int, hidden_units: int = 5, kernel: str = "plain") -> Sigmoidal:
@@ -233,8 +213,6 @@ def test_any_memory_order_and_shape_gives_the_same(
         "empty": (x[:0], phi[:0]),
         "empty axis": (x[:, :0], phi[:, :0]),
     }
-    if kernel == "compiled" and layers:  # the others come in the order of one of COMPILED_DDSF
-        cases = {"no axis": cases["no axis"]}
     for name, (x_case, phi_case) in cases.items():
         shape = torch.broadcast_shapes(x_case.shape, phi_case.shape[:-1])
         grads = [torch.randn(shape), torch.randn(shape)]

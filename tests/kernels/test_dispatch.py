@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_naf import deep_dense_sigmoidal_flow, deep_sigmoidal_flow, kernels
-from pyro_naf.kernels import compilation, eager
+from pyro_naf.kernels import eager
 from pyro_naf.transformers import DeepDenseSigmoidal, DeepSigmoidal
 
 FACTORIES = [DeepSigmoidal, DeepDenseSigmoidal]
@@ -62,7 +62,8 @@ def test_a_gpu_without_triton_takes_the_plain_formula(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(kernels, "has_triton", lambda: False)
     x: Tensor = OnGPU()  # type: ignore[assignment]
-    assert kernels.choose(DeepSigmoidal(4), x, x) == "plain"
+    for kernel in ("auto", "compiled"):  # the second is for a CPU, and elsewhere like the first
+        assert kernels.choose(DeepSigmoidal(4, kernel=kernel), x, x) == "plain"
 
 
 @pytest.mark.parametrize("kernel", ["auto", "eager", "compiled"])
@@ -141,11 +142,12 @@ def test_a_change_of_the_inputs_before_backward_is_refused() -> None:
         y.sum().backward()
 
 
+@pytest.mark.parametrize("kernel", ["eager", "compiled"])
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_only_inputs_are_saved_for_backward(
-    factory: Callable[..., DeepSigmoidal | DeepDenseSigmoidal],
+    factory: Callable[..., DeepSigmoidal | DeepDenseSigmoidal], kernel: str
 ) -> None:
-    transformer = factory(16)
+    transformer = factory(16, kernel=kernel)
     x = torch.randn(400, 8)
     phi = torch.randn(8, transformer.num_params, 400).permute(2, 0, 1).requires_grad_()
     saved = set()
@@ -155,7 +157,7 @@ def test_only_inputs_are_saved_for_backward(
         y, _ = transformer(x, phi)
     inputs = {t.untyped_storage().data_ptr() for t in (x, phi, *transformer.parameters())}
     assert saved == inputs
-    assert y.grad_fn.state is None
+    assert getattr(y.grad_fn, "state", None) is None
 
 
 @pytest.mark.skipif(not kernels.has_triton(), reason="needs the package triton")
@@ -184,36 +186,6 @@ def test_a_fused_inverse_waits_for_the_device_as_often_for_many_dimensions_as_fo
     # Is y finite; the order; the degrees, which stay on the host; were all roots found.
     assert counts[2] == counts[7]
     assert len(counts[2]) == 4
-
-
-def test_a_compiler_that_fails_is_reported_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(function: object) -> object:
-        def call(*args: object) -> None:
-            raise torch._inductor.exc.InvalidCxxCompiler()
-
-        return call
-
-    monkeypatch.setattr(compilation, "_compile", fail)
-    monkeypatch.setattr(compilation, "_failed", set())
-    dsf = DeepSigmoidal(4, kernel="compiled")
-    x, phi = torch.randn(5), torch.randn(5, 12)
-    with pytest.warns(UserWarning, match=r"torch.compile failed \(InvalidCxxCompiler"):
-        got = dsf(x, phi)
-    assert torch.equal(got[0], DeepSigmoidal(4, kernel="eager")(x, phi)[0])
-    dsf(x, phi)  # and does not say so twice
-
-
-def test_an_error_that_is_no_compilers_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def out_of_memory(function: object) -> object:
-        def call(*args: object) -> None:
-            raise torch.OutOfMemoryError("no room")
-
-        return call
-
-    monkeypatch.setattr(compilation, "_compile", out_of_memory)
-    monkeypatch.setattr(compilation, "_failed", set())
-    with pytest.raises(torch.OutOfMemoryError, match="no room"):
-        DeepSigmoidal(4, kernel="compiled")(torch.randn(5), torch.randn(5, 12))
 
 
 @pytest.mark.parametrize("kernel", ["auto", "plain"])
