@@ -49,7 +49,7 @@ struct Single {
   static constexpr int EXP = 7, ARTANH = 6, ARTANH_SMALL = 4, MANTISSA = 23;
   static constexpr float ROUND = 12582912.0f;  // adding it leaves the integer in the last bits
   static constexpr float LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
-  static constexpr float LOWEST = -86.0f, TINY = 1e-36f;
+  static constexpr float LOWEST = -86.0f, TINY = 1e-36f, LEAST = 1e-16f, MOST = 1e12f;
   static constexpr Bits ONE = 0x3f800000, SQRT_HALF = 0x3f3504f3;
 };
 
@@ -59,7 +59,7 @@ struct Double {
   static constexpr int EXP = 13, ARTANH = 15, ARTANH_SMALL = 9, MANTISSA = 52;
   static constexpr double ROUND = 6755399441055744.0;
   static constexpr double LN2_HIGH = 6.93147180369123816490e-01, LN2_LOW = 1.90821492927058770e-10;
-  static constexpr double LOWEST = -707.0, TINY = 1e-305;
+  static constexpr double LOWEST = -707.0, TINY = 1e-305, LEAST = 1e-150, MOST = 1e100;
   static constexpr Bits ONE = 0x3ff0000000000000, SQRT_HALF = 0x3fe6a09e667f3bcd;
 };
 
@@ -108,6 +108,13 @@ struct Register {
     return z - z == 0 ? value : z;  // what is no number, or infinite, has no fraction
   }
 
+  // s(z) and s(-z), and the larger of the two.
+  static V sigmoids(V z, V &s, V &n) {
+    const V e = exponential(-magnitude(z)), large = 1 / (1 + e), small = e * large;
+    s = z >= 0 ? large : small, n = z >= 0 ? small : large;
+    return large;
+  }
+
   // log(1 + exp(z)) and its derivative, as in triton_common.py.
   static V softplus(V z, V &derivative) {
     const V e = exponential(-magnitude(z));
@@ -127,10 +134,11 @@ struct Group : Register<A> {
   using typename R::V;
   using R::WIDTH;
 
-  // A dense layer and the mix after it: what evaluating leaves for the gradients. K of each.
+  // A dense layer and the mix after it: what evaluating leaves for the gradients. K of each. The
+  // derivatives by x, dm and dh, are logarithms if it was done in logarithms.
   struct Layer {
-    V *a, *da, *b, *e, *m, *log_dm, *s, *n, *p, *q, *t;
-    V *left, *right, *density, *h, *log_dh, *s_h, *n_h;
+    V *a, *da, *b, *e, *weight, *m, *dm, *s, *n, *p, *q, *t, *t_by_a;
+    V *left, *right, *density, *h, *dh, *s_h, *n_h;
     V *e_mix, *f, *u, *fh, *z, *density_mix;
     const T *w, *w_transposed, *mix, *mix_transposed;
     V *of_w, *of_mix;
@@ -144,13 +152,14 @@ struct Group : Register<A> {
 
   // The matrices come exponentiated, and transposed behind that; their gradients are of each lane.
   Group(int K, int L, const T *matrices, const T *transposed, V *of_matrices)
-      : K(K), L(L), layers(L), room(std::size_t(24 * L + 10) * K) {
+      : K(K), L(L), layers(L), room(std::size_t(26 * L + 10) * K) {
     V *next = room.data();
     for (int l = 0; l < L; ++l) {
       Layer &c = layers[l];
-      for (V **array : {&c.a, &c.da, &c.b, &c.e, &c.m, &c.log_dm, &c.s, &c.n, &c.p, &c.q, &c.t,
-                        &c.left, &c.right, &c.density, &c.h, &c.log_dh, &c.s_h, &c.n_h,
-                        &c.e_mix, &c.f, &c.u, &c.fh, &c.z, &c.density_mix})
+      for (V **array : {&c.a, &c.da, &c.b, &c.e, &c.weight, &c.m, &c.dm, &c.s, &c.n,
+                        &c.p, &c.q, &c.t, &c.t_by_a, &c.left, &c.right, &c.density,
+                        &c.h, &c.dh, &c.s_h, &c.n_h, &c.e_mix, &c.f, &c.u, &c.fh, &c.z,
+                        &c.density_mix})
         *array = next, next += K;
       c.rows = l == L - 1 ? 1 : K;
       const int64_t w = int64_t(l) * K * K, mix = (int64_t(L - 1 + l) * K + 1) * K;
@@ -162,6 +171,9 @@ struct Group : Register<A> {
                       &scratch[3], &scratch[4], &scratch[5]})
       *array = next, next += K;
   }
+
+  // Rows of a matrix that are worked on at once: their sums fill the registers.
+  static constexpr int BLOCK = 4;
 
   // Three products of a matrix (rows, columns) at once: each of its entries is read once.
   template <int ROWS>
@@ -180,9 +192,9 @@ struct Group : Register<A> {
                        V *of_p, V *of_q, V *of_t) {
     const V *const in[3] = {p, q, t};
     int i = 0;
-    for (; i + 4 <= rows; i += 4) {
+    for (; i + BLOCK <= rows; i += BLOCK) {
       V *const out[3] = {of_p + i, of_q + i, of_t + i};
-      some_products<4>(w + i * columns, columns, in, out);
+      some_products<BLOCK>(w + i * columns, columns, in, out);
     }
     for (; i < rows; ++i) {
       V *const out[3] = {of_p + i, of_q + i, of_t + i};
@@ -190,12 +202,25 @@ struct Group : Register<A> {
     }
   }
 
-  // The gradient that products have by the matrix.
+  // Adds the gradient that products have by the matrix.
+  template <int ROWS>
+  static void add_some(V *sum, int columns, const V *const grads[3], const V *const in[3], int row) {
+    V grad[3][ROWS];
+    for (int k = 0; k < 3; ++k)
+      for (int i = 0; i < ROWS; ++i) grad[k][i] = grads[k][row + i];
+    for (int j = 0; j < columns; ++j)
+      for (int i = 0; i < ROWS; ++i) {
+        V &to = sum[(row + i) * columns + j];
+        to += grad[0][i] * in[0][j] + grad[1][i] * in[1][j] + grad[2][i] * in[2][j];
+      }
+  }
+
   static void add_outer(V *sum, int rows, int columns, const V *g_p, const V *g_q, const V *g_t,
                         const V *p, const V *q, const V *t) {
-    for (int i = 0; i < rows; ++i)
-      for (int j = 0; j < columns; ++j)
-        sum[i * columns + j] += g_p[i] * p[j] + g_q[i] * q[j] + g_t[i] * t[j];
+    const V *const grads[3] = {g_p, g_q, g_t}, *const in[3] = {p, q, t};
+    int i = 0;
+    for (; i + BLOCK <= rows; i += BLOCK) add_some<BLOCK>(sum, columns, grads, in, i);
+    for (; i < rows; ++i) add_some<1>(sum, columns, grads, in, i);
   }
 
   // Less only when a row's logits differ by more than the exponent range.
@@ -204,10 +229,14 @@ struct Group : Register<A> {
   // grad / sum, the gradient by the sum before at_least_tiny.
   static V over(V grad, V sum) { return sum <= A::TINY ? V{} : grad / sum; }
 
-  void less_maximum(V *logits) const {
+  // Logits less their maximum, and their exponentials.
+  void soften(V *logits, V *weights) const {
     V top = logits[0];
     for (int h = 1; h < K; ++h) top = R::larger(logits[h], top);
-    for (int h = 0; h < K; ++h) logits[h] -= top;
+    for (int h = 0; h < K; ++h) {
+      logits[h] -= top;
+      weights[h] = R::exponential(logits[h]);
+    }
   }
 
   // Slopes, biases and logits of the pseudo-parameters that `row(i)` reads.
@@ -220,49 +249,92 @@ struct Group : Register<A> {
         c.b[h] = row((3 * l + 1) * K + h) + biases[h];
         c.e[h] = row((3 * l + 2) * K + h);
       }
-      less_maximum(c.e);
+      soften(c.e, c.weight);
       if (l == L - 1) continue;
       for (int h = 0; h < K; ++h) c.e_mix[h] = row((3 * L + l) * K + h);
-      less_maximum(c.e_mix);
+      soften(c.e_mix, c.f);
     }
   }
 
   void evaluate(V x, V &y, V &log_slope) {
-    for (int h = 0; h < K; ++h) layers[0].m[h] = x, layers[0].log_dm[h] = V{};
+    for (int h = 0; h < K; ++h) layers[0].m[h] = x, layers[0].dm[h] = R::splat(1);
+    M fits = every_lane();
     for (int l = 0; l < L; ++l) {
-      dense_sigmoid(layers[l], l > 0);
-      if (l < L - 1) softmax_mix(layers[l], layers[l + 1]);
+      fits &= dense_sigmoid(layers[l]);
+      if (l < L - 1) fits &= softmax_mix(layers[l], layers[l + 1]);
     }
-    y = layers[L - 1].h[0], log_slope = layers[L - 1].log_dh[0];
+    y = layers[L - 1].h[0], log_slope = R::logarithm(layers[L - 1].dh[0]);
+    if (any(~fits)) evaluate_in_logarithms(y, log_slope);
   }
 
-  void dense_sigmoid(Layer &c, bool tangents) {
-    const V lowest = R::splat(-std::numeric_limits<T>::infinity());
-    V top_p = lowest, top_q = lowest, top_t = lowest, top_dm = tangents ? lowest : V{};
+  // The sums in linear space: which lanes they are right in, as no sum comes near underflow there.
+  M dense_sigmoid(Layer &c) {
     for (int h = 0; h < K; ++h) {
-      const V v = c.a[h] * c.m[h] + c.b[h], size = R::magnitude(v);
-      const V small_by_large = R::exponential(-size), large = 1 / (1 + small_by_large);
-      const V small = small_by_large * large;
-      c.s[h] = v >= 0 ? large : small;
-      c.n[h] = v >= 0 ? small : large;
+      R::sigmoids(c.a[h] * c.m[h] + c.b[h], c.s[h], c.n[h]);
+      c.p[h] = c.weight[h] * c.s[h];
+      c.q[h] = c.weight[h] * c.n[h];
+      c.t_by_a[h] = c.p[h] * c.n[h] * c.dm[h];
+      c.t[h] = c.t_by_a[h] * c.a[h];
+    }
+    products(c.w, c.rows, K, c.p, c.q, c.t, c.left, c.right, c.density);
+    M fits = every_lane();
+    for (int i = 0; i < c.rows; ++i) {
+      const V left = c.left[i], right = c.right[i], by_total = 1 / (left + right);
+      c.s_h[i] = left * by_total, c.n_h[i] = right * by_total;
+      c.h[i] = R::logarithm(left / right);
+      c.dh[i] = c.density[i] / (left * c.n_h[i]);
+      fits &= (R::smaller(left, right) > A::LEAST) & (c.density[i] > A::LEAST) & (c.dh[i] < A::MOST);
+    }
+    return fits;
+  }
+
+  M softmax_mix(Layer &c, Layer &next) {
+    for (int h = 0; h < K; ++h) c.fh[h] = c.f[h] * c.h[h], c.u[h] = c.f[h] * c.dh[h];
+    products(c.mix, K, K, c.f, c.fh, c.u, c.z, next.m, c.density_mix);
+    M fits = every_lane();
+    for (int i = 0; i < K; ++i) {
+      const V by_z = 1 / c.z[i];
+      next.m[i] *= by_z;
+      next.dm[i] = c.density_mix[i] * by_z;
+      fits &= (R::smaller(c.z[i], c.density_mix[i]) > A::LEAST) & (next.dm[i] < A::MOST);
+    }
+    return fits;
+  }
+
+  // All of it again, exact for any numbers: no sum has less than its largest term to itself.
+  void evaluate_in_logarithms(V &y, V &log_slope) {
+    for (int h = 0; h < K; ++h) layers[0].dm[h] = V{};
+    for (int l = 0; l < L; ++l) {
+      dense_sigmoid_in_logarithms(layers[l]);
+      if (l < L - 1) softmax_mix_in_logarithms(layers[l], layers[l + 1]);
+    }
+    y = layers[L - 1].h[0], log_slope = layers[L - 1].dh[0];
+  }
+
+  void dense_sigmoid_in_logarithms(Layer &c) {
+    const V lowest = R::splat(-std::numeric_limits<T>::infinity());
+    V top_p = lowest, top_q = lowest, top_t = lowest, top_dm = lowest;
+    for (int h = 0; h < K; ++h) {
+      const V v = c.a[h] * c.m[h] + c.b[h];
+      R::sigmoids(v, c.s[h], c.n[h]);
       c.p[h] = c.e[h] + R::smaller(v, V{});
       c.q[h] = c.e[h] - R::larger(v, V{});
-      c.t[h] = c.e[h] - size;
+      c.t[h] = c.e[h] - R::magnitude(v);
       top_p = R::larger(c.p[h], top_p);
       top_q = R::larger(c.q[h], top_q);
       top_t = R::larger(c.t[h], top_t);
     }
     // Far out t is huge: its maximum goes before the tangents, which are not, come in.
-    for (int h = 0; h < K && tangents; ++h) {
-      c.t[h] = (c.t[h] - top_t) + c.log_dm[h];
+    for (int h = 0; h < K; ++h) {
+      c.t[h] = (c.t[h] - top_t) + c.dm[h];
       top_dm = R::larger(c.t[h], top_dm);
     }
-    const V off_t = tangents ? top_dm : top_t;
     for (int h = 0; h < K; ++h) {
       const V large = R::larger(c.s[h], c.n[h]);
       c.p[h] = R::exponential(c.p[h] - top_p) * large;
       c.q[h] = R::exponential(c.q[h] - top_q) * large;
-      c.t[h] = R::exponential(c.t[h] - off_t) * large * large * c.a[h];
+      c.t_by_a[h] = R::exponential(c.t[h] - top_dm) * large * large;
+      c.t[h] = c.t_by_a[h] * c.a[h];
     }
     products(c.w, c.rows, K, c.p, c.q, c.t, c.left, c.right, c.density);
     const V of_p = R::exponential(top_p), of_q = R::exponential(top_q);
@@ -274,24 +346,23 @@ struct Group : Register<A> {
       const V total = of_p * left + of_q * right;
       c.left[i] = left, c.right[i] = right, c.density[i] = density;
       c.h[i] = apart + R::logarithm(left / right);
-      c.log_dh[i] = tops + (R::logarithm(density / left) + R::logarithm(total / right));
+      c.dh[i] = tops + (R::logarithm(density / left) + R::logarithm(total / right));
       c.s_h[i] = of_p * left / total, c.n_h[i] = of_q * right / total;
     }
   }
 
-  void softmax_mix(Layer &c, Layer &next) {
-    V top = c.e_mix[0] + c.log_dh[0];
-    for (int h = 1; h < K; ++h) top = R::larger(c.e_mix[h] + c.log_dh[h], top);
+  void softmax_mix_in_logarithms(Layer &c, Layer &next) {
+    V top = c.e_mix[0] + c.dh[0];
+    for (int h = 1; h < K; ++h) top = R::larger(c.e_mix[h] + c.dh[h], top);
     for (int h = 0; h < K; ++h) {
-      c.f[h] = R::exponential(c.e_mix[h]);
       c.fh[h] = c.f[h] * c.h[h];
-      c.u[h] = R::exponential((c.e_mix[h] + c.log_dh[h]) - top);
+      c.u[h] = R::exponential((c.e_mix[h] + c.dh[h]) - top);
     }
     products(c.mix, K, K, c.f, c.fh, c.u, c.z, next.m, c.density_mix);
     for (int i = 0; i < K; ++i) {
       c.z[i] = at_least_tiny(c.z[i]), c.density_mix[i] = at_least_tiny(c.density_mix[i]);
       next.m[i] /= c.z[i];
-      next.log_dm[i] = top + R::logarithm(c.density_mix[i] / c.z[i]);
+      next.dm[i] = top + R::logarithm(c.density_mix[i] / c.z[i]);
     }
   }
 
@@ -324,7 +395,7 @@ struct Group : Register<A> {
     for (int h = 0; h < K; ++h) {
       const V g_p = c.p[h] * of_p[h], g_q = c.q[h] * of_q[h], g_t = c.t[h] * of_t[h];
       const V g_v = g_p * c.n[h] - g_q * c.s[h] + g_t * (c.n[h] - c.s[h]);
-      write(first + h, (g_v * c.m[h] + g_t / c.a[h]) * c.da[h]);
+      write(first + h, (g_v * c.m[h] + c.t_by_a[h] * of_t[h]) * c.da[h]);
       write(first + K + h, g_v);
       write(first + 2 * K + h, g_p + g_q + g_t);
       g_m[h] = c.a[h] * g_v, g_log_dm[h] = g_t;
@@ -367,8 +438,7 @@ struct Group : Register<A> {
     const V scale = R::larger(R::magnitude(y), R::splat(1));
     V x = lo + T(0.5) * (hi - lo), step = hi - lo, last_step = step;
     error = R::splat(std::numeric_limits<T>::infinity());
-    M running = lo == lo;  // all of them; what is no number stops below
-    running = ~(running ^ running);
+    M running = every_lane();
     for (int i = 0; i < evaluations && any(running); ++i) {
       V value, log_slope;
       evaluate(x, value, log_slope);
@@ -389,6 +459,8 @@ struct Group : Register<A> {
     return x;
   }
 
+  static M every_lane() { return ~M{}; }
+
   static bool any(M mask) {
     bool found = false;
     for (int i = 0; i < WIDTH; ++i) found |= mask[i] != 0;
@@ -404,51 +476,63 @@ struct Group : Register<A> {
 
 // ------------------------------------------------------------------------------- calls and lanes
 
-// Neighbouring lanes that are fetched and written back together: whole lines of the caches, as the
+// Neighbouring lanes that are fetched and written back together: a kilobyte of each row, as the
 // rows of the pseudo-parameters may lie far from each other.
 template <class A>
 struct Tile {
   using T = typename A::Number;
-  static constexpr int LANES = 8 * Register<A>::WIDTH;
+  static constexpr int WIDTH = Register<A>::WIDTH, LANES = 1024 / int(sizeof(T));
 
-  int64_t b[LANES], d[LANES];
-  int count, groups;
+  // Neighbouring samples of one dimension.
+  struct Run {
+    int64_t b, d;
+    int first, stop;
+  } runs[LANES];
+  int count, groups, last_run = -1;
 
   Tile(const Call &call, int64_t first) {
     const int64_t left = call.batch * call.dim - first;
-    count = left < LANES ? int(left) : LANES;
-    groups = (count + Register<A>::WIDTH - 1) / Register<A>::WIDTH;
-    d[0] = first / call.batch, b[0] = first % call.batch;
-    for (int i = 1; i < LANES; ++i) {  // what is beyond the last lane repeats it
-      const bool wraps = b[i - 1] + 1 == call.batch, exists = i < count;
-      b[i] = exists ? (wraps ? 0 : b[i - 1] + 1) : b[i - 1];
-      d[i] = d[i - 1] + (exists && wraps);
+    count = left < LANES ? int(left) : LANES, groups = (count + WIDTH - 1) / WIDTH;
+    int64_t b = first % call.batch, d = first / call.batch;
+    for (int i = 0; i < count; b = 0, ++d) {
+      const int stop = call.batch - b < count - i ? i + int(call.batch - b) : count;
+      runs[++last_run] = {b, d, i, stop};
+      i = stop;
     }
   }
 
-  int64_t at(const Strided &s, int i) const { return b[i] * s.batch + d[i] * s.dim; }
-
-  // Whether the lanes are neighbours in memory too.
-  bool adjacent(const Strided &s) const {
-    return count == LANES && d[0] == d[LANES - 1] && s.batch == 1;
+  // Calls `move(offset in memory, lane, how many)` for what is adjacent in memory.
+  template <class Move>
+  void each(const Strided &s, const Move &move) const {
+    for (int r = 0; r <= last_run; ++r) {
+      const Run &run = runs[r];
+      const int64_t at = run.b * s.batch + run.d * s.dim;
+      if (s.batch == 1 && run.stop - run.first >= WIDTH)
+        move(at, run.first, run.stop - run.first);
+      else
+        for (int i = run.first; i < run.stop; ++i) move(at + (i - run.first) * s.batch, i, 1);
+    }
   }
 
+  // Lanes that do not exist repeat the last one.
   void load(const Strided &s, int rows, T *to) const {
     const T *from = static_cast<const T *>(s.data);
-    for (int r = 0; r < rows; ++r, from += s.row, to += LANES)
-      if (adjacent(s))
-        std::memcpy(to, from + at(s, 0), LANES * sizeof(T));
-      else
-        for (int i = 0; i < groups * Register<A>::WIDTH; ++i) to[i] = from[at(s, i)];
+    for (int r = 0; r < rows; ++r, from += s.row, to += LANES) {
+      each(s, [=](int64_t at, int lane, int n) {
+        if (n == 1) to[lane] = from[at];
+        else std::memcpy(to + lane, from + at, n * sizeof(T));
+      });
+      for (int i = count; i < groups * WIDTH; ++i) to[i] = to[count - 1];
+    }
   }
 
   void store(const Strided &s, int rows, const T *from) const {
     T *to = static_cast<T *>(s.data);
     for (int r = 0; r < rows; ++r, from += LANES, to += s.row)
-      if (adjacent(s))
-        std::memcpy(to + at(s, 0), from, LANES * sizeof(T));
-      else
-        for (int i = 0; i < count; ++i) to[at(s, i)] = from[i];
+      each(s, [=](int64_t at, int lane, int n) {
+        if (n == 1) to[at] = from[lane];
+        else std::memcpy(to + at, from + lane, n * sizeof(T));
+      });
   }
 };
 
@@ -542,7 +626,7 @@ class Kernel {
       tile.load(call.grad_y, 1, (T *)y);
       tile.load(call.grad_log_slope, 1, (T *)log_slope);
       // Lanes that only repeat another add nothing to the sums.
-      for (int i = tile.count; i < LANES; ++i) ((T *)y)[i] = ((T *)log_slope)[i] = 0;
+      for (int i = tile.count; i < tile.groups * G::WIDTH; ++i) ((T *)y)[i] = ((T *)log_slope)[i] = 0;
       for (int g = 0; g < tile.groups; ++g) {
         V value, slope;
         prepare(group, phi + g);

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..rootfinding import MAX_EVALUATIONS
 from .modes import needs_plain_backward, plain_gradients
+from .pages import in_large_pages
 
 if TYPE_CHECKING:
     from ..transformers.base import SigmoidalTransformer
@@ -98,7 +99,7 @@ class _Evaluation(torch.autograd.Function):
         x, phi, *shared = ctx.saved_tensors
         if needs_plain_backward(*grads):
             return None, *plain_gradients(ctx.transformer.plain, ctx.saved_tensors, grads)
-        grad_x, grad_phi = torch.empty_like(x), torch.empty_like(phi)
+        grad_x, grad_phi = torch.empty_like(x), in_large_pages(torch.empty_like(phi))
         grad_y, grad_log_slope = grads
         matrices = _pack(shared)
         call = _describe(

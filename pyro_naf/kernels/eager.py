@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .modes import needs_plain_backward, plain_gradients
+from .pages import in_large_pages
 
 #: Elements of all temporaries of a chunk: ten megabytes in float32 stay in a processor's caches.
 CHUNK = 10 << 18
@@ -166,7 +167,7 @@ def _backward(
         state = formula.state(x, _adjacent(phi), *shared) if state is None else state
         grad_x, rows, totals = formula.backward(state, x, *inputs[2:], *shared)
         return grad_x, torch.cat(rows, 1), totals
-    grad_x, grad_phi = torch.empty_like(x), phi.new_empty(phi.shape)
+    grad_x, grad_phi = torch.empty_like(x), in_large_pages(phi.new_empty(phi.shape))
     totals = [torch.zeros_like(t) for t in shared]
     for i, (d, b) in enumerate(spans):
         some = [_adjacent(t[d, ..., b]) for t in inputs]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .modes import needs_plain_backward, needs_plain_operations
+from .pages import in_large_pages
 
 #: A layer is cut into this many steps: with 8, 9/16 of the products remain.
 STEPS = 8
@@ -60,7 +61,7 @@ class _Staircase(torch.autograd.Function):
         ctx.steps, ctx.has_bias = steps, bias is not None
         ctx.save_for_backward(z, weight, mask)
         masked = weight * mask
-        out = z.new_empty(len(weight), z.shape[1])
+        out = in_large_pages(z.new_empty(len(weight), z.shape[1]))
         for start, stop, width in steps:
             factors = masked[start:stop, :width], z[:width]
             if bias is None:

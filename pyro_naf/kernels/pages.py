@@ -1,0 +1,38 @@
+"""Memory for large tensors, in few large pages."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import sys
+from typing import Any
+
+from torch import Tensor
+
+#: Beyond it glibc takes every block anew from the system, and smaller ones of its own.
+WORTH = 1 << 25
+
+
+def in_large_pages(fresh: Tensor) -> Tensor:
+    """The same tensor, whose memory is still untouched, asking for large pages where it is large.
+
+    The system hands out memory when it is first written to, a page at a time: 39 MB take 19 ms in
+    pages of 4 KiB and 6 ms in pages of 2 MiB, where writing to them again takes 3 ms. Where there
+    are no large pages nothing happens.
+    """
+    size = fresh.numel() * fresh.element_size()
+    if size >= WORTH and fresh.device.type == "cpu" and _advise() is not None:
+        page = mmap.PAGESIZE
+        start = -(-fresh.data_ptr() // page) * page
+        _advise()(start, fresh.data_ptr() + size - start, mmap.MADV_HUGEPAGE)
+    return fresh
+
+
+@functools.cache
+def _advise() -> Any:
+    if sys.platform != "linux" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return advise
