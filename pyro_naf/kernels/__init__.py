@@ -57,25 +57,26 @@ def evaluate(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> tuple
     :raises ValueError: when PYRO_NAF_KERNEL names no kernel.
     :raises RuntimeError: when triton is named, but not installed or not for this device.
     """
-    kernel = choose(transformer, x, phi)
+    return evaluate_by(choose(transformer, x, phi), transformer, x, phi)
+
+
+def evaluate_by(
+    kernel: str, transformer: SigmoidalTransformer | Scaled, x: Tensor, phi: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same by the kernel that :func:`choose` has found; triton knows no affine maps."""
     if kernel == "plain":
         return transformer.plain(x, phi)
     x, phi = _broadcast(x, phi)
     if kernel == "eager":
-        return evaluate_eagerly(transformer, x, phi)
+        return eager.evaluate(transformer.formula(), x, phi, *transformer.shared())
     lanes = x.shape[-1] if x.dim() > 1 else 1  # one axis: many values of one dimension
     batch = x.shape[:-1].numel() if x.dim() > 1 else x.numel()
     flat = x.reshape(batch, lanes), phi.reshape(batch, lanes, phi.shape[-1])
-    fused = compiled.evaluate if kernel == "compiled" else _operator(transformer.name)
+    fused: Any = compiled.evaluate
+    if kernel == "triton":
+        fused = _operator(str(transformer.name))
     y, log_slope = fused(transformer, *flat)
     return y.view(x.shape), log_slope.view(x.shape)
-
-
-def evaluate_eagerly(
-    transformer: SigmoidalTransformer | Scaled, x: Tensor, phi: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The same by the linear-space formula."""
-    return eager.evaluate(transformer.formula(), *_broadcast(x, phi), *transformer.shared())
 
 
 def _broadcast(x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:

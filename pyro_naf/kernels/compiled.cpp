@@ -33,7 +33,7 @@ struct Strided {
 };
 
 struct Call {
-  int64_t batch, dim, units, layers, threads;
+  int64_t batch, dim, units, layers, scaled, threads;
   double shift, floor;
   Strided x, phi, y, log_slope, grad_y, grad_log_slope, grad_x, grad_phi;
   const void *biases, *matrices;
@@ -461,13 +461,25 @@ struct Group : Register<A> {
 
   static M every_lane() { return ~M{}; }
 
+  // Within an affine map, as in scaled.py: y = e^s tau(x) + m.
+  static void scale(V m, V s, V &y, V &log_slope) {
+    y = any_exponential(s) * y + m, log_slope += s;
+  }
+
+  // The gradients by tau and s, of that by y; that by m is the same, and that by log_slope too.
+  static V scale_gradient(V s, V tau, V g_y, V g_log_slope, V &g_s) {
+    const V g_tau = any_exponential(s) * g_y;
+    g_s = g_tau * tau + g_log_slope;
+    return g_tau;
+  }
+
   static bool any(M mask) {
     bool found = false;
     for (int i = 0; i < WIDTH; ++i) found |= mask[i] != 0;
     return found;
   }
 
-  // exp(z) of any z; beyond the range it is as good as infinite for a step of Newton's.
+  // exp(z) of any z; infinite a little before the largest number.
   static V any_exponential(V z) {
     const V e = R::exponential(-R::magnitude(z));
     return z > 0 ? 1 / e : e;
@@ -544,7 +556,7 @@ class Kernel {
   static constexpr int LANES = Tile<A>::LANES, GROUPS = LANES / G::WIDTH;
 
   const Call &call;
-  const int K, L, P;
+  const int K, L, P, m;  // the last is where the two of the affine map begin in a tile
   const int64_t tiles;
   std::size_t size;
   std::vector<T> matrices, transposed;
@@ -595,7 +607,8 @@ class Kernel {
 
  public:
   explicit Kernel(const Call &call)
-      : call(call), K(int(call.units)), L(int(call.layers)), P((4 * L - 1) * K),
+      : call(call), K(int(call.units)), L(int(call.layers)), P((4 * L - 1) * K + (call.scaled ? 2 : 0)),
+        m((P - 2) * GROUPS),
         tiles((call.batch * call.dim + LANES - 1) / LANES),
         size(std::size_t(2 * (L - 1) * K + 1) * K) {
     exponentiate();
@@ -608,6 +621,7 @@ class Kernel {
       for (int g = 0; g < tile.groups; ++g) {
         prepare(group, phi + g);
         group.evaluate(x[g], y[g], log_slope[g]);
+        if (call.scaled) G::scale(phi[m + g], phi[m + GROUPS + g], y[g], log_slope[g]);
       }
       tile.store(call.y, 1, (const T *)y);
       tile.store(call.log_slope, 1, (const T *)log_slope);
@@ -632,6 +646,10 @@ class Kernel {
         prepare(group, phi + g);
         group.evaluate(x[g], value, slope);
         const auto write = [&](int row, V gradient) { to[row * GROUPS + g] = gradient; };
+        if (call.scaled) {
+          to[m + g] = y[g];
+          y[g] = G::scale_gradient(phi[m + GROUPS + g], value, y[g], log_slope[g], to[m + GROUPS + g]);
+        }
         grad_x[g] = group.gradients(y[g], log_slope[g], write, wanted);
       }
       tile.store(call.grad_x, 1, (const T *)grad_x);

@@ -22,6 +22,7 @@ from .pages import in_large_pages
 
 if TYPE_CHECKING:
     from ..transformers.base import SigmoidalTransformer
+    from ..transformers.scaled import Scaled
 
 #: Hidden units of all lanes below which another thread costs more than it saves.
 UNITS_EACH_THREAD = 1 << 12
@@ -37,7 +38,10 @@ class _Strided(ctypes.Structure):
 
 class _Call(ctypes.Structure):
     _fields_ = [
-        *((size, ctypes.c_int64) for size in ("batch", "dim", "units", "layers", "threads")),
+        *(
+            (size, ctypes.c_int64)
+            for size in ("batch", "dim", "units", "layers", "scaled", "threads")
+        ),
         *((number, ctypes.c_double) for number in ("shift", "floor")),
         *((tensor, _Strided) for tensor in ("x", "phi", "y", "log_slope")),
         *((tensor, _Strided) for tensor in ("grad_y", "grad_log_slope", "grad_x", "grad_phi")),
@@ -66,7 +70,9 @@ def _library() -> Any:
         return None
 
 
-def evaluate(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+def evaluate(
+    transformer: SigmoidalTransformer | Scaled, x: Tensor, phi: Tensor
+) -> tuple[Tensor, Tensor]:
     """Value and log-slope, each ``(B, D)``, of x ``(B, D)`` under phi ``(B, D, P)``."""
     return _Evaluation.apply(transformer, x, phi, *transformer.shared())
 
@@ -84,7 +90,11 @@ def root(transformer: SigmoidalTransformer, y: Tensor, phi: Tensor) -> tuple[Ten
 class _Evaluation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, transformer: SigmoidalTransformer, x: Tensor, phi: Tensor, *shared: Tensor
+        ctx: Any,
+        transformer: SigmoidalTransformer | Scaled,
+        x: Tensor,
+        phi: Tensor,
+        *shared: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.transformer = transformer
         ctx.save_for_backward(x, phi, *shared)
@@ -117,17 +127,22 @@ class _Evaluation(torch.autograd.Function):
 
 
 def _describe(
-    transformer: SigmoidalTransformer, phi: Tensor, matrices: Tensor | None, **tensors: Tensor
+    transformer: SigmoidalTransformer | Scaled,
+    phi: Tensor,
+    matrices: Tensor | None,
+    **tensors: Tensor,
 ) -> _Call:
     batch, dim, params = phi.shape
-    units = transformer.hidden_units
-    layers = (params // units + 1) // 4
+    inner: Any = getattr(transformer, "inner", transformer)
+    scaled = inner is not transformer
+    units = inner.hidden_units
+    layers = ((params - 2 * scaled) // units + 1) // 4
     threads = min(torch.get_num_threads(), batch * dim * units * layers // UNITS_EACH_THREAD)
-    call = _Call(batch, dim, units, layers, max(threads, 1), *transformer.softplus_constants())
+    call = _Call(batch, dim, units, layers, scaled, max(threads, 1), *inner.softplus_constants())
     call.phi = _Strided(phi.data_ptr(), *phi.stride())
     for name, tensor in tensors.items():
         setattr(call, name, _Strided(tensor.data_ptr(), *tensor.stride()))
-    call.biases = transformer.initial_biases.data_ptr()
+    call.biases = inner.initial_biases.data_ptr()
     call.matrices = None if matrices is None else matrices.data_ptr()
     return call
 

@@ -35,8 +35,9 @@ class Scaled(Transformer):
 
     def forward(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Value and log-slope, each ``(...)``, of ``x`` ``(...)`` under ``phi`` ``(..., P)``."""
-        if kernels.choose(self.inner, x, phi) == "eager":
-            return kernels.evaluate_eagerly(self, x, phi)
+        kernel = kernels.choose(self.inner, x, phi)
+        if kernel != "triton":
+            return kernels.evaluate_by(kernel, self, x, phi)
         phi, m, s = _split(phi)
         y, log_slope = self.inner(x, phi)
         return s.exp() * y + m, log_slope + s

@@ -61,8 +61,9 @@ def speed_bars(results: Results, kernels: Sequence[str]) -> Iterator[Bar]:
         ):
             yield _against_conditioners(results, cell, flow, limit, stretch)
         yield from _memory_bars(results, dsf)
-    for flow in ("DSF", "DSF rough", "DDSF 2", "DDSF 2 rough"):
-        yield from _inverse_bars(results, flow)
+    for flow in results.contenders(INVERSE):
+        if flow.startswith(("DSF", "DDSF")):
+            yield from _inverse_bars(results, flow)
 
 
 def _against_conditioners(
