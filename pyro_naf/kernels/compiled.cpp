@@ -6,10 +6,13 @@
 // the processor's first caches, so that the pseudo-parameters are read once and their gradients
 // written once.
 //
-// The formulas are those of triton_ddsf.py, where they are derived: every sum leaves its largest
-// exponential out and carries that exponent beside it. DSF is the case of one layer, whose only
-// matrix is a row of ones. Vectors are those of GCC and Clang, which know them on any processor.
+// Sums are taken in linear space as in ddsf.py. Where one of them comes near underflow the group is
+// done again as in triton_ddsf.py: every sum leaves its largest exponential out and carries that
+// exponent beside it. The gradients, products of terms with gradients by their sums, are the same
+// for both. DSF is the case of one layer, whose only matrix is a row of ones. Vectors are those of
+// GCC and Clang, which know them on any processor.
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -45,11 +48,13 @@ struct Call {
 struct Single {
   using Number = float;
   using Bits = std::int32_t;
-  // Terms of the series of exp, of artanh up to 1/3 and of artanh up to 0.172.
+  // The last terms of the series of exp, of artanh up to 1/3 and of artanh up to 0.172.
   static constexpr int EXP = 7, ARTANH = 6, ARTANH_SMALL = 4, MANTISSA = 23;
   static constexpr float ROUND = 12582912.0f;  // adding it leaves the integer in the last bits
   static constexpr float LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
-  static constexpr float LOWEST = -86.0f, TINY = 1e-36f, LEAST = 1e-16f, MOST = 1e12f;
+  static constexpr float LOWEST = -86.0f;  // below it exp is zero
+  static constexpr float TINY = 1e-36f;    // below it sums are, as a row's logits differ too much
+  static constexpr float LEAST = 1e-16f, MOST = 1e12f;  // sums and slopes of linear space
   static constexpr Bits ONE = 0x3f800000, SQRT_HALF = 0x3f3504f3;
 };
 
@@ -76,6 +81,13 @@ struct Register {
   static V smaller(V a, V b) { return a < b ? a : b; }
   static V magnitude(V z) { return (V)((M)z & std::numeric_limits<Bits>::max()); }
 
+  static M every_lane() { return ~M{}; }
+  static bool any(M mask) {
+    bool found = false;
+    for (int i = 0; i < WIDTH; ++i) found |= mask[i] != 0;
+    return found;
+  }
+
   // exp(z) for z <= 0; zero where it is hardly above the smallest number.
   static V exponential(V z) {
     const V rounded = z * T(1.4426950408889634) + A::ROUND;
@@ -87,6 +99,12 @@ struct Register {
     for (int k = A::EXP - 1; k >= 0; --k) series = series * r + coefficients[k];
     const V scale = (V)(((M)rounded << A::MANTISSA) + A::ONE);
     return z < A::LOWEST ? V{} : series * scale;
+  }
+
+  // The same of any z; infinite a little before the largest number.
+  static V any_exponential(V z) {
+    const V e = exponential(-magnitude(z));
+    return z > 0 ? 1 / e : e;
   }
 
   // artanh(s) / s, of s squared.
@@ -108,11 +126,10 @@ struct Register {
     return z - z == 0 ? value : z;  // what is no number, or infinite, has no fraction
   }
 
-  // s(z) and s(-z), and the larger of the two.
-  static V sigmoids(V z, V &s, V &n) {
+  // s(z) and s(-z).
+  static void sigmoids(V z, V &s, V &n) {
     const V e = exponential(-magnitude(z)), large = 1 / (1 + e), small = e * large;
     s = z >= 0 ? large : small, n = z >= 0 ? small : large;
-    return large;
   }
 
   // log(1 + exp(z)) and its derivative, as in triton_common.py.
@@ -147,13 +164,13 @@ struct Group : Register<A> {
 
   const int K, L;
   std::vector<Layer> layers;
-  std::vector<V> room;
+  const std::unique_ptr<V[]> room;
   V *g_h, *g_log_dh, *g_m, *g_log_dm, *scratch[6];
 
-  // The matrices come exponentiated, and transposed behind that; their gradients are of each lane.
+  // The matrices come exponentiated; their gradients, if they are wanted, lane by lane.
   Group(int K, int L, const T *matrices, const T *transposed, V *of_matrices)
-      : K(K), L(L), layers(L), room(std::size_t(26 * L + 10) * K) {
-    V *next = room.data();
+      : K(K), L(L), layers(L), room(new V[std::size_t(26 * L + 10) * K]) {
+    V *next = room.get();
     for (int l = 0; l < L; ++l) {
       Layer &c = layers[l];
       for (V **array : {&c.a, &c.da, &c.b, &c.e, &c.weight, &c.m, &c.dm, &c.s, &c.n,
@@ -163,9 +180,11 @@ struct Group : Register<A> {
         *array = next, next += K;
       c.rows = l == L - 1 ? 1 : K;
       const int64_t w = int64_t(l) * K * K, mix = (int64_t(L - 1 + l) * K + 1) * K;
-      c.w = matrices + w, c.w_transposed = transposed + w, c.of_w = of_matrices + w;
-      if (l < L - 1)
-        c.mix = matrices + mix, c.mix_transposed = transposed + mix, c.of_mix = of_matrices + mix;
+      c.w = matrices + w, c.w_transposed = transposed + w;
+      if (of_matrices) c.of_w = of_matrices + w;
+      if (l == L - 1) continue;
+      c.mix = matrices + mix, c.mix_transposed = transposed + mix;
+      if (of_matrices) c.of_mix = of_matrices + mix;
     }
     for (V **array : {&g_h, &g_log_dh, &g_m, &g_log_dm, &scratch[0], &scratch[1], &scratch[2],
                       &scratch[3], &scratch[4], &scratch[5]})
@@ -204,23 +223,28 @@ struct Group : Register<A> {
 
   // Adds the gradient that products have by the matrix.
   template <int ROWS>
-  static void add_some(V *sum, int columns, const V *const grads[3], const V *const in[3], int row) {
+  static void add_some(V *sum, int columns, const V *const grads[3], const V *const in[3]) {
     V grad[3][ROWS];
     for (int k = 0; k < 3; ++k)
-      for (int i = 0; i < ROWS; ++i) grad[k][i] = grads[k][row + i];
+      for (int i = 0; i < ROWS; ++i) grad[k][i] = grads[k][i];
     for (int j = 0; j < columns; ++j)
-      for (int i = 0; i < ROWS; ++i) {
-        V &to = sum[(row + i) * columns + j];
-        to += grad[0][i] * in[0][j] + grad[1][i] * in[1][j] + grad[2][i] * in[2][j];
-      }
+      for (int i = 0; i < ROWS; ++i)
+        sum[i * columns + j] +=
+            grad[0][i] * in[0][j] + grad[1][i] * in[1][j] + grad[2][i] * in[2][j];
   }
 
   static void add_outer(V *sum, int rows, int columns, const V *g_p, const V *g_q, const V *g_t,
                         const V *p, const V *q, const V *t) {
-    const V *const grads[3] = {g_p, g_q, g_t}, *const in[3] = {p, q, t};
+    const V *const in[3] = {p, q, t};
     int i = 0;
-    for (; i + BLOCK <= rows; i += BLOCK) add_some<BLOCK>(sum, columns, grads, in, i);
-    for (; i < rows; ++i) add_some<1>(sum, columns, grads, in, i);
+    for (; i + BLOCK <= rows; i += BLOCK) {
+      const V *const grads[3] = {g_p + i, g_q + i, g_t + i};
+      add_some<BLOCK>(sum + i * columns, columns, grads, in);
+    }
+    for (; i < rows; ++i) {
+      const V *const grads[3] = {g_p + i, g_q + i, g_t + i};
+      add_some<1>(sum + i * columns, columns, grads, in);
+    }
   }
 
   // Less only when a row's logits differ by more than the exponent range.
@@ -258,13 +282,13 @@ struct Group : Register<A> {
 
   void evaluate(V x, V &y, V &log_slope) {
     for (int h = 0; h < K; ++h) layers[0].m[h] = x, layers[0].dm[h] = R::splat(1);
-    M fits = every_lane();
+    M fits = R::every_lane();
     for (int l = 0; l < L; ++l) {
       fits &= dense_sigmoid(layers[l]);
       if (l < L - 1) fits &= softmax_mix(layers[l], layers[l + 1]);
     }
     y = layers[L - 1].h[0], log_slope = R::logarithm(layers[L - 1].dh[0]);
-    if (any(~fits)) evaluate_in_logarithms(y, log_slope);
+    if (R::any(~fits)) evaluate_in_logarithms(y, log_slope);
   }
 
   // The sums in linear space: which lanes they are right in, as no sum comes near underflow there.
@@ -277,13 +301,14 @@ struct Group : Register<A> {
       c.t[h] = c.t_by_a[h] * c.a[h];
     }
     products(c.w, c.rows, K, c.p, c.q, c.t, c.left, c.right, c.density);
-    M fits = every_lane();
+    M fits = R::every_lane();
     for (int i = 0; i < c.rows; ++i) {
       const V left = c.left[i], right = c.right[i], by_total = 1 / (left + right);
       c.s_h[i] = left * by_total, c.n_h[i] = right * by_total;
       c.h[i] = R::logarithm(left / right);
       c.dh[i] = c.density[i] / (left * c.n_h[i]);
-      fits &= (R::smaller(left, right) > A::LEAST) & (c.density[i] > A::LEAST) & (c.dh[i] < A::MOST);
+      const V least = R::smaller(R::smaller(left, right), c.density[i]);
+      fits &= (least > A::LEAST) & (c.dh[i] < A::MOST);
     }
     return fits;
   }
@@ -291,7 +316,7 @@ struct Group : Register<A> {
   M softmax_mix(Layer &c, Layer &next) {
     for (int h = 0; h < K; ++h) c.fh[h] = c.f[h] * c.h[h], c.u[h] = c.f[h] * c.dh[h];
     products(c.mix, K, K, c.f, c.fh, c.u, c.z, next.m, c.density_mix);
-    M fits = every_lane();
+    M fits = R::every_lane();
     for (int i = 0; i < K; ++i) {
       const V by_z = 1 / c.z[i];
       next.m[i] *= by_z;
@@ -423,7 +448,7 @@ struct Group : Register<A> {
   // The search of rootfinding.find_root; the error is 0 where it ended well, else the residual.
   V root(V y, V &error, int evaluations) {
     constexpr T eps = std::numeric_limits<T>::epsilon();
-    const T loose = sizeof(T) == 4 ? T(0.00138106793200) : T(5.9604644775390625e-08);  // 4 sqrt(eps)
+    const T loose = 4 * std::sqrt(eps);
     V lo = y, hi = y;
     for (int l = L - 1; l >= 0; --l) {
       const Layer &c = layers[l];
@@ -438,8 +463,8 @@ struct Group : Register<A> {
     const V scale = R::larger(R::magnitude(y), R::splat(1));
     V x = lo + T(0.5) * (hi - lo), step = hi - lo, last_step = step;
     error = R::splat(std::numeric_limits<T>::infinity());
-    M running = every_lane();
-    for (int i = 0; i < evaluations && any(running); ++i) {
+    M running = R::every_lane();
+    for (int i = 0; i < evaluations && R::any(running); ++i) {
       V value, log_slope;
       evaluate(x, value, log_slope);
       const V residual = value - y, misfit = R::magnitude(residual) / scale;
@@ -449,7 +474,7 @@ struct Group : Register<A> {
       const M done = (misfit <= 32 * eps) | ((hi - lo <= width) & (misfit <= loose));
       error = running ? (done ? V{} : misfit * scale) : error;
       running = running & ~done & (misfit == misfit);
-      const V newton = -residual * any_exponential(-log_slope);
+      const V newton = -residual * R::any_exponential(-log_slope);
       const M trusted = (x + newton > lo) & (x + newton < hi) &
                         (R::magnitude(newton) <= T(0.5) * R::magnitude(last_step));
       last_step = step;
@@ -459,37 +484,23 @@ struct Group : Register<A> {
     return x;
   }
 
-  static M every_lane() { return ~M{}; }
-
   // Within an affine map, as in scaled.py: y = e^s tau(x) + m.
   static void scale(V m, V s, V &y, V &log_slope) {
-    y = any_exponential(s) * y + m, log_slope += s;
+    y = R::any_exponential(s) * y + m, log_slope += s;
   }
 
   // The gradients by tau and s, of that by y; that by m is the same, and that by log_slope too.
   static V scale_gradient(V s, V tau, V g_y, V g_log_slope, V &g_s) {
-    const V g_tau = any_exponential(s) * g_y;
+    const V g_tau = R::any_exponential(s) * g_y;
     g_s = g_tau * tau + g_log_slope;
     return g_tau;
-  }
-
-  static bool any(M mask) {
-    bool found = false;
-    for (int i = 0; i < WIDTH; ++i) found |= mask[i] != 0;
-    return found;
-  }
-
-  // exp(z) of any z; infinite a little before the largest number.
-  static V any_exponential(V z) {
-    const V e = R::exponential(-R::magnitude(z));
-    return z > 0 ? 1 / e : e;
   }
 };
 
 // ------------------------------------------------------------------------------- calls and lanes
 
 // Neighbouring lanes that are fetched and written back together: a kilobyte of each row, as the
-// rows of the pseudo-parameters may lie far from each other.
+// rows of the pseudo-parameters may lie far from each other. (Vectors alias their numbers.)
 template <class A>
 struct Tile {
   using T = typename A::Number;
@@ -567,7 +578,6 @@ class Kernel {
     const T *logits = static_cast<const T *>(call.matrices);
     if (!logits) return;
     const int64_t rows = size / K;
-    std::vector<V> row(K);
     for (int64_t i = 0; i < rows; ++i) {
       const T *from = logits + i * K;
       T top = from[0];
@@ -585,17 +595,19 @@ class Kernel {
     }
   }
 
-  // `work(group, tile, phi)` on all tiles, in as many parts as there are threads.
+  // `work(group, tile, phi, grad_phi)` on all tiles, in as many parts as there are threads. The
+  // last two are room for a tile's parameters, row by row, and for their gradients.
   template <class Work>
   void share(V *of_matrices, const Work &work) const {
 #pragma omp parallel for schedule(static) num_threads(call.threads)
     for (int64_t part = 0; part < call.threads; ++part) {
-      G group(K, L, matrices.data(), transposed.data(), of_matrices + (of_matrices ? part * size : 0));
-      std::vector<V> phi(P * GROUPS);
+      V *const sums = of_matrices ? of_matrices + part * size : nullptr;
+      G group(K, L, matrices.data(), transposed.data(), sums);
+      const std::unique_ptr<V[]> phi(new V[2 * P * GROUPS]);
       for (int64_t i = tiles * part / call.threads; i < tiles * (part + 1) / call.threads; ++i) {
         const Tile<A> tile(call, i * LANES);
-        tile.load(call.phi, P, (T *)phi.data());
-        work(group, tile, phi.data());
+        tile.load(call.phi, P, (T *)phi.get());
+        work(group, tile, phi.get(), phi.get() + P * GROUPS);
       }
     }
   }
@@ -607,15 +619,15 @@ class Kernel {
 
  public:
   explicit Kernel(const Call &call)
-      : call(call), K(int(call.units)), L(int(call.layers)), P((4 * L - 1) * K + (call.scaled ? 2 : 0)),
-        m((P - 2) * GROUPS),
+      : call(call), K(int(call.units)), L(int(call.layers)),
+        P((4 * L - 1) * K + (call.scaled ? 2 : 0)), m((P - 2) * GROUPS),
         tiles((call.batch * call.dim + LANES - 1) / LANES),
         size(std::size_t(2 * (L - 1) * K + 1) * K) {
     exponentiate();
   }
 
   void forward() const {
-    share(nullptr, [&](G &group, const Tile<A> &tile, const V *phi) {
+    share(nullptr, [&](G &group, const Tile<A> &tile, const V *phi, V *) {
       V x[GROUPS], y[GROUPS], log_slope[GROUPS];
       tile.load(call.x, 1, (T *)x);
       for (int g = 0; g < tile.groups; ++g) {
@@ -631,24 +643,24 @@ class Kernel {
   void backward() const {
     const bool wanted = call.grad_matrices;
     std::vector<V> sums(wanted ? size * call.threads : 0);
-    share(wanted ? sums.data() : nullptr, [&](G &group, const Tile<A> &tile, const V *phi) {
+    V *const to_sums = wanted ? sums.data() : nullptr;
+    share(to_sums, [&](G &group, const Tile<A> &tile, const V *phi, V *to) {
       V x[GROUPS], y[GROUPS], log_slope[GROUPS], grad_x[GROUPS];
-      thread_local std::vector<V> grad_phi;
-      grad_phi.resize(P * GROUPS);
-      V *const to = grad_phi.data();
       tile.load(call.x, 1, (T *)x);
       tile.load(call.grad_y, 1, (T *)y);
       tile.load(call.grad_log_slope, 1, (T *)log_slope);
       // Lanes that only repeat another add nothing to the sums.
-      for (int i = tile.count; i < tile.groups * G::WIDTH; ++i) ((T *)y)[i] = ((T *)log_slope)[i] = 0;
+      for (int i = tile.count; i < tile.groups * G::WIDTH; ++i)
+        ((T *)y)[i] = ((T *)log_slope)[i] = 0;
       for (int g = 0; g < tile.groups; ++g) {
         V value, slope;
         prepare(group, phi + g);
         group.evaluate(x[g], value, slope);
         const auto write = [&](int row, V gradient) { to[row * GROUPS + g] = gradient; };
         if (call.scaled) {
+          const V s = phi[m + GROUPS + g];
           to[m + g] = y[g];
-          y[g] = G::scale_gradient(phi[m + GROUPS + g], value, y[g], log_slope[g], to[m + GROUPS + g]);
+          y[g] = G::scale_gradient(s, value, y[g], log_slope[g], to[m + GROUPS + g]);
         }
         grad_x[g] = group.gradients(y[g], log_slope[g], write, wanted);
       }
@@ -666,7 +678,7 @@ class Kernel {
 
   // The value is given as y, the root goes to x and its error to the log-slope.
   void inverse(int evaluations) const {
-    share(nullptr, [&](G &group, const Tile<A> &tile, const V *phi) {
+    share(nullptr, [&](G &group, const Tile<A> &tile, const V *phi, V *) {
       V y[GROUPS], x[GROUPS], error[GROUPS];
       tile.load(call.y, 1, (T *)y);
       for (int g = 0; g < tile.groups; ++g) {
