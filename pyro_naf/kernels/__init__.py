@@ -112,9 +112,11 @@ def choose(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> str:
         return _choose_triton(transformer, x, phi)
     if phi.dtype != x.dtype or needs_plain_operations(x):
         return "plain"
-    if name == "compiled" and transformer.initial_biases.dtype != x.dtype:
+    if name == "eager":
+        return name
+    if not compiled.reads(x, phi, transformer.initial_biases, *transformer.shared()):
         return "plain"
-    return "eager" if name == "compiled" and not compiled.available() else name
+    return "compiled" if compiled.available() else "eager"
 
 
 def _choose_triton(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> str:

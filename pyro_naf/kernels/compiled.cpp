@@ -7,16 +7,17 @@
 // written once.
 //
 // Sums are taken in linear space as in ddsf.py. Where one of them comes near underflow the group is
-// done again as in triton_ddsf.py: every sum leaves its largest exponential out and carries that
-// exponent beside it. The gradients, products of terms with gradients by their sums, are the same
-// for both. DSF is the case of one layer, whose only matrix is a row of ones. Vectors are those of
-// GCC and Clang, which know them on any processor.
+// done again (so that a lane's last digits may depend on its neighbours) as in triton_ddsf.py: every
+// sum leaves its largest exponential out and carries that exponent beside it. The gradients, products
+// of terms with gradients by their sums, are the same for both. DSF is the case of one layer, whose
+// only matrix is a row of ones. Vectors are those of GCC and Clang, for any processor.
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <new>
 #include <vector>
 
 #if defined(__AVX512F__)
@@ -36,7 +37,7 @@ struct Strided {
 };
 
 struct Call {
-  int64_t batch, dim, units, layers, scaled, threads;
+  int64_t batch, dim, units, layers, scaled, threads, evaluations;
   double shift, floor;
   Strided x, phi, y, log_slope, grad_y, grad_log_slope, grad_x, grad_phi;
   const void *biases, *matrices;
@@ -73,7 +74,7 @@ struct Register {
   using T = typename A::Number;
   using Bits = typename A::Bits;
   typedef T V __attribute__((vector_size(BYTES)));
-  typedef Bits M __attribute__((vector_size(BYTES)));
+  using M = decltype(V{} < V{});
   static constexpr int WIDTH = BYTES / sizeof(T);
 
   static V splat(T value) { return value - V{}; }
@@ -101,10 +102,10 @@ struct Register {
     return z < A::LOWEST ? V{} : series * scale;
   }
 
-  // The same of any z; infinite a little before the largest number.
+  // The same of any z: the square of that of its half, for the whole range of numbers.
   static V any_exponential(V z) {
-    const V e = exponential(-magnitude(z));
-    return z > 0 ? 1 / e : e;
+    const V e = exponential(T(-0.5) * magnitude(z)), root = z > 0 ? 1 / e : e;
+    return root * root;
   }
 
   // artanh(s) / s, of s squared.
@@ -446,7 +447,7 @@ struct Group : Register<A> {
   }
 
   // The search of rootfinding.find_root; the error is 0 where it ended well, else the residual.
-  V root(V y, V &error, int evaluations) {
+  V root(V y, V &error, int64_t evaluations) {
     constexpr T eps = std::numeric_limits<T>::epsilon();
     const T loose = 4 * std::sqrt(eps);
     V lo = y, hi = y;
@@ -464,7 +465,7 @@ struct Group : Register<A> {
     V x = lo + T(0.5) * (hi - lo), step = hi - lo, last_step = step;
     error = R::splat(std::numeric_limits<T>::infinity());
     M running = R::every_lane();
-    for (int i = 0; i < evaluations && R::any(running); ++i) {
+    for (int64_t i = 0; i < evaluations && R::any(running); ++i) {
       V value, log_slope;
       evaluate(x, value, log_slope);
       const V residual = value - y, misfit = R::magnitude(residual) / scale;
@@ -599,16 +600,25 @@ class Kernel {
   // last two are room for a tile's parameters, row by row, and for their gradients.
   template <class Work>
   void share(V *of_matrices, const Work &work) const {
-#pragma omp parallel for schedule(static) num_threads(call.threads)
-    for (int64_t part = 0; part < call.threads; ++part) {
-      V *const sums = of_matrices ? of_matrices + part * size : nullptr;
-      G group(K, L, matrices.data(), transposed.data(), sums);
-      const std::unique_ptr<V[]> phi(new V[2 * P * GROUPS]);
-      for (int64_t i = tiles * part / call.threads; i < tiles * (part + 1) / call.threads; ++i) {
-        const Tile<A> tile(call, i * LANES);
-        tile.load(call.phi, P, (T *)phi.get());
-        work(group, tile, phi.get(), phi.get() + P * GROUPS);
+    bool failed = false;
+#pragma omp parallel for schedule(static) num_threads(call.threads) reduction(|| : failed)
+    for (int64_t part = 0; part < call.threads; ++part) try {
+        V *const sums = of_matrices ? of_matrices + part * size : nullptr;
+        do_part(part, sums, work);
+      } catch (const std::bad_alloc &) {  // none may leave a thread
+        failed = true;
       }
+    if (failed) throw std::bad_alloc();
+  }
+
+  template <class Work>
+  void do_part(int64_t part, V *sums, const Work &work) const {
+    G group(K, L, matrices.data(), transposed.data(), sums);
+    const std::unique_ptr<V[]> phi(new V[2 * P * GROUPS]);
+    for (int64_t i = tiles * part / call.threads; i < tiles * (part + 1) / call.threads; ++i) {
+      const Tile<A> tile(call, i * LANES);
+      tile.load(call.phi, P, (T *)phi.get());
+      work(group, tile, phi.get(), phi.get() + P * GROUPS);
     }
   }
 
@@ -677,13 +687,13 @@ class Kernel {
   }
 
   // The value is given as y, the root goes to x and its error to the log-slope.
-  void inverse(int evaluations) const {
+  void inverse() const {
     share(nullptr, [&](G &group, const Tile<A> &tile, const V *phi, V *) {
       V y[GROUPS], x[GROUPS], error[GROUPS];
       tile.load(call.y, 1, (T *)y);
       for (int g = 0; g < tile.groups; ++g) {
         prepare(group, phi + g);
-        x[g] = group.root(y[g], error[g], evaluations);
+        x[g] = group.root(y[g], error[g], call.evaluations);
       }
       tile.store(call.x, 1, (const T *)x);
       tile.store(call.log_slope, 1, (const T *)error);
@@ -691,11 +701,26 @@ class Kernel {
   }
 };
 
+// Whether there was memory enough.
+template <class A, class Work>
+bool run(const Call &call, const Work &work) {
+  try {
+    work(Kernel<A>(call));
+    return true;
+  } catch (const std::bad_alloc &) {
+    return false;
+  }
+}
+
+const auto forward = [](const auto &kernel) { kernel.forward(); };
+const auto backward = [](const auto &kernel) { kernel.backward(); };
+const auto inverse = [](const auto &kernel) { kernel.inverse(); };
+
 extern "C" {
-void forward_float32(const Call &call) { Kernel<Single>(call).forward(); }
-void forward_float64(const Call &call) { Kernel<Double>(call).forward(); }
-void backward_float32(const Call &call) { Kernel<Single>(call).backward(); }
-void backward_float64(const Call &call) { Kernel<Double>(call).backward(); }
-void inverse_float32(const Call &call, int n) { Kernel<Single>(call).inverse(n); }
-void inverse_float64(const Call &call, int n) { Kernel<Double>(call).inverse(n); }
+bool forward_float32(const Call &call) { return run<Single>(call, forward); }
+bool forward_float64(const Call &call) { return run<Double>(call, forward); }
+bool backward_float32(const Call &call) { return run<Single>(call, backward); }
+bool backward_float64(const Call &call) { return run<Double>(call, backward); }
+bool inverse_float32(const Call &call) { return run<Single>(call, inverse); }
+bool inverse_float64(const Call &call) { return run<Double>(call, inverse); }
 }

@@ -10,11 +10,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import warnings
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..rootfinding import MAX_EVALUATIONS
 from .modes import needs_plain_backward, plain_gradients
@@ -23,6 +26,9 @@ from .pages import in_large_pages
 if TYPE_CHECKING:
     from ..transformers.base import SigmoidalTransformer
     from ..transformers.scaled import Scaled
+
+#: Past what users may set for Inductor's kernels: sums are rounded as they are written.
+FLAGS = ("-fno-unsafe-math-optimizations", "-fno-finite-math-only", "-ffp-contract=fast")
 
 #: Hidden units of all lanes below which another thread costs more than it saves.
 UNITS_EACH_THREAD = 1 << 12
@@ -38,10 +44,8 @@ class _Strided(ctypes.Structure):
 
 class _Call(ctypes.Structure):
     _fields_ = [
-        *(
-            (size, ctypes.c_int64)
-            for size in ("batch", "dim", "units", "layers", "scaled", "threads")
-        ),
+        *((size, ctypes.c_int64) for size in ("batch", "dim", "units", "layers", "scaled")),
+        *((limit, ctypes.c_int64) for limit in ("threads", "evaluations")),
         *((number, ctypes.c_double) for number in ("shift", "floor")),
         *((tensor, _Strided) for tensor in ("x", "phi", "y", "log_slope")),
         *((tensor, _Strided) for tensor in ("grad_y", "grad_log_slope", "grad_x", "grad_phi")),
@@ -60,7 +64,11 @@ def _library() -> Any:
         from torch._inductor.codecache import CppCodeCache
 
         source = Path(__file__).with_suffix(".cpp").read_text()
-        return CppCodeCache.load(source, extra_flags=("-ffp-contract=fast",))
+        # load() takes no flags before torch 2.7.
+        library = CppCodeCache.load_async(source, extra_flags=FLAGS)()
+        for name, width in product(("forward", "backward", "inverse"), ("float32", "float64")):
+            getattr(library, f"{name}_{width}").restype = ctypes.c_bool
+        return library
     except Exception as error:  # of whatever kind: eager evaluation needs no compiler
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         warnings.warn(
@@ -70,21 +78,49 @@ def _library() -> Any:
         return None
 
 
+def reads(x: Tensor, *others: Tensor) -> bool:
+    """Whether the loops can read these tensors: plain ones, of x's dtype, in a CPU's memory."""
+    return all(
+        type(t) in (Tensor, Parameter) and t.dtype == x.dtype and t.device.type == "cpu"
+        for t in (x, *others)
+    )
+
+
 def evaluate(
     transformer: SigmoidalTransformer | Scaled, x: Tensor, phi: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Value and log-slope, each ``(B, D)``, of x ``(B, D)`` under phi ``(B, D, P)``."""
+    """Value and log-slope, each ``(B, D)``, of x ``(B, D)`` under phi ``(B, D, P)``.
+
+    :raises ValueError: when P is not the transformer's.
+    """
+    _check_width(transformer, phi)
     return _Evaluation.apply(transformer, x, phi, *transformer.shared())
 
 
 @torch.no_grad()
 def root(transformer: SigmoidalTransformer, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    """The preimage ``(B, D)`` of y and its error: 0, or the residual where none was found."""
+    """The preimage ``(B, D)`` of y and its error: 0, or the residual where none was found.
+
+    :raises ValueError: as :func:`evaluate`.
+    """
+    _check_width(transformer, phi)
     x, error = torch.empty_like(y), torch.empty_like(y)
-    matrices = _pack(transformer.shared())
-    call = _describe(transformer, phi, matrices, y=y, x=x, log_slope=error)
-    _run("inverse", y, ctypes.byref(call), MAX_EVALUATIONS)
+    constants = _constants(transformer, transformer.shared())
+    _run("inverse", constants, phi, y=y, x=x, log_slope=error)
     return x, error
+
+
+class _Constants(NamedTuple):
+    """What all lanes share, as it was in the forward pass."""
+
+    units: int
+    layers: int
+    scaled: bool
+    shift: float
+    floor: float
+    biases: Tensor
+    #: The matrices in one vector; a DSF has none.
+    matrices: Tensor | None
 
 
 class _Evaluation(torch.autograd.Function):
@@ -96,62 +132,67 @@ class _Evaluation(torch.autograd.Function):
         phi: Tensor,
         *shared: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        ctx.transformer = transformer
+        constants = _constants(transformer, shared)
+        ctx.plain, ctx.constants = transformer.plain, constants._replace(matrices=None)
         ctx.save_for_backward(x, phi, *shared)
         y, log_slope = torch.empty_like(x), torch.empty_like(x)
-        matrices = _pack(shared)
-        call = _describe(transformer, phi, matrices, x=x, y=y, log_slope=log_slope)
-        _run("forward", x, ctypes.byref(call))
+        _run("forward", constants, phi, x=x, y=y, log_slope=log_slope)
         return y, log_slope
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, phi, *shared = ctx.saved_tensors
         if needs_plain_backward(*grads):
-            return None, *plain_gradients(ctx.transformer.plain, ctx.saved_tensors, grads)
-        grad_x, grad_phi = torch.empty_like(x), in_large_pages(torch.empty_like(phi))
-        grad_y, grad_log_slope = grads
+            return None, *plain_gradients(ctx.plain, ctx.saved_tensors, grads)
         matrices = _pack(shared)
-        call = _describe(
-            ctx.transformer, phi, matrices, x=x,
-            grad_y=grad_y, grad_log_slope=grad_log_slope, grad_x=grad_x, grad_phi=grad_phi,
-        )  # fmt: skip
-        if matrices is None:
-            _run("backward", x, ctypes.byref(call))
-            return None, grad_x, grad_phi
-        grad_matrices = torch.empty_like(matrices)
-        call.grad_matrices = grad_matrices.data_ptr()
-        _run("backward", x, ctypes.byref(call))
-        parts = grad_matrices.split([m.numel() for m in shared])
-        return None, grad_x, grad_phi, *(p.view_as(m) for p, m in zip(parts, shared, strict=True))
+        found = {"grad_x": torch.empty_like(x), "grad_phi": in_large_pages(torch.empty_like(phi))}
+        given = dict(zip(("grad_y", "grad_log_slope"), grads, strict=True))
+        total = None if matrices is None else torch.empty_like(matrices)
+        constants = ctx.constants._replace(matrices=matrices)
+        _run("backward", constants, phi, total, x=x, **given, **found)
+        if total is None:
+            return None, *found.values()
+        parts = total.split([m.numel() for m in shared])
+        return None, *found.values(), *(p.view_as(m) for p, m in zip(parts, shared, strict=True))
 
 
-def _describe(
-    transformer: SigmoidalTransformer | Scaled,
-    phi: Tensor,
-    matrices: Tensor | None,
-    **tensors: Tensor,
-) -> _Call:
-    batch, dim, params = phi.shape
+def _check_width(transformer: SigmoidalTransformer | Scaled, phi: Tensor) -> None:
+    if phi.shape[-1] != transformer.num_params:
+        raise ValueError(
+            f"phi must have shape (..., {transformer.num_params}), got (..., {phi.shape[-1]})"
+        )
+
+
+def _constants(transformer: SigmoidalTransformer | Scaled, shared: Sequence[Tensor]) -> _Constants:
     inner: Any = getattr(transformer, "inner", transformer)
-    scaled = inner is not transformer
-    units = inner.hidden_units
-    layers = ((params - 2 * scaled) // units + 1) // 4
-    threads = min(torch.get_num_threads(), batch * dim * units * layers // UNITS_EACH_THREAD)
-    call = _Call(batch, dim, units, layers, scaled, max(threads, 1), *inner.softplus_constants())
-    call.phi = _Strided(phi.data_ptr(), *phi.stride())
-    for name, tensor in tensors.items():
-        setattr(call, name, _Strided(tensor.data_ptr(), *tensor.stride()))
-    call.biases = inner.initial_biases.data_ptr()
-    call.matrices = None if matrices is None else matrices.data_ptr()
-    return call
+    layers, scaled = (len(shared) + 1) // 2 or 1, inner is not transformer
+    shift, floor = inner.softplus_constants()
+    units, biases = inner.hidden_units, inner.initial_biases
+    return _Constants(units, layers, scaled, shift, floor, biases, _pack(shared))
 
 
-def _pack(shared: tuple[Tensor, ...] | list[Tensor]) -> Tensor | None:
-    """The matrices in one vector, as the C++ takes them; a DSF has none."""
+def _pack(shared: Sequence[Tensor]) -> Tensor | None:
     return torch.cat([m.detach().flatten() for m in shared]) if shared else None
 
 
-def _run(name: str, like: Tensor, *args: Any) -> None:
-    width = "float32" if like.dtype == torch.float else "float64"
-    getattr(_library(), f"{name}_{width}")(*args)
+def _run(
+    name: str,
+    constants: _Constants,
+    phi: Tensor,
+    grad_matrices: Tensor | None = None,
+    **tensors: Tensor,
+) -> None:
+    units, layers, scaled, shift, floor, biases, matrices = constants
+    work = phi.shape[:2].numel() * units * layers
+    threads = max(min(torch.get_num_threads(), work // UNITS_EACH_THREAD), 1)
+    call = _Call(*phi.shape[:2], units, layers, scaled, threads, MAX_EVALUATIONS, shift, floor)
+    # Negated views have their sign beside the memory; what replaces them lives as long as the call.
+    tensors = {n: t.resolve_neg() for n, t in (("phi", phi), *tensors.items())}
+    for field, tensor in tensors.items():
+        setattr(call, field, _Strided(tensor.data_ptr(), *tensor.stride()))
+    call.biases = biases.data_ptr()
+    call.matrices = None if matrices is None else matrices.data_ptr()
+    call.grad_matrices = None if grad_matrices is None else grad_matrices.data_ptr()
+    width = "float32" if phi.dtype == torch.float else "float64"
+    if not getattr(_library(), f"{name}_{width}")(ctypes.byref(call)):
+        raise MemoryError(f"no room for the {name} pass of kernel 'compiled'")
