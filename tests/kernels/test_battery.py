@@ -127,10 +127,10 @@ def test_an_affine_map_around_them_is_that_of_the_plain_formula(
     kernel: str, layers: int, device: torch.device
 ) -> None:
     transformer = Scaled(make(layers, kernel=kernel)).to(device).double()
-    phi = torch.randn(4, 30, transformer.num_params).to(device).double()
-    x = torch.randn(4, 30).to(device).double()
-    x[:, :3] *= 1e3  # lanes that the linear-space formula leaves to the plain one
-    grads = [torch.randn(4, 30), torch.randn(4, 30)]
+    phi = torch.randn(30, 4, transformer.num_params).to(device).double()
+    x = torch.randn(30, 4).to(device).double()
+    x[:3] *= 1e3  # lanes that the linear-space formula leaves to the plain one
+    grads = [torch.randn(30, 4), torch.randn(30, 4)]
     true = everything(exact(transformer), x, phi, grads)
     assert_equal(everything(transformer, x, phi, grads), true, 1e-11)
 
