@@ -93,8 +93,8 @@ def test_value_log_slope_and_gradients_are_those_of_the_plain_formula(
 ) -> None:
     transformer = make(layers, kernel=kernel).to(device, dtype)
     roughen(transformer)
-    x = 2 * torch.randn(4, 3, 7)
-    phi, grads = torch.randn(4, 3, 7, transformer.num_params), [torch.randn_like(x) for _ in "yl"]
+    x = 2 * torch.randn(4, 10, 2)
+    phi, grads = torch.randn(4, 10, 2, transformer.num_params), [torch.randn_like(x) for _ in "yl"]
     tensors = [t.to(device, dtype) for t in (x, phi)]
     got = everything(transformer, *tensors, grads)
     true = everything(exact(transformer), *[t.double() for t in tensors], grads)

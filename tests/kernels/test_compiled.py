@@ -205,14 +205,12 @@ def test_a_module_may_change_its_dtype_before_the_backward_pass() -> None:
 
 
 @needs_compiler
-def test_what_inductors_own_kernels_may_round_is_not_rounded_here(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "enable_unsafe_math_opt_flag", True)
+def test_what_inductors_own_kernels_may_round_is_not_rounded_here() -> None:
     compiled._library.cache_clear()
     try:
-        test_what_is_not_a_number_stays_in_its_lane(DeepDenseSigmoidal, torch.double)
-        test_a_flow_runs_both_ways(deep_dense_sigmoidal_flow)
+        with torch._inductor.config.patch("cpp.enable_unsafe_math_opt_flag", True):
+            test_what_is_not_a_number_stays_in_its_lane(DeepDenseSigmoidal, torch.double)
+            test_a_flow_runs_both_ways(deep_dense_sigmoidal_flow)
     finally:
         compiled._library.cache_clear()
 
