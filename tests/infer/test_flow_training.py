@@ -174,7 +174,8 @@ def test_wider_draws_fit_the_tails_that_khat_depends_on(monkeypatch: pytest.Monk
 
     def heaviest() -> float:
         """The log-weight that a thousandth of draws twice as wide as the guide's exceeds."""
-        guide = refine(model, steps=800, seed=0, num_draws=1000, progress=False).guide
+        budget: Any = {"steps": 800, "num_draws": 1000, "num_starts": 4}
+        guide = refine(model, seed=0, progress=False, **budget).guide
         posterior = guide.get_posterior()
         with torch.no_grad():
             z = Pushed(posterior).draw(2 * torch.randn(20_000, 2).double())
@@ -184,5 +185,5 @@ def test_wider_draws_fit_the_tails_that_khat_depends_on(monkeypatch: pytest.Monk
     monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 5000)
     with_wider = heaviest()
     monkeypatch.setattr("pyro_naf.infer.training._huber", lambda w, *_: torch.zeros_like(w))
-    # k-hat itself varies by half from seed to seed: here 3.7 against 8.8, and 0.6 against 0.9.
+    # k-hat itself varies by half from seed to seed: here 2.3 against 9.9.
     assert with_wider < 0.75 * heaviest()
