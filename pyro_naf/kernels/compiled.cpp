@@ -7,10 +7,10 @@
 // written once.
 //
 // Sums are taken in linear space as in ddsf.py. Where one of them comes near underflow the group is
-// done again (so that a lane's last digits may depend on its neighbours) as in triton_ddsf.py: every
-// sum leaves its largest exponential out and carries that exponent beside it. The gradients, products
-// of terms with gradients by their sums, are the same for both. DSF is the case of one layer, whose
-// only matrix is a row of ones. Vectors are those of GCC and Clang, for any processor.
+// done again (so that a lane's last digits may depend on its neighbours) as in triton_ddsf.py:
+// every sum leaves its largest exponential out and carries that exponent beside it. The gradients,
+// products of terms with gradients by their sums, are the same for both. DSF is the case of one
+// layer, whose only matrix is a row of ones. Vectors are those of GCC and Clang, for any processor.
 
 #include <cmath>
 #include <cstdint>
@@ -602,12 +602,13 @@ class Kernel {
   void share(V *of_matrices, const Work &work) const {
     bool failed = false;
 #pragma omp parallel for schedule(static) num_threads(call.threads) reduction(|| : failed)
-    for (int64_t part = 0; part < call.threads; ++part) try {
-        V *const sums = of_matrices ? of_matrices + part * size : nullptr;
-        do_part(part, sums, work);
+    for (int64_t part = 0; part < call.threads; ++part) {
+      try {
+        do_part(part, of_matrices ? of_matrices + part * size : nullptr, work);
       } catch (const std::bad_alloc &) {  // none may leave a thread
         failed = true;
       }
+    }
     if (failed) throw std::bad_alloc();
   }
 
