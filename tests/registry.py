@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor
@@ -31,6 +33,8 @@ from pyro_naf.transforms import (
     deep_dense_sigmoidal_flow,
     deep_sigmoidal_flow,
 )
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 

@@ -105,13 +105,13 @@ def root(transformer: SigmoidalTransformer, y: Tensor, phi: Tensor) -> tuple[Ten
     """
     _check_width(transformer, phi)
     x, error = torch.empty_like(y), torch.empty_like(y)
-    constants = _constants(transformer, transformer.shared())
-    _run("inverse", constants, phi, y=y, x=x, log_slope=error)
+    matrices = _pack(transformer.shared())
+    _run("inverse", _constants(transformer), matrices, phi, y=y, x=x, log_slope=error)
     return x, error
 
 
 class _Constants(NamedTuple):
-    """What all lanes share, as it was in the forward pass."""
+    """What all lanes share but the matrices, as it was in the forward pass."""
 
     units: int
     layers: int
@@ -119,8 +119,6 @@ class _Constants(NamedTuple):
     shift: float
     floor: float
     biases: Tensor
-    #: The matrices in one vector; a DSF has none.
-    matrices: Tensor | None
 
 
 class _Evaluation(torch.autograd.Function):
@@ -132,11 +130,10 @@ class _Evaluation(torch.autograd.Function):
         phi: Tensor,
         *shared: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        constants = _constants(transformer, shared)
-        ctx.plain, ctx.constants = transformer.plain, constants._replace(matrices=None)
+        ctx.plain, ctx.constants = transformer.plain, _constants(transformer)
         ctx.save_for_backward(x, phi, *shared)
         y, log_slope = torch.empty_like(x), torch.empty_like(x)
-        _run("forward", constants, phi, x=x, y=y, log_slope=log_slope)
+        _run("forward", ctx.constants, _pack(shared), phi, x=x, y=y, log_slope=log_slope)
         return y, log_slope
 
     @staticmethod
@@ -148,8 +145,7 @@ class _Evaluation(torch.autograd.Function):
         found = {"grad_x": torch.empty_like(x), "grad_phi": in_large_pages(torch.empty_like(phi))}
         given = dict(zip(("grad_y", "grad_log_slope"), grads, strict=True))
         total = None if matrices is None else torch.empty_like(matrices)
-        constants = ctx.constants._replace(matrices=matrices)
-        _run("backward", constants, phi, total, x=x, **given, **found)
+        _run("backward", ctx.constants, matrices, phi, total, x=x, **given, **found)
         if total is None:
             return None, *found.values()
         parts = total.split([m.numel() for m in shared])
@@ -163,26 +159,27 @@ def _check_width(transformer: SigmoidalTransformer | Scaled, phi: Tensor) -> Non
         )
 
 
-def _constants(transformer: SigmoidalTransformer | Scaled, shared: Sequence[Tensor]) -> _Constants:
+def _constants(transformer: SigmoidalTransformer | Scaled) -> _Constants:
     inner: Any = getattr(transformer, "inner", transformer)
-    layers, scaled = (len(shared) + 1) // 2 or 1, inner is not transformer
+    layers, scaled = getattr(inner, "num_layers", 1), inner is not transformer
     shift, floor = inner.softplus_constants()
-    units, biases = inner.hidden_units, inner.initial_biases
-    return _Constants(units, layers, scaled, shift, floor, biases, _pack(shared))
+    return _Constants(inner.hidden_units, layers, scaled, shift, floor, inner.initial_biases)
 
 
 def _pack(shared: Sequence[Tensor]) -> Tensor | None:
+    """The matrices in one vector; a DSF has none."""
     return torch.cat([m.detach().flatten() for m in shared]) if shared else None
 
 
 def _run(
     name: str,
     constants: _Constants,
+    matrices: Tensor | None,
     phi: Tensor,
     grad_matrices: Tensor | None = None,
     **tensors: Tensor,
 ) -> None:
-    units, layers, scaled, shift, floor, biases, matrices = constants
+    units, layers, scaled, shift, floor, biases = constants
     work = phi.shape[:2].numel() * units * layers
     threads = max(min(torch.get_num_threads(), work // UNITS_EACH_THREAD), 1)
     call = _Call(*phi.shape[:2], units, layers, scaled, threads, MAX_EVALUATIONS, shift, floor)

@@ -19,8 +19,7 @@ def in_large_pages(fresh: Tensor) -> Tensor:
 
     The system hands out memory when it is first written to, a page at a time: filling 39 MB takes
     19 ms in pages of 4 KiB and 6 ms in pages of 2 MiB, where filling them again takes 3 ms. Where
-    there are no large pages nothing happens. (Memory that glibc keeps stays marked; it is then in
-    use by another tensor.)
+    there are no large pages nothing happens. Memory that glibc keeps stays marked.
     """
     size = fresh.numel() * fresh.element_size()
     if size >= WORTH and fresh.device.type == "cpu" and _advise() is not None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 
 import pytest
 import torch
-from registry import roughen, sharp_phi
+from registry import needs_compiler, roughen, sharp_phi
 from torch import Tensor
 
 from pyro_naf import deep_dense_sigmoidal_flow, deep_sigmoidal_flow, kernels
@@ -25,7 +24,6 @@ Sigmoidal = DeepSigmoidal | DeepDenseSigmoidal
 LAYERS = [0, 1, 2, 4]
 
 needs_triton = pytest.mark.skipif(not kernels.has_triton(), reason="needs the package triton")
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
 @pytest.fixture(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import mmap
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch._inductor.config
+from registry import needs_compiler
 from torch import Tensor
 from torch._inductor.codecache import CppCodeCache
 from torch._inductor.exc import InvalidCxxCompiler
@@ -22,8 +23,6 @@ from pyro_naf.rootfinding import RootNotFoundError
 from pyro_naf.transformers import DeepDenseSigmoidal, DeepSigmoidal, Scaled
 
 FACTORIES = [DeepSigmoidal, DeepDenseSigmoidal]
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
 @pytest.fixture
@@ -224,3 +223,16 @@ def test_large_pages_change_no_number(
         fresh = torch.empty(numel)
         assert pages.in_large_pages(fresh) is fresh
         assert fresh.fill_(1).sum() == numel
+
+
+@pytest.mark.skipif(pages._advise() is None, reason="the system has no large pages")
+def test_large_pages_are_asked_for_within_large_tensors_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(pages, "_advise", lambda: lambda start, n, _: asked.append((start, n)))
+    pages.in_large_pages(torch.empty(pages.WORTH // 4 - 1))
+    large = pages.in_large_pages(torch.empty(pages.WORTH // 4 + 1))
+    ((start, size),) = asked
+    assert start % mmap.PAGESIZE == 0 and 0 <= start - large.data_ptr() < mmap.PAGESIZE
+    assert start + size == large.data_ptr() + 4 * large.numel()
