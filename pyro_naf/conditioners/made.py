@@ -1,25 +1,20 @@
-"""Autoregressive conditioners: x_{<t} (and a context) to the pseudo-parameters of dimension t."""
+"""MADE, the masked autoregressive network, evaluated in autoregressive order."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
-from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
-from .checks import check_integers
-from .kernels.masked_linear import masked_linear, staircase
-from .kernels.modes import needs_plain_operations
-
-__all__ = ["MADE", "PyroConditioner"]
-
-#: Yields the pseudo-parameters ``(N, P)`` of one dimension after another, in autoregressive
-#: order; is sent the value ``(N,)`` of that dimension.
-Sweep = Generator[Tensor, Tensor, None]
+from ..checks import check_integers
+from ..kernels.masked_linear import masked_linear, staircase
+from ..kernels.modes import needs_plain_operations
+from .order import cumulative, hidden_degrees, permutation_of
+from .protocol import Sweep
 
 #: Applies the masked linear layer of that number: to all units at once, or to those of a degree.
 #: Features are rows and samples columns, ``(H, N)``.
@@ -84,14 +79,14 @@ class MADE(nn.Module):
         self.input_dim, self.hidden_dims, self.num_params = input_dim, hidden_dims, num_params
         self.context_dim, self.residual, self.head_dim = context_dim, residual, head_dim
         self.activation = activation
-        self.register_buffer("permutation", _permutation(order, input_dim))
+        self.register_buffer("permutation", permutation_of(order, input_dim))
         self.register_buffer("places", self.permutation.clone())
         self._order_changed()
 
         widths = list(hidden_dims)
         if residual:
             widths = widths[:1] + [h for width in hidden_dims for h in (width, width)]
-        self._degrees = [_hidden_degrees(h, input_dim, context_dim > 0) for h in widths]
+        self._degrees = [hidden_degrees(h, input_dim, context_dim > 0) for h in widths]
         fan_ins = [context_dim + input_dim, *widths]
         outputs = input_dim * (num_params if head_dim is None else head_dim)
         self.weights = nn.ParameterList(
@@ -196,7 +191,7 @@ class MADE(nn.Module):
         """
         context = self._check_context(context)
         # ends[i][d]: how many units of hidden layer i have a degree of at most d.
-        ends = [_cumulative(degrees, self.input_dim) for degrees in self._degrees]
+        ends = [cumulative(degrees, self.input_dim) for degrees in self._degrees]
         seen = [_Rows(weight.shape[1], batch, weight) for weight in self.weights]
 
         def linear(i: int, z: Tensor) -> Tensor:
@@ -316,98 +311,6 @@ class _Sorted(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (back,) = ctx.saved_tensors
         return grad.index_select(-1, back), None, None
-
-
-class PyroConditioner(nn.Module):
-    """Pyro's own MADE as a conditioner: ``(..., P, D)`` or a tuple in, ``(..., D, P)`` out.
-
-    :param nn_: a :class:`pyro.nn.AutoRegressiveNN` or
-        :class:`pyro.nn.ConditionalAutoRegressiveNN`; its weights are shared, not copied.
-
-    >>> arn = AutoRegressiveNN(3, [16], param_dims=[4, 4, 4])
-    >>> PyroConditioner(arn)(torch.randn(5, 3)).shape
-    torch.Size([5, 3, 12])
-    """
-
-    def __init__(self, nn_: ConditionalAutoRegressiveNN) -> None:
-        super().__init__()
-        self.nn = nn_
-        self.input_dim, self.num_params = nn_.input_dim, nn_.output_multiplier
-        self.context_dim = 0 if isinstance(nn_, AutoRegressiveNN) else nn_.context_dim
-
-    def get_permutation(self) -> Tensor:
-        """The order: entry t is the dimension that comes t-th, shape ``(D,)``."""
-        return self.nn.get_permutation()
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Pseudo-parameters ``(..., D, P)``."""
-        dims = x.dim()
-        if context is None:
-            out = self.nn(x)
-        else:
-            batch = torch.broadcast_shapes(context.shape[:-1], x.shape[:-1])
-            dims = len(batch) + 1
-            out = self.nn(x.expand(*batch, -1), context.expand(*batch, -1))
-        if not isinstance(out, tuple):
-            out = (out,)
-        # One-dimensional parameters come without their axis.
-        rows = [p.unsqueeze(-2) if p.dim() == dims else p for p in out]
-        return torch.cat(rows, -2).transpose(-1, -2).contiguous()
-
-
-def as_conditioner(conditioner: Any) -> Any:
-    """Wraps Pyro's autoregressive networks; returns anything else as it is."""
-    if isinstance(conditioner, ConditionalAutoRegressiveNN):
-        return PyroConditioner(conditioner)
-    return conditioner
-
-
-def sweep(conditioner: Any, batch: int, context: Tensor | None, like: Tensor) -> Sweep:
-    """The conditioner's own sweep, or D passes through one that has none.
-
-    ``like`` gives dtype and device of the samples; the rest as in :meth:`MADE.sweep`.
-    """
-    if hasattr(conditioner, "sweep"):
-        return conditioner.sweep(batch, context)
-    return _sweep_by_passes(conditioner, batch, context, like)
-
-
-def _sweep_by_passes(conditioner: Any, batch: int, context: Tensor | None, like: Tensor) -> Sweep:
-    columns = [like.new_zeros(batch)] * conditioner.input_dim
-    for v in conditioner.get_permutation().tolist():
-        x = torch.stack(columns, -1)
-        phi = conditioner(x) if context is None else conditioner(x, context)
-        columns[v] = yield phi[:, v]
-
-
-def _hidden_degrees(width: int, input_dim: int, has_context: bool) -> Tensor:
-    """Degrees spread evenly, in rising order; 0 (sees the context only) is of use with one."""
-    lowest = 0 if has_context or input_dim == 1 else 1
-    # From above, so that a single unit gets the highest degree and sees all it may.
-    spread = torch.linspace(input_dim - 1, lowest, width, dtype=torch.double)
-    return spread.round().long().flip(0)
-
-
-def _cumulative(degrees: Tensor, input_dim: int) -> list[int]:
-    return torch.searchsorted(degrees, torch.arange(input_dim), right=True).tolist()
-
-
-def _permutation(order: str | Sequence[int] | Tensor, input_dim: int) -> Tensor:
-    if isinstance(order, str):
-        if order not in ("random", "natural", "reversed"):
-            raise ValueError(
-                f"order must be 'random', 'natural', 'reversed' or a permutation, got {order!r}"
-            )
-        if order == "random":
-            return torch.randperm(input_dim)
-        natural = torch.arange(input_dim)
-        return natural if order == "natural" else natural.flip(0)
-    if order is None:
-        raise TypeError("order must be a name or a permutation, got None")
-    permutation = torch.as_tensor(order).cpu()
-    if not torch.equal(permutation.sort().values, torch.arange(input_dim)):
-        raise ValueError(f"order must be a permutation of 0..{input_dim - 1}, got {order}")
-    return permutation.long().clone()
 
 
 def _check_widths(

@@ -1,0 +1,7 @@
+"""Autoregressive conditioners: x_{<t} (and a context) to the pseudo-parameters of dimension t."""
+
+from .made import MADE
+from .protocol import Sweep, sweep
+from .pyro_adapter import PyroConditioner, as_conditioner
+
+__all__ = ["MADE", "PyroConditioner", "Sweep", "as_conditioner", "sweep"]
