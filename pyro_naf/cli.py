@@ -10,7 +10,6 @@ import argparse
 import functools
 import importlib
 import inspect
-import math
 import operator
 import os
 import sys
@@ -26,11 +25,6 @@ from typing import Any, NoReturn
 import numpy as np
 import pyro
 import torch
-from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoNormal, init_to_median
-from pyro.optim import ClippedAdam
-from pyro.poutine.util import prune_subsample_sites
 from tqdm import tqdm
 
 import pyro_naf
@@ -39,12 +33,9 @@ from pyro_naf.atomic import ReplacedFolder
 from pyro_naf.command_line import CommandError, at_least
 from pyro_naf.density.commands import add_commands
 from pyro_naf.infer import draws, refine
-from pyro_naf.infer.diagnostics import (
-    check_draws_stay_apart,
-    log_probs,
-    max_plate_nesting,
-    refuse_subsampling,
-)
+from pyro_naf.infer.joint import Joint
+from pyro_naf.infer.mean_field import fit_mean_field
+from pyro_naf.infer.refinement import Start
 from pyro_naf.report import FILES, RefinementReport, first_four
 
 FIT_PARTICLES = 64
@@ -248,56 +239,24 @@ def _reported(what: str) -> Iterator[None]:
         raise CommandError(f"{what}: {_describe(error)}") from error
 
 
-def _prepare_guide(model: Callable[[], Any]) -> tuple[AutoNormal, Trace_ELBO]:
-    """A mean-field guide at the prior's median and its objective, for a model that suits both."""
-    with _reported("the model cannot run"):
-        trace = poutine.trace(model).get_trace()
-    _check_latents(trace)
-    with _reported("the model cannot be diagnosed"):
-        refuse_subsampling(model)
-    with _reported("the model cannot be given a Gaussian guide"):
-        guide = AutoNormal(model, init_loc_fn=init_to_median)
-        guide()
-    with _reported("the model cannot run at its starting values"):
-        start = log_probs(model, guide.median())
-    for name, value in start.items():
-        if not value.sum().isfinite():
-            found = float(value.sum())
+def _joint(model: Callable[[], Any]) -> Joint:
+    """The model's joint density, which finds out whether the model can be refined."""
+    with _reported("the model cannot be refined"):
+        joint = Joint(model)
+    if not bool(joint(joint.start[None]).isfinite()):
+        point = {name: value[0] for name, value in joint.constrained(joint.start[None]).items()}
+        for name, found in joint.culprits(point).items():
             raise CommandError(f"the log-density of {name} is {found} at the starting values")
-    nesting = max_plate_nesting(model, guide)
-    # The nesting is given, since Pyro logs a line when it has to find it out.
-    elbo = Trace_ELBO(FIT_PARTICLES, max_plate_nesting=nesting, vectorize_particles=True)
-    with _reported("the model cannot run for many draws at once (use plates)"):
-        elbo.loss(model, guide)
-        check_draws_stay_apart(model, guide, nesting)
-    return guide, elbo
+    return joint
 
 
-def _check_latents(trace: poutine.Trace) -> None:
-    latents: dict[str, Any] = dict(prune_subsample_sites(trace).iter_stochastic_nodes())
-    if not latents:
-        raise CommandError("the model has no latent variables: every sample statement is observed")
-    discrete = [name for name, site in latents.items() if site["fn"].support.is_discrete]
-    if discrete:
-        raise CommandError(
-            f"the model's latent variables must be continuous, but {', '.join(discrete)} "
-            f"{'is' if len(discrete) == 1 else 'are'} discrete; sum over discrete ones in the model"
-        )
-
-
-def _fit(guide: AutoNormal, elbo: Trace_ELBO, steps: int, progress: bool) -> None:
+def _fit(joint: Joint, steps: int, progress: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """A mean-field Gaussian: its mean and standard deviation."""
     # The rate falls a hundredfold: large steps first, since a posterior may lie far from its prior.
-    optimiser = ClippedAdam({"lr": 0.2, "lrd": 0.01 ** (1 / steps)})
-    svi = SVI(guide.model, guide, optimiser, elbo)
-    mean = math.nan
     with tqdm(range(steps), desc="fit", unit="step", disable=not progress) as bar:
-        for step in bar:
-            with _reported(f"the fit broke down at step {step + 1}"):
-                value = -svi.step()
-            if math.isnan(value):
-                raise CommandError(f"the fit broke down at step {step + 1}: its ELBO is NaN")
-            mean = value if step == 0 else 0.98 * mean + 0.02 * value
-            bar.set_postfix_str(f"ELBO {mean:.2f}", refresh=False)
+        with _reported("the fit broke down"):
+            loc, scale, _ = fit_mean_field(joint, bar, FIT_PARTICLES, decay=0.01 ** (1 / steps))
+    return loc, scale
 
 
 def _run_refine(options: argparse.Namespace) -> None:
@@ -306,20 +265,25 @@ def _run_refine(options: argparse.Namespace) -> None:
     pyro.clear_param_store()
     pyro.set_rng_seed(options.seed)
     problem = _load_problem(options, dtype)
-    guide, elbo = _prepare_guide(problem.model)
+    joint = _joint(problem.model)
     output = ReplacedFolder(options.output, FILES)
     output.check()
 
     progress = not options.no_progress
-    _fit(guide, elbo, options.fit_steps, progress)
+    loc, scale = _fit(joint, options.fit_steps, progress)
+    normal = torch.randn(options.draws, joint.dim).to(loc)
     with _reported("the refinement broke down"):
         refinement = refine(
-            guide, flow=options.flow, steps=options.steps, seed=options.seed, progress=progress
+            Start(joint, loc, scale),
+            flow=options.flow,
+            steps=options.steps,
+            seed=options.seed,
+            progress=progress,
         )
     report = RefinementReport(
         title=problem.name,
         refinement=refinement,
-        before=draws(guide, num_samples=options.draws),
+        before=joint.constrained(loc + scale * normal),
         after=draws(refinement.guide, num_samples=options.draws),
         reference=problem.reference,
         panels=problem.panels,

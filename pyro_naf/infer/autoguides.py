@@ -40,10 +40,11 @@ from .contexts import (
     rows_of,
     warn_of_raw,
 )
-from .diagnostics import latent_shapes, log_probs
 from .flat_priors import start_flat_priors
 from .layout import Layout
 from .quantiles import NUMBERS, marginal_quantiles, normal_points, slope_sign
+from .sites import VectorizedPlates, site_log_probs
+from .special import SpecialSites
 
 
 class AutoFlowNormal(AutoContinuous):
@@ -142,7 +143,8 @@ class AutoFlowNormal(AutoContinuous):
         check_context_arguments(context_fn, context_dim)
         self._init_scale, self.full_rank, self.inverse = init_scale, full_rank, inverse
         self._transform_fn = transform_fn
-        super().__init__(model, init_loc_fn=start_flat_priors(init_loc_fn))
+        handled = VectorizedPlates()(model)
+        super().__init__(handled, init_loc_fn=start_flat_priors(init_loc_fn))
         self.context_fn, self.context_dim = context_fn, context_dim
         self.create_plates = create_plates
 
@@ -152,6 +154,7 @@ class AutoFlowNormal(AutoContinuous):
         self._refuse_local_latents()
         self.loc = nn.Parameter(self._init_loc())
         self._warn_of_start(*args, **kwargs)
+        self._special = SpecialSites.of(self, args, kwargs)
         self.scale = PyroParam(torch.full_like(self.loc, self._init_scale), self.scale_constraint)
         frame = torch.ones_like(self.loc)
         if self.full_rank:
@@ -170,6 +173,13 @@ class AutoFlowNormal(AutoContinuous):
         if self.context_dim:
             affine = ContextAffine(self.context_dim, self.latent_dim)
             self.context_affine = affine.to(self.loc.device, self.loc.dtype)
+
+    @staticmethod
+    def _prototype_hide_fn(msg: Any) -> bool:
+        """Finite discrete latents are no latents of the guide: TraceEnum_ELBO sums them out."""
+        if AutoContinuous._prototype_hide_fn(msg):
+            return True
+        return bool(msg["fn"].support.is_discrete and msg["fn"].has_enumerate_support)
 
     def _set_up_rows(self, *args: Any, **kwargs: Any) -> None:
         """Tells the plates whose elements have contexts of their own; D counts one element's."""
@@ -205,12 +215,19 @@ class AutoFlowNormal(AutoContinuous):
         point = {name: place.site["value"] for name, place in self._layout.places.items()}
         try:
             with poutine.block(), pyro.validation_enabled(False):
-                found = log_probs(self.model, point, *args, **kwargs)
+                conditioned = poutine.condition(self.model, data=point)
+                trace = poutine.trace(conditioned).get_trace(*args, **kwargs)
+                found = site_log_probs(trace)
         except NotImplementedError:  # a simulator, for ForwardKL
             return
         except (RuntimeError, ValueError) as error:
-            shapes = latent_shapes(self.model, *args, **kwargs)
-            changed = [name for name in point if shapes.get(name) != point[name].shape]
+            with poutine.block():
+                nodes = poutine.trace(self.model).get_trace(*args, **kwargs).nodes
+            changed = [
+                name
+                for name, value in point.items()
+                if name not in nodes or nodes[name]["value"].shape != value.shape
+            ]
             raise ValueError(
                 f"the model cannot be run again with its first latents ({error}): latents must "
                 f"have a fixed shape, see {changed or sorted(point)}; pad those that have not, and "
@@ -222,6 +239,25 @@ class AutoFlowNormal(AutoContinuous):
                 "look for NaN or impossible values in their data, or try another init_loc_fn",
                 stacklevel=2,
             )
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw all latents: a dict of site to constrained value."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        if not self._special:
+            return super().forward(*args, **kwargs)
+        latent = self.sample_latent(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        free = {site["name"]: value for site, value in self._unpack_latent(latent)}
+        result = {}
+        for name, (value, log_density) in self._special.deltas(free, self, args, kwargs).items():
+            event_dim = self._layout.places[name].site["fn"].event_dim
+            with ExitStack() as stack:
+                for frame in self._cond_indep_stacks[name]:
+                    stack.enter_context(plates[frame.name])
+                delta = dist.Delta(value, log_density=log_density, event_dim=event_dim)
+                result[name] = pyro.sample(name, delta)
+        return result
 
     def get_base_dist(self) -> dist.TorchDistribution:
         """The standard normal on R^D."""
@@ -354,6 +390,7 @@ class AutoFlowNormal(AutoContinuous):
         """
         with self._pyro_context:  # as in a call: the weights are registered with the param store
             self._check_set_up()
+            self._special.refuse_log_prob()
             z, log_det = self._layout.pack(latents)
             posterior = self.get_posterior(*args, **kwargs)
             check_broadcast(posterior.batch_shape, z.shape[:-1])
@@ -466,6 +503,8 @@ class AutoFlowNormal(AutoContinuous):
         # A decreasing constraint (less_than) has its lower quantile from the upper one.
         both = torch.cat([levels, 1 - levels])
         points = normal_points(levels, self.loc)
+        if self._special.dependent:
+            latents = self._transform(None)(points)
         if context is None:
             latent = marginal_quantiles(self._transform(None), points, both)
         else:
@@ -482,7 +521,10 @@ class AutoFlowNormal(AutoContinuous):
                 transform = biject_to(site["fn"].support)
                 value = mirrored if slope_sign(transform) < 0 else value
                 result.setdefault(site["name"], []).append(transform(value))
-        return {name: torch.stack(values) for name, values in result.items()}
+        found = {name: torch.stack(values) for name, values in result.items()}
+        if self._special.dependent:
+            found |= self._special.quantiles(latents, levels, self, args, kwargs)
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         # Pyro's version drops the model from the guide itself, not only from its copy.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro import poutine, validation_enabled
+from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
@@ -26,8 +26,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checks import check_integers
-from .diagnostics import log_probs, pareto_khat, prepare, smooth
+from ..guides.pyro_internals import unconstrained_values
+from .diagnostics import pareto_khat, smooth
 from .joint import Joint
+from .proposals import GuideProposal
+from .sites import plate_nesting
 
 #: Draws of the guide that k-hat and the chains' starts come from.
 _POOL = 20_000
@@ -224,9 +227,9 @@ class _Posterior:
             self.transform = guide.get_transform(*args, **kwargs)
         except NotImplementedError:
             raise TypeError(_no_transform(guide)) from None
-        nesting, self.shapes, self.chunk = prepare(model, guide, *args, **kwargs)
+        self.guide, self.joint = guide, Joint(model, args, kwargs)
+        self.nesting = plate_nesting(GuideProposal(self.joint, guide, args, kwargs).trace)
         self.rows = guide.get_posterior(*args, **kwargs).batch_shape
-        self.joint = Joint(model, guide, nesting, args, kwargs)
 
     def normal(self, *shape: int) -> Tensor:
         return self.base.sample((*shape, *self.rows))
@@ -235,7 +238,12 @@ class _Posterior:
         r""":math:`\log \pi(\epsilon)` up to a constant, ``(N,)``."""
         u = self.transform(eps)
         log_det = self.transform.log_abs_det_jacobian(eps, u)
-        return self.joint(u) + log_det.reshape(len(eps), -1).sum(-1)
+        return self.joint(self._packed(u)) + log_det.reshape(len(eps), -1).sum(-1)
+
+    def _packed(self, u: Tensor) -> Tensor:
+        """Vectors of all latents ``(N, D)`` from the guide's, which may have rows."""
+        free = unconstrained_values(self.guide, u, self.nesting)
+        return torch.cat([free[name].reshape(len(u), -1) for name in self.joint.sites], -1)
 
     def log_base(self, eps: Tensor) -> Tensor:
         r""":math:`\log N(\epsilon; 0, I)`, ``(N,)``."""
@@ -244,7 +252,7 @@ class _Posterior:
     @torch.no_grad()
     def log_weight(self, eps: Tensor) -> Tensor:
         r""":math:`\log w(\epsilon)`, ``(N,)``; -inf where it is not a number."""
-        log_density = torch.cat([self.log_density(part) for part in eps.split(self.chunk)])
+        log_density = torch.cat([self.log_density(part) for part in eps.split(self.joint.chunk)])
         log_weight = (log_density - self.log_base(eps)).double()
         return torch.where(log_weight < math.inf, log_weight, -math.inf)
 
@@ -252,19 +260,18 @@ class _Posterior:
     def draws(self, eps: Tensor) -> dict[str, Tensor]:
         """Constrained draws ``(num_chains, num_samples, ...)`` from states of such shape."""
         parts = [
-            self.joint.constrained(self.transform(p)) for p in eps.flatten(0, 1).split(self.chunk)
+            self.joint.constrained(self._packed(self.transform(part)))
+            for part in eps.flatten(0, 1).split(self.joint.chunk)
         ]
         return {
-            name: torch.cat([part[name] for part in parts]).reshape(*eps.shape[:2], *shape)
-            for name, shape in self.shapes.items()
+            name: torch.cat([part[name] for part in parts]).unflatten(0, eps.shape[:2])
+            for name in self.joint.sites
         }
 
     def culprits(self, eps: Tensor) -> list[str]:
         """The sites of the model whose log-density is not finite at the first of the points."""
         point = {name: value[0, 0] for name, value in self.draws(eps[None, :1]).items()}
-        with validation_enabled(False):
-            found = log_probs(self.joint.model, point, *self.joint.args, **self.joint.kwargs)
-        return [name for name, value in found.items() if not value.sum().isfinite()]
+        return sorted(self.joint.culprits(point))
 
 
 def _no_transform(guide: Any) -> str:

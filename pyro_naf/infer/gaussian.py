@@ -19,14 +19,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
-from pyro.infer.autoguide.guides import AutoContinuous
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import biject_to
 
 from .climbs import climb
-from .diagnostics import latent_shapes, log_probs, max_plate_nesting
-from .flat_priors import FlatPriors, start_flat_priors
+from .flat_priors import start_flat_priors
 from .joint import Joint
 
 #: Points of every path at which a Gaussian is tried. Into a funnel a path takes few steps past its
@@ -82,12 +78,6 @@ class Gaussian:
         return law.log_prob(z)
 
 
-def log_density(guide: AutoContinuous, *args: Any, **kwargs: Any) -> LogDensity:
-    """The joint log-density of the guide's model in unconstrained space: ``(N, D)`` to ``(N,)``."""
-    nesting = max_plate_nesting(guide.model, lambda *a, **k: None, *args, **kwargs)
-    return Joint(guide.model, guide, nesting, args, kwargs)
-
-
 def fit_gaussian(
     model: Callable[..., Any],
     *args: Any,
@@ -107,8 +97,8 @@ def fit_gaussian(
     :param seconds: time for the search for modes, after its first sixteen climbs.
     :return: the guide, whose location has shape ``(D,)`` in unconstrained space, and a Gaussian for
         p itself at every mode that was found, the best first; without those that are negligible.
-    :raises ValueError: when the model has no latents or discrete ones, when its log-density is
-        finite at none of the starts, or when the posterior is improper.
+    :raises ValueError: as :class:`~pyro_naf.infer.joint.Joint`, when the log-density is finite at
+        none of the starts, or when the posterior is improper.
 
     The sign of x is unknown, so that there are two modes:
 
@@ -121,25 +111,32 @@ def fit_gaussian(
     >>> guide.loc.shape, sorted(round(mode.loc.item(), 1) for mode in modes)
     (torch.Size([1]), [-1.0, 1.0])
     """
-    check_latents(model, *args, **kwargs)
-    guide = AutoMultivariateNormal(model, init_loc_fn=start_flat_priors(init_to_median))
+    joint = Joint(model, args, kwargs)
+    best, modes = find_gaussian(joint, num_starts, temperature, seconds)
+    hidden = poutine.block(model, hide=list(joint.discrete)) if joint.discrete else model
+    guide = AutoMultivariateNormal(hidden, init_loc_fn=start_flat_priors(init_to_median))
     guide._pyro_name = free_name(f"{type(guide).__name__}_start")
     with poutine.block():
         guide._setup_prototype(*args, **kwargs)
-    target = log_density(guide, *args, **kwargs)
-    middle = guide._init_loc().detach()
-    normal = matched_normal(max(_ELBO_DRAWS, 4 * len(middle)), middle)
-    tried, modes = search(target, middle, normal, num_starts, seconds)
+    set_gaussian(guide, best)
+    return guide, modes
+
+
+def find_gaussian(
+    joint: Joint, num_starts: int, temperature: float = 1.0, seconds: float | None = None
+) -> tuple[Gaussian, list[Gaussian]]:
+    """The Gaussian nearest to a joint density, and one at every mode; as :func:`fit_gaussian`."""
+    normal = matched_normal(max(_ELBO_DRAWS, 4 * joint.dim), joint.start)
+    tried, modes = search(joint, joint.start, normal, num_starts, seconds)
     if not modes:
-        _raise_for_start(guide, middle, *args, **kwargs)
+        _raise_for_start(joint)
     best = modes[0]
-    tempered: LogDensity = lambda z: target(z) / temperature  # noqa: E731
+    tempered: LogDensity = lambda z: joint(z) / temperature  # noqa: E731
     if temperature != 1:
         best = _best(tempered, tried, normal) or best
     best = match(tempered, best, normal)
-    _check_proper(guide, best)
-    set_gaussian(guide, best)
-    return guide, modes
+    _check_proper(joint, best)
+    return best, modes
 
 
 @torch.no_grad()
@@ -163,7 +160,6 @@ def search(
     or when it has taken so long, after sixteen climbs at the earliest.
     """
     start = time.monotonic()
-    target(middle[None])  # what is wrong with the model shows here
     tried = middle[None][:0]
     modes: list[Gaussian] = []
     tops: list[Tensor] = []
@@ -240,8 +236,9 @@ def match(
     dim = len(loc)
     for step in range(steps):
         z = (loc + torch.randn(batch, dim).to(loc) @ factor.T).requires_grad_()
-        (score,) = torch.autograd.grad(target(z).sum(), z)
-        good = score.isfinite().all(-1)
+        value = target(z)
+        (score,) = torch.autograd.grad(value.sum(), z)
+        good = value.isfinite() & score.isfinite().all(-1)
         if good.sum() <= 2:
             break
         z, score = z.detach()[good], score[good]
@@ -272,50 +269,23 @@ def free_name(name: str) -> str:
     return next(c for c in candidates if c not in taken)
 
 
-def check_latents(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Raises ValueError naming latents that no flow can have, and when there are none."""
-    with poutine.block(), torch.no_grad(), FlatPriors():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-    latents: dict[str, Any] = dict(prune_subsample_sites(trace).iter_stochastic_nodes())
-    if not latents:
-        raise ValueError("the model has no latent variables: every sample statement is observed")
-    discrete = [name for name, site in latents.items() if site["fn"].support.is_discrete]
-    if discrete:
+def _raise_for_start(joint: Joint) -> None:
+    point = {name: value[0] for name, value in joint.constrained(joint.start[None]).items()}
+    for name, value in joint.culprits(point).items():
         raise ValueError(
-            f"the model's latent variables must be continuous, but {', '.join(discrete)} "
-            f"{'is' if len(discrete) == 1 else 'are'} discrete; sum over discrete ones in the model"
+            f"the log-density of site {name!r} is {value} at the priors' medians, and not finite "
+            "at any other start; look for NaN in its data and for impossible values"
         )
-    first, second = (latent_shapes(model, *args, **kwargs) for _ in range(2))
-    if changed := [name for name in first | second if first.get(name) != second.get(name)]:
-        raise ValueError(
-            f"the model's latents must have a fixed shape, but that of {changed} changes from one "
-            "run to the next; pad them, and mask"
-        )
-
-
-def _raise_for_start(guide: AutoContinuous, z: Tensor, *args: Any, **kwargs: Any) -> None:
-    point = {
-        site["name"]: biject_to(site["fn"].support)(free) for site, free in guide._unpack_latent(z)
-    }
-    with pyro.validation_enabled(False):
-        found = log_probs(guide.model, point, *args, **kwargs)
-    for name, value in found.items():
-        if not value.sum().isfinite():
-            raise ValueError(
-                f"the log-density of site {name!r} is {float(value.sum())} at the priors' medians, "
-                "and not finite at any other start; look for NaN in its data and for impossible "
-                "values"
-            )
     raise ValueError("the derivatives of the model's log-density are not finite at any start")
 
 
-def _check_proper(guide: AutoContinuous, gaussian: Gaussian) -> None:
+def _check_proper(joint: Joint, gaussian: Gaussian) -> None:
     extent = gaussian.loc.abs() + gaussian.factor.norm(dim=-1)
-    for site, part in guide._unpack_latent(extent):
+    for name, part in joint.split(extent).items():
         if not (part < _FAR).all():
             raise ValueError(
-                f"the posterior seems to be improper: site {site['name']!r} escapes to infinity; "
-                "give it a proper prior"
+                f"the posterior seems to be improper: site {name!r} escapes to infinity; give it a "
+                "proper prior"
             )
 
 
@@ -337,6 +307,16 @@ def _scored(target: LogDensity, loc: Tensor, factor: Tensor, normal: Tensor) -> 
 
 def _hessians(target: LogDensity, z: Tensor) -> Tensor:
     """Second derivatives ``(N, D, D)``: one backward pass a dimension, for all points at once."""
+    try:
+        hessian = _second_derivatives(target, z)
+    except (NotImplementedError, RuntimeError):  # a formula that is differentiable only once
+        hessian = torch.full_like(z[:, None] * z[..., None], torch.nan)
+    if not hessian.isfinite().all():
+        hessian = torch.where(hessian.isfinite(), hessian, _differences(target, z.detach()))
+    return (hessian + hessian.mT) / 2
+
+
+def _second_derivatives(target: LogDensity, z: Tensor) -> Tensor:
     z = z.detach().requires_grad_()
     (grad,) = torch.autograd.grad(target(z).sum(), z, create_graph=True)
     rows = [
@@ -345,10 +325,7 @@ def _hessians(target: LogDensity, z: Tensor) -> Tensor:
         else torch.zeros_like(z)
         for column in grad.unbind(-1)
     ]
-    hessian = torch.stack(rows, -2)
-    if not hessian.isfinite().all():
-        hessian = torch.where(hessian.isfinite(), hessian, _differences(target, z.detach()))
-    return (hessian + hessian.mT) / 2
+    return torch.stack(rows, -2)
 
 
 def _differences(target: LogDensity, z: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def marginal_quantiles(transform: ComposeTransform, points: Tensor, levels: Tens
     # In parts: a point costs D P numbers on its way through a flow.
     latent = torch.cat([transform(part) for part in points.split(1024)])
     columns = latent.flatten(1).split(max(1, NUMBERS // len(latent)), 1)
-    quantiles = torch.cat([_sorted_quantiles(part, levels) for part in columns], 1)
+    quantiles = torch.cat([sorted_quantiles(part, levels) for part in columns], 1)
     quantiles = quantiles.reshape(-1, *latent.shape[1:])
     eps = points.new_zeros(len(levels), *points.shape[1:])
     for i in _lone_dims(transform, points.shape[-1]):
@@ -52,7 +52,7 @@ def marginal_quantiles(transform: ComposeTransform, points: Tensor, levels: Tens
     return quantiles
 
 
-def _sorted_quantiles(x: Tensor, levels: Tensor) -> Tensor:
+def sorted_quantiles(x: Tensor, levels: Tensor) -> Tensor:
     """Of each column of x ``(N, D)``: ``(Q, D)``. torch.quantile takes 16 million numbers only."""
     places = levels * len(x) - 0.5
     below = places.floor().clamp(0, len(x) - 2)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +18,20 @@ from pyro.infer.autoguide import (
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    init_to_value,
 )
 from torch import Tensor
+from torch.distributions import biject_to
 
 from ..checks import check_integers
 from ..starts import sigmoids_at
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
+from .capture import is_enabled
 from .diagnostics import FEWEST, MIN_PARTICLES, ImportanceDiagnostics, diagnose
-from .gaussian import Gaussian, fit_gaussian, free_name, log_density
+from .gaussian import Gaussian, cholesky, find_gaussian, free_name
+from .joint import Joint
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
+from .proposals import GaussianProposal, GuideProposal
 from .training import Budget, Training
 
 _FLOWS = {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}
@@ -61,6 +67,8 @@ class Refinement:
     :ivar seconds: time until the end of training, from the search for modes on.
     :ivar missed: the part of the posterior's mass, from 0 to 1, that the guide does not cover but
         the modes found at the start, the Gaussian there and one three times as wide do.
+    :ivar density: how the model's log-density was evaluated in the end: "captured and compiled",
+        "captured", "vmapped", "vmapped with help" or "one draw after another", the fastest first.
     """
 
     guide: AutoFlowNormal
@@ -70,6 +78,7 @@ class Refinement:
     skipped: int
     seconds: float
     missed: float = 0.0
+    density: str = "vmapped"
 
     @property
     def steps(self) -> int:
@@ -136,12 +145,31 @@ class Refinement:
             for name, d in (("before", self.before), ("after", self.after))
         ]
         evidence = f"{self.log_evidence:.3f} +- {self.after.log_evidence_se:.3f}"
-        rows.append(f"log evidence {evidence}; {self.steps} steps in {self.seconds:.0f} s")
+        spent = f"{self.steps} steps in {self.seconds:.0f} s, density {self.density}"
+        rows.append(f"log evidence {evidence}; {spent}")
         return "\n".join([*rows, f"verdict {self.verdict}"])
 
 
+@dataclass(frozen=True)
+class Start:
+    """A joint density and a Gaussian near it, from which refinement begins.
+
+    :ivar joint: the joint density.
+    :ivar loc: mean ``(D,)``.
+    :ivar factor: standard deviation ``(D,)``, or lower triangular factor ``(D, D)``.
+    :ivar modes: a Gaussian at every mode that was found.
+    :ivar widths: with tempering, widths in multiples of this Gaussian's that are to be covered.
+    """
+
+    joint: Joint
+    loc: Tensor
+    factor: Tensor
+    modes: list[Gaussian] = field(default_factory=list)
+    widths: list[float] = field(default_factory=lambda: [1.0])
+
+
 def refine(
-    guide: AutoGuide | Callable[..., Any],
+    guide: AutoGuide | Callable[..., Any] | Start,
     *args: Any,
     flow: str = "dsf",
     num_transforms: int = 2,
@@ -154,6 +182,7 @@ def refine(
     learning_rate: float = 1e-2,
     tempering: float = 1.0,
     num_starts: int = 16,
+    compile: bool = True,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -187,7 +216,7 @@ def refine(
 
     :param guide: a model, or a fitted :class:`~pyro.infer.autoguide.AutoNormal`,
         ``AutoDiagonalNormal``, ``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal`` or
-        ``AutoLaplaceApproximation``.
+        ``AutoLaplaceApproximation``; or a :class:`Start`, which has arguments of its own.
     :param args: the model's arguments, as are ``kwargs``.
     :param flow: "dsf" or "ddsf".
     :param num_transforms: number of flows.
@@ -204,6 +233,8 @@ def refine(
         finds, or a guide that is given.
     :param num_starts: the search for modes, when a model is given, ends when so many starts in a
         row have found no new one, or after a tenth of ``seconds``.
+    :param compile: capture the log-density as a graph and compile that in another process, where
+        the budget makes it worth while; PYRO_NAF_COMPILE=0 in the environment turns it off as well.
     :param seed: seeds torch's generators for the duration of the call, which are put back after.
     :param progress: show a progress bar.
     :raises TypeError: for a guide of another kind.
@@ -218,6 +249,10 @@ def refine(
     >>> result.elbo > -0.1, result.steps
     (True, 200)
     """
+    if not isinstance(guide, AutoGuide) and callable(guide):
+        own = inspect.signature(refine).parameters
+        options = {name: value for name, value in locals().items() if name in own}
+        _refuse_swallowed(guide, args, options)
     _check_arguments(
         flow, steps, seconds, num_particles, num_draws, learning_rate, tempering, num_starts
     )
@@ -225,65 +260,172 @@ def refine(
         steps, seconds = _STEPS, _SECONDS
     budget = Budget(steps, seconds)
     with _seeded(seed):
-        modes: list[Gaussian] = []
-        widths = [tempering ** (-power / 4) for power in range(3)]  # the Gaussian's own the first
-        if not isinstance(guide, AutoGuide):
-            if not callable(guide):
-                raise TypeError(f"guide must be a model or a fitted Gaussian guide, got {guide!r}")
-            guide, modes = fit_gaussian(
-                guide,
-                *args,
-                num_starts=num_starts,
-                temperature=1 / tempering,
-                seconds=None if seconds is None else _SEARCH * seconds,
-                **kwargs,
-            )
-            widths = [1.0]  # that of the tempered posterior
-        guide = _gaussian(guide, *args, **kwargs)
-        loc, factor = affine_of(guide)
-        limit = math.inf if seconds is None else _DIAGNOSING * seconds
-        # How many draws that takes must not change what training does.
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            before = diagnose(guide.model, guide, num_draws, limit, args, kwargs)
-        covers = tempering < 1 or (
-            len(modes) > 1 and several(log_density(guide, *args, **kwargs), modes)
-        )
-        options = _SEVERAL if covers else {}
-        refined = _FLOWS[flow](
-            guide.model,
+        start = _find_start(guide, args, kwargs, tempering, num_starts, seconds)
+        return refine_from(
+            start,
+            budget,
+            flow=flow,
             num_transforms=num_transforms,
             hidden_dims=hidden_dims,
             hidden_units=hidden_units,
-            full_rank=factor.dim() == 2,
-            **options,
+            num_particles=num_particles,
+            num_draws=num_draws,
+            learning_rate=learning_rate,
+            tempering=tempering,
+            compile=compile,
+            progress=progress,
         )
-        refined._pyro_name = free_name(f"{type(refined).__name__}_refined")
-        refined._setup_prototype(*args, **kwargs)
-        target = log_density(refined, *args, **kwargs)
-        pool, proposals = None, widened(modes)
-        if tempering < 1:
-            proposals += _around(loc, factor, widths)
-        if covers:
-            budget.several = True
-            pool = Pool(target, proposals)
-            start = pool.around
-            loc, factor = start.loc, start.factor if factor.dim() == 2 else start.scale
-        refined.set_affine(loc, factor)
-        if pool is not None:
-            _start_at(refined, pool.draw(_PLACING)[0])
-        # The diagnostics have validated the model; in training a NaN must reach the loss.
-        with pyro.validation_enabled(False):
-            training = Training(refined, target, learning_rate, num_particles, pool)
-            training.run(budget, progress)
-        after = diagnose(guide.model, refined, num_draws, limit, args, kwargs)
-        others = modes + _around(loc, factor, (1.0, 3.0))
-        posterior = Pushed(refined.get_posterior())
-        # Where the density is too dear for all draws it is for these as well.
-        count = max(round(DRAWS * after.num_particles / num_draws), FEWEST)
-        missed = missed_mass(target, posterior, after.log_evidence, others, count)
-    return Refinement(
-        refined, before, after, training.losses, training.skipped, budget.elapsed, missed
+
+
+def refine_from(
+    start: Start,
+    budget: Budget,
+    *,
+    flow: str,
+    num_transforms: int,
+    hidden_dims: Sequence[int] | None,
+    hidden_units: int,
+    num_particles: int,
+    num_draws: int,
+    learning_rate: float,
+    tempering: float,
+    compile: bool,
+    progress: bool,
+) -> Refinement:
+    """:func:`refine` from a Gaussian that is known; its options have no defaults here."""
+    joint, loc, factor, modes = start.joint, start.loc, start.factor, start.modes
+    limit = math.inf if budget.seconds is None else _DIAGNOSING * budget.seconds
+    # How many draws that takes must not change what training does.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        before = diagnose(GaussianProposal(joint, loc, _matrix(factor)), num_draws, limit)
+    covers = tempering < 1 or (len(modes) > 1 and several(joint, modes))
+    refined = _flow_guide(
+        joint,
+        flow,
+        num_transforms=num_transforms,
+        hidden_dims=hidden_dims,
+        hidden_units=hidden_units,
+        full_rank=factor.dim() == 2,
+        **(_SEVERAL if covers else {}),
     )
+    pool, proposals = None, widened(modes)
+    if tempering < 1:
+        proposals += _around(loc, factor, start.widths)
+    if covers:
+        budget.several = True
+        pool = Pool(joint, proposals)
+        around = pool.around
+        loc, factor = around.loc, around.factor if factor.dim() == 2 else around.scale
+    refined.set_affine(loc, factor)
+    if compile and is_enabled() and not joint.subsampled:
+        joint.capture(num_particles + max(num_particles // 2, 2))
+    if pool is not None:
+        _start_at(refined, pool.draw(_PLACING)[0])
+    # In training a NaN must reach the loss.
+    with pyro.validation_enabled(False):
+        training = Training(refined, joint, learning_rate, num_particles, pool)
+        training.run(budget, progress)
+    after = diagnose(GuideProposal(joint, refined, joint.args, joint.kwargs), num_draws, limit)
+    others = modes + _around(loc, factor, (1.0, 3.0))
+    posterior = Pushed(refined.get_posterior())
+    # Where the density is too dear for all draws it is for these as well.
+    count = max(round(DRAWS * after.num_particles / num_draws), FEWEST)
+    missed = missed_mass(joint, posterior, after.log_evidence, others, count)
+    return Refinement(
+        refined,
+        before,
+        after,
+        training.losses,
+        training.skipped,
+        budget.elapsed,
+        missed,
+        joint.way,
+    )
+
+
+def _find_start(
+    guide: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    tempering: float,
+    num_starts: int,
+    seconds: float | None,
+) -> Start:
+    """The Gaussian of a fitted guide, or one found for a model."""
+    if isinstance(guide, Start):
+        return guide
+    if isinstance(guide, AutoGuide):
+        guide = _gaussian(guide, *args, **kwargs)
+        joint = Joint(guide.model, args, kwargs)
+        loc, factor = affine_of(guide)
+        widths = [tempering ** (-power / 4) for power in range(3)]  # the Gaussian's own the first
+        loc, factor = _in_order(joint, guide, loc, factor)
+        return Start(joint, loc, factor, widths=widths)
+    if not callable(guide):
+        raise TypeError(f"guide must be a model or a fitted Gaussian guide, got {guide!r}")
+    joint = Joint(guide, args, kwargs)
+    search_seconds = None if seconds is None else _SEARCH * seconds
+    best, modes = find_gaussian(joint, num_starts, 1 / tempering, search_seconds)
+    return Start(joint, best.loc, best.factor, modes)  # the Gaussian is as wide as p^tempering
+
+
+def _refuse_swallowed(
+    model: Callable[..., Any], args: tuple[Any, ...], options: Mapping[str, Any]
+) -> None:
+    """Raises TypeError when an option of refine took what may be meant for the model.
+
+    :param options: the options of refine by name, with their values.
+    """
+    try:
+        parameters = list(inspect.signature(model).parameters.values())
+    except (TypeError, ValueError):  # a callable without a signature
+        return
+    defaults = {name: p.default for name, p in inspect.signature(refine).parameters.items()}
+    for parameter in parameters[len(args) :]:
+        name = parameter.name
+        if name not in options or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        if parameter.default is parameter.empty or options[name] != defaults[name]:
+            raise TypeError(
+                f"{name!r} is an argument of the model and an option of refine, which takes it; "
+                f"bind the model's first, as in refine(functools.partial(model, {name}=...), ...)"
+            )
+
+
+def _in_order(joint: Joint, guide: AutoGuide, loc: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """A guide's Gaussian with its entries in the order of the joint density."""
+    trace: Any = guide.prototype_trace
+    places, start = {}, 0
+    for name, site in trace.iter_stochastic_nodes():
+        size = biject_to(site["fn"].support).inv(site["value"]).numel()
+        places[name] = torch.arange(start, start + size)
+        start += size
+    if places.keys() != joint.sites.keys() or start != joint.dim:
+        raise ValueError(
+            f"the guide was fitted to the latents {sorted(places)} of {start} entries, the model "
+            f"has {sorted(joint.sites)} of {joint.dim}; fit it again"
+        )
+    order = torch.cat([places[name] for name in joint.sites]).to(loc.device)
+    if torch.equal(order, torch.arange(start, device=loc.device)):
+        return loc, factor
+    if factor.dim() == 1:
+        return loc[order], factor[order]
+    (factor,) = cholesky((factor @ factor.T)[order][:, order][None])
+    return loc[order], factor
+
+
+def _flow_guide(joint: Joint, flow: str, **options: Any) -> AutoFlowNormal:
+    """A flow guide for all the latents of a joint density, set up."""
+    start = {name: value[0] for name, value in joint.constrained(joint.start[None]).items()}
+    guide = _FLOWS[flow](joint.model, init_loc_fn=init_to_value(values=start), **options)
+    guide._pyro_name = free_name(f"{type(guide).__name__}_refined")
+    with joint.in_full():
+        guide._setup_prototype(*joint.args, **joint.kwargs)
+    return guide
+
+
+def _matrix(factor: Tensor) -> Tensor:
+    return torch.diag(factor) if factor.dim() == 1 else factor
 
 
 def _gaussian(guide: Any, *args: Any, **kwargs: Any) -> AutoGuide:
@@ -338,8 +480,7 @@ def _start_at(guide: AutoFlowNormal, z: Tensor) -> None:
 
 def _around(loc: Tensor, factor: Tensor, widths: Sequence[float]) -> list[Gaussian]:
     """The Gaussian of a guide's affine map, so many times as wide."""
-    matrix = torch.diag(factor) if factor.dim() == 1 else factor
-    return [Gaussian(loc, width * matrix, math.nan) for width in widths]
+    return [Gaussian(loc, width * _matrix(factor), math.nan) for width in widths]
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from .autoguides import AutoFlowNormal
 from .diagnostics import pareto_khat
-from .gaussian import LogDensity
+from .joint import Joint
 from .mixture import Pool, Pushed
 from .path_gradient import score
 
@@ -112,7 +112,7 @@ class Training:
     def __init__(
         self,
         guide: AutoFlowNormal,
-        target: LogDensity,
+        target: Joint,
         learning_rate: float,
         num_particles: int,
         pool: Pool | None = None,
@@ -157,7 +157,8 @@ class Training:
                 if len(self.losses) % 20 == 0:
                     # Under draws of the posterior the mean of log p - log q bounds from above.
                     bound = "EUBO" if phase == "learn" else "ELBO"
-                    bar.set_postfix({bound: f"{-statistics.fmean(self.losses[-50:]):.2f}"})
+                    elbo = f"{-statistics.fmean(self.losses[-50:]):.2f}"
+                    bar.set_postfix({bound: elbo, "density": self.target.way})
         for weight in self.weights:
             weight.grad = None
         if candidates:
@@ -189,9 +190,13 @@ class Training:
 
     def _climb(self) -> Tensor:
         z, log_q = _push(self.guide.get_posterior(), self._normal(self.num_particles))
-        loss = (log_q - self.target(z)).mean()
+        loss = _mean(log_q - self._log_p(z))
         self.losses.append(loss.item())
         return loss
+
+    def _log_p(self, z: Tensor) -> Tensor:
+        """The log-density, or an estimate by a new subsample where the model takes subsamples."""
+        return self.target.minibatch(z) if self.target.subsampled else self.target(z)
 
     def _learn(self) -> Tensor:
         """Minus the log-likelihood of draws of the pool, and of some around them."""
@@ -227,12 +232,12 @@ class Training:
         base = torch.cat([self._normal(count), self._wide(max(count // 2, 2))])
         z, log_q = _push(posterior, base)
         # At the wider draws, where the density may not be finite, it is not differentiated.
-        log_p = self.target(torch.cat([z[:count], z[count:].detach()]))
-        loss = (log_q - log_p)[:count].mean()
+        log_p = self._log_p(torch.cat([z[:count], z[count:].detach()]))
+        loss = _mean((log_q - log_p)[:count])
         self.losses.append(loss.item())
         fixed = _at_fixed_point(posterior, z, log_q)
         log_w = (log_p - log_q).detach()
-        part = (_CLOSE / log_w[:count].var()).clamp(max=1)
+        part = (_CLOSE / log_w[:count].var()).clamp(max=1).nan_to_num(nan=0.0)
         outer = _huber(log_w[count:], log_w[count:], _OUTLYING)
         return loss - fixed[:count].mean() - part * (outer * fixed[count:]).mean()
 
@@ -281,6 +286,17 @@ class Training:
             return False
         noise = math.hypot(statistics.stdev(recent), statistics.stdev(earlier)) / _WINDOW**0.5
         return statistics.fmean(earlier) - statistics.fmean(recent) < noise
+
+
+def _mean(losses: Tensor) -> Tensor:
+    """Mean over the draws of finite density; infinite where fewer than half of them are.
+
+    A draw where the model has no density has no gradient either. The other draws go on.
+    """
+    finite = losses.isfinite()
+    if 2 * int(finite.sum()) < len(losses):
+        return losses.mean()
+    return torch.where(finite, losses, 0.0).sum() / finite.sum()
 
 
 def _push(posterior: Any, normal: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ from models import banana
 from torch import Tensor
 
 from pyro_naf.infer import AutoDSFNormal, refine
-from pyro_naf.infer.gaussian import Gaussian, even_softmax, log_density
+from pyro_naf.infer.gaussian import Gaussian, even_softmax
+from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.mixture import Pool, Pushed
 from pyro_naf.infer.training import Budget, Training
 
@@ -179,7 +180,7 @@ def test_wider_draws_fit_the_tails_that_khat_depends_on(monkeypatch: pytest.Monk
         posterior = guide.get_posterior()
         with torch.no_grad():
             z = Pushed(posterior).draw(2 * torch.randn(20_000, 2).double())
-            log_weights = log_density(guide)(z) - posterior.log_prob(z)
+            log_weights = Joint(model)(z) - posterior.log_prob(z)
         return float(log_weights.quantile(0.999) - log_weights.median())
 
     monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 5000)

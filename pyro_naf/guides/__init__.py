@@ -1,0 +1,1 @@
+"""What guides and inference share: everything that reaches into Pyro."""

@@ -1,0 +1,144 @@
+"""Every use of a private name of Pyro's: enumeration, subsampled plates, sites of a trace.
+
+Pyro computes the log-density of a model for one draw. These functions make that computation run
+under :func:`torch.vmap` and :func:`torch.fx.experimental.proxy_tensor.make_fx` as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import config_enumerate
+from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.ops.einsum import torch_log
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import _bound_partial
+from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+
+def is_subsample(site: dict[str, Any]) -> bool:
+    """Whether a site of a trace is a plate's choice of indices."""
+    return isinstance(site.get("fn"), _Subsample)
+
+
+def without_start(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model without the initialisation that an autoguide has put around it."""
+    if isinstance(model, _bound_partial):
+        handler, inner = model.func.args[:2]
+        if isinstance(handler, InitMessenger):
+            return inner
+    return model
+
+
+def unconstrained_values(guide: AutoContinuous, u: Tensor, nesting: int) -> dict[str, Tensor]:
+    """Unconstrained values ``(N, *shape)`` of the sites from an autoguide's vectors u.
+
+    :param u: ``(N, D)``, or ``(N, *rows, D)`` with the rows of a guide's context.
+    :param nesting: number of dimensions that the plates around the guide's sites use.
+    """
+    between = [1] * (nesting + 2 - u.dim())
+    aligned = u.reshape(len(u), *between, *u.shape[1:])
+    shapes = guide._unconstrained_shapes
+    return {
+        site["name"]: free.reshape(len(u), *shapes[site["name"]])
+        for site, free in guide._unpack_latent(aligned)
+    }
+
+
+def enumerated(model: Callable[..., Any], max_plate_nesting: int) -> Callable[..., Any]:
+    """The model with its finite discrete latents enumerated in parallel, as NUTS runs it.
+
+    :param max_plate_nesting: number of dimensions, from the right, that plates may use.
+    """
+    return _EnumMessenger(-1 - max_plate_nesting)(config_enumerate(model))
+
+
+def log_prob_sum(trace: Trace, max_plate_nesting: int | None) -> Tensor:
+    """Log-density of a trace; with ``max_plate_nesting`` its enumerated sites are summed out."""
+    # Validation looks for NaN in every site, which is control flow that depends on data.
+    with pyro.validation_enabled(False), _differentiable_logarithm():
+        if max_plate_nesting is None:
+            return trace.log_prob_sum()
+        return TraceEinsumEvaluator(trace, True, max_plate_nesting).log_prob(trace)
+
+
+@contextmanager
+def plates_with(indices: Callable[[str, int], Tensor | None]) -> Iterator[None]:
+    """Let ``indices(name, size)`` choose the elements of every plate inside.
+
+    Where it returns None a plate chooses as usual. Chosen indices may be of another number than
+    the plate asks for: all of them, where the whole data is wanted.
+    """
+    original = SubsampleMessenger._subsample
+
+    def subsample(
+        name: str,
+        size: int | None = None,
+        subsample_size: int | None = None,
+        subsample: Tensor | None = None,
+        *args: Any,
+    ) -> tuple[int, int, Tensor | None]:
+        chosen = None
+        if size is not None and subsample is None:
+            chosen = indices(name, size)
+        if chosen is not None:
+            subsample, subsample_size = chosen, len(chosen)
+        return original(name, size, subsample_size, subsample, *args)
+
+    SubsampleMessenger._subsample = staticmethod(subsample)
+    try:
+        yield
+    finally:
+        SubsampleMessenger._subsample = staticmethod(original)
+
+
+class _EnumMessenger(EnumMessenger):
+    """Pyro's, without the use of ``value.data``, which tensors under vmap do not have."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        fn, value = msg["fn"], msg["value"]
+        if value is None or not hasattr(fn, "event_dim"):
+            return
+        shape = value.shape[: value.dim() - fn.event_dim]
+        ids = msg["infer"].setdefault("_dim_to_id", {})
+        ids.update(self._param_dims.get(msg["name"], {}))
+        self._value_dims[msg["name"]] = {
+            dim: id_ for dim, id_ in ids.items() if len(shape) >= -dim and shape[dim] > 1
+        }
+
+
+class _Log(torch.autograd.Function):
+    """Logarithm whose gradient at 0 is bounded, as Pyro's, in the form that vmap takes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.log()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad / x.clamp(min=torch.finfo(x.dtype).eps)
+
+
+@contextmanager
+def _differentiable_logarithm() -> Iterator[None]:
+    original = torch_log.safe_log
+    torch_log.safe_log = _Log.apply
+    try:
+        yield
+    finally:
+        torch_log.safe_log = original

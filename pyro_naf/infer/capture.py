@@ -1,0 +1,193 @@
+"""A function's value and gradient as one graph of operators, and that graph compiled beside.
+
+A run of a Pyro model costs Python: handlers, distributions, broadcasting. The graph holds only what
+it computes, for a fixed number of points. Tensors that the model holds (data, constants) are inputs
+of the graph, so that a compiled one serves other data of the same shapes, and is found on disk by
+the next process. Whatever fails leaves the slower way in place.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .lanes import FailedFactorsAreNaN
+
+#: Relative difference from the function itself that a graph may have, by dtype.
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+
+#: Points evaluated to check a graph, which it was not captured with.
+_SEED = 1
+
+ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def is_enabled() -> bool:
+    """Whether graphs are captured and compiled; PYRO_NAF_COMPILE=0 turns that off."""
+    return os.environ.get("PYRO_NAF_COMPILE", "1") != "0"
+
+
+class Graph:
+    """Value and gradient at a fixed number N of points, by a captured graph.
+
+    :param function: points ``(N, D)`` to values ``(N,)`` and gradients ``(N, D)``, each row on its
+        own.
+    :param example: points ``(N, D)`` that the function is captured with.
+    :raises RuntimeError: when the function reads a number out of a tensor, or the graph disagrees
+        with the function at other points.
+
+    >>> def function(u):
+    ...     return -u.square().sum(-1) / 2, -u
+    >>> graph = Graph(function, torch.randn(4, 2))
+    >>> graph(torch.ones(3, 2))
+    (tensor([-1., -1., -1.]), tensor([[-1., -1.],
+            [-1., -1.],
+            [-1., -1.]]))
+    """
+
+    def __init__(self, function: ValueAndGrad, example: Tensor) -> None:
+        self.count = len(example)
+        with FailedFactorsAreNaN():
+            module = make_fx(function)(example)
+        self.constants = _constants_to_inputs(module)
+        self.module: Callable[..., Any] = module
+        self.worker: _Worker | None = None
+        self.is_compiled = False
+        self._like = example
+        self._check(function)
+
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Values ``(N,)`` and gradients ``(N, D)`` at any number N of points ``(N, D)``."""
+        if self.worker is not None and self.worker.has_ended():
+            self._switch()
+        parts = [self._part(part) for part in u.split(self.count)]
+        if len(parts) == 1:
+            return parts[0]
+        values, grads = zip(*parts, strict=True)
+        return torch.cat(values), torch.cat(grads)
+
+    @torch.no_grad()
+    def _part(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        short = self.count - len(u)
+        if short:
+            u = torch.cat([u, u[-1:].expand(short, -1)])
+        value, grad = self.module(u.contiguous(), *self.constants)
+        return (value[:-short], grad[:-short]) if short else (value, grad)
+
+    def compile(self) -> None:
+        """Begin to compile the graph in another process; calls switch over when it has ended."""
+        if self.worker is None and not self.is_compiled:
+            self.worker = _Worker(self.module, [self._like, *self.constants])
+
+    def _switch(self) -> None:
+        """Take the compiled graph, if there is one and it agrees with the captured one."""
+        worker, self.worker = self.worker, None
+        assert worker is not None
+        captured = self.module
+        try:
+            compiled = worker.load()
+            u = _fresh(self._like)
+            with torch.no_grad():
+                _check_equal(compiled(u, *self.constants), captured(u, *self.constants))
+        except Exception:  # noqa: BLE001 - the captured graph is right, and stays
+            return
+        self.module, self.is_compiled = compiled, True
+
+    def _check(self, function: ValueAndGrad) -> None:
+        u = _fresh(self._like)
+        _check_equal(self._part(u), function(u))
+
+
+def _fresh(like: Tensor) -> Tensor:
+    """Points near the given ones, but other points."""
+    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(_SEED))
+    return like + 0.1 * noise.to(like)
+
+
+def _check_equal(found: Any, expected: Any) -> None:
+    for a, b in zip(found, expected, strict=True):
+        scale = b.abs().nan_to_num(0.0, 0.0, 0.0).amax().clamp(min=1)
+        tolerance = _TOLERANCE.get(b.dtype, 1e-4) * scale
+        if not torch.allclose(a, b, rtol=0.0, atol=float(tolerance), equal_nan=True):
+            raise RuntimeError("the graph and the function that it stands for disagree")
+
+
+def _constants_to_inputs(module: torch.fx.GraphModule) -> list[Tensor]:
+    """Turn the tensors that a graph holds into its last inputs; returns them."""
+    graph = module.graph
+    constants: list[Tensor] = []
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    places: dict[str, Any] = {}
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        if node.target not in places:
+            with graph.inserting_after(last):
+                last = places[node.target] = graph.placeholder(f"constant_{len(constants)}")
+            constants.append(getattr(module, node.target).detach())
+        node.replace_all_uses_with(places[node.target])
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    graph.lint()
+    module.recompile()
+    return constants
+
+
+class _Worker:
+    """Another process that compiles a graph into Inductor's cache on disk."""
+
+    def __init__(self, module: Any, inputs: list[Tensor]) -> None:
+        self.module, self.inputs = module, inputs
+        folder = tempfile.TemporaryDirectory(prefix="pyro-naf-")
+        path = Path(folder.name) / "graph"
+        path.write_bytes(pickle.dumps((module, inputs)))
+        command = [sys.executable, "-W", "ignore", "-m", __name__, str(path)]
+        quiet: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, **quiet)
+        self._end = weakref.finalize(self, _end, self.process, folder)
+
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def load(self) -> Callable[..., Any]:
+        """The compiled graph, from the cache."""
+        if self.process.returncode != 0:
+            raise RuntimeError("the graph could not be compiled")
+        self._end()
+        return _compiled(self.module, self.inputs)
+
+
+def _end(process: subprocess.Popen[bytes], folder: tempfile.TemporaryDirectory[str]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    folder.cleanup()
+
+
+@torch.no_grad()
+def _compiled(module: Any, inputs: list[Any]) -> Callable[..., Any]:
+    from torch._inductor import standalone_compile
+
+    return standalone_compile(module, inputs)
+
+
+def main(path: str) -> None:
+    """Compile the graph that a file holds; :class:`_Worker` starts this in a process of its own."""
+    module, inputs = pickle.loads(Path(path).read_bytes())
+    _compiled(module, inputs)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1])

@@ -1,0 +1,170 @@
+"""Functions of one draw made into functions of many: lanes of a batch that never see each other.
+
+Three ways, the fastest first: :func:`torch.vmap`; vmap with help for what it does not take; one
+lane after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+#: What a model raises where it refuses a point.
+REFUSALS = (RuntimeError, ValueError, ArithmeticError)
+
+Values = Mapping[str, Tensor]
+Batched = Callable[[Values], Any]
+
+
+def vmapped(function: Callable[[Values], Any]) -> Batched:
+    """The function over the leading axis of all values, by :func:`torch.vmap`."""
+    return lambda values: torch.vmap(function, randomness="different")(dict(values))
+
+
+def vmapped_with_help(function: Callable[[Values], Any]) -> Batched:
+    """As :func:`vmapped`, where new tensors have lanes from the start and ``.data`` is allowed.
+
+    A model may write a latent into a tensor of zeros in place, which has no lanes of its own.
+    """
+
+    def one(values: Values) -> Any:
+        lane = torch.zeros_like(next(iter(values.values())).detach().reshape(-1)[0])
+        with _Help(lane):
+            return function(values)
+
+    return vmapped(one)
+
+
+def one_by_one(function: Callable[[Values], Any]) -> Batched:
+    """The function of one lane after another; a lane that it refuses is -inf."""
+
+    def batched(values: Values) -> Any:
+        like = next(iter(values.values()))
+        found: list[Any] = []
+        for i in range(len(like)):
+            try:
+                found.append(function({name: value[i] for name, value in values.items()}))
+            except REFUSALS:
+                found.append(None)
+        if all(one is None for one in found):
+            return like.new_full((len(like),), -torch.inf)
+        shape = next(one for one in found if one is not None)
+        refused = tree_map(lambda t: torch.full_like(t, -torch.inf), shape)
+        found = [refused if one is None else one for one in found]
+        return tree_map(lambda *lanes: torch.stack(lanes), *found)
+
+    return batched
+
+
+def with_refusals(batched: Batched, function: Callable[[Values], Any]) -> Batched:
+    """The batched function, in which a lane that the function refuses leaves the others alone."""
+
+    def guarded(values: Values) -> Any:
+        try:
+            return batched(values)
+        except torch.linalg.LinAlgError:
+            pass
+        except REFUSALS:
+            return one_by_one(function)(values)
+        try:
+            with FailedFactorsAreNaN():
+                return batched(values)
+        except REFUSALS:
+            return one_by_one(function)(values)
+
+    return guarded
+
+
+class _Help(TorchFunctionMode):
+    """Gives lanes to what a model makes anew, and takes ``.data`` for ``.detach()``."""
+
+    _MAKERS = frozenset(
+        (
+            torch.zeros,
+            torch.ones,
+            torch.empty,
+            torch.full,
+            torch.eye,
+            torch.zeros_like,
+            torch.ones_like,
+            torch.empty_like,
+            torch.full_like,
+            torch.clone,
+            torch.Tensor.clone,
+            torch.Tensor.new_zeros,
+            torch.Tensor.new_ones,
+            torch.Tensor.new_empty,
+            torch.Tensor.new_full,
+        )
+    )
+
+    def __init__(self, lane: Tensor) -> None:
+        super().__init__()
+        self.lane = lane
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
+            return args[0].detach()
+        if func is torch.Tensor.__setitem__ and _is_mask(args[1]) and not _is_array(args[2]):
+            args[0].masked_fill_(args[1], args[2])
+            return None
+        out = func(*args, **(kwargs or {}))
+        if func in self._MAKERS and out.is_floating_point():
+            return out + self.lane.to(out.dtype)
+        return out
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype == torch.bool
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+class FailedFactorsAreNaN(TorchDispatchMode):
+    """Matrices that cannot be factorised or inverted give NaN, and no error for the whole batch."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten._linalg_check_errors.default:
+            return None
+        out = func(*args, **(kwargs or {}))
+        return marked(func, out)
+
+
+def marked(func: Any, out: Any) -> Any:
+    """The outputs of an operator of linear algebra, NaN where its ``info`` tells of a failure."""
+    if func not in _FALLIBLE:
+        return out
+    matrix, *others, info = out
+    failed = (info != 0).reshape(*info.shape, *[1] * (matrix.dim() - info.dim()))
+    # The matrices come first in all of these, pivots between them and info.
+    return (torch.where(failed, torch.nan, matrix), *others, info)
+
+
+_FALLIBLE = frozenset(
+    (
+        torch.ops.aten.linalg_cholesky_ex.default,
+        torch.ops.aten.linalg_inv_ex.default,
+        torch.ops.aten._linalg_solve_ex.default,
+        torch.ops.aten.linalg_lu_factor_ex.default,
+        torch.ops.aten.linalg_ldl_factor_ex.default,
+    )
+)
+
+#: The ladder: name of a way to many lanes, and the way.
+RUNGS: dict[str, Callable[[Callable[[Values], Any]], Batched]] = {
+    "vmapped": vmapped,
+    "vmapped with help": vmapped_with_help,
+    "one draw after another": one_by_one,
+}

@@ -1,0 +1,144 @@
+"""Draws of guides and Gaussians, and the log-weights that a joint density gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.guides import AutoContinuous, AutoLaplaceApproximation
+from torch import Tensor
+
+from ..guides.pyro_internals import unconstrained_values
+from .flat_priors import FlatPriors
+from .joint import Joint
+from .lanes import one_by_one, vmapped
+from .sites import latent_sites, plate_nesting
+
+
+class Weighted(NamedTuple):
+    """Draws, site to constrained values ``(N, *shape)``, and their log-weights ``(N,)``."""
+
+    values: dict[str, Tensor]
+    log_weights: Tensor
+
+
+class Proposal(Protocol):
+    """Draws that a joint density weights."""
+
+    joint: Joint
+
+    def draw(self, count: int) -> Weighted: ...
+
+
+class GaussianProposal:
+    """Draws of N(loc, L L^T) on the unconstrained latents, weighted by a joint density.
+
+    :param joint: the joint density.
+    :param loc: mean ``(D,)``.
+    :param factor: lower triangular L ``(D, D)``.
+    """
+
+    def __init__(self, joint: Joint, loc: Tensor, factor: Tensor) -> None:
+        self.joint = joint
+        self.law = torch.distributions.MultivariateNormal(loc, scale_tril=factor)
+
+    @torch.no_grad()
+    def draw(self, count: int) -> Weighted:
+        u = self.law.sample((count,))
+        log_weights = self.joint(u).double() - self.law.log_prob(u).double()
+        return Weighted(self.joint.constrained(u), log_weights)
+
+
+class GuideProposal:
+    """Draws of a guide, weighted by a joint density.
+
+    An autoguide with a posterior on the unconstrained latents is drawn in one batch. Any other
+    guide is run for one draw, and :func:`torch.vmap` makes the batch; where it cannot, one draw
+    follows another.
+
+    :param joint: the joint density.
+    :param guide: a guide for its latents.
+    :param args: the guide's arguments, as are ``kwargs``.
+    :raises ValueError: when the guide does not draw the latents of the joint density in their
+        shapes, naming them.
+    """
+
+    def __init__(
+        self,
+        joint: Joint,
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self.joint, self.guide, self.args, self.kwargs = joint, guide, args, kwargs
+        with torch.no_grad(), poutine.block(), FlatPriors():
+            self.trace = self._trace()
+        _check_sites(joint, self.trace)
+        self._over_lanes = vmapped
+        self.draw = self._from_traces
+        if isinstance(guide, AutoContinuous) and not isinstance(guide, AutoLaplaceApproximation):
+            self.draw = self._from_posterior
+
+    @torch.no_grad()
+    def _from_posterior(self, count: int) -> Weighted:
+        guide: Any = self.guide
+        with poutine.block():
+            posterior = guide.get_posterior(*self.args, **self.kwargs)
+        u = posterior.sample((count,))
+        log_q = posterior.log_prob(u).reshape(count, -1).sum(-1)
+        free = unconstrained_values(guide, u, plate_nesting(self.trace))
+        packed = torch.cat([free[name].reshape(count, -1) for name in self.joint.sites], -1)
+        log_weights = self.joint(packed).double() - log_q.double()
+        return Weighted(self.joint.constrained(packed), log_weights)
+
+    @torch.no_grad()
+    def _from_traces(self, count: int) -> Weighted:
+        def one(_: Any) -> tuple[dict[str, Tensor], Tensor]:
+            with poutine.block():
+                trace = self._trace()
+            values = {name: trace.nodes[name]["value"] for name in self.joint.sites}
+            return values, torch.as_tensor(trace.log_prob_sum())
+
+        lanes = {"lane": torch.zeros(count)}
+        try:
+            values, log_q = self._over_lanes(one)(lanes)
+        except Exception:  # noqa: BLE001 - what vmap cannot do, single runs can
+            self._over_lanes = one_by_one
+            values, log_q = self._over_lanes(one)(lanes)
+        return Weighted(values, self.joint.log_prob(values).double() - log_q.double())
+
+    def _trace(self) -> Any:
+        guide = poutine.unwrap(self.guide)
+        if isinstance(guide, poutine.messenger.Messenger):  # it runs the model itself
+            self.guide(*self.args, **self.kwargs)
+            return guide.get_traces()[1]
+        return poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
+
+
+def _check_sites(joint: Joint, trace: Any) -> None:
+    """Raises ValueError when a guide does not draw the latents of a joint density."""
+    theirs = {
+        name: site["value"].shape
+        for name, site in latent_sites(trace).items()
+        if not site["infer"].get("is_auxiliary")
+    }
+    ours = {name: site.shape for name, site in joint.sites.items()}
+    if foreign := theirs.keys() - ours.keys():
+        raise ValueError(
+            f"the guide draws {sorted(foreign)}, which are no continuous latents of the model (its "
+            f"latents are {sorted(ours)}): it is a guide for another model"
+        )
+    if missing := ours.keys() - theirs.keys():
+        raise ValueError(
+            f"the guide does not draw {sorted(missing)}, which the model does: weights need a "
+            "guide for all of its latents, such as an AutoGuideList"
+        )
+    for name, shape in ours.items():
+        if shape != theirs[name]:
+            raise ValueError(
+                f"the guide draws {name!r} with shape {tuple(theirs[name])}, the model with "
+                f"{tuple(shape)}: it is a guide for another model, or for data of another size, "
+                "which need a new guide or, without fitting again, one with a context_fn"
+            )
