@@ -203,8 +203,9 @@ def transform_reparam() -> tuple:
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         tau = pyro.sample("tau", dist.LogNormal(0.0, 0.5))
         with pyro.plate("rows", len(y)), poutine.reparam(config={"theta": TransformReparam()}):
+            base = dist.Normal(0.0, 1.0).expand([len(y)])
             move = T.AffineTransform(mu, tau)
-            theta = pyro.sample("theta", dist.TransformedDistribution(dist.Normal(0.0, 1.0), move))
+            theta = pyro.sample("theta", dist.TransformedDistribution(base, move))
             pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
 
     return model, real(Y), {}
