@@ -77,8 +77,8 @@ def test_evidence_is_what_importance_sampling_finds(name: str) -> None:
             return traced(model, args, kwargs, z) + jacobian
 
         wide = torch.distributions.Normal(0.0, 2.0)
-        many = {key: wide.sample((20_000, *value.shape)) for key, value in u.items()}
-        proposal = sum(wide.log_prob(v).reshape(20_000, -1).sum(1) for v in many.values())
+        many = {key: wide.sample((40_000, *value.shape)) for key, value in u.items()}
+        proposal = sum(wide.log_prob(v).reshape(40_000, -1).sum(1) for v in many.values())
         weights = (torch.vmap(log_joint)(many) - proposal).exp()
     assert case.evidence is not None
     error = weights.std() / len(weights) ** 0.5

@@ -34,12 +34,13 @@ class Case:
     discrete: tuple[str, ...] = ()
     """Names of the discrete latent sites, which are summed out."""
     flat: tuple[str, ...] = ()
-    """Sites with coordinates that have no density at all, such as the seen half of `obs_mask`."""
+    """Improper sites: no density (the seen half of `obs_mask`), or one that repeats for ever."""
     nuts: Callable[[], dict[str, Any]] = dict
     """Options without which Pyro's NUTS does not take the model."""
     vmap: bool = True
     """Whether `torch.vmap` can run the model for many draws at once."""
     slow: bool = False
+    """Whether `log_joint` takes a second, so that quick runs leave it out."""
 
 
 ZOO: dict[str, Case] = {}
@@ -115,16 +116,12 @@ def summed_out(model: Model, args: tuple, kwargs: dict, z: dict[str, Tensor]) ->
         trace = poutine.trace(poutine.condition(model, z)).get_trace(*args, **kwargs)
     sites, choices = [], []
     for name in trace.stochastic_nodes:
-        fn, shape = trace.nodes[name]["fn"], trace.nodes[name]["value"].shape
+        fn = trace.nodes[name]["fn"]
         if fn.has_enumerate_support:
-            support = fn.enumerate_support(expand=False).flatten()
+            support = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+            every = itertools.product(support, repeat=fn.batch_shape.numel())
             sites.append(name)
-            choices.append(
-                [
-                    torch.stack(values).reshape(shape)
-                    for values in itertools.product(support, repeat=shape.numel())
-                ]
-            )
+            choices.append([torch.stack(values).reshape(fn.shape()) for values in every])
     logs = [
         traced(model, args, kwargs, z | dict(zip(sites, values, strict=True)))
         for values in itertools.product(*choices)

@@ -116,7 +116,7 @@ def hmm_markov(data: Tensor) -> None:
         pyro.sample(f"y_{t}", dist.Normal(means[x], noise[x]), obs=data[t])
 
 
-@case(lambda: whole(TUNES), discrete=tuple(f"x_{t}" for t in range(4)))
+@case(lambda: whole(TUNES), discrete=tuple(f"x_{t}" for t in range(4)), slow=True)
 @config_enumerate
 def hmm_vectorised(tunes: Tensor) -> None:
     """Two sequences side by side, with Vindex, as in Pyro's example hmm.py."""
@@ -346,7 +346,7 @@ def discrete_hmm(count: Tensor) -> None:
 BAGS = np.array([[0, 1, 1], [2, 2, 1]])
 
 
-@case(lambda: whole(BAGS), discrete=("topic",), slow=True)
+@case(lambda: whole(BAGS), discrete=("topic",))
 @config_enumerate
 def topics(words: Tensor) -> None:
     """Latent Dirichlet allocation: words in documents, a topic for each."""
@@ -357,3 +357,48 @@ def topics(words: Tensor) -> None:
         with pyro.plate("words", 3, dim=-2):
             topic = pyro.sample("topic", dist.Categorical(share))
             pyro.sample("word", dist.Categorical(topic_words[topic]), obs=words.T)
+
+
+def _successes() -> float:
+    def log_density(p: np.ndarray) -> np.ndarray:
+        k = np.arange(4)
+        logs = stats.beta.logpdf(p, 2, 2)
+        for x in POINTS[:3]:
+            parts = stats.binom.logpmf(k, 3, p[..., None]) + stats.norm.logpdf(x, k, 1)
+            logs = logs + logsumexp(parts, axis=-1)
+        return logs
+
+    return quadrature(log_density, np.linspace(1e-9, 1 - 1e-9, 1001))
+
+
+@case(lambda: real(POINTS[:3]), discrete=("k",), evidence=_successes)
+def latent_successes(x: Tensor) -> None:
+    """A latent Binomial of three trials a row, which is enumerated too."""
+    p = pyro.sample("p", dist.Beta(2.0, 2.0))
+    with pyro.plate("rows", len(x)):
+        k = pyro.sample("k", dist.Binomial(3, p))
+        pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+
+@case(lambda: real(POINTS[:4]), discrete=("which",))
+@config_enumerate
+def one_hot(x: Tensor) -> None:
+    """A discrete latent with an event axis."""
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+    means = pyro.sample("means", dist.Normal(one([-2.0, 0.0, 2.0]), 1.0).to_event(1))
+    with pyro.plate("rows", len(x)):
+        which = pyro.sample("which", dist.OneHotCategorical(weights))
+        pyro.sample("x", dist.Normal((which * means).sum(-1), 0.5), obs=x)
+
+
+@case(lambda: real(POINTS[:4]), discrete=tuple(f"jump_{t}" for t in range(4)))
+@config_enumerate
+def switching_walk(x: Tensor) -> None:
+    """A continuous and a discrete latent at each step of one loop."""
+    share = pyro.sample("share", dist.Beta(1.0, 3.0))
+    level = one(0.0)
+    for t in pyro.markov(range(len(x))):
+        jump = pyro.sample(f"jump_{t}", dist.Bernoulli(share))
+        step = pyro.sample(f"step_{t}", dist.Normal(0.0, 1.0))
+        level = level + step
+        pyro.sample(f"x_{t}", dist.Normal(level, 0.3 + 2 * jump), obs=x[t])

@@ -10,9 +10,10 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as T
 import torch
 from pyro import poutine
+from pyro.contrib.autoname import scope
 from pyro.distributions import constraints
 from pyro.infer.reparam import AutoReparam, LocScaleReparam, TransformReparam
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from scipy import stats
 from torch import Tensor, nn
 from zoo_case import built, case, gaussian, one, quadrature, real
@@ -130,6 +131,44 @@ def module_with_parameters() -> tuple:
             mu = pyro.sample("mu", dist.Normal(0.0, self.width))
             with pyro.plate("rows", len(y)):
                 pyro.sample("y", dist.Normal(mu, self.noise), obs=y)
+
+    return Model(), real(Y), {}
+
+
+@built(evidence=lambda: gaussian(Y, 4 * ONES + np.eye(6), 1.0))
+def lifted() -> tuple:
+    """A parameter made a latent by poutine.lift."""
+
+    def model(y: Tensor) -> None:
+        mu = pyro.param("mu", torch.tensor(0.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    return poutine.lift(model, prior={"mu": dist.Normal(one(1.0), 2.0)}), real(Y), {}
+
+
+def _dependent_prior() -> float:
+    def log_density(scale: np.ndarray) -> np.ndarray:
+        covariance = scale[..., None, None] ** 2 * ONES + np.eye(6)
+        return gaussian(Y, covariance) + stats.expon.logpdf(scale)
+
+    return quadrature(log_density, np.linspace(0, 40, 2001))
+
+
+@built(evidence=_dependent_prior)
+def module_with_dependent_prior() -> tuple:
+    """A PyroSample whose prior is a function of another."""
+
+    class Model(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = PyroSample(dist.Exponential(1.0))
+            self.mu = PyroSample(lambda self: dist.Normal(0.0, self.scale))
+
+        def forward(self, y: Tensor) -> None:
+            mu = self.mu
+            with pyro.plate("rows", len(y)):
+                pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
 
     return Model(), real(Y), {}
 
@@ -356,7 +395,7 @@ def expanded_by_plate(y: Tensor) -> None:
 
 
 @case(lambda: real(Y), evidence=lambda: WIDE)
-def torch_distributions(y: Tensor) -> None:
+def priors_in_a_dict(y: Tensor) -> None:
     """Priors kept in a dict and sampled in a loop, one of them without data."""
     priors = {
         "mu": dist.Normal(0.0, 1.0),
@@ -378,9 +417,8 @@ def fixed_by_delta(y: Tensor) -> None:
 
 
 @case(lambda: real(Y), evidence=lambda: WIDE)
-def helper_functions(y: Tensor) -> None:
-    """Nested functions with names from a scope, and an inner model by poutine.block's expose."""
-    from pyro.contrib.autoname import scope
+def scoped_prior(y: Tensor) -> None:
+    """A prior in a function of its own, whose names get a prefix from autoname's scope."""
 
     @scope(prefix="inner")
     def prior() -> Tensor:
