@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,10 @@ _SEARCH = 0.1
 
 #: The part of the seconds after which the diagnostics before, and those after, weigh no more draws.
 _DIAGNOSING = 0.1
+
+
+#: Names of the Gaussians of fit_gaussian, and of Pyro's Laplace approximation.
+_HELPER = re.compile(r"AutoMultivariateNormal(_start(_\d+)?)?")
 
 
 @dataclass(frozen=True)
@@ -224,7 +229,7 @@ def refine(
     if steps is None and seconds is None:
         steps, seconds = _STEPS, _SECONDS
     budget = Budget(steps, seconds)
-    with _seeded(seed):
+    with _seeded(seed), _without_helpers():
         modes: list[Gaussian] = []
         widths = [tempering ** (-power / 4) for power in range(3)]  # the Gaussian's own the first
         if not isinstance(guide, AutoGuide):
@@ -350,6 +355,19 @@ def _seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def _without_helpers() -> Iterator[None]:
+    """Takes the Gaussians that are made on the way out of Pyro's param store at the end."""
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    try:
+        yield
+    finally:
+        for key in set(store.keys()) - before:
+            if _HELPER.fullmatch(key.partition(".")[0]):
+                del store[key]
 
 
 def _check_arguments(

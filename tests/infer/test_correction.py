@@ -240,11 +240,12 @@ def test_chains_whose_scales_differ_are_not_trusted() -> None:
 
 
 def test_few_effective_draws_in_the_tail_are_not_trusted() -> None:
-    # In every five hundred draws those of the upper tail come one after another.
-    draws = torch.randn(4, 4, 500)
+    # In every thousand draws those of the upper tail come one after another.
+    draws = torch.randn(2, 2, 1000)
     tail = (draws > 1.6).int().argsort(dim=-1, stable=True)
-    found = summary(draws.gather(-1, tail).reshape(4, 2000))
-    assert float(found.ess["x"]) > 500 > 100 > found.min_ess == float(found.ess_tail["x"])
+    found = summary(draws.gather(-1, tail).reshape(2, 2000))
+    assert found.max_rhat < 1.01 and float(found.ess["x"]) > 200
+    assert found.min_ess == float(found.ess_tail["x"]) < 100
     assert found.verdict.startswith("do not trust")
 
 
