@@ -298,10 +298,21 @@ class AutoFlowNormal(AutoContinuous):
 
     def _check_set_up(self) -> None:
         if self.prototype_trace is None:
-            raise RuntimeError(
-                f"this {type(self).__name__} has no parameters yet: call it once with the model's "
-                "arguments"
-            )
+            raise RuntimeError(self._not_set_up())
+
+    def _not_set_up(self) -> str:
+        return (
+            f"this {type(self).__name__} has no parameters yet: call it once with the model's "
+            "arguments"
+        )
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Loads this guide's own tensors; of a guide that was never run, says that it cannot."""
+        if self.prototype_trace is None and any(key.startswith(prefix) for key in state_dict):
+            error_msgs: list[str] = args[-1]
+            error_msgs.append(f"{self._not_set_up()} first, then load the state")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _context(self, *args: Any, **kwargs: Any) -> Tensor:
         """The context of these arguments, ``(..., C)``, with the dtype of the latents."""

@@ -21,15 +21,15 @@ import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide.guides import AutoContinuous
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checks import check_integers
 from ..guides.pyro_internals import unconstrained_values
-from .diagnostics import pareto_khat, smooth
+from .chains import bulk_ess, rank_rhat, stood_still, tail_ess
 from .joint import Joint
 from .proposals import GuideProposal
+from .psis import pareto_khat, smooth
 from .sites import plate_nesting
 
 #: Draws of the guide that k-hat and the chains' starts come from.
@@ -47,6 +47,9 @@ _ENOUGH = 100
 #: Entries of a site that a summary shows.
 _SHOWN = 8
 
+#: Points of unconstrained space at which a site's constants are the same.
+_PROBES = 16
+
 #: Share of local proposals to be accepted.
 _LOCAL_RATE = 0.4
 
@@ -56,14 +59,18 @@ class Correction:
     r"""Draws of the posterior, and whether to rely on them: what :func:`mcmc_correct` returns.
 
     :ivar draws: latent site to constrained draws ``(num_chains, num_samples, ...)``.
-    :ivar rhat: site to split R-hat of each of its entries; NaN for an entry that never varies.
-    :ivar ess: site to effective sample size of each entry, over all chains.
+    :ivar rhat: site to rank-normalised split R-hat of each of its entries (see
+        :mod:`~pyro_naf.infer.chains`, as for both ESS); NaN for an entry that never varies.
+    :ivar ess: site to bulk effective sample size of each entry, over all chains.
     :ivar accept_rate: mean acceptance rate; for "imh" that of the independence steps.
     :ivar khat: k-hat of the guide.
     :ivar method: "imh" or "neutra".
     :ivar evaluations: of the log-density (for "neutra", of its gradient: leapfrog steps) after the
         warm-up, in all chains.
     :ivar divergences: number of divergent transitions of NUTS.
+    :ivar ess_tail: site to tail effective sample size of each entry, over all chains.
+    :ivar fixed: site to whether each entry is a constant of the site's support, such as the upper
+        triangle of a Cholesky factor. Any other entry has to vary.
     """
 
     draws: dict[str, Tensor] = field(repr=False)
@@ -74,6 +81,8 @@ class Correction:
     method: str
     evaluations: int
     divergences: int = 0
+    ess_tail: dict[str, Tensor] = field(default_factory=dict)
+    fixed: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def get_samples(self) -> dict[str, Tensor]:
         """Site to the draws of all chains, ``(num_chains * num_samples, ...)``."""
@@ -86,31 +95,53 @@ class Correction:
 
     @property
     def min_ess(self) -> float:
-        """The smallest effective sample size of all parameters."""
-        return min(float(e.nan_to_num(nan=math.inf).min()) for e in self.ess.values())
+        """The smallest effective sample size, of bulk or tail, of all parameters."""
+        both = [*self.ess.values(), *self.ess_tail.values()]
+        return min(float(e.nan_to_num(nan=math.inf).min()) for e in both)
+
+    @property
+    def still(self) -> list[str]:
+        """Entries, such as ``"theta[3]"``, that do not move for half a chain, though they could."""
+        found = {name: stood_still(value) for name, value in self.draws.items()}
+        return [
+            _label(name, i, mask.dim())
+            for name, mask in found.items()
+            for i, still in enumerate((mask & ~self.fixed.get(name, ~mask)).flatten().tolist())
+            if still
+        ]
 
     @property
     def verdict(self) -> str:
         """Whether the chains agree, in one line; of modes that none has found they know nothing."""
-        if self.max_rhat < 1.01 and self.min_ess >= _ENOUGH:
-            return f"trust: the chains agree (R-hat below 1.01, ESS above {_ENOUGH})"
         site = max(self.rhat, key=lambda name: float(self.rhat[name].nan_to_num(nan=1.0).max()))
-        reason = f"R-hat of {site!r} is {self.max_rhat:.3f}, above 1.01"
-        if self.max_rhat < 1.01:
+        bad = [name for name, value in self.draws.items() if not value.isfinite().all()]
+        if bad:
+            reason = f"draws of {bad} are not finite"
+        elif still := self.still:
+            more = f" and {len(still) - _SHOWN} more" if len(still) > _SHOWN else ""
+            reason = f"{', '.join(still[:_SHOWN])}{more} stood still for half a chain or longer"
+        elif not self.max_rhat < 1.01:
+            reason = f"R-hat of {site!r} is {self.max_rhat:.3f}, above 1.01"
+        elif self.min_ess < _ENOUGH:
             reason = f"the smallest ESS is {self.min_ess:.0f}, below {_ENOUGH}"
+        else:
+            return f"trust: the chains agree (R-hat below 1.01, ESS above {_ENOUGH})"
         other = "method='neutra', " if self.method == "imh" else ""
         return f"do not trust: {reason}; try a larger num_samples, {other}or to refine the guide"
 
     def __str__(self) -> str:
         width = max(10, *map(len, self.draws))
-        rows = [f"{'':{width}s}  {'mean':>10s} {'sd':>10s} {'R-hat':>7s} {'ESS':>7s}"]
+        rows = [f"{'':{width}s}  {'mean':>10s} {'sd':>10s} {'R-hat':>7s} {'ESS':>7s} {'tail':>7s}"]
         for name, value in self.get_samples().items():
             columns = value.reshape(len(value), -1)
-            table = (columns.mean(0), columns.std(0), self.rhat[name], self.ess[name])
-            entries = torch.stack([c.reshape(-1) for c in table], -1).tolist()
-            for i, (mean, sd, rhat, ess) in enumerate(entries[:_SHOWN]):
-                label = f"{name}[{i}]" if value.dim() > 1 else name
-                rows.append(f"{label:{width}s}  {mean:10.4g} {sd:10.4g} {rhat:7.3f} {ess:7.0f}")
+            tail = self.ess_tail.get(name, torch.full_like(self.ess[name], math.nan))
+            table = (columns.mean(0), columns.std(0), self.rhat[name], self.ess[name], tail)
+            entries = torch.stack([c.reshape(-1).double() for c in table], -1).tolist()
+            for i, (mean, sd, rhat, *ess) in enumerate(entries[:_SHOWN]):
+                rows.append(
+                    f"{_label(name, i, value.dim() - 1):{width}s}  {mean:10.4g} {sd:10.4g} "
+                    f"{rhat:7.3f} {ess[0]:7.0f} {ess[1]:7.0f}"
+                )
             if len(entries) > _SHOWN:
                 rows.append(f"{name} has {len(entries) - _SHOWN} more entries")
         chains, samples = next(iter(self.draws.values())).shape[:2]
@@ -164,7 +195,8 @@ def mcmc_correct(
     :raises ValueError: for an argument out of range, a model with discrete latents or a subsampled
         plate, a guide for another model or for a part of its latents, or a density that is finite
         at too few of the guide's draws.
-    :warns UserWarning: for "imh" when k-hat is above 1, and when an R-hat is above 1.05.
+    :warns UserWarning: for "imh" when k-hat is above 1; when an R-hat is above 1.05, and when a
+        chain stood still.
 
     Source: Gabrié et al. 2022 [arXiv:2105.12603]; Hoffman et al. 2019 [arXiv:1903.03704].
 
@@ -194,16 +226,19 @@ def mcmc_correct(
                 stacklevel=2,
             )
         states, counts = _METHODS[method](posterior, start, num_samples, warmup_steps, progress)
+        fixed = posterior.fixed()
     draws = posterior.draws(states)
     result = Correction(
         draws,
-        {name: split_gelman_rubin(value) for name, value in draws.items()},
-        {name: _effective_sample_size(value) for name, value in draws.items()},
+        {name: rank_rhat(value) for name, value in draws.items()},
+        {name: bulk_ess(value) for name, value in draws.items()},
         khat=khat,
         method=method,
+        ess_tail={name: tail_ess(value) for name, value in draws.items()},
+        fixed=fixed,
         **counts,
     )
-    if result.max_rhat > 1.05:
+    if result.max_rhat > 1.05 or result.still:
         warnings.warn(result.verdict, stacklevel=2)
     return result
 
@@ -268,10 +303,21 @@ class _Posterior:
             for name in self.joint.sites
         }
 
+    @torch.no_grad()
+    def fixed(self) -> dict[str, Tensor]:
+        """Whether entries of each site are constants of its support, wherever the latents are."""
+        found = self.joint.constrained(self._packed(self.transform(self.normal(_PROBES))))
+        return {name: (value == value[:1]).all(0) for name, value in found.items()}
+
     def culprits(self, eps: Tensor) -> list[str]:
         """The sites of the model whose log-density is not finite at the first of the points."""
         point = {name: value[0, 0] for name, value in self.draws(eps[None, :1]).items()}
         return sorted(self.joint.culprits(point))
+
+
+def _label(name: str, i: int, dim: int) -> str:
+    """The name of entry i of a site of ``dim`` dimensions, as summaries and verdicts have it."""
+    return f"{name}[{i}]" if dim else name
 
 
 def _no_transform(guide: Any) -> str:
@@ -370,16 +416,3 @@ def _neutra(
 
 
 _METHODS = {"imh": _independence, "neutra": _neutra}
-
-
-def _effective_sample_size(draws: Tensor) -> Tensor:
-    """Of each entry of draws ``(num_chains, num_samples, ...)``; NaN for those that never vary."""
-    columns = draws.flatten(2) if draws.dim() > 2 else draws[..., None]
-    # One column's NaN would spread to the others.
-    varies = (columns != columns[:1, :1]).flatten(0, 1).any(0)
-    result = torch.full_like(columns[0, 0], math.nan)
-    # Pyro's holds a matrix of half the draws squared for each column.
-    width = max(1, 2**24 // draws.shape[1] ** 2)
-    parts = [effective_sample_size(part) for part in columns[..., varies].split(width, -1)]
-    result[varies] = torch.cat(parts)
-    return result.reshape(draws.shape[2:])

@@ -13,13 +13,13 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
 from ..checks import check_integers
 from .joint import Joint
 from .lanes import vmapped
 from .proposals import GuideProposal, Proposal, Weighted
+from .psis import khat_threshold, pareto_khat, smooth
 from .sites import plate_nesting
 
 #: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
@@ -27,6 +27,10 @@ MIN_PARTICLES = 50
 
 #: Minimum number of draws to weight before the time limit is checked.
 FEWEST = 5000
+
+
+#: Effective sample size of importance weights below which resampled draws are mostly repetitions.
+_FEW_EFFECTIVE = 100
 
 
 @dataclass(frozen=True)
@@ -133,8 +137,10 @@ def importance_resample(
         at the price of a bias towards the guide that grows with ``num_samples / num_particles``.
     :return: latent site to constrained draws ``(num_samples, ...)``.
     :raises ValueError: as there, and without replacement for more samples than half of the
-        particles.
-    :warns UserWarning: when k-hat is above 0.7, so that the weights cannot be relied on.
+        particles, or than there are particles with a positive weight.
+    :warns UserWarning: when the weights cannot be relied on: k-hat is above its threshold for this
+        number of draws (0.7 from 2,200 draws on), or the effective sample size is below 100 and
+        below a tenth of the particles.
 
     Source: Vehtari et al. 2015 [arXiv:1507.02646]; Gelman et al., *Bayesian Data Analysis*, 10.4.
 
@@ -153,17 +159,34 @@ def importance_resample(
     proposal = GuideProposal(Joint(model, args, kwargs), guide, args, kwargs)
     chunks = list(weighted_draws(proposal, num_particles))
     found = _diagnose(torch.cat([log_weights for _, log_weights in chunks]))
-    if found.khat > 0.7:
-        warnings.warn(
-            f"k-hat is {found.khat:.2f}, above 0.7: resampling does not mend this guide; refine it",
-            stacklevel=3,  # one frame is torch.no_grad's
-        )
+    _warn_of_weights(found)
     weights = found.smoothed_log_weights.exp()
+    if not replacement and (possible := int((weights > 0).sum())) < num_samples:
+        raise ValueError(
+            f"num_samples must be at most the number of draws with a positive weight ({possible} "
+            f"of {num_particles}) without replacement, got {num_samples}; refine the guide, or "
+            "take more particles"
+        )
     chosen = torch.multinomial(weights, num_samples, replacement)
     return {
         name: torch.cat([values[name] for values, _ in chunks])[chosen]
         for name in proposal.joint.sites
     }
+
+
+def _warn_of_weights(found: ImportanceDiagnostics) -> None:
+    """Warns the caller of :func:`importance_resample` of weights that cannot be relied on."""
+    threshold = khat_threshold(found.num_particles)
+    if found.khat > threshold:
+        reason = f"k-hat is {found.khat:.2f}, above {threshold:.2f}"
+    elif found.ess < min(_FEW_EFFECTIVE, found.num_particles / 10):
+        reason = f"the weights are worth {found.ess:.1f} of {found.num_particles} draws"
+    else:
+        return
+    warnings.warn(
+        f"{reason}: resampling does not mend this guide; refine it",
+        stacklevel=4,  # this function, its caller, and torch.no_grad
+    )
 
 
 def weighted_draws(
@@ -210,43 +233,6 @@ def _diagnose(log_weights: Tensor) -> ImportanceDiagnostics:
         # The delta method: sd of w over its mean, over sqrt(N).
         log_evidence_se=math.sqrt(max(1 / ess - 1 / n, 0.0)),
     )
-
-
-def pareto_khat(log_weights: Tensor) -> float:
-    """Shape of the generalised Pareto distribution fitted to the largest weights ``(N,)``.
-
-    The tail is the min(N / 5, 3 sqrt N) largest (Vehtari et al. 2015). Weights that are equal to
-    rounding are bounded: 0.
-    """
-    return _pareto_tail(log_weights)[0]
-
-
-def smooth(log_weights: Tensor) -> Tensor:
-    """Log-weights ``(N,)`` whose tail is replaced by that of the fitted Pareto, normalised.
-
-    The largest become the expected order statistics of the distribution that k-hat comes from,
-    none above the largest raw weight (Vehtari et al. 2015, section 3).
-    """
-    khat, sigma, threshold, tail = _pareto_tail(log_weights)
-    smoothed = log_weights - log_weights.max()
-    if sigma > 0:
-        levels = (torch.arange(len(tail), dtype=torch.double) + 0.5) / len(tail)
-        excess = -(-levels).log1p() if khat == 0 else ((-khat * (-levels).log1p()).expm1()) / khat
-        smoothed[tail] = (threshold + sigma * excess).log().clamp(max=0).to(smoothed)
-    return smoothed - smoothed.logsumexp(0)
-
-
-def _pareto_tail(log_weights: Tensor) -> tuple[float, float, float, Tensor]:
-    """k-hat, scale and threshold of the tail's Pareto, and the tail's places in rising order."""
-    n = len(log_weights)
-    size = math.ceil(min(0.2 * n, 3 * math.sqrt(n)))
-    values, places = (log_weights - log_weights.max()).sort()
-    largest, tail = values[-size - 1 :].exp(), places[-size:]
-    excess = largest[1:] - largest[0]
-    if excess[-1] < 1e-10:
-        return 0.0, 0.0, float(largest[0]), tail
-    khat, sigma = fit_generalized_pareto(excess[excess > 0])
-    return float(khat), float(sigma), float(largest[0]), tail
 
 
 @torch.no_grad()

@@ -133,6 +133,31 @@ def test_a_loaded_param_store_is_taken_over_and_stays_trainable(tmp_path: Any) -
     assert trained(start, second) == set(start)
 
 
+@every_guide
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_state_for_a_guide_that_was_never_run_comes_with_its_remedy(
+    make: Any, strict: bool
+) -> None:
+    first = make(schools)
+    first()
+    state = {name: value.clone() for name, value in first.state_dict().items()}
+    pyro.clear_param_store()
+    second = make(schools)
+    with pytest.raises(RuntimeError, match="call it once with the model's arguments first, then"):
+        second.load_state_dict(state, strict)
+    with pytest.raises(RuntimeError, match="call it once .* first, then"):
+        torch.nn.ModuleDict({"guide": second}).load_state_dict(
+            {f"guide.{name}": value for name, value in state.items()}, strict
+        )
+    second()
+    second.load_state_dict(state)
+    torch.manual_seed(0)
+    expected = first.get_posterior().rsample((5,))
+    torch.manual_seed(0)
+    assert torch.equal(second.get_posterior().rsample((5,)), expected)
+    make(schools).load_state_dict({})  # of another guide that was never run
+
+
 def test_a_param_store_of_another_shape_is_refused_by_name() -> None:
     small_dsf(schools)()
     with pytest.raises(ValueError, match=r"param store holds 'AutoDSFNormal\.flow.*shape"):

@@ -23,11 +23,11 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
-from pyro.ops.stats import effective_sample_size
 
 from pyro_naf.eight_schools import REFERENCE
 from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, Correction, mcmc_correct, refine
-from pyro_naf.infer.correction import _effective_sample_size, _Posterior
+from pyro_naf.infer.chains import bulk_ess, rank_rhat, tail_ess
+from pyro_naf.infer.correction import _Posterior
 
 QUIET: dict[str, Any] = {"seed": 0, "progress": False}
 SHORT: dict[str, Any] = {"num_chains": 2, "num_samples": 8, "warmup_steps": 4, **QUIET}
@@ -97,6 +97,7 @@ def bent() -> None:
     pyro.sample("y", dist.Normal(x**2, 1.0))
 
 
+@pytest.mark.filterwarnings("ignore:do not trust")  # 200 draws are few
 @pytest.mark.parametrize("method, chains, samples", [("imh", 4, 3000), ("neutra", 2, 200)])
 def test_draws_are_exact_where_the_guide_is_not(method: str, chains: int, samples: int) -> None:
     guide = AutoMultivariateNormal(bent, init_scale=1.2)
@@ -221,12 +222,65 @@ def test_entries_that_never_vary_do_not_count() -> None:
     assert result.max_rhat < 1.01 and 1000 < result.min_ess < 20_000
 
 
-def test_effective_sample_size_in_parts_is_that_of_the_whole() -> None:
-    draws = torch.randn(3, 5000, 2, 2).cumsum(1) + torch.randn(2, 2)
-    torch.testing.assert_close(_effective_sample_size(draws), effective_sample_size(draws))
-    torch.testing.assert_close(
-        _effective_sample_size(draws[..., 0, 0]), effective_sample_size(draws[..., 0, 0])
-    )
+def summary(draws: torch.Tensor, **kw: Any) -> Correction:
+    """What mcmc_correct returns for draws of a site x."""
+    numbers = {"rhat": rank_rhat, "ess": bulk_ess, "ess_tail": tail_ess}
+    found = {name: {"x": function(draws)} for name, function in numbers.items()}
+    count = {"accept_rate": 1.0, "khat": 0.0, "method": "imh", "evaluations": 1}
+    return Correction(draws={"x": draws}, **found, **count, **kw)
+
+
+def test_chains_whose_scales_differ_are_not_trusted() -> None:
+    draws = torch.randn(4, 1000)
+    assert summary(draws).verdict.startswith("trust")
+    draws[0] *= 1.5  # the split R-hat of the draws themselves sees no difference of means
+    found = summary(draws)
+    assert found.verdict.startswith("do not trust: R-hat of 'x' is 1.0")
+    assert 1.01 < found.max_rhat < 1.1
+
+
+def test_few_effective_draws_in_the_tail_are_not_trusted() -> None:
+    # In every thousand draws those of the upper tail come one after another.
+    draws = torch.randn(2, 2, 1000)
+    tail = (draws > 1.6).int().argsort(dim=-1, stable=True)
+    found = summary(draws.gather(-1, tail).reshape(2, 2000))
+    assert found.max_rhat < 1.01 and float(found.ess["x"]) > 200
+    assert found.min_ess == float(found.ess_tail["x"]) < 100
+    assert found.verdict.startswith("do not trust")
+
+
+@pytest.mark.parametrize("chains, samples", [(1, 100), (4, 1000), (64, 500)])
+def test_an_entry_that_stood_still_is_named_and_not_trusted(chains: int, samples: int) -> None:
+    draws = torch.randn(chains, samples, 3)
+    draws[-1, samples // 2 :, 1] = 0.3
+    assert summary(draws).verdict.startswith("do not trust: x[1] stood still for half a chain")
+    draws[..., 1] = 0.3
+    assert summary(draws).still == ["x[1]"]
+    fixed = {"x": torch.tensor([False, True, False])}
+    assert summary(draws, fixed=fixed).still == []
+    draws = torch.full((4, 100), 2.0)
+    assert summary(draws).verdict.startswith("do not trust: x stood still")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_draws_that_are_not_finite_are_not_trusted(value: float) -> None:
+    draws = torch.randn(4, 1000, 2)
+    draws[2, 7, 0] = value
+    assert summary(draws).verdict.startswith("do not trust: draws of ['x'] are not finite")
+
+
+def test_chains_that_never_leave_their_start_bring_a_warning() -> None:
+    def spike() -> None:  # once a chain is at the bottom of a crevice no proposal is better
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("f", -1e10 * (x - x.round(decimals=3)).abs())
+
+    guide = AutoDiagonalNormal(spike, init_scale=1.0)
+    guide()
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        result = mcmc_correct(spike, guide, num_samples=200, warmup_steps=0, **QUIET)
+    assert result.verdict.startswith("do not trust: x stood still for half a chain")
+    assert any(str(w.message) == result.verdict for w in record)
 
 
 def test_chains_that_stay_where_they_are_bring_warnings_with_a_remedy() -> None:

@@ -268,3 +268,50 @@ def test_resampling_from_a_bad_guide_warns() -> None:
 
     with pytest.warns(UserWarning, match="k-hat is .* above 0.7"):
         importance_resample(model, guide)
+
+
+def in_the_tail() -> None:
+    """A posterior that one draw of the prior in 50 can be from."""
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.factor("f", torch.where(x > 2.05, 0.0, -math.inf))
+
+
+def prior() -> None:
+    pyro.sample("x", dist.Normal(0.0, 1.0))
+
+
+def test_resampling_a_handful_of_draws_warns_although_their_weights_are_even() -> None:
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match=r"the weights are worth \d\d\.\d of 1000 draws.*refine"):
+        x = importance_resample(in_the_tail, prior, num_particles=1000)["x"]
+    assert bool((x > 2.05).all()) and len(x.unique()) < 50
+
+
+def test_draws_that_are_impossible_are_not_taken_to_make_up_the_number() -> None:
+    with (
+        pytest.warns(UserWarning, match="are worth"),
+        pytest.raises(ValueError, match=r"a positive weight \(\d\d of 1000\).* got 400; refine"),
+    ):
+        importance_resample(
+            in_the_tail, prior, num_samples=400, num_particles=1000, replacement=False
+        )
+
+
+@pytest.mark.parametrize("rows, num_particles", [(5000, 1000), (2000, 50), (300, 20_000)])
+def test_resampling_under_the_prior_of_many_rows_warns_of_khat(
+    rows: int, num_particles: int
+) -> None:
+    x = torch.randn(rows, 3)
+    y = x @ torch.tensor([1.0, 2.0, 3.0]) + 0.1 * torch.randn(rows)
+
+    def regression() -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("rows", rows):
+            pyro.sample("y", dist.Normal((w @ x.T).reshape(*w.shape[:-2], rows), 0.1), obs=y)
+
+    def prior() -> None:
+        pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    assert importance_diagnostics(regression, prior, num_particles=num_particles).khat > 1
+    with pytest.warns(UserWarning, match=r"k-hat is .*, above 0\.[4-7]"):
+        importance_resample(regression, prior, num_particles=num_particles)

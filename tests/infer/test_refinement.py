@@ -134,6 +134,32 @@ def test_the_fitted_guide_the_model_and_random_generators_are_left_as_they_were(
     assert any(k.startswith("AutoDSFNormal_refined_2.") for k in store.keys())
 
 
+@pytest.mark.parametrize("kind", [None, AutoLaplaceApproximation, AutoMultivariateNormal])
+def test_the_param_store_holds_nothing_but_the_refined_guides_afterwards(kind: Any) -> None:
+    start = correlated if kind is None else fitted(kind, correlated, steps=20)
+    before = set(pyro.get_param_store().keys())
+    budget = {"steps": 2, "num_starts": 1, "num_draws": 200, "progress": False}
+    for number in range(1, 4):
+        result = refine(start, **budget)
+        new = {key.split(".")[0] for key in set(pyro.get_param_store().keys()) - before}
+        assert len(new) == number and all("refined" in name for name in new)
+    assert before <= set(pyro.get_param_store().keys())
+    pyro.clear_param_store()
+    result.guide()  # and it is there again
+    assert {key.split(".")[0] for key in pyro.get_param_store().keys()} <= new
+
+
+def test_a_failed_refinement_leaves_nothing_of_its_gaussian_in_the_param_store() -> None:
+    def improper() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        y = pyro.sample("y", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.factor("f", x + 0 * y)
+
+    with pytest.raises(ValueError, match="improper"):
+        refine(improper, steps=2, num_starts=1, num_draws=200, progress=False)
+    assert not list(pyro.get_param_store().keys())
+
+
 def test_a_guide_trained_before_under_the_same_class_does_not_leak_in() -> None:
     other = AutoDSFNormal(banana)
     svi = SVI(banana, other, Adam({"lr": 5e-2}), Trace_ELBO())
