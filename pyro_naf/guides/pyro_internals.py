@@ -39,18 +39,14 @@ def without_start(model: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def unconstrained_values(guide: AutoContinuous, u: Tensor, nesting: int) -> dict[str, Tensor]:
-    """Unconstrained values ``(N, *shape)`` of the sites from an autoguide's vectors u.
+    """Unconstrained values of the sites from an autoguide's vectors u, flat: ``(N, size)``.
 
     :param u: ``(N, D)``, or ``(N, *rows, D)`` with the rows of a guide's context.
     :param nesting: number of dimensions that the plates around the guide's sites use.
     """
     between = [1] * (nesting + 2 - u.dim())
     aligned = u.reshape(len(u), *between, *u.shape[1:])
-    shapes = guide._unconstrained_shapes
-    return {
-        site["name"]: free.reshape(len(u), *shapes[site["name"]])
-        for site, free in guide._unpack_latent(aligned)
-    }
+    return {site["name"]: free.reshape(len(u), -1) for site, free in guide._unpack_latent(aligned)}
 
 
 def enumerated(model: Callable[..., Any], max_plate_nesting: int) -> Callable[..., Any]:

@@ -8,8 +8,8 @@ the next process. Whatever fails leaves the slower way in place.
 
 from __future__ import annotations
 
+import math
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -62,6 +62,7 @@ class Graph:
             module = make_fx(function)(example)
         self.constants = _constants_to_inputs(module)
         self.module: Callable[..., Any] = module
+        self._code = module.code
         self.worker: _Worker | None = None
         self.is_compiled = False
         self._like = example
@@ -88,7 +89,10 @@ class Graph:
     def compile(self) -> None:
         """Begin to compile the graph in another process; calls switch over when it has ended."""
         if self.worker is None and not self.is_compiled:
-            self.worker = _Worker(self.module, [self._like, *self.constants])
+            try:
+                self.worker = _Worker(self._code, [self._like, *self.constants])
+            except OSError:  # no process, or no room on disk
+                return
 
     def _switch(self) -> None:
         """Take the compiled graph, if there is one and it agrees with the captured one."""
@@ -145,13 +149,17 @@ def _constants_to_inputs(module: torch.fx.GraphModule) -> list[Tensor]:
 
 
 class _Worker:
-    """Another process that compiles a graph into Inductor's cache on disk."""
+    """Another process that compiles a graph into Inductor's cache on disk.
 
-    def __init__(self, module: Any, inputs: list[Tensor]) -> None:
-        self.module, self.inputs = module, inputs
+    :param code: the graph as Python code of a method ``forward``.
+    :param inputs: an example of each of its inputs.
+    """
+
+    def __init__(self, code: str, inputs: list[Tensor]) -> None:
+        self.code, self.inputs = code, inputs
         folder = tempfile.TemporaryDirectory(prefix="pyro-naf-")
-        path = Path(folder.name) / "graph"
-        path.write_bytes(pickle.dumps((module, inputs)))
+        path = Path(folder.name) / "graph.pt"
+        torch.save({"code": code, "inputs": inputs}, path)
         command = [sys.executable, "-W", "ignore", "-m", __name__, str(path)]
         quiet: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         self.process = subprocess.Popen(command, **quiet)
@@ -165,7 +173,7 @@ class _Worker:
         if self.process.returncode != 0:
             raise RuntimeError("the graph could not be compiled")
         self._end()
-        return _compiled(self.module, self.inputs)
+        return _compiled(self.code, self.inputs)
 
 
 def _end(process: subprocess.Popen[bytes], folder: tempfile.TemporaryDirectory[str]) -> None:
@@ -176,16 +184,21 @@ def _end(process: subprocess.Popen[bytes], folder: tempfile.TemporaryDirectory[s
 
 
 @torch.no_grad()
-def _compiled(module: Any, inputs: list[Any]) -> Callable[..., Any]:
+def _compiled(code: str, inputs: list[Any]) -> Callable[..., Any]:
+    """The compiled graph; both processes make it from its code, so that the cache knows it."""
     from torch._inductor import standalone_compile
 
-    return standalone_compile(module, inputs)
+    names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf}
+    names["nan"] = math.nan
+    exec(code, names)  # noqa: S102 - written by torch.fx in this process or its parent
+    module = type("Captured", (torch.nn.Module,), {"forward": names["forward"]})()
+    return standalone_compile(torch.fx.symbolic_trace(module), inputs)
 
 
 def main(path: str) -> None:
     """Compile the graph that a file holds; :class:`_Worker` starts this in a process of its own."""
-    module, inputs = pickle.loads(Path(path).read_bytes())
-    _compiled(module, inputs)
+    content = torch.load(path, weights_only=True)
+    _compiled(content["code"], content["inputs"])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from ..checks import check_integers
 from ..guides.pyro_internals import unconstrained_values
+from .capture import Graph, is_enabled
 from .chains import bulk_ess, rank_rhat, stood_still, tail_ess
 from .joint import Joint
 from .proposals import GuideProposal
@@ -265,6 +266,7 @@ class _Posterior:
         self.guide, self.joint = guide, Joint(model, args, kwargs)
         self.nesting = plate_nesting(GuideProposal(self.joint, guide, args, kwargs).trace)
         self.rows = guide.get_posterior(*args, **kwargs).batch_shape
+        self.graph: Graph | None = None
 
     def normal(self, *shape: int) -> Tensor:
         return self.base.sample((*shape, *self.rows))
@@ -275,10 +277,37 @@ class _Posterior:
         log_det = self.transform.log_abs_det_jacobian(eps, u)
         return self.joint(self._packed(u)) + log_det.reshape(len(eps), -1).sum(-1)
 
+    def capture(self, count: int) -> None:
+        """Capture density and gradient at ``count`` points, the guide's map included."""
+        if not is_enabled() or len(self.rows) or self.graph is not None:
+            return
+
+        def function(eps: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                eps = eps.detach().requires_grad_()
+                value = self.log_density(eps)
+            return value.detach(), torch.autograd.grad(value.sum(), eps)[0]
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.graph = Graph(function, self.normal(count))
+        except Exception:  # noqa: BLE001 - what cannot be captured is run as before
+            return
+
+    def value_and_grad(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`\log \pi(\epsilon)` ``(N,)`` up to a constant, and its gradient ``(N, D)``."""
+        if self.graph is not None:
+            return self.graph(eps)
+        with torch.enable_grad():
+            eps = eps.detach().requires_grad_()
+            value = self.log_density(eps)
+        return value.detach(), torch.autograd.grad(value.sum(), eps)[0]
+
     def _packed(self, u: Tensor) -> Tensor:
         """Vectors of all latents ``(N, D)`` from the guide's, which may have rows."""
         free = unconstrained_values(self.guide, u, self.nesting)
-        return torch.cat([free[name].reshape(len(u), -1) for name in self.joint.sites], -1)
+        return torch.cat([free[name] for name in self.joint.sites], -1)
 
     def log_base(self, eps: Tensor) -> Tensor:
         r""":math:`\log N(\epsilon; 0, I)`, ``(N,)``."""
@@ -287,7 +316,12 @@ class _Posterior:
     @torch.no_grad()
     def log_weight(self, eps: Tensor) -> Tensor:
         r""":math:`\log w(\epsilon)`, ``(N,)``; -inf where it is not a number."""
-        log_density = torch.cat([self.log_density(part) for part in eps.split(self.joint.chunk)])
+        graph = self.graph
+        if graph is not None and (graph.is_compiled or len(eps) <= graph.count):
+            log_density = graph(eps)[0]
+        else:
+            parts = eps.split(self.joint.chunk)
+            log_density = torch.cat([self.log_density(part) for part in parts])
         log_weight = (log_density - self.log_base(eps)).double()
         return torch.where(log_weight < math.inf, log_weight, -math.inf)
 
@@ -347,7 +381,9 @@ def _starts(posterior: _Posterior, num_chains: int) -> tuple[Tensor, float]:
 def _independence(
     posterior: _Posterior, eps: Tensor, num_samples: int, warmup_steps: int, progress: bool
 ) -> tuple[Tensor, dict[str, Any]]:
-    num_chains, log_weight = len(eps), posterior.log_weight(eps)
+    num_chains = len(eps)
+    posterior.capture(num_chains)
+    log_weight = posterior.log_weight(eps)
     step, states, accepted = 0.5, [], 0.0
 
     def metropolis(proposal: Tensor, its_log_weight: Tensor, log_ratio: Tensor) -> float:
@@ -384,11 +420,15 @@ def _neutra(
 ) -> tuple[Tensor, dict[str, Any]]:
     count = warm = evaluations = divergences = 0
     states, rates = [], []
+    posterior.capture(1)
 
     def potential(params: dict[str, Tensor]) -> Tensor:
         nonlocal count
         count += 1
-        return -posterior.log_density(params["eps"][None])[0]
+        eps = params["eps"]
+        value, grad = posterior.value_and_grad(eps[None])
+        # A linear function with the value and the gradient that are known.
+        return -(value[0] + (grad[0] * (eps - eps.detach())).sum())
 
     def note_warm_up(kernel: Any, params: Any, stage: str, i: int) -> None:
         nonlocal warm

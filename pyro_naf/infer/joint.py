@@ -286,21 +286,22 @@ class Joint:
             self.nesting = plate_nesting(trace)
         if not self.discrete and not self.subsampled:
             return trace
-        trace = self._run_in_full(init_loc_fn)
-        log_prob_sum(trace, self.nesting)  # Pyro says here what is wrong with an enumeration
-        return trace
+        return self._run_in_full(init_loc_fn)
 
     def _run_in_full(self, init_loc_fn: Callable[..., Tensor]) -> Any:
-        if not self.subsampled:
-            return self._try_to_run(init_loc_fn)
-        name, (size, count) = next(iter(self.subsampled.items()))
+        """Trace of a run with all elements of the plates; its density must be computable."""
         try:
-            return self._try_to_run(init_loc_fn)
+            trace = self._try_to_run(init_loc_fn)
+            log_prob_sum(trace, self.nesting)  # Pyro says here what is wrong with an enumeration
+            return trace
         except (*REFUSALS, IndexError) as error:
+            if not self.subsampled:
+                raise
+            name, (size, count) = next(iter(self.subsampled.items()))
             raise ValueError(
                 f"plate {name!r} is subsampled ({count} of {size}), and the model cannot be run "
-                f"with all of its elements ({error}); give the model the whole data and subsample "
-                f"it inside, as in `with pyro.plate({name!r}, {size}, {count}) as i:` and y[i]"
+                "with all of its elements; give the model the whole data and subsample it inside, "
+                f"as in `with pyro.plate({name!r}, {size}, {count}) as i:` and y[i] ({error})"
             ) from error
 
     def _try_to_run(self, init_loc_fn: Callable[..., Tensor]) -> Any:

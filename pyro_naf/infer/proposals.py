@@ -89,7 +89,7 @@ class GuideProposal:
         u = posterior.sample((count,))
         log_q = posterior.log_prob(u).reshape(count, -1).sum(-1)
         free = unconstrained_values(guide, u, plate_nesting(self.trace))
-        packed = torch.cat([free[name].reshape(count, -1) for name in self.joint.sites], -1)
+        packed = torch.cat([free[name] for name in self.joint.sites], -1)
         log_weights = self.joint(packed).double() - log_q.double()
         return Weighted(self.joint.constrained(packed), log_weights)
 

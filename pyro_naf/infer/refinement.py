@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,9 @@ _SEVERAL: dict[str, Any] = {"inverse": True, "min_slope": 0.2}
 
 #: Draws whose marginals such a guide starts with.
 _PLACING = 4000
+
+#: Seconds of a budget from which on the density is compiled; compiling takes 10 to 20.
+_COMPILING = 30.0
 
 #: The part of the seconds for the search for modes, at most.
 _SEARCH = 0.1
@@ -260,7 +264,12 @@ def refine(
         steps, seconds = _STEPS, _SECONDS
     budget = Budget(steps, seconds)
     with _seeded(seed):
-        start = _find_start(guide, args, kwargs, tempering, num_starts, seconds)
+        joint, gaussian = _density_of(guide, args, kwargs)
+        if compile and is_enabled() and not joint.subsampled:
+            joint.capture(num_particles + max(num_particles // 2, 2))
+            if joint.graph is not None and _is_worth_compiling(steps, seconds):
+                joint.graph.compile()
+        start = _find_start(guide, joint, gaussian, tempering, num_starts, seconds)
         return refine_from(
             start,
             budget,
@@ -272,7 +281,6 @@ def refine(
             num_draws=num_draws,
             learning_rate=learning_rate,
             tempering=tempering,
-            compile=compile,
             progress=progress,
         )
 
@@ -289,7 +297,6 @@ def refine_from(
     num_draws: int,
     learning_rate: float,
     tempering: float,
-    compile: bool,
     progress: bool,
 ) -> Refinement:
     """:func:`refine` from a Gaussian that is known; its options have no defaults here."""
@@ -317,8 +324,6 @@ def refine_from(
         around = pool.around
         loc, factor = around.loc, around.factor if factor.dim() == 2 else around.scale
     refined.set_affine(loc, factor)
-    if compile and is_enabled() and not joint.subsampled:
-        joint.capture(num_particles + max(num_particles // 2, 2))
     if pool is not None:
         _start_at(refined, pool.draw(_PLACING)[0])
     # In training a NaN must reach the loss.
@@ -343,27 +348,43 @@ def refine_from(
     )
 
 
+def _is_worth_compiling(steps: int | None, seconds: float | None) -> bool:
+    """Whether a budget outlasts the compiling by far; that takes a core, the fit another."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if seconds is None:
+        return steps is not None and steps >= _STEPS
+    return seconds >= (_COMPILING if cores and cores > 1 else 4 * _COMPILING)
+
+
+def _density_of(
+    guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Joint, AutoGuide | None]:
+    """The joint density of a model, or of a fitted guide's model; and that guide."""
+    if isinstance(guide, Start):
+        return guide.joint, None
+    if isinstance(guide, AutoGuide):
+        guide = _gaussian(guide, *args, **kwargs)
+        return Joint(guide.model, args, kwargs), guide
+    if not callable(guide):
+        raise TypeError(f"guide must be a model or a fitted Gaussian guide, got {guide!r}")
+    return Joint(guide, args, kwargs), None
+
+
 def _find_start(
-    guide: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    given: Any,
+    joint: Joint,
+    guide: AutoGuide | None,
     tempering: float,
     num_starts: int,
     seconds: float | None,
 ) -> Start:
     """The Gaussian of a fitted guide, or one found for a model."""
-    if isinstance(guide, Start):
-        return guide
-    if isinstance(guide, AutoGuide):
-        guide = _gaussian(guide, *args, **kwargs)
-        joint = Joint(guide.model, args, kwargs)
-        loc, factor = affine_of(guide)
+    if isinstance(given, Start):
+        return given
+    if guide is not None:
+        loc, factor = _in_order(joint, guide, *affine_of(guide))
         widths = [tempering ** (-power / 4) for power in range(3)]  # the Gaussian's own the first
-        loc, factor = _in_order(joint, guide, loc, factor)
         return Start(joint, loc, factor, widths=widths)
-    if not callable(guide):
-        raise TypeError(f"guide must be a model or a fitted Gaussian guide, got {guide!r}")
-    joint = Joint(guide, args, kwargs)
     search_seconds = None if seconds is None else _SEARCH * seconds
     best, modes = find_gaussian(joint, num_starts, 1 / tempering, search_seconds)
     return Start(joint, best.loc, best.factor, modes)  # the Gaussian is as wide as p^tempering

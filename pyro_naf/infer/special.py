@@ -110,7 +110,7 @@ class SpecialSites:
         """Marginal quantiles of the sites with dependent supports, from latent vectors."""
         values = Joint(guide.model, args, kwargs).constrained(latents)
         return {
-            name: sorted_quantiles(values[name].flatten(1), levels).reshape(
+            name: sorted_quantiles(values[name].reshape(len(latents), -1), levels).reshape(
                 -1, *self.sites[name].shape
             )
             for name in self.dependent

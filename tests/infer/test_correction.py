@@ -82,7 +82,7 @@ def test_neutra_needs_a_tenth_of_the_leapfrog_steps_of_nuts_on_a_narrow_model() 
     with torch.no_grad():
         raw.loc.zero_()
     refined = refine(narrow, steps=20, num_starts=2, num_draws=1000, seed=0, progress=False).guide
-    budget = {"num_chains": 1, "num_samples": 60, "warmup_steps": 60, **QUIET}
+    budget = {"num_chains": 1, "num_samples": 150, "warmup_steps": 60, **QUIET}
     cost = []
     for guide in (refined, raw):
         with warnings.catch_warnings():
