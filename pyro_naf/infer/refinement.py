@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..checks import check_integers
 from ..starts import sigmoids_at
+from ..transformers import Scaled
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .diagnostics import FEWEST, MIN_PARTICLES, ImportanceDiagnostics, diagnose
 from .gaussian import Gaussian, fit_gaussian, free_name, log_density
@@ -268,6 +269,9 @@ def refine(
             pool = Pool(target, proposals)
             start = pool.around
             loc, factor = start.loc, start.factor if factor.dim() == 2 else start.scale
+        for part in refined.modules():
+            if isinstance(part, Scaled):  # many draws a step: no caution is needed
+                part.set_slope(1.0)
         refined.set_affine(loc, factor)
         if pool is not None:
             _start_at(refined, pool.draw(_PLACING)[0])
