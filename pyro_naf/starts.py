@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .conditioners import MADE
+from .kernels.scaled import unbounded
 from .transformers import Scaled, Transformer
 from .transformers.base import SigmoidalTransformer
 
@@ -88,7 +89,8 @@ def sigmoids_at(made: MADE, transformer: Transformer, draws: Tensor) -> None:
         some = draws[:: max(len(draws) // _MEASURED, 1)]
         image, _ = transformer.plain(some, made.output_bias.expand(len(some), -1, -1))
         scale = image.std(0, correction=0).clamp(min=1e-3)
-        made.output_bias[:, -2], made.output_bias[:, -1] = -image.mean(0) / scale, -scale.log()
+        made.output_bias[:, -2] = -image.mean(0) / scale
+        made.output_bias[:, -1] = unbounded(-scale.log(), transformer.log_scale_limits)
 
 
 def _places_and_slopes(column: Tensor, k: int) -> tuple[Tensor, Tensor]:

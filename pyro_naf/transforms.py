@@ -20,6 +20,7 @@ from torch import Tensor
 from .caching import Cache, Evaluation
 from .checks import check_integers
 from .conditioners import MADE, as_conditioner, sweep
+from .kernels.precision import at_least_float32, without_autocast
 from .rootfinding import RootNotFoundError, check_roots
 from .transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Scaled, Transformer
 
@@ -100,7 +101,10 @@ class AutoregressiveFlow(TransformModule):
     def _inv_call(self, y: Tensor) -> Tensor:
         last = self._cache.recall(self, self.context, y=y)
         if last is None:
-            x = self._inverse(y)
+            # A sweep's products have other shapes than a pass's: in 16 bits it would invert
+            # another map. The inverse is that of the flow in its parameters' precision.
+            with without_autocast(y):
+                x = self._inverse(y.to(at_least_float32(y).dtype))
             self._cache.remember(self, self.context, x, y, None)
             return x
         return last.x

@@ -11,7 +11,13 @@ import torch
 from registry import TRANSFORMERS, sharp_parameters
 from torch import Tensor
 
-from pyro_naf.transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Transformer
+from pyro_naf.transformers import (
+    Affine,
+    DeepDenseSigmoidal,
+    DeepSigmoidal,
+    RationalQuadraticSpline,
+    Transformer,
+)
 from pyro_naf.transformers.base import softplus_inverse, spread_biases
 
 SIGMOIDAL = ["dsf", "ddsf-1", "ddsf-2", "ddsf-4"]
@@ -312,6 +318,41 @@ def test_float64_dsf_agrees_with_mpmath(seed: int) -> None:
 
 
 # --------------------------------------------------------------------------- brackets and inverses
+
+
+@pytest.mark.parametrize("dtype", [torch.float, torch.double])
+@pytest.mark.parametrize("bound", [1.0, 4.0, 50.0])
+@pytest.mark.parametrize("size", [0, 1, 8, 100])
+def test_the_splines_inverse_stays_in_its_bin_to_rounding_or_says_so(
+    size: float, bound: float, dtype: torch.dtype
+) -> None:
+    # Flat and steep bins, knots themselves, and beyond the bound.
+    spline = RationalQuadraticSpline(8, bound)
+    phi = (size * torch.randn(4000, spline.num_params)).to(dtype)
+    knots_x, knots_y, _ = spline.constrain(phi)
+    anywhere = bound * 1.2 * (2 * torch.rand(2000) - 1).to(dtype)
+    y = torch.cat([anywhere, knots_y[2000:].gather(1, torch.randint(9, (2000, 1))).squeeze(1)])
+    x, error = spline.preimage(y, phi)
+    value, log_slope = spline(x, phi)
+    eps, residual = torch.finfo(dtype).eps, (value - y).abs()
+    bin_ = (y.unsqueeze(-1) >= knots_y[:, 1:-1]).sum(-1, keepdim=True)
+    inside = y.abs() < bound
+    ends = [knots_x.gather(1, bin_ + end).squeeze(1) for end in (0, 1)]
+    slack = 4 * eps * bound
+    assert ((x >= ends[0] - slack) & (x <= ends[1] + slack))[inside].all()
+    assert torch.equal(x[~inside], y[~inside])
+    allowed = 32 * eps * y.abs().clamp(min=1) + 8 * eps * bound * log_slope.exp()
+    assert (residual <= allowed)[error == 0].all()
+    assert (residual[error == 0] <= 4 * eps**0.5 * y.abs().clamp(min=1)[error == 0]).all()
+    assert (error != 0).double().mean() < 0.01
+
+
+def test_the_splines_inverse_says_where_it_is_lost() -> None:
+    spline = RationalQuadraticSpline(4)
+    phi = torch.zeros(3, spline.num_params)
+    phi[2] = torch.nan
+    _, error = spline.preimage(torch.tensor([0.5, torch.inf, 0.5]), phi)
+    assert error is not None and [bool(e == 0) for e in error] == [True, False, False]
 
 
 @pytest.mark.parametrize("dtype", [torch.float, torch.double])

@@ -231,7 +231,7 @@ class _Parts:
             if kind == "dsf"
             else DeepDenseSigmoidal(o.hidden_units, o.num_layers, kernel=o.kernel)
         )
-        return Scaled(sigmoids) if o.affine else sigmoids
+        return Scaled(sigmoids, log_scale_slope=1.0) if o.affine else sigmoids
 
     def flow(self, kind: str) -> nn.Module:
         transformer = self.transformer(kind)

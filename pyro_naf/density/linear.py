@@ -8,6 +8,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 
 from ..checks import check_integers
+from ..kernels.precision import without_autocast
 
 
 class LULinear(TransformModule):
@@ -46,8 +47,10 @@ class LULinear(TransformModule):
         return lower, self.upper.triu(1) + torch.diag(self.log_diagonal.exp())
 
     def _call(self, x: Tensor) -> Tensor:
-        lower, upper = self._factors()
-        return x.index_select(-1, self.permutation) @ (lower @ upper).T + self.bias
+        with without_autocast(x):  # the log-determinant is that of the exact product
+            lower, upper = self._factors()
+            x = x.to(lower.dtype).index_select(-1, self.permutation)
+            return x @ (lower @ upper).T + self.bias
 
     def _inverse(self, y: Tensor) -> Tensor:
         lower, upper = self._factors()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checks import check_integers
 from ..conditioners import sweep
+from ..kernels.precision import at_least_float32, without_autocast
 from ..rootfinding import attach_gradient
 from ..transformers.base import log_sum_exp, positive
 
@@ -35,6 +36,7 @@ class StandardNormal(nn.Module):
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density ``(...)`` of z ``(..., D)``."""
+        z = at_least_float32(z)
         return -0.5 * z.square().sum(-1) - z.shape[-1] * _LOG_SQRT_2PI
 
     def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
@@ -93,7 +95,9 @@ class AutoregressiveMixture(nn.Module):
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density ``(...)`` of z ``(..., D)``: one pass of the conditioner."""
         phi = self.conditioner(z) if context is None else self.conditioner(z, context)
-        return self._log_density(z, *self.constrain(phi.to(z.dtype))).sum(-1)
+        with without_autocast(z):
+            z = at_least_float32(z)
+            return self._log_density(z, *self.constrain(phi.to(z.dtype))).sum(-1)
 
     def _log_density(self, z: Tensor, log_weights: Tensor, means: Tensor, scales: Tensor) -> Tensor:
         standard = (z.unsqueeze(-1) - means) / scales
@@ -107,8 +111,14 @@ class AutoregressiveMixture(nn.Module):
         fixed level, :math:`dz = -dF / f` (implicit reparametrisation, Figurnov et al. 2018
         [arXiv:1805.08498]): exact although the choice of a component has none.
 
+        Autocast is left out, as in the inverse of a flow.
+
         :param context: ``(rows, C)``.
         """
+        with without_autocast(self.initial_means):
+            return self._rsample(rows, context)
+
+    def _rsample(self, rows: int, context: Tensor | None) -> Tensor:
         order = self.conditioner.get_permutation().tolist()
         steps = sweep(self.conditioner, rows, context, like=self.initial_means)
         phi, columns = next(steps), [self.initial_means] * len(order)

@@ -26,6 +26,7 @@ from torch.distributions import biject_to
 
 from ..checks import check_integers
 from ..starts import sigmoids_at
+from ..transformers import Scaled
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .capture import is_enabled
 from .diagnostics import FEWEST, MIN_PARTICLES, ImportanceDiagnostics, diagnose
@@ -323,6 +324,9 @@ def refine_from(
         pool = Pool(joint, proposals)
         around = pool.around
         loc, factor = around.loc, around.factor if factor.dim() == 2 else around.scale
+    for part in refined.modules():
+        if isinstance(part, Scaled):  # many draws a step: no caution is needed
+            part.set_slope(1.0)
     refined.set_affine(loc, factor)
     if pool is not None:
         _start_at(refined, pool.draw(_PLACING)[0])

@@ -37,8 +37,9 @@ struct Strided {
 };
 
 struct Call {
-  int64_t batch, dim, units, layers, scaled, threads, evaluations;
+  int64_t batch, dim, units, layers, threads, evaluations;
   double shift, floor;
+  double bound, slope;  // of the affine map's log-scale; 0 where there is no affine map
   Strided x, phi, y, log_slope, grad_y, grad_log_slope, grad_x, grad_phi;
   const void *biases, *matrices;
   void *grad_matrices;
@@ -49,6 +50,7 @@ struct Call {
 struct Single {
   using Number = float;
   using Bits = std::int32_t;
+  using Unsigned = std::uint32_t;
   // The last terms of the series of exp, of artanh up to 1/3 and of artanh up to 0.172.
   static constexpr int EXP = 7, ARTANH = 6, ARTANH_SMALL = 4, MANTISSA = 23;
   static constexpr float ROUND = 12582912.0f;  // adding it leaves the integer in the last bits
@@ -56,17 +58,18 @@ struct Single {
   static constexpr float LOWEST = -86.0f;  // below it exp is zero
   static constexpr float TINY = 1e-36f;    // below it sums are, as a row's logits differ too much
   static constexpr float LEAST = 1e-16f, MOST = 1e12f;  // sums and slopes of linear space
-  static constexpr Bits ONE = 0x3f800000, SQRT_HALF = 0x3f3504f3;
+  static constexpr Unsigned ONE = 0x3f800000, SQRT_HALF = 0x3f3504f3;
 };
 
 struct Double {
   using Number = double;
   using Bits = std::int64_t;
+  using Unsigned = std::uint64_t;
   static constexpr int EXP = 13, ARTANH = 15, ARTANH_SMALL = 9, MANTISSA = 52;
   static constexpr double ROUND = 6755399441055744.0;
   static constexpr double LN2_HIGH = 6.93147180369123816490e-01, LN2_LOW = 1.90821492927058770e-10;
   static constexpr double LOWEST = -707.0, TINY = 1e-305, LEAST = 1e-150, MOST = 1e100;
-  static constexpr Bits ONE = 0x3ff0000000000000, SQRT_HALF = 0x3fe6a09e667f3bcd;
+  static constexpr Unsigned ONE = 0x3ff0000000000000, SQRT_HALF = 0x3fe6a09e667f3bcd;
 };
 
 template <class A>
@@ -75,11 +78,17 @@ struct Register {
   using Bits = typename A::Bits;
   typedef T V __attribute__((vector_size(BYTES)));
   using M = decltype(V{} < V{});
+  // Bits are added and shifted as unsigned numbers, which have no overflow.
+  typedef typename A::Unsigned U __attribute__((vector_size(BYTES)));
   static constexpr int WIDTH = BYTES / sizeof(T);
 
   static V splat(T value) { return value - V{}; }
   static V larger(V a, V b) { return a > b ? a : b; }
   static V smaller(V a, V b) { return a < b ? a : b; }
+  static V square_root(V z) {
+    for (int i = 0; i < WIDTH; ++i) z[i] = std::sqrt(z[i]);
+    return z;
+  }
   static V magnitude(V z) { return (V)((M)z & std::numeric_limits<Bits>::max()); }
 
   static M every_lane() { return ~M{}; }
@@ -98,7 +107,7 @@ struct Register {
     for (int k = 1; k <= A::EXP; ++k) coefficients[k] = coefficients[k - 1] / k;
     V series = splat(coefficients[A::EXP]);
     for (int k = A::EXP - 1; k >= 0; --k) series = series * r + coefficients[k];
-    const V scale = (V)(((M)rounded << A::MANTISSA) + A::ONE);
+    const V scale = (V)(((U)rounded << A::MANTISSA) + A::ONE);
     return z < A::LOWEST ? V{} : series * scale;
   }
 
@@ -118,10 +127,10 @@ struct Register {
 
   // log(z) of what is positive and not too small to be normal.
   static V logarithm(V z) {
-    const M exponent = ((M)z - A::SQRT_HALF) >> A::MANTISSA;
-    const V fraction = (V)((M)z - (exponent << A::MANTISSA));
+    const U exponent = (U)((M)((U)z - A::SQRT_HALF) >> A::MANTISSA);
+    const V fraction = (V)((U)z - (exponent << A::MANTISSA));
     const V round = splat(A::ROUND);
-    const V n = (V)((M)round + exponent) - round;
+    const V n = (V)((U)round + exponent) - round;
     const V s = (fraction - 1) / (fraction + 1);
     const V value = n * A::LN2_HIGH + (2 * s * artanh<A::ARTANH_SMALL>(s * s) + n * A::LN2_LOW);
     return z - z == 0 ? value : z;  // what is no number, or infinite, has no fraction
@@ -485,15 +494,28 @@ struct Group : Register<A> {
     return x;
   }
 
-  // Within an affine map, as in scaled.py: y = e^s tau(x) + m.
-  static void scale(V m, V s, V &y, V &log_slope) {
+  // The bounded log-scale of scaled.py, and its derivative.
+  static V log_scale(V raw, const Call &call, V &derivative) {
+    const T bound = T(call.bound), slope = T(call.slope);
+    const V most = R::splat(1e9);
+    const V r = R::smaller(most, R::larger(-most, raw * (slope / bound)));  // NaN stays NaN
+    const V by_root = 1 / R::square_root(1 + r * r);
+    derivative = slope * by_root * by_root * by_root;
+    return bound * r * by_root;
+  }
+
+  // An affine map around tau, as in scaled.py.
+  static void scale(V m, V raw, const Call &call, V &y, V &log_slope) {
+    V unused;
+    const V s = log_scale(raw, call, unused);
     y = R::any_exponential(s) * y + m, log_slope += s;
   }
 
-  // The gradients by tau and s, of that by y; that by m is the same, and that by log_slope too.
-  static V scale_gradient(V s, V tau, V g_y, V g_log_slope, V &g_s) {
-    const V g_tau = R::any_exponential(s) * g_y;
-    g_s = g_tau * tau + g_log_slope;
+  // The gradients by tau and the raw log-scale; the gradient by m is g_y.
+  static V scale_gradient(V raw, const Call &call, V tau, V g_y, V g_log_slope, V &g_raw) {
+    V derivative;
+    const V g_tau = R::any_exponential(log_scale(raw, call, derivative)) * g_y;
+    g_raw = (g_tau * tau + g_log_slope) * derivative;
     return g_tau;
   }
 };
@@ -543,8 +565,7 @@ struct Tile {
     const T *from = static_cast<const T *>(s.data);
     for (int r = 0; r < rows; ++r, from += s.row, to += LANES) {
       each(s, [=](int64_t at, int lane, int n) {
-        if (n == 1) to[lane] = from[at];
-        else std::memcpy(to + lane, from + at, n * sizeof(T));
+        std::memcpy(to + lane, from + at, n * sizeof(T));
       });
       for (int i = count; i < groups * WIDTH; ++i) to[i] = to[count - 1];
     }
@@ -554,8 +575,7 @@ struct Tile {
     T *to = static_cast<T *>(s.data);
     for (int r = 0; r < rows; ++r, from += LANES, to += s.row)
       each(s, [=](int64_t at, int lane, int n) {
-        if (n == 1) to[at] = from[lane];
-        else std::memcpy(to + at, from + lane, n * sizeof(T));
+        std::memcpy(to + at, from + lane, n * sizeof(T));
       });
   }
 };
@@ -571,7 +591,7 @@ class Kernel {
   const int K, L, P, m;  // the last is where the two of the affine map begin in a tile
   const int64_t tiles;
   std::size_t size;
-  std::vector<T> matrices, transposed;
+  std::vector<T> matrices, transposed, biases;
 
   // exp of the logits, row by row less their maximum; DSF has none.
   void exponentiate() {
@@ -625,15 +645,16 @@ class Kernel {
 
   void prepare(G &group, const V *phi) const {
     const auto row = [&](int i) { return phi[i * GROUPS]; };
-    group.prepare(row, static_cast<const T *>(call.biases), T(call.shift), T(call.floor));
+    group.prepare(row, biases.data(), T(call.shift), T(call.floor));
   }
 
  public:
   explicit Kernel(const Call &call)
       : call(call), K(int(call.units)), L(int(call.layers)),
-        P((4 * L - 1) * K + (call.scaled ? 2 : 0)), m((P - 2) * GROUPS),
+        P((4 * L - 1) * K + (call.bound ? 2 : 0)), m((P - 2) * GROUPS),
         tiles((call.batch * call.dim + LANES - 1) / LANES),
-        size(std::size_t(2 * (L - 1) * K + 1) * K) {
+        size(std::size_t(2 * (L - 1) * K + 1) * K), biases(K) {
+    std::memcpy(biases.data(), call.biases, K * sizeof(T));
     exponentiate();
   }
 
@@ -644,7 +665,7 @@ class Kernel {
       for (int g = 0; g < tile.groups; ++g) {
         prepare(group, phi + g);
         group.evaluate(x[g], y[g], log_slope[g]);
-        if (call.scaled) G::scale(phi[m + g], phi[m + GROUPS + g], y[g], log_slope[g]);
+        if (call.bound) G::scale(phi[m + g], phi[m + GROUPS + g], call, y[g], log_slope[g]);
       }
       tile.store(call.y, 1, (const T *)y);
       tile.store(call.log_slope, 1, (const T *)log_slope);
@@ -668,10 +689,11 @@ class Kernel {
         prepare(group, phi + g);
         group.evaluate(x[g], value, slope);
         const auto write = [&](int row, V gradient) { to[row * GROUPS + g] = gradient; };
-        if (call.scaled) {
-          const V s = phi[m + GROUPS + g];
+        if (call.bound) {
+          const V raw = phi[m + GROUPS + g];
+          V &g_raw = to[m + GROUPS + g];
           to[m + g] = y[g];
-          y[g] = G::scale_gradient(s, value, y[g], log_slope[g], to[m + GROUPS + g]);
+          y[g] = G::scale_gradient(raw, call, value, y[g], log_slope[g], g_raw);
         }
         grad_x[g] = group.gradients(y[g], log_slope[g], write, wanted);
       }

@@ -44,9 +44,9 @@ class _Strided(ctypes.Structure):
 
 class _Call(ctypes.Structure):
     _fields_ = [
-        *((size, ctypes.c_int64) for size in ("batch", "dim", "units", "layers", "scaled")),
+        *((size, ctypes.c_int64) for size in ("batch", "dim", "units", "layers")),
         *((limit, ctypes.c_int64) for limit in ("threads", "evaluations")),
-        *((number, ctypes.c_double) for number in ("shift", "floor")),
+        *((number, ctypes.c_double) for number in ("shift", "floor", "bound", "slope")),
         *((tensor, _Strided) for tensor in ("x", "phi", "y", "log_slope")),
         *((tensor, _Strided) for tensor in ("grad_y", "grad_log_slope", "grad_x", "grad_phi")),
         *((vector, ctypes.c_void_p) for vector in ("biases", "matrices", "grad_matrices")),
@@ -115,9 +115,11 @@ class _Constants(NamedTuple):
 
     units: int
     layers: int
-    scaled: bool
     shift: float
     floor: float
+    #: Limits of the affine map's log-scale; 0 where there is no affine map.
+    bound: float
+    slope: float
     biases: Tensor
 
 
@@ -161,9 +163,10 @@ def _check_width(transformer: SigmoidalTransformer | Scaled, phi: Tensor) -> Non
 
 def _constants(transformer: SigmoidalTransformer | Scaled) -> _Constants:
     inner: Any = getattr(transformer, "inner", transformer)
-    layers, scaled = getattr(inner, "num_layers", 1), inner is not transformer
+    limits: Any = getattr(transformer, "log_scale_limits", torch.zeros(2))
+    layers, (bound, slope) = getattr(inner, "num_layers", 1), limits.tolist()
     shift, floor = inner.softplus_constants()
-    return _Constants(inner.hidden_units, layers, scaled, shift, floor, inner.initial_biases)
+    return _Constants(inner.hidden_units, layers, shift, floor, bound, slope, inner.initial_biases)
 
 
 def _pack(shared: Sequence[Tensor]) -> Tensor | None:
@@ -179,10 +182,10 @@ def _run(
     grad_matrices: Tensor | None = None,
     **tensors: Tensor,
 ) -> None:
-    units, layers, scaled, shift, floor, biases = constants
+    units, layers, *numbers, biases = constants
     work = phi.shape[:2].numel() * units * layers
     threads = max(min(torch.get_num_threads(), work // UNITS_EACH_THREAD), 1)
-    call = _Call(*phi.shape[:2], units, layers, scaled, threads, MAX_EVALUATIONS, shift, floor)
+    call = _Call(*phi.shape[:2], units, layers, threads, MAX_EVALUATIONS, *numbers)
     # Negated views have their sign beside the memory; what replaces them lives as long as the call.
     tensors = {n: t.resolve_neg() for n, t in (("phi", phi), *tensors.items())}
     for field, tensor in tensors.items():

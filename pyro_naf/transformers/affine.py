@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.precision import in_float32
 from .base import Transformer, log_sigmoids
 
 
@@ -52,6 +53,7 @@ class Affine(Transformer):
         x = (y - shift) * torch.exp(-log_scale)
         return x, x
 
+    @in_float32
     def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
         """The preimage of ``y``, in closed form; the error is NaN where it is not finite."""
         x, _ = self.bracket(y, *self.constrain(phi))

@@ -12,6 +12,7 @@ from .. import kernels
 from ..checks import check_integers
 from ..kernels.dsf import SOFTPLUS_THRESHOLD
 from ..kernels.eager import Formula
+from ..kernels.precision import in_float32
 from ..rootfinding import attach_gradient, check_roots, find_root
 
 
@@ -43,9 +44,14 @@ class Transformer(nn.Module):
         """Value and log-slope by the formula itself, which defines every other evaluation."""
         return self.evaluate(x, *self.constrain(phi))
 
+    @in_float32
     def forward(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Value and log-slope, each ``(...)``, of ``x`` ``(...)`` under ``phi`` ``(..., P)``."""
         return self.plain(x, phi)
+
+    def reads_half(self, x: Tensor, phi: Tensor) -> bool:
+        """Whether the kernel for these tensors reads 16 bits and computes in float32."""
+        return False
 
     def inverse(self, y: Tensor, phi: Tensor) -> Tensor:
         """The preimage of ``y`` ``(N,)`` under ``phi`` ``(N, P)``, once differentiable.
@@ -56,6 +62,7 @@ class Transformer(nn.Module):
         check_roots([error])
         return x
 
+    @in_float32
     def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
         """:meth:`inverse`, which leaves it to the caller to look at the error of each lane.
 
@@ -95,9 +102,13 @@ class SigmoidalTransformer(Transformer):
         biases, self.initial_slope = spread_biases(hidden_units, spread)
         self.register_buffer("initial_biases", torch.tensor(biases), persistent=False)
 
+    @in_float32
     def forward(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Value and log-slope, each ``(...)``, of ``x`` ``(...)`` under ``phi`` ``(..., P)``."""
         return kernels.evaluate(self, x, phi)
+
+    def reads_half(self, x: Tensor, phi: Tensor) -> bool:
+        return kernels.choose(self, x, phi) == "triton"
 
     @torch.no_grad()
     def root(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..checks import check_integers
 from ..kernels.ddsf import LinearDDSF
 from ..kernels.eager import Formula
+from ..kernels.precision import at_least_float32
 from .base import SigmoidalTransformer, log_sigmoids, positive
 
 
@@ -75,10 +76,11 @@ class DeepDenseSigmoidal(SigmoidalTransformer):
         return (*params, *raw[3 * self.num_layers :])
 
     def shared(self) -> tuple[Tensor, ...]:
-        """The matrices W of all layers, then the matrices U between them."""
+        """The matrices W of all layers, then the matrices U between them, in float32 at least."""
         # By index: torch.compile cannot iterate a ParameterList before torch 2.13.
         w = [self.w[i] for i in range(self.num_layers)]
-        return (*w, *[self.u[i] for i in range(self.num_layers - 1)])
+        u = [self.u[i] for i in range(self.num_layers - 1)]
+        return tuple(at_least_float32(matrix) for matrix in (*w, *u))
 
     def plain(self, x: Tensor, phi: Tensor, *shared: Tensor) -> tuple[Tensor, Tensor]:
         return dense_sigmoidal(x, self.constrain(phi), shared or self.shared())

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .. import kernels
 from ..kernels.eager import Formula
-from ..kernels.scaled import ScaledFormula
+from ..kernels.precision import at_least_float32, in_float32
+from ..kernels.scaled import ScaledFormula, bounded
 from .base import SigmoidalTransformer, Transformer
+
+#: Bound on the log-scale: each flow of a stack may widen or narrow its input by exp(6) = 403.
+MAX_LOG_SCALE = 6.0
+
+#: Slope of the log-scale by its pseudo-parameter, at zero. A step of Adam moves every weight of a
+#: conditioner's last layer by the learning rate, and the pseudo-parameter by the sum over the
+#: hidden units: at slope 1 one step of 0.01 widens draws by e, and a model's exponential overflows.
+LOG_SCALE_SLOPE = 0.1
+
+#: Bound and slope of models that were saved before there were any: in effect no bound.
+_UNBOUNDED = (2.0**60, 1.0)
 
 
 class Scaled(Transformer):
@@ -15,10 +29,15 @@ class Scaled(Transformer):
 
     The slope of a sigmoidal transformer changes slowly with its pseudo-parameters, that of an
     affine one exponentially: together they follow a funnel, whose width spans orders of magnitude,
-    and keep the sigmoids for the shape. The pseudo-parameters are those of :math:`\tau`, then
-    :math:`(m, s)`.
+    and keep the sigmoids for the shape. The pseudo-parameters are those of :math:`\tau`, then m and
+    the raw log-scale, which :func:`~pyro_naf.kernels.scaled.bounded` keeps within :math:`\pm B`: an
+    unbounded one lets a few steps of an optimiser throw draws to infinity.
 
     :param inner: the transformer :math:`\tau`; its kernel evaluates the whole.
+    :param log_scale_slope: slope of the log-scale by its pseudo-parameter. One is for training that
+        averages over many draws, and then learns narrow funnels sooner.
+    :ivar log_scale_limits: B and the slope of :func:`~pyro_naf.kernels.scaled.bounded`, a buffer.
+        What was saved without them is loaded as the map without a bound that it was.
 
     >>> import torch
     >>> from pyro_naf.transformers import DeepSigmoidal
@@ -28,28 +47,57 @@ class Scaled(Transformer):
     (torch.Size([5]), 26)
     """
 
-    def __init__(self, inner: SigmoidalTransformer) -> None:
+    log_scale_limits: Tensor
+
+    def __init__(
+        self, inner: SigmoidalTransformer, log_scale_slope: float = LOG_SCALE_SLOPE
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.num_params = inner.num_params + 2
+        self._set_limits(MAX_LOG_SCALE, log_scale_slope)
 
+    def set_slope(self, log_scale_slope: float) -> None:
+        """Changes the slope of the log-scale, before training: it changes the map."""
+        self.log_scale_limits[1] = log_scale_slope
+
+    def _set_limits(self, bound: float, slope: float) -> None:
+        like = self.inner.initial_biases
+        self.register_buffer("log_scale_limits", like.new_tensor([bound, slope]))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        unbounded = self.log_scale_limits.new_tensor(_UNBOUNDED)
+        state_dict.setdefault(f"{prefix}log_scale_limits", unbounded)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "log_scale_limits" not in self._buffers:
+            self._set_limits(*_UNBOUNDED)
+
+    def reads_half(self, x: Tensor, phi: Tensor) -> bool:
+        return self.inner.reads_half(x, phi)
+
+    @in_float32
     def forward(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Value and log-slope, each ``(...)``, of ``x`` ``(...)`` under ``phi`` ``(..., P)``."""
         kernel = kernels.choose(self.inner, x, phi)
         if kernel != "triton":
             return kernels.evaluate_by(kernel, self, x, phi)
-        phi, m, s = _split(phi)
+        phi, m, s = self._split(phi)
         y, log_slope = self.inner(x, phi)
         return s.exp() * y + m, log_slope + s
 
     def plain(self, x: Tensor, phi: Tensor, *shared: Tensor) -> tuple[Tensor, Tensor]:
-        phi, m, s = _split(phi)
+        phi, m, s = self._split(phi)
         y, log_slope = self.inner.plain(x, phi, *shared)
         return s.exp() * y + m, log_slope + s
 
     def formula(self) -> Formula:
         """The same map in linear space, with gradients by hand."""
-        return ScaledFormula(self.plain, self.inner.formula())
+        return ScaledFormula(self.plain, self.inner.formula(), self.log_scale_limits)
 
     def shared(self) -> tuple[Tensor, ...]:
         """Those of the inner transformer."""
@@ -57,7 +105,7 @@ class Scaled(Transformer):
 
     def constrain(self, phi: Tensor) -> tuple[Tensor, ...]:
         """Shift and log-scale, each ``(...)``, and what the inner transformer has."""
-        phi, m, s = _split(phi)
+        phi, m, s = self._split(phi)
         return m, s, *self.inner.constrain(phi)
 
     def evaluate(self, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,13 +119,15 @@ class Scaled(Transformer):
         m, s, *inner = params
         return self.inner.bracket((y - m) * s.neg().exp(), *inner)
 
+    @in_float32
     def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
         """The inner transformer's preimage of ``(y - m) / e^s``."""
-        phi, m, s = _split(phi)
+        phi, m, s = self._split(phi)
         return self.inner.preimage((y - m) * s.neg().exp(), phi)
 
-
-def _split(phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # One gradient for the three, where slices would each fill one with zeros.
-    inner, m, s = phi.split([phi.shape[-1] - 2, 1, 1], -1)
-    return inner, m.squeeze(-1), s.squeeze(-1)
+    def _split(self, phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The inner pseudo-parameters, shift and log-scale."""
+        # One gradient for the three, where slices would each fill one with zeros.
+        inner, m, raw = phi.split([phi.shape[-1] - 2, 1, 1], -1)
+        m, raw = (at_least_float32(t.squeeze(-1)) for t in (m, raw))
+        return inner, m, bounded(raw, self.log_scale_limits)[0]

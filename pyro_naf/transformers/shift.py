@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels.precision import in_float32
 from .base import Transformer
 
 
@@ -34,6 +35,7 @@ class Shift(Transformer):
         x = y - params[0]
         return x, x
 
+    @in_float32
     def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
         """The preimage of ``y``, in closed form; the error is NaN where it is not finite."""
         x, _ = self.bracket(y, *self.constrain(phi))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check_integers
+from ..kernels.precision import in_float32
 from .base import Transformer, positive
 
 #: Floors under widths and heights (as parts of the whole) and under the slopes at the knots.
@@ -81,19 +82,39 @@ class RationalQuadraticSpline(Transformer):
         x0, x1, *_ = _bin(torch.where(inside, y, 0.0), knots_y, knots_x, knots_y, slopes)
         return torch.where(inside, x0, y), torch.where(inside, x1, y)
 
+    @in_float32
     def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The preimage of ``y``, in closed form; the error is NaN where it is not finite."""
-        knots_x, knots_y, slopes = self.constrain(phi)
+        r"""The preimage of ``y`` in closed form; the error is the residual where it is too large.
+
+        With v and w the parts of the bin below and above y, the odds :math:`q = \xi / (1 - \xi)`
+        are the positive root of :math:`w q^2 + (w \delta_k - v \delta_{k+1}) q / s - v = 0`. Its
+        discriminant is a sum of positive terms: nothing cancels, and the root stays in its bin.
+        """
+        params = knots_x, knots_y, slopes = self.constrain(phi)
         inside = y.abs() < self.bound
         at = torch.where(inside, y, 0.0)
         x0, x1, y0, y1, d0, d1 = _bin(at, knots_y, knots_x, knots_y, slopes)
-        s, over = (y1 - y0) / (x1 - x0), at - y0
-        bend = over * (d0 + d1 - 2 * s)
-        a, b, c = (y1 - y0) * (s - d0) + bend, (y1 - y0) * d0 - bend, -s * over
-        # The form of the root that stays right where a vanishes: a straight bin.
-        root = -2 * c / (b + (b.square() - 4 * a * c).clamp(min=0).sqrt())
-        x = torch.where(inside, x0 + root * (x1 - x0), y)
-        return x, (x - x).detach()
+        height, width = y1 - y0, x1 - x0
+        v, w, by_s = (at - y0) / height, (y1 - at) / height, width / height
+        b = by_s * (w * d0 - v * d1)
+        larger = b.abs() + (b.square() + 4 * v * w).sqrt()
+        below = torch.where(b < 0, larger, 2 * v)
+        above = torch.where(b < 0, 2 * w, larger)
+        x = torch.where(inside, x0 + width * (below / (below + above)), y)
+        far = torch.where(inside, torch.maximum(x0.abs(), x1.abs()), y.abs())
+        return x, self._error(*(t.detach() for t in (x, y, far, *params)))
+
+    def _error(self, x: Tensor, y: Tensor, far: Tensor, *params: Tensor) -> Tensor:
+        """Zero where ``|f(x) - y|`` is at rounding level, else that residual.
+
+        x is a difference from the ends of its bin, of which the larger in magnitude is ``far``.
+        """
+        value, log_slope = self.evaluate(x, *params)
+        eps = torch.finfo(y.dtype).eps
+        size = y.abs().clamp(min=1)
+        rounding = 32 * eps * size + 8 * eps * far * log_slope.exp()
+        residual = (value - y).abs()
+        return torch.where(residual <= rounding.minimum(4 * eps**0.5 * size), 0.0, residual)
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}, bound={self.bound}"
