@@ -59,7 +59,8 @@ class Graph:
     def __init__(self, function: ValueAndGrad, example: Tensor) -> None:
         self.count = len(example)
         with FailedFactorsAreNaN():
-            module = make_fx(function)(example)
+            # The graph of a function with annotations would name them.
+            module = make_fx(lambda u: function(u))(example)
         self.constants = _constants_to_inputs(module)
         self.module: Callable[..., Any] = module
         self._code = module.code

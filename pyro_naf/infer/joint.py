@@ -130,15 +130,11 @@ class Joint:
     def value_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Log-density ``(N,)`` and gradient ``(N, D)``; -inf and 0 where one is not finite."""
         if self.graph is not None:
-            value, grad = self.graph(u.detach())
-        else:
-            u = u.detach().requires_grad_()
-            with torch.enable_grad():
-                value = self.uncaptured(u)
-            grad = _gradient(value, u)
-            value = value.detach()
-        usable = value.isfinite() & grad.isfinite().all(-1)
-        return torch.where(usable, value, -torch.inf), torch.where(usable[:, None], grad, 0.0)
+            return self.graph(u.detach())
+        u = u.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self.uncaptured(u)
+        return _usable(value.detach(), _gradient(value, u))
 
     def capture(self, count: int = 64) -> None:
         """Capture value and gradient at ``count`` points as a graph, where that is possible."""
@@ -149,7 +145,7 @@ class Joint:
             over_lanes = RUNGS[self.rung](torch.func.grad_and_value(self._log_density))
             grads, value = over_lanes(self.split(u))
             grad = torch.cat([grads[name].reshape(len(u), -1) for name in self.sites], -1)
-            return self._finite(value), grad
+            return _usable(self._finite(value), grad)
 
         example = self.start + 0.1 * torch.randn(count, self.dim).to(self.start)
         try:
@@ -444,6 +440,12 @@ class _Density(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph
             (grad,) = torch.autograd.grad(ctx.joint.uncaptured(u).sum(), u, create_graph=True)
         return cotangent[:, None] * grad, None
+
+
+def _usable(value: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and gradients, -inf and 0 where one of the two is not finite."""
+    usable = value.isfinite() & grad.isfinite().all(-1)
+    return torch.where(usable, value, -torch.inf), torch.where(usable[:, None], grad, 0.0)
 
 
 def _gradient(value: Tensor, u: Tensor) -> Tensor:

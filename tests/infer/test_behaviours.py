@@ -174,7 +174,7 @@ def test_jit_traced_elbos_follow_the_weights(make: Any) -> None:
             assert losses[-30:].median() < losses[:30].median()
 
 
-@every_guide
+@our_guides
 def test_latents_in_a_sequential_plate_are_taken(make: Any) -> None:
     def model() -> None:
         for i in pyro.plate("plate", 2):
