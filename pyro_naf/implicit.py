@@ -1,4 +1,4 @@
-"""Derivatives of a root, in reverse and forward mode, and the search for it under ``torch.func``."""
+"""Derivatives of a root in both modes, and the search for it under ``torch.func``."""
 
 from __future__ import annotations
 

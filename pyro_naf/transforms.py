@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .caching import Evaluation, Memory
 from .checks import check_integers
-from .conditioners import MADE, as_conditioner, check_overrides, is_unchanged, sweep
+from .conditioners import MADE, as_conditioner, sweep
+from .conditioners.protocol import check_overrides, is_unchanged
 from .kernels.modes import needs_plain_operations
 from .overrides import has_hooks, redefined, refuse
 from .rootfinding import RootNotFoundError, check_roots

@@ -1,15 +1,9 @@
 """Autoregressive conditioners: x_{<t} (and a context) to the pseudo-parameters of dimension t."""
 
 from .made import MADE
-from .protocol import Sweep, check_overrides, is_unchanged, sweep
-from .pyro_adapter import PyroConditioner, as_conditioner
+from .protocol import Sweep as Sweep
+from .protocol import sweep as sweep
+from .pyro_adapter import PyroConditioner
+from .pyro_adapter import as_conditioner as as_conditioner
 
-__all__ = [
-    "MADE",
-    "PyroConditioner",
-    "Sweep",
-    "as_conditioner",
-    "check_overrides",
-    "is_unchanged",
-    "sweep",
-]
+__all__ = ["MADE", "PyroConditioner"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Generator
 from typing import Any
 
@@ -50,8 +49,10 @@ def is_unchanged(conditioner: Any) -> bool:
     """
     if not isinstance(conditioner, nn.Module):
         return True
-    cls: Any = type(conditioner)
-    own, changed = _methods(cls)
+    cls = type(conditioner)
+    if cls not in _methods:
+        _methods[cls] = _look_at(cls)
+    own, changed = _methods[cls]
     return not (changed or has_hooks(conditioner) or not own.isdisjoint(conditioner.__dict__))
 
 
@@ -67,8 +68,11 @@ def check_overrides(conditioner: Any) -> None:
         raise refuse(cls, frozenset({"sweep"}), "forward")
 
 
-@functools.cache
-def _methods(cls: Any) -> tuple[frozenset[str], bool]:
+#: By class what :func:`_look_at` found; a compiler follows no ``functools.cache``.
+_methods: dict[type, tuple[frozenset[str], bool]] = {}
+
+
+def _look_at(cls: type) -> tuple[frozenset[str], bool]:
     """Methods of the class that defines ``sweep``, and whether a subclass of it redefines any."""
     at = _definer(cls, "sweep")
     own = {"__call__"}

@@ -106,9 +106,9 @@ class InverseTracedError(NotImplementedError):
     def __init__(self, transformer: Transformer) -> None:
         super().__init__(
             f"the inverse of {type(transformer).__name__} searches for as many steps as the values "
-            "need, so it cannot be traced or exported; trace the direction that is one pass: log_prob "
-            "of a density [flow.inv], or samples of a guide [flow] with their own log_prob, which "
-            "needs no inverse where the transforms around the flow have cache_size=1"
+            "need, so it cannot be traced or exported; trace the direction that is one pass: the "
+            "log_prob of a density [flow.inv], or draws of a guide [flow] and their own log_prob, "
+            "which needs no inverse where the transforms around the flow have cache_size=1"
         )
 
 
