@@ -1,182 +1,174 @@
-"""The cache of an autoregressive flow: one evaluation, remembered only while it is still true."""
+"""The last evaluation of a flow, remembered for its fresh sample and for as long as it holds."""
 
 from __future__ import annotations
 
+import operator
 import weakref
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-#: How far the search for a round trip looks back; an affine map and its inverse take ten nodes.
-_MAX_NODES = 256
+from .kernels.modes import (
+    current_modes,
+    needs_plain_operations,
+    outlives_its_level,
+    saves_elsewhere,
+)
+
+#: Elements of each parameter that are compared within an autograd graph. Versions tell recorded
+#: writes there; fused optimisers and ``.data`` change no version, but do not spare 1,024 elements.
+_COMPARED = 1 << 10
 
 
 class Evaluation(NamedTuple):
-    """``y = f(x)`` with its log-determinant, and the state of the world in which that holds."""
+    """``y = f(x)`` with the log-determinant of f at x."""
 
     x: Tensor
     y: Tensor
-    log_det: Tensor | None
-    state: tuple[object, ...]
-    #: All that the evaluation depends on; held, since the state tells tensors by their ids.
-    tensors: tuple[Tensor, ...]
-    #: Tensors of the user's with copies of them: numpy and ``.data`` write past the versions.
-    copies: tuple[tuple[Tensor, Tensor], ...]
+    log_det: Tensor
 
 
-class Cache:
-    """The last evaluation of a module, for as long as it holds.
+class Memory:
+    """One evaluation ``y = f(x)`` of a flow, given back for the tensor objects x and y alone.
 
-    It ends when x, y, the context, a parameter or a buffer changes, with the grad mode, autocast
-    or the training mode, and at the first backward pass: that frees the graph, and an optimiser
-    may follow (Pyro's write through ``.data``, which changes no version).
+    It is given back while x, y, the context, the parameters and the buffers are the same objects
+    with the same contents, in the same modes of torch, until a backward pass frees the graph.
     """
 
     def __init__(self) -> None:
-        self._last: Evaluation | None = None
+        self.forget()
 
     def forget(self) -> None:
-        """Drops the last evaluation."""
-        self._last = None
+        """Drop the evaluation."""
+        self._last: Evaluation | None = None
+        self._state: _State | None = None
+        self._inverted = False
 
-    def recall(
-        self, module: nn.Module, context: Tensor | None, *, x: Any = None, y: Any = None
-    ) -> Evaluation | None:
-        """The last evaluation, if it was of this x (or gave this y) and still holds."""
-        last = self._last
-        if last is None or torch.compiler.is_compiling():
-            return None
-        known = x is last.x or (y is not None and y is last.y)
-        if not known and (y is None or y.shape != last.y.shape or y.dtype != last.y.dtype):
-            return None
-        if last.state != _state(module, (last.x, last.y, *_dependencies(module, context))):
-            return None
-        if not all(torch.equal(tensor, copy) for tensor, copy in last.copies):
-            return None
-        return last if known or is_same_point(y, last.y) else None
-
-    def remember(
-        self,
-        module: nn.Module,
-        context: Tensor | None,
-        x: Tensor,
-        y: Tensor,
-        log_det: Tensor | None,
-    ) -> Evaluation:
-        """Makes ``y = f(x)`` the last evaluation; returns it."""
-        if torch.compiler.is_compiling():
-            return Evaluation(x, y, log_det, (), (), ())
-        tensors = (x, y, *_dependencies(module, context))
-        state = _state(module, tensors)
-        copies = tuple((t, t.detach().clone()) for t in (x, y, context) if _is_shared(t))
-        evaluation = Evaluation(x, y, log_det, state or (), tensors, copies)
-        self._last = None if state is None else evaluation
-        if torch.is_grad_enabled():
-            self._forget_at_backward(x, y, log_det)
-        return evaluation
-
-    def _forget_at_backward(self, *tensors: Tensor | None) -> None:
+    def remember(self, module: nn.Module, context: Tensor | None, last: Evaluation) -> None:
+        """Keep this evaluation in place of the one before."""
+        self.forget()
+        if torch.compiler.is_compiling() or saves_elsewhere() or outlives_its_level(last.y):
+            return
+        self._last, self._state = last, _State(module, context, last)
         this = weakref.ref(self)
 
         def forget(_: object) -> None:
-            if (cache := this()) is not None:
-                cache.forget()
+            memory = this()
+            if memory is not None and memory._last is last:
+                memory.forget()
 
-        for t in tensors:
-            if t is not None and t.grad_fn is not None:
+        for t in (last.y, last.log_det):
+            if t.grad_fn is not None:
                 t.grad_fn.register_prehook(forget)
+
+    def preimage(self, module: nn.Module, context: Tensor | None, y: Tensor) -> Tensor | None:
+        """The x whose evaluation made the tensor object y, or None."""
+        if self._last is None or y is not self._last.y or not self._holds(module, context):
+            return None
+        self._inverted = True
+        return self._last.x
+
+    def image(self, module: nn.Module, context: Tensor | None, x: Tensor) -> Tensor | None:
+        """The y that :meth:`preimage` has traced back to the tensor object x, or None."""
+        last = self._last
+        if last is None or not self._inverted or x is not last.x:
+            return None
+        return last.y if self._holds(module, context) else None
+
+    def log_det(
+        self, module: nn.Module, context: Tensor | None, x: Tensor, y: Tensor
+    ) -> Tensor | None:
+        """The log-determinant at the tensor object x, if y came from it, or None."""
+        last = self._last
+        if last is None or x is not last.x or y is not last.y:
+            return None
+        return last.log_det if self._holds(module, context) else None
+
+    def _holds(self, module: nn.Module, context: Tensor | None) -> bool:
+        if torch.compiler.is_compiling() or saves_elsewhere() or self._last is None:
+            return False
+        return self._state is not None and self._state.holds(module, context)
 
     def __getstate__(self) -> dict[str, None]:
         # Autograd graphs can be neither copied nor pickled.
-        return {"_last": None}
+        return {}
+
+    def __setstate__(self, state: dict[str, None]) -> None:
+        self.forget()
 
 
-def _dependencies(module: nn.Module, context: Tensor | None) -> list[Tensor]:
-    return _tensors(module) if context is None else [*_tensors(module), context]
+class _State:
+    """All that an evaluation depends on, as it was."""
+
+    def __init__(self, module: nn.Module, context: Tensor | None, last: Evaluation) -> None:
+        self.last = last
+        self.tensors, self.modes = self._tensors(module, context), current_modes(last.y)
+        in_graph = last.y.requires_grad and not any(t.is_inference() for t in self.tensors)
+        # Where torch records operations there are only objects: a comparison would be recorded.
+        follows = needs_plain_operations(last.y, autocast=False)
+        self.versions, self.values = in_graph and not follows, not follows
+        self.flags = self._flags(self.tensors)
+        self.views: list[Tensor] = []
+        if self.values:
+            most = _COMPARED if in_graph else None
+            self.views = [
+                _view(t, most)
+                for i, t in enumerate(self.tensors)
+                if i < 3 or not in_graph or isinstance(t, nn.Parameter)
+            ]
+        self.contents = _contents(self.views)
+
+    def holds(self, module: nn.Module, context: Tensor | None) -> bool:
+        """Whether all is as it was."""
+        if self.modes != current_modes(self.last.y):
+            return False
+        tensors = self._tensors(module, context)
+        return (
+            len(tensors) == len(self.tensors)
+            and all(map(operator.is_, tensors, self.tensors))
+            and self._flags(tensors) == self.flags
+            and all(map(torch.equal, _contents(self.views), self.contents))
+        )
+
+    def _tensors(self, module: nn.Module, context: Tensor | None) -> list[Tensor]:
+        tensors = [self.last.x, self.last.y]
+        if context is not None:
+            tensors.append(context)
+        self.training: list[bool] = []
+        _collect(module, tensors, self.training)
+        return tensors
+
+    def _flags(self, tensors: list[Tensor]) -> list[object]:
+        flags: list[object] = [*self.training, *(t.requires_grad for t in tensors)]
+        if self.values:
+            flags += [t.data_ptr() for t in tensors]
+        if self.versions:
+            flags += [t._version for t in tensors]
+        return flags
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
+def _collect(module: nn.Module, tensors: list[Tensor], training: list[bool]) -> None:
     """Parameters and buffers; ``module.parameters()`` makes names of them and takes ten times."""
-    found = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+    training.append(module.training)
+    for held in (module._parameters, module._buffers):
+        tensors += [t for t in held.values() if t is not None]
     for child in module._modules.values():
         if child is not None:
-            found += _tensors(child)
-    return found
+            _collect(child, tensors, training)
 
 
-def _is_shared(t: Tensor | None) -> TypeGuard[Tensor]:
-    """Whether somebody else may hold the memory of t and write to it unnoticed."""
-    if t is None or not t.is_leaf:
-        return False
-    # On a GPU numpy shares no memory, and a comparison would wait for the device.
-    return t.requires_grad or t.device.type == "cpu"
+def _view(t: Tensor, most: int | None) -> Tensor:
+    """The elements where they lie, or about ``most`` of them, evenly spread."""
+    t = t.detach()
+    if most is None or t.numel() <= most or not t.is_contiguous():
+        return t
+    return t.view(-1)[:: t.numel() // most]
 
 
-def _state(module: nn.Module, tensors: tuple[Tensor, ...]) -> tuple[object, ...] | None:
-    """The tensors with their versions, and the modes that a result depends on.
-
-    None when it cannot be told: inference tensors have no versions.
-    """
-    if torch.is_inference_mode_enabled() or any(t.is_inference() for t in tensors):
-        return None
-    versions = tuple((id(t), t._version, t.dtype, t.device, t.requires_grad) for t in tensors)
-    autocast = torch.is_autocast_enabled(tensors[0].device.type)
-    return (torch.is_grad_enabled(), module.training, autocast, *versions)
-
-
-def is_same_point(y: Tensor, known: Tensor) -> bool:
-    r"""Whether ``y`` is ``known`` after a trip through other transforms and back.
-
-    An outer transform without a cache of its own inverts a fresh sample into a tensor that is
-    new, but equal to rounding. Equality of values alone proves nothing: ``y`` must come from
-    ``known`` in the autograd graph, by a map whose derivative is the identity, and must not
-    depend on anything else to first order; that is tested with one vector-Jacobian product
-    through the outer transforms alone. (A detached copy fails: its preimage depends on the
-    flow's parameters, that of the sample does not.)
-    """
-    if y.grad_fn is None or known.grad_fn is None or torch._C._get_tracing_state():
-        return False
-    leaves = _leaves_before(y.grad_fn, known.grad_fn)
-    if leaves is None:
-        return False
-    # An affine map whose loc is a thousand times its scale loses that many units.
-    tolerance = 2048 * torch.finfo(y.dtype).eps * known.abs().clamp(min=1)
-    return bool(((y - known).abs() <= tolerance).all()) and _is_identity_in(y, known, leaves)
-
-
-def _leaves_before(node: object, stop: object) -> list[Tensor] | None:
-    """The leaf tensors that ``node`` depends on other than through ``stop``; None without it."""
-    stack, seen, leaves, found = [node], set(), [], False
-    while stack:
-        current = stack.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        if len(seen) > _MAX_NODES:
-            return None
-        if current is stop:
-            found = True
-        elif hasattr(current, "variable"):
-            leaves.append(current.variable)
-        else:
-            stack += [parent for parent, _ in current.next_functions if parent is not None]  # type: ignore[attr-defined]
-    return leaves if found else None
-
-
-def _is_identity_in(y: Tensor, known: Tensor, leaves: list[Tensor]) -> bool:
-    # Any cotangent without symmetry will do; a fixed one leaves the user's generators alone.
-    cotangent = torch.linspace(1, 2, y.numel(), dtype=y.dtype, device=y.device).sin().view(y.shape)
-    try:
-        of_known, *of_leaves = torch.autograd.grad(
-            y, [known, *leaves], cotangent, retain_graph=True, allow_unused=True
-        )
-    except RuntimeError:  # a backward pass has freed the graph: nothing can be shown any more
-        return False
-    small = torch.finfo(y.dtype).eps ** 0.5
-    total = float(cotangent.abs().sum() * known.detach().abs().amax().clamp(min=1))
-    return (
-        of_known is not None
-        and bool(torch.allclose(of_known, cotangent, rtol=small, atol=small))
-        and all(g is None or float(g.abs().max()) <= small * total for g in of_leaves)
-    )
+def _contents(views: list[Tensor]) -> list[Tensor]:
+    """A copy of all elements: one vector a device."""
+    parts: dict[torch.device, list[Tensor]] = {}
+    for view in views:
+        parts.setdefault(view.device, []).append(view.reshape(-1))
+    return [torch.cat(group) for group in parts.values()]

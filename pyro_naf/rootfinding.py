@@ -1,9 +1,8 @@
-"""Batched roots of increasing functions: bracketed Newton, with implicit gradients."""
+"""Batched roots of increasing functions: bracketed Newton. For derivatives see :mod:`.implicit`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,52 +91,6 @@ def find_root(
         last_step, step = step, torch.where(trusted, newton, bisection)
         x = torch.where(running, x + step, x)
     raise RootNotFoundError(int(running.sum()), len(root), float(residual[running].abs().max()))
-
-
-class ImplicitRoot(torch.autograd.Function):
-    r"""Attaches the gradient :math:`dx = (dy - d\tau) / \tau'` to a root found without it.
-
-    ``apply(root, y, value, log_slope)`` returns ``root``, where ``value`` and ``log_slope`` are
-    those of the transformer at the (detached) root, ``value`` recorded as a function of the
-    pseudo-parameters. Second derivatives are refused rather than silently wrong.
-    """
-
-    @staticmethod
-    def forward(root: Tensor, y: Tensor, value: Tensor, log_slope: Tensor) -> Tensor:
-        return root.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[3])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (log_slope,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the inverse of a flow has first derivatives only: create_graph=True is not for it"
-            )
-        grad_y = grad * torch.exp(-log_slope)
-        return None, grad_y, -grad_y, None
-
-
-def attach_gradient(root: Tensor, y: Tensor, value: Tensor, log_slope: Tensor) -> Tensor:
-    """The root, differentiable (once) through y and through f's value at the root.
-
-    All ``(N,)``; ``value`` is recorded as a function of the pseudo-parameters, ``log_slope`` not.
-
-    >>> cube = lambda x: (x**3, torch.log(3 * x**2))
-    >>> y = torch.tensor([8.0], dtype=torch.double, requires_grad=True)
-    >>> lo, hi = torch.tensor([0.1, 9.0]).double().split(1)
-    >>> root = find_root(cube, y.detach(), (), lo, hi)
-    >>> x = attach_gradient(root, y, *cube(root))
-    >>> x.backward()
-    >>> round(x.item(), 12), round(y.grad.item(), 12)
-    (2.0, 0.083333333333)
-    """
-    if not (y.requires_grad or value.requires_grad):
-        return root
-    return ImplicitRoot.apply(root, y, value, log_slope.detach())
 
 
 def check_roots(errors: Sequence[Tensor | None], dims: Sequence[int] | None = None) -> None:

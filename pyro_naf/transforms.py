@@ -17,10 +17,13 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-from .caching import Cache, Evaluation
+from .caching import Evaluation, Memory
 from .checks import check_integers
 from .conditioners import MADE, as_conditioner, sweep
+from .conditioners.protocol import check_overrides, is_unchanged
+from .kernels.modes import needs_plain_operations
 from .kernels.precision import at_least_float32, without_autocast
+from .overrides import has_hooks, redefined, refuse
 from .rootfinding import RootNotFoundError, check_roots
 from .transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Scaled, Transformer
 
@@ -42,6 +45,12 @@ __all__ = [
 ]
 
 
+#: The methods of a flow's three parts; who overrides one part overrides all.
+_VALUE = frozenset({"__call__", "_call", "_pass", "_finite_pass", "value_and_log_slope"})
+_INVERSE = frozenset({"_inv_call", "_inverse"})
+_LOG_DET = frozenset({"log_abs_det_jacobian"})
+
+
 class AutoregressiveFlow(TransformModule):
     r"""The general autoregressive flow :math:`y_t = \tau(c(x_{<t}), x_t)`.
 
@@ -50,8 +59,8 @@ class AutoregressiveFlow(TransformModule):
     together with the value. A guide uses ``[flow]``: sampling is one pass. A density model uses
     ``[flow.inv]``: scoring data is one pass. A NaN in ``x`` gives NaN, as everywhere in torch.
 
-    The last evaluation is remembered: asking for its log-determinant, or inverting its output,
-    costs nothing. It is forgotten when a parameter, the input or the grad mode changes.
+    The last evaluation ``y = flow(x)`` is remembered for these two tensors, while nothing has
+    changed: the log-determinant of a fresh sample, and its preimage, cost nothing.
 
     :param conditioner: :class:`~pyro_naf.conditioners.MADE`, Pyro's
         :class:`~pyro.nn.AutoRegressiveNN`, or any callable with ``input_dim`` and
@@ -79,6 +88,14 @@ class AutoregressiveFlow(TransformModule):
     sign = +1
     autoregressive = True
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        new = redefined(cls, AutoregressiveFlow)
+        for directions in (_VALUE, _INVERSE, _LOG_DET):
+            changed = new & (_VALUE | _INVERSE | _LOG_DET)
+            if changed and not changed & directions:
+                raise refuse(cls, changed, sorted(directions)[-1])
+
     def __init__(
         self, conditioner: Any, transformer: Transformer, *, context: Tensor | None = None
     ) -> None:
@@ -86,7 +103,8 @@ class AutoregressiveFlow(TransformModule):
         self.arn = as_conditioner(conditioner)
         self.transformer = transformer
         self.context = context
-        self._cache = Cache()
+        self._memory = Memory()
+        check_overrides(self.arn)
         _check_num_params(self.arn, transformer)
 
     @property
@@ -95,41 +113,52 @@ class AutoregressiveFlow(TransformModule):
         return self.arn.input_dim
 
     def __call__(self, x: Tensor) -> Tensor:
-        last = self._cache.recall(self, self.context, x=x)
-        return last.y if last is not None else self._evaluate(x).y
+        y = self._memory.image(self, self.context, x)
+        return self._call(x) if y is None else y
+
+    def _call(self, x: Tensor) -> Tensor:
+        y, log_slope = self._pass(x, sorted_slopes=False)  # a sum has no order
+        self._memory.remember(self, self.context, Evaluation(x, y, log_slope.sum(-1)))
+        return y
 
     def _inv_call(self, y: Tensor) -> Tensor:
-        last = self._cache.recall(self, self.context, y=y)
-        if last is None:
-            # A sweep's products have other shapes than a pass's: in 16 bits it would invert
-            # another map. The inverse is that of the flow in its parameters' precision.
-            with without_autocast(y):
-                x = self._inverse(y.to(at_least_float32(y).dtype))
-            self._cache.remember(self, self.context, x, y, None)
+        x = self._memory.preimage(self, self.context, y)
+        if x is not None:
             return x
-        return last.x
+        # A compiler leaves the search to Python.
+        compiles = torch.compiler.is_compiling()
+        inverse = torch.compiler.disable(self._inverse) if compiles else self._inverse
+        # A sweep's products have other shapes than a pass's: in 16 bits it would invert another
+        # map. The inverse is that of the flow in the precision of its parameters.
+        with without_autocast(y):
+            return inverse(y.to(at_least_float32(y).dtype))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         r""":math:`\log|\det \partial y/\partial x|` at ``x`` ``(..., D)``, shape ``(...)``."""
-        last = self._cache.recall(self, self.context, x=x)
-        if last is None or last.log_det is None:
-            # Never the caller's y: that is not known to be the image of x.
-            last = self._evaluate(x, None if last is None else last.y)
-        assert last.log_det is not None
-        return last.log_det
-
-    def _call(self, x: Tensor) -> Tensor:
-        return self._evaluate(x).y
+        log_det = self._memory.log_det(self, self.context, x, y)
+        # Of x alone: y is not known to be the image of x.
+        return self._pass(x, sorted_slopes=False)[1].sum(-1) if log_det is None else log_det
 
     def value_and_log_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""One pass, past the cache: y and :math:`\log \partial y_t/\partial x_t`, ``(..., D)``."""
         return self._pass(x, sorted_slopes=True)
 
     def _pass(self, x: Tensor, sorted_slopes: bool) -> tuple[Tensor, Tensor]:
-        """The same; log-slopes may stay in autoregressive order."""
+        """As :meth:`value_and_log_slope`; log-slopes may stay in autoregressive order.
+
+        An infinite x_t is its own image, with log-slope zero, and its successors see a zero: a
+        density is zero there, and not NaN.
+        """
         self._check(x, "x")
+        infinite = x.isinf()
+        if x.device.type == "cpu" and not needs_plain_operations(x) and not infinite.any():
+            return self._finite_pass(x, sorted_slopes)
+        y, log_slope = self._finite_pass(x.masked_fill(infinite, 0.0), sorted_slopes)
+        return torch.where(infinite, x, y), log_slope
+
+    def _finite_pass(self, x: Tensor, sorted_slopes: bool) -> tuple[Tensor, Tensor]:
         context = () if self.context is None else (self.context,)
-        if getattr(type(self.arn), "forward", None) is not MADE.forward or self.arn.is_natural:
+        if not (isinstance(self.arn, MADE) and is_unchanged(self.arn)) or self.arn.is_natural:
             return self.transformer(x, self.arn(x, *context))
         # Sorting x and y is cheaper than sorting the pseudo-parameters.
         x = self.arn.sort(x)
@@ -137,21 +166,11 @@ class AutoregressiveFlow(TransformModule):
         log_slope = self.arn.sort(log_slope, back=True) if sorted_slopes else log_slope
         return self.arn.sort(y, back=True), log_slope
 
-    def _evaluate(self, x: Tensor, y: Tensor | None = None) -> Evaluation:
-        """One pass, remembered. ``y`` is the image of ``x`` where it is known."""
-        value, log_slope = self._pass(x, sorted_slopes=False)  # a sum has no order
-        return self._cache.remember(
-            self, self.context, x, value if y is None else y, log_slope.sum(-1)
-        )
-
     def _inverse(self, y: Tensor) -> Tensor:
         self._check(y, "y")
-        _check_finite(y, "y")
-        if torch._C._get_tracing_state():
-            raise RuntimeError(
-                "the numerical inverse of an autoregressive flow cannot be traced by torch.jit; "
-                "give the transforms around the flow cache_size=1, so that it is not needed"
-            )
+        looks = not needs_plain_operations(y, autocast=False)
+        if looks:
+            _check_finite(y, "y")
         context, shape = self.context, y.shape
         if context is not None:
             shape = self.forward_shape(shape)
@@ -170,12 +189,26 @@ class AutoregressiveFlow(TransformModule):
             errors.append(error)
             if place < len(order) - 1:
                 phi = steps.send(x[dim])
-        check_roots(errors, order)
-        return torch.stack(x, -1).view(shape)
+        if looks:
+            check_roots(errors, order)
+        found = torch.stack(x, -1).view(shape)
+        if has_hooks(self.transformer):
+            self._check_hooks(found, y)
+        return found
+
+    @torch.no_grad()
+    def _check_hooks(self, x: Tensor, y: Tensor) -> None:
+        """Refuse an inverse that does not follow what hooks do to the transformer's output."""
+        off = (self._pass(x, sorted_slopes=False)[0] - y).abs() / y.abs().clamp(min=1)
+        if bool((off > torch.finfo(y.dtype).eps ** 0.5).any()):
+            raise NotImplementedError(
+                f"{type(self.transformer).__name__} has forward hooks that change its value, which "
+                "the inverse cannot follow; put the change into a subclass with its own preimage"
+            )
 
     def clear_cache(self) -> None:
-        """Forgets the last evaluation: needed only after writing to ``parameter.data`` by hand."""
-        self._cache.forget()
+        """Forgets the last evaluation, and frees its graph."""
+        self._memory.forget()
 
     def _apply(self, *args: Any, **kwargs: Any) -> AutoregressiveFlow:
         self.clear_cache()  # .to() and its kin replace the parameters' data
@@ -259,6 +292,7 @@ class ConditionalAutoregressiveFlow(ConditionalTransformModule):
         super().__init__()
         self.arn = as_conditioner(conditioner)
         self.transformer = transformer
+        check_overrides(self.arn)
         _check_num_params(self.arn, transformer)
 
     def condition(self, context: Tensor) -> AutoregressiveFlow:

@@ -1,4 +1,4 @@
-"""The bracketed root finder on functions that break plain Newton, and its implicit gradients."""
+"""The bracketed root finder on functions that break plain Newton."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_naf.rootfinding import Increasing, RootNotFoundError, attach_gradient, find_root
-
-
-def implicit_root(
-    f: Increasing, y: Tensor, params: tuple[Tensor, ...], lo: Tensor, hi: Tensor
-) -> Tensor:
-    """A root with its gradient, as the transformers put them together."""
-    root = find_root(f, y.detach(), tuple(p.detach() for p in params), lo, hi)
-    return attach_gradient(root, y, *f(root, *params))
+from pyro_naf.rootfinding import Increasing, RootNotFoundError, find_root
 
 
 def increasing(f: Callable[..., Tensor]) -> Increasing:
@@ -151,58 +143,3 @@ def test_error_can_be_located() -> None:
     error = RootNotFoundError(2, 5, 0.5).located(" in dimension 3")
     assert "in dimension 3 for 2 of 5 samples" in str(error)
     assert (error.failures, error.lanes, error.residual) == (2, 5, 0.5)
-
-
-# --------------------------------------------------------------------------------------- gradients
-
-
-def cubic(x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return a * x**3 + b * x, torch.log(3 * a * x**2 + b)
-
-
-def test_gradients_for_y_and_parameters_pass_gradcheck() -> None:
-    y = torch.randn(4).double().requires_grad_()
-    a, b = ((torch.rand(4) + 0.5).double().requires_grad_() for _ in range(2))
-    ends = torch.full((4,), 10.0).double()
-    assert torch.autograd.gradcheck(
-        lambda y, a, b: implicit_root(cubic, y, (a, b), -ends, ends), (y, a, b)
-    )
-
-
-def test_gradient_reaches_what_the_function_itself_holds() -> None:
-    # A transformer has parameters of its own beside the pseudo-parameters.
-    a = torch.tensor(2.0, dtype=torch.double, requires_grad=True)
-    y = torch.tensor([16.0], dtype=torch.double)
-    ends = torch.tensor([10.0], dtype=torch.double)
-
-    def f(x: Tensor) -> tuple[Tensor, Tensor]:
-        return a * x**3, torch.log(3 * a * x**2)
-
-    x = implicit_root(f, y, (), 0.1 * ends, ends)
-    x.sum().backward()
-    assert a.grad is not None
-    # x = (y / a)^(1/3), dx/da = -x / (3 a)
-    assert a.grad.item() == pytest.approx(-2 / 6)
-
-
-def test_no_graph_is_built_where_none_is_wanted() -> None:
-    y, a = torch.ones(3), torch.ones(3)
-    ends = torch.full((3,), 10.0)
-    assert not implicit_root(cubic, y, (a, a), -ends, ends).requires_grad
-    with torch.no_grad():
-        a = torch.ones(3, requires_grad=True)
-        assert not implicit_root(cubic, y, (a, a), -ends, ends).requires_grad
-
-
-@pytest.mark.parametrize("linear", [True, False])
-def test_second_derivatives_are_refused(linear: bool) -> None:
-    # Also where the loss is linear in the root, so that its cotangent is a constant.
-    y = torch.ones(3, dtype=torch.double, requires_grad=True)
-    a = torch.ones(3, dtype=torch.double)
-    ends = torch.full((3,), 10.0, dtype=torch.double)
-    x = implicit_root(cubic, y, (a, a), -ends, ends)
-    with pytest.raises(RuntimeError):
-        loss = x.sum() if linear else x.square().sum()
-        (first,) = torch.autograd.grad(loss, y, create_graph=True)
-        # A penalty on the gradient, beside a loss of which the gradient is fine.
-        (first.square().sum() + y.sum()).backward()

@@ -1,7 +1,9 @@
 """Autoregressive conditioners: x_{<t} (and a context) to the pseudo-parameters of dimension t."""
 
 from .made import MADE
-from .protocol import Sweep, sweep
-from .pyro_adapter import PyroConditioner, as_conditioner
+from .protocol import Sweep as Sweep
+from .protocol import sweep as sweep
+from .pyro_adapter import PyroConditioner
+from .pyro_adapter import as_conditioner as as_conditioner
 
-__all__ = ["MADE", "PyroConditioner", "Sweep", "as_conditioner", "sweep"]
+__all__ = ["MADE", "PyroConditioner"]

@@ -163,20 +163,26 @@ class MADE(nn.Module):
     def _in_order(self, x: Tensor, context: Tensor | None) -> Tensor:
         def linear(i: int, z: Tensor) -> Tensor:
             bias = self.biases[i] if i < last else last_bias
-            return masked_linear(z, self.weights[i], self._mask(i), bias, self._staircases[i])
+            return masked_linear(z, weights[i], self._mask(i), bias, self._staircases[i])
 
-        context, batch, last = self._check_context(context), x.shape[:-1], len(self.biases)
+        context, weights, last = self._check_context(context), self._weights(), len(self.biases)
         last_bias = self.output_bias.view(-1) if self.head is None else None
         if context is not None:
-            batch = torch.broadcast_shapes(context.shape[:-1], batch)
+            batch = torch.broadcast_shapes(context.shape[:-1], x.shape[:-1])
             x = torch.cat([context.expand(*batch, -1), x.expand(*batch, -1)], -1)
-        columns = x.reshape(batch.numel(), x.shape[-1]).t()
-        out = linear(last, self._features(columns, linear))
-        out = out.view(self.input_dim, len(out) // self.input_dim, batch.numel())
+        # No size is read as a number: a trace or an export is for batches of any size.
+        columns = x.reshape(-1, x.shape[-1]).t()
+        out = linear(last, self._features(columns, linear)).unflatten(0, (self.input_dim, -1))
         if self.head is not None:
             head = self.head.expand(self.input_dim, -1, -1)
             out = torch.baddbmm(self.output_bias.unsqueeze(-1), head, out)
-        return out.permute(2, 0, 1).reshape(*batch, self.input_dim, self.num_params)
+        return out.permute(2, 0, 1).reshape(*x.shape[:-1], self.input_dim, self.num_params)
+
+    def _weights(self) -> list[Tensor]:
+        """The weights, each read once: a parametrisation computes them anew at every reading."""
+        for hook in self.weights._forward_pre_hooks.values():  # torch.nn.utils.weight_norm
+            hook(self.weights, ())
+        return list(self.weights)
 
     def sweep(self, batch: int, context: Tensor | None = None) -> Sweep:
         """Evaluates the network one dimension at a time, each unit once.
@@ -190,16 +196,18 @@ class MADE(nn.Module):
             after each is sent the dimension's value ``(N,)``.
         """
         context = self._check_context(context)
+        # The masks beside the order of rows and columns: somebody may have zeroed more.
+        weights = [weight * self._mask(i) for i, weight in enumerate(self._weights())]
         # ends[i][d]: how many units of hidden layer i have a degree of at most d.
         ends = [cumulative(degrees, self.input_dim) for degrees in self._degrees]
-        seen = [_Rows(weight.shape[1], batch, weight) for weight in self.weights]
+        seen = [_Rows(weight.shape[1], batch, weight) for weight in weights]
 
         def linear(i: int, z: Tensor) -> Tensor:
             rows = slice(ends[i][place - 1] if place else 0, ends[i][place])
             z = seen[i].append(z)
-            return torch.addmm(self.biases[i][rows, None], self.weights[i][rows, : len(z)], z)
+            return torch.addmm(self.biases[i][rows, None], weights[i][rows, : len(z)], z)
 
-        outputs = self.weights[-1].unflatten(0, (self.input_dim, -1))
+        outputs = weights[-1].unflatten(0, (self.input_dim, -1))
         new = self.output_bias.new_empty(0, batch) if context is None else context.t()
         for place in range(self.input_dim):
             features = seen[-1].append(self._features(new, linear))
@@ -285,7 +293,8 @@ class _Rows:
 
     def __init__(self, most: int, batch: int, like: Tensor) -> None:
         # Without gradients they are written side by side; autograd needs every stage as it was.
-        self.space = None if torch.is_grad_enabled() else like.new_empty(most, batch)
+        side_by_side = not (torch.is_grad_enabled() or needs_plain_operations(like))
+        self.space = like.new_empty(most, batch) if side_by_side else None
         self.known = like.new_empty(0, batch)
 
     def append(self, new: Tensor) -> Tensor:

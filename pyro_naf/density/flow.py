@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 
@@ -56,11 +57,19 @@ class NormalizingFlow(nn.Module):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``.
 
+        It is -inf at an infinite x, and NaN where x is NaN.
+
         :raises NotImplementedError: where that needs an inverse which the layers do not have.
         """
+        if self.sampling and self.no_inverse is not None:
+            raise NotImplementedError(self.no_inverse)
+        infinite = x.isinf()
+        log_prob = self._log_prob(x.masked_fill(infinite, 0.0), context)
+        nowhere = infinite.any(-1) & ~x.isnan().any(-1)
+        return log_prob.masked_fill(nowhere, -torch.inf)
+
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         if self.sampling:
-            if self.no_inverse is not None:
-                raise NotImplementedError(self.no_inverse)
             return self.distribution(context).log_prob(x)
         x, log_det = self._through(x, context)
         return self.base.log_prob(x, context) + log_det

@@ -11,7 +11,20 @@ from ..checks import check_integers
 from ..kernels.precision import without_autocast
 
 
-class LULinear(TransformModule):
+class _Linear(TransformModule):
+    """A layer of R^D to R^D."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    @property
+    def sign(self) -> int:
+        """Unknown, as torch says with an error of a kind that ends torch.jit.trace."""
+        raise AttributeError(f"the sign of {type(self).__name__} is not known")
+
+
+class LULinear(_Linear):
     r"""An invertible linear map with a shift, :math:`y = L U P x + b`.
 
     P is a random permutation, fixed; L is lower triangular with a unit diagonal, U upper triangular
@@ -28,9 +41,6 @@ class LULinear(TransformModule):
     True
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
     permutation: Tensor
 
     def __init__(self, input_dim: int) -> None:
@@ -64,7 +74,7 @@ class LULinear(TransformModule):
         return self.log_diagonal.sum().expand(x.shape[:-1])
 
 
-class Diagonal(TransformModule):
+class Diagonal(_Linear):
     r"""Scale and shift of every dimension, :math:`y = e^s \odot x + b`, the identity at start.
 
     The NAF paper ends its flows with one.
@@ -74,10 +84,6 @@ class Diagonal(TransformModule):
     >>> Diagonal(3)(torch.ones(5, 3)).shape
     torch.Size([5, 3])
     """
-
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
 
     def __init__(self, input_dim: int) -> None:
         super().__init__()
@@ -96,16 +102,12 @@ class Diagonal(TransformModule):
         return self.log_scale.sum().expand(x.shape[:-1])
 
 
-class Reversal(TransformModule):
+class Reversal(_Linear):
     """The dimensions in reverse, so that the next autoregressive layer reads them from the end.
 
     >>> Reversal()(torch.tensor([1.0, 2.0, 3.0]))
     tensor([3., 2., 1.])
     """
-
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
 
     def _call(self, x: Tensor) -> Tensor:
         return x.flip(-1)

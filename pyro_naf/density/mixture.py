@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..checks import check_integers
 from ..conditioners import sweep
+from ..implicit import attach_gradient
 from ..kernels.precision import at_least_float32, without_autocast
-from ..rootfinding import attach_gradient
 from ..transformers.base import log_sum_exp, positive
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
@@ -133,12 +133,14 @@ class AutoregressiveMixture(nn.Module):
             k = torch.multinomial(log_weights.exp(), 1)
             mean, scale = (t.gather(-1, k).squeeze(-1) for t in (means, scales))
             z = mean + scale * torch.randn_like(mean)
-        if not (torch.is_grad_enabled() and means.requires_grad):
-            return z
+        level = self._level(z, log_weights, means, scales)[0].detach()
+        return attach_gradient(self._level, z, level, log_weights, means, scales)
+
+    def _level(self, z: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
+        """The distribution function at z, and the logarithm of its slope, the density."""
+        log_weights, means, scales = params
         below = torch.special.ndtr((z.unsqueeze(-1) - means) / scales)
-        level = (log_weights.exp() * below).sum(-1)
-        log_density = self._log_density(z, log_weights, means, scales)
-        return attach_gradient(z, torch.zeros_like(z), level, log_density)
+        return (log_weights.exp() * below).sum(-1), self._log_density(z, *params)
 
     def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """The mixture as a Pyro distribution, of the context's batch shape."""

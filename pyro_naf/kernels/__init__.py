@@ -106,7 +106,7 @@ def choose(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> str:
         fast = "triton" if x.device.type == "cuda" and runs_triton(x.device) else "plain"
         name = "eager" if on_cpu else fast
     supported = x.device == phi.device and x.dtype in (torch.float, torch.double)
-    if name == "plain" or not supported:
+    if name == "plain" or not (supported and transformer.has_kernels):
         return "plain"
     if name == "triton":
         return _choose_triton(transformer, x, phi)

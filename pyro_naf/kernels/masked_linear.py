@@ -49,8 +49,9 @@ def masked_linear(
 
 
 def _plain(z: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-    weight = weight * mask
-    return weight @ z if bias is None else torch.addmm(bias.unsqueeze(-1), weight, z)
+    product = (weight * mask) @ z
+    # addmm would be one operation, but torch.jit's symbolic derivative of it fails under a trace.
+    return product if bias is None else product + bias.unsqueeze(-1)
 
 
 class _Staircase(torch.autograd.Function):

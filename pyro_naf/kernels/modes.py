@@ -11,6 +11,27 @@ from torch.autograd import forward_ad
 
 _INFRA_MODES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
 
+#: Absent before torch 2.8: there hooks are not seen.
+_top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
+
+
+def current_modes(x: Tensor) -> tuple[object, ...]:
+    """Every mode that changes what an operation on x gives, to be compared with ``==``.
+
+    Gradients and autocast on or off, then the tracer, the dispatch modes, the levels of
+    ``torch.func`` and of forward-mode derivatives, and whether a CUDA graph records.
+    """
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled(x.device.type),
+        torch._C._get_tracing_state(),
+        *(torch._C._get_dispatch_mode(mode) for mode in _INFRA_MODES),
+        torch._C._functorch.maybe_current_level(),
+        forward_ad._current_level,
+        x.is_cuda and torch.cuda.is_current_stream_capturing(),
+    )
+
 
 def needs_plain_operations(x: Tensor, *, autocast: bool = True) -> bool:
     """Whether something looks into, or rewrites, the operations on x one by one.
@@ -22,13 +43,31 @@ def needs_plain_operations(x: Tensor, *, autocast: bool = True) -> bool:
     :param autocast: whether autocast counts.
     """
     return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
+        values_are_unknown()
         or torch._C._functorch.maybe_current_level() is not None
-        or any(torch._C._get_dispatch_mode(mode) is not None for mode in _INFRA_MODES)
         or forward_ad._current_level >= 0
         or (autocast and torch.is_autocast_enabled(x.device.type))
     )
+
+
+def values_are_unknown() -> bool:
+    """Whether operations are recorded for other inputs than these: no step may depend on values."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or any(torch._C._get_dispatch_mode(mode) is not None for mode in _INFRA_MODES)
+    )
+
+
+def saves_elsewhere() -> bool:
+    """Whether hooks take what autograd saves, as those of ``torch.utils.checkpoint`` do."""
+    return _top_hooks(True) is not None
+
+
+def outlives_its_level(x: Tensor) -> bool:
+    """Whether x, inside a transformation of ``torch.func``, is a tensor from outside of it."""
+    level = torch._C._functorch.maybe_current_level()
+    return level is not None and torch._C._functorch.maybe_get_level(x) != level
 
 
 def needs_plain_backward(*grads: Tensor) -> bool:
@@ -41,7 +80,7 @@ def needs_plain_backward(*grads: Tensor) -> bool:
 
 
 def plain_gradients(
-    plain: Callable[..., tuple[Tensor, Tensor]],
+    plain: Callable[..., tuple[Tensor, ...]],
     inputs: Sequence[Tensor],
     grads: Sequence[Tensor],
     *constants: Any,

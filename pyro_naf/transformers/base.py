@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from .. import kernels
 from ..checks import check_integers
+from ..implicit import attach_gradient, search_once
 from ..kernels.dsf import SOFTPLUS_THRESHOLD
 from ..kernels.eager import Formula
+from ..kernels.modes import needs_plain_operations, values_are_unknown
 from ..kernels.precision import in_float32
-from ..rootfinding import attach_gradient, check_roots, find_root
+from ..overrides import parent, redefined, refuse
+from ..rootfinding import check_roots, find_root
 
 
 class Transformer(nn.Module):
@@ -27,6 +33,12 @@ class Transformer(nn.Module):
     """
 
     num_params: int
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        base = parent(cls, Transformer)
+        if base.evaluate is not Transformer.evaluate:
+            _check_directions(cls, base)
 
     def constrain(self, phi: Tensor) -> tuple[Tensor, ...]:
         """Maps unconstrained pseudo-parameters ``(..., P)`` to those that the formula uses."""
@@ -68,17 +80,86 @@ class Transformer(nn.Module):
 
         The error ``(N,)`` is zero where the root was found; None says that it was everywhere.
         Looking makes the host wait for the device: once for a whole flow, not once a dimension.
+
+        :raises InverseTracedError: where the search would be recorded for other inputs.
         """
-        root, error = self.root(y.detach(), phi.detach())
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (y, phi, *self.parameters())):
-            root = attach_gradient(root, y, *self(root, phi))
-        return root, error
+        if values_are_unknown():
+            raise InverseTracedError(self)
+        own, error = dict(self.named_parameters()), None
+        if needs_plain_operations(y, autocast=False):
+            held = own | dict(self.named_buffers())
+            search = _as_function(self, "_found", list(held))
+            root = search_once(search, 2, y, phi, *held.values())
+        else:
+            root, error = self.root(y.detach(), phi.detach())
+        f = _as_function(self, "__call__", list(own))
+        return attach_gradient(f, root, y, phi, *own.values()), error
+
+    def _found(self, y: Tensor, phi: Tensor) -> Tensor:
+        root, error = self.root(y, phi)
+        check_roots([error])
+        return root
 
     @torch.no_grad()
     def root(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
         """:meth:`preimage` without gradients."""
         params = self.constrain(phi)
         return find_root(self.evaluate, y, params, *self.bracket(y, *params)), None
+
+
+class InverseTracedError(NotImplementedError):
+    """A numerical inverse that torch.jit, make_fx or torch.export were to record."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__(
+            f"the inverse of {type(transformer).__name__} searches for as many steps as the values "
+            "need, so it cannot be traced or exported; trace the direction that is one pass: the "
+            "log_prob of a density [flow.inv], or draws of a guide [flow] and their own log_prob, "
+            "which needs no inverse where the transforms around the flow have cache_size=1"
+        )
+
+
+class _Method(nn.Module):
+    def __init__(self, transformer: Transformer, name: str) -> None:
+        super().__init__()
+        self.transformer, self.name = transformer, name
+
+    def forward(self, x: Tensor, phi: Tensor) -> Any:
+        return getattr(self.transformer, self.name)(x, phi)
+
+
+def _as_function(transformer: Transformer, method: str, names: Sequence[str]) -> Callable[..., Any]:
+    """``f(x, phi, *own)``: a method with these tensors in place of the transformer's own."""
+    if not names:
+        return getattr(transformer, method)
+    module, names = _Method(transformer, method), [f"transformer.{name}" for name in names]
+
+    def called(x: Tensor, phi: Tensor, *own: Tensor) -> Any:
+        return functional_call(module, dict(zip(names, own, strict=True)), (x, phi))
+
+    return called
+
+
+def _check_directions(cls: type, base: type[Transformer]) -> None:
+    """Refuse a subclass that changes a map without its inverse, or the inverse without the map.
+
+    The search for a root follows ``evaluate`` and ``constrain``; a closed form does not follow
+    ``evaluate``, and what has a ``plain`` of its own follows neither.
+    """
+    new = redefined(cls, Transformer)
+    inverse = new & {"preimage", "root", "inverse"}
+    value = new & {"forward", "plain"}
+    formula = new & {"evaluate"}
+    if base.plain is not Transformer.plain:
+        formula |= new & {"constrain"}
+        if formula and "plain" not in new:
+            raise refuse(cls, formula, "plain and preimage")
+    if base.preimage is not Transformer.preimage:
+        value, inverse = value | formula, inverse | (new & {"bracket"})
+    if value and not inverse & {"preimage", "root"}:
+        raise refuse(cls, value, "preimage")
+    if inverse and not value | formula:
+        raise refuse(cls, inverse, "forward or evaluate")
 
 
 class SigmoidalTransformer(Transformer):
@@ -89,6 +170,14 @@ class SigmoidalTransformer(Transformer):
 
     name: str
     initial_biases: Tensor
+    #: Whether the kernels evaluate this class: not one that puts another formula in their place.
+    has_kernels = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        formula = {"constrain", "evaluate", "plain", "softplus_constants", "shared"}
+        if parent(cls, SigmoidalTransformer).evaluate is not Transformer.evaluate:
+            cls.has_kernels &= formula.isdisjoint(redefined(cls, SigmoidalTransformer))
 
     def __init__(self, hidden_units: int, min_slope: float, spread: float, kernel: str) -> None:
         super().__init__()
