@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(": ") if lines else ""
+    return lines[0][:500].rstrip(": ") if lines else ""
 
 
 def _describe(error: BaseException) -> str:

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -62,15 +62,22 @@ def numpy_file(path: str) -> Iterator[Any]:
     :raises OSError: when it cannot be opened.
     """
     with open_file(path) as file:
-        if file.read(6) == b"\x93NUMPY":
-            file.seek(0)
-            version = np.lib.format.read_magic(file)
-            read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
-            shape, _, dtype = read_header(file)
-            if math.prod(shape) * dtype.itemsize > os.fstat(file.fileno()).st_size:
-                raise ValueError(f"it is too short for its shape {shape}")
+        try:
+            _check_shape(file)
+            yield np.load(file, allow_pickle=False)
+        except OSError as error:  # of a damaged archive: places before the start of the file
+            raise ValueError(str(error)) from None
+
+
+def _check_shape(file: BinaryIO) -> None:
+    if file.read(6) == b"\x93NUMPY":
         file.seek(0)
-        yield np.load(file, allow_pickle=False)
+        version = np.lib.format.read_magic(file)
+        read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
+        shape, _, dtype = read_header(file)
+        if math.prod(shape) * dtype.itemsize > os.fstat(file.fileno()).st_size:
+            raise ValueError(f"it is too short for its shape {shape}")
+    file.seek(0)
 
 
 def member(archive: Any, name: str) -> Any:

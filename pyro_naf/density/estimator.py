@@ -38,6 +38,12 @@ DTYPES = {
 DRAWN = 8192
 
 
+def _names(names: Any, number: int) -> list[str] | None:
+    if names is None or len(names) == number and all(isinstance(name, str) for name in names):
+        return names
+    raise ValueError("its columns have other names")
+
+
 class _Limit(TorchFunctionMode):
     """No more numbers than these are computed: what a file says may be a network of any size."""
 
@@ -53,6 +59,15 @@ class _Limit(TorchFunctionMode):
         if self.left < 0:
             raise ValueError("its weights are too few")
         return found
+
+
+def _check_orders(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Integers are orders of columns, which may be others but must be orders."""
+    for name, t in own.items():
+        if not t.is_floating_point() and not torch.equal(
+            t.sort().values, given[name].sort().values
+        ):
+            raise ValueError(f"{name} is no order of the columns")
 
 
 class FlowDensity(nn.Module):
@@ -451,16 +466,22 @@ class FlowDensity(nn.Module):
         content = load(Path(path), "model", VERSION)
         try:
             density = cls._of_file(content)
+            _check_orders(density.state_dict(), content["state"])
             density.load_state_dict(content["state"])
+            if not ((density.scale > 0) & density.scale.isfinite() & density.loc.isfinite()).all():
+                raise ValueError("its moments are no numbers")
             density.data_dtype = DTYPES[content["data_dtype"]]
-            density.columns = content["columns"]
-            density.context_columns = content["context_columns"]
-            density.noise = content["noise"]
-            density.values = content.get("values", {})  # older files have none
+            density.columns = _names(content["columns"], density.input_dim)
+            density.context_columns = _names(content["context_columns"], density.context_dim)
+            density.noise = {int(i): float(step) for i, step in content["noise"].items()}
+            values = content.get("values", {})  # older files have none
+            density.values = {int(i): known.double() for i, known in values.items()}
+            if not {*density.values} <= {*density.noise} <= {*range(density.input_dim)}:
+                raise ValueError("its discrete columns differ")
             history = content["history"]
             density.history = None if history is None else History(**history)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [""])[0]
+            reason = (str(error).splitlines() or [""])[0][:300]
             raise ModelFileError(f"{path} does not hold a whole model: {reason}") from None
         return density.eval()
 

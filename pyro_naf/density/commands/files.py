@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,9 @@ from .. import archive, preparation
 
 #: What a cell without a value may hold, in lower case.
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
+
+#: Characters of a first line beyond which a quote in it begins no cell of several lines.
+LONGEST = 2**16
 
 SUFFIXES = (".npy", ".npz", ".csv", ".pt")
 
@@ -130,7 +133,7 @@ def _read_numpy(path: str) -> np.ndarray:
     except (OSError, CommandError):
         raise
     except Exception as error:  # what a reader of foreign bytes may raise is written nowhere
-        reason = (str(error).splitlines() or [""])[0]
+        reason = (str(error).splitlines() or [""])[0][:300]
         raise CommandError(f"{path} cannot be read: {reason}") from None
 
 
@@ -209,19 +212,20 @@ def _parse_csv(file: TextIO, path: str, header: bool | None) -> Table:
 
 def _first_record(file: TextIO) -> tuple[list[str], int]:
     """The lines of the first record that is not blank, and the number of lines before it."""
-    lines = list[str]()
-    for record in csv.reader(_kept(file, lines)):
-        if any(cell.strip() for cell in record):
+    before, line = 0, file.readline()
+    while line and not line.strip():
+        before, line = before + 1, file.readline()
+    lines, after = [line], file.tell()
+    # A cell of several lines is quoted; so many that it can be none, the quote is a sign of inches.
+    while sum(map(len, lines)) < LONGEST and sum(line.count('"') for line in lines) % 2:
+        if not (line := file.readline()):
             break
-    filled = next((i for i, line in enumerate(lines) if line.strip()), len(lines))
-    return lines[filled:], filled
-
-
-def _kept(file: TextIO, lines: list[str]) -> Iterator[str]:
-    # By readline: a file that is iterated over cannot say where it is.
-    for line in iter(file.readline, ""):
         lines.append(line)
-        yield line
+    else:
+        if sum(map(len, lines)) < LONGEST:
+            return lines, before
+    file.seek(after)
+    return lines[:1], before
 
 
 def _are_names(cells: Sequence[str]) -> bool:
