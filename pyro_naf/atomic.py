@@ -1,138 +1,128 @@
-"""Replace a folder or a file whole: an interrupted writer leaves either the old or the new one.
+"""Replace files whole: an interrupted writer leaves the old file or the new one, never a part.
 
-The new folder is written beside the old one under a hidden name; two renames then swap them. Only a
-kill between the two leaves neither in place, and the old one is put back by whoever comes next.
+The new content is written beside the old under a name that nobody can foresee, then renamed.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import shutil
-import signal
+import stat
 import sys
-import threading
-from collections.abc import Callable, Collection, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 if sys.platform != "win32":
     import fcntl
 
-if TYPE_CHECKING:
-    Buffer = bytes | memoryview
+_PREFIX = ".pyro-naf-"
+_UNFINISHED = re.compile(r"\.pyro-naf-([0-9a-f]{16}|folder-.{8})")
 
 
 class ReplacedFolder:
-    """A folder whose whole content is written anew each time.
+    """A folder whose files are replaced together.
 
     :param path: the folder; it may not exist yet. A symbolic link is followed.
-    :param owned: names of the files that may be replaced. Anything else in the folder is somebody
-        else's, and is never touched.
+    :param owned: names of the files that may be replaced, in the order in which they are: the one
+        that the others belong to comes last. Anything else in the folder is somebody else's.
     """
 
-    def __init__(self, path: str | os.PathLike[str], owned: Collection[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], owned: Sequence[str]) -> None:
         if not os.fspath(path):
             raise OSError("the name of the output folder is empty")
-        self.path = Path(os.path.realpath(path))
-        self.owned = frozenset(owned)
-        self._new = _beside(self.path)
-        self._old = self.path.parent / f".{self.path.name}.pyro-naf-old"
+        self.path, self.owned = Path(os.path.realpath(path)), tuple(owned)
 
     def check(self) -> None:
         """Find out before a long computation whether :meth:`replace` can work at its end.
 
-        Creates the parent folders, and clears up what a killed writer left.
+        Creates the parent folders.
 
-        :raises OSError: if the path is not a folder, cannot be written or cannot be renamed, or if
-            it holds a file that is not among those owned.
+        :raises OSError: if the path is not a folder or cannot be written, or if it holds anything
+            but the files that are owned.
         """
-        if self.path == Path.cwd():
-            raise OSError(f"{self.path} is the current folder; name one that can be replaced")
-        if os.path.ismount(self.path):
-            raise OSError(f"{self.path} is a mount point; name a folder inside it")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path.parent):
-            self._recover()
-            self._refuse_foreign()
-            self._new.mkdir()
-            self._new.rmdir()
+        self._refuse_foreign()
+        exists = self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with _locked(self.path):
+                os.rmdir(tempfile.mkdtemp(prefix=f"{_PREFIX}folder-", dir=self.path))
+        finally:
+            if not exists:
+                self.path.rmdir()
 
     def replace(self, write: Callable[[Path], None]) -> None:
-        """Replace the folder by what ``write(folder)`` puts into the empty folder it is given.
+        """Replace the owned files by those that ``write(folder)`` puts into an empty folder.
 
-        :raises OSError: as :meth:`check`, or whatever ``write`` raises; the old folder then stands.
+        Owned files that it does not write are removed. A kill in the instant of the renames leaves
+        some of the files old and some new, each of them whole.
+
+        :raises OSError: as :meth:`check`, or whatever ``write`` raises; the old files then stand.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path.parent):
-            self._recover()
-            self._new.mkdir()
+        self.path.mkdir(parents=True, exist_ok=True)
+        with _locked(self.path):
+            new = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}folder-", dir=self.path))
             try:
-                write(self._new)
+                write(new)
                 self._refuse_foreign()
-                with _signals_deferred():
-                    self._swap()
-            finally:
-                shutil.rmtree(self._new, ignore_errors=True)
-                if self.path.exists():
-                    shutil.rmtree(self._old, ignore_errors=True)
-
-    def _recover(self) -> None:
-        # Under the lock nobody else is writing: what lies here was left by a killed writer.
-        if self._old.exists():
-            if self.path.exists():
-                shutil.rmtree(self._old)
-            else:
-                self._old.rename(self.path)
-        if self._new.exists():
-            shutil.rmtree(self._new)
-        if self.path.is_dir():
-            # Its files may be replaced one by one too, under the folder's own lock.
-            with _locked(self.path):
                 for name in self.owned:
-                    _beside(self.path / name).unlink(missing_ok=True)
+                    if (new / name).exists():
+                        _keep_permissions(self.path / name, new / name)
+                        os.replace(new / name, self.path / name)
+                    else:
+                        (self.path / name).unlink(missing_ok=True)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
 
     def _refuse_foreign(self) -> None:
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return
         if not self.path.is_dir():
-            raise NotADirectoryError(f"{self.path} is a file, not a folder")
-        for entry in sorted(self.path.iterdir()):
-            if entry.name not in self.owned or entry.is_dir():
+            raise NotADirectoryError(f"{self.path} is {_kind(self.path)}, not a folder")
+        for entry in sorted(os.scandir(self.path), key=lambda entry: entry.name):
+            ours = entry.name in self.owned and entry.is_file(follow_symlinks=False)
+            if not ours and not _UNFINISHED.fullmatch(entry.name):
                 raise FileExistsError(
-                    f"{self.path} holds {entry.name}, which would be lost when the folder is "
-                    "replaced; name another folder"
+                    f"{self.path} holds {entry.name}, which is not of this program; name another "
+                    "folder"
                 )
 
-    def _swap(self) -> None:
-        replaces = self.path.exists()
-        if replaces:
-            self.path.rename(self._old)
-        try:
-            self._new.rename(self.path)
-        except OSError:
-            if replaces:
-                self._old.rename(self.path)
-            raise
 
+def check_file(path: str | os.PathLike[str]) -> Path:
+    """Find out before a long computation whether :func:`replace_file` may write there.
 
-def replace_file(path: str | os.PathLike[str], content: Buffer) -> None:
-    """Writes beside the file, then renames: a kill, or a full disk, leaves the old file as it was.
-
-    A symbolic link is followed; the parent folders are created.
-
-    :raises OSError: when it cannot be written; it names the file.
+    :returns: the file itself, where the path is a symbolic link to it.
+    :raises OSError: for an empty name, a folder, a device, a pipe or a socket.
     """
     if not os.fspath(path):
         raise OSError("the name of the output file is empty")
     real = Path(os.path.realpath(path))
+    if os.path.lexists(real) and not stat.S_ISREG(os.lstat(real).st_mode):
+        error = IsADirectoryError if real.is_dir() else FileExistsError
+        raise error(f"{path} is {_kind(real)}, not a file")
+    return real
+
+
+def replace_file(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
+    """Write a file beside the old one, then rename: a kill, or a full disk, leaves the old one.
+
+    A symbolic link is followed; the parent folders are created. The new file has the permissions
+    of the old one.
+
+    :raises OSError: when it cannot be written, or as :func:`check_file`; it names the file.
+    """
+    real = check_file(path)
     real.parent.mkdir(parents=True, exist_ok=True)
-    if real.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not a file")
-    new = _beside(real)
     with _locked(real.parent):
+        new = real.parent / f"{_PREFIX}{secrets.token_hex(8)}"
         try:
-            with open(new, "wb") as file:
+            # Exclusive: neither a file nor a link that somebody put there is written to.
+            with open(new, "xb") as file:
+                _keep_permissions(real, file.fileno() if os.chmod in os.supports_fd else new)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -144,42 +134,46 @@ def replace_file(path: str | os.PathLike[str], content: Buffer) -> None:
             new.unlink(missing_ok=True)
 
 
-def _beside(path: Path) -> Path:
-    """Where the new content is written before it takes the place of the old."""
-    return path.parent / f".{path.name}.pyro-naf-new"
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to read; a device, or a pipe without an end, is refused.
+
+    :raises OSError: so, or when it cannot be read.
+    """
+    real = Path(os.path.realpath(path))
+    if os.path.lexists(real) and not (real.is_file() or real.is_dir()):
+        raise OSError(f"{path} is {_kind(real)}, not a file")
+    return open(path, "rb")
+
+
+def _keep_permissions(old: Path, new: Path | int) -> None:
+    with suppress(FileNotFoundError):
+        os.chmod(new, stat.S_IMODE(os.lstat(old).st_mode) & 0o777)
+
+
+def _kind(path: Path) -> str:
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe"}
+    kinds |= {stat.S_IFSOCK: "socket", stat.S_IFLNK: "link to itself"}
+    return f"a {kinds.get(stat.S_IFMT(os.lstat(path).st_mode), 'device')}"
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's own lock, which the system releases if the process is killed."""
-    if sys.platform == "win32":  # has no such lock: two writers at the same instant may collide
+    """Hold the folder's own lock, which the system releases if the process is killed.
+
+    Nobody else is writing then, and what a killed writer left is removed.
+    """
+    if sys.platform == "win32":  # has no such lock: what a killed writer left stays
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            for entry in os.scandir(folder):
+                if not _UNFINISHED.fullmatch(entry.name):
+                    continue
+                is_folder = entry.is_dir(follow_symlinks=False)
+                (shutil.rmtree if is_folder else os.unlink)(entry)
         yield
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Let the signals that ask the process to stop wait until the block is done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers, and only it is interrupted by them
-        return
-    names = ("SIGINT", "SIGTERM", "SIGHUP")
-    pending: list[int] = []
-    before = {
-        number: signal.signal(number, lambda received, _: pending.append(received))
-        for number in (getattr(signal, name) for name in names if hasattr(signal, name))
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in dict.fromkeys(pending):
-            signal.raise_signal(number)

@@ -15,8 +15,6 @@ import os
 import sys
 import sysconfig
 import traceback
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +28,7 @@ from tqdm import tqdm
 import pyro_naf
 from pyro_naf import eight_schools
 from pyro_naf.atomic import ReplacedFolder
-from pyro_naf.command_line import CommandError, at_least
+from pyro_naf.command_line import CommandError, at_least, member, numpy_file
 from pyro_naf.density.commands import add_commands
 from pyro_naf.infer import draws, refine
 from pyro_naf.infer.joint import Joint
@@ -101,13 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = _first_line(error)
     except Exception as error:
         message = _describe(error)
-    print(f"pyro-naf: error: {message}", file=sys.stderr)
+    print(f"pyro-naf: error: {' '.join(message.splitlines())}", file=sys.stderr)
     return 2
 
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(": ") if lines else ""
+    return lines[0][:500].rstrip(": ") if lines else ""
 
 
 def _describe(error: BaseException) -> str:
@@ -185,22 +183,21 @@ def _import_model(spec: str) -> Callable[..., Any]:
 
 
 def _load_data(path: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    unreadable = (EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
-    with open(path, "rb") as file:  # numpy does not close a file that it cannot read
-        try:
-            archive = np.load(file, allow_pickle=False)
-        except unreadable:
+    data: dict[str, torch.Tensor] = {}
+    reading = None
+    try:
+        with numpy_file(path) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise CommandError(f"{path} is not an .npz file but a single array")
+            for reading in archive.files:
+                array = member(archive, reading)
+                data[reading] = _to_tensor(array, f"{reading!r} in {path}", dtype)
+    except (OSError, CommandError):
+        raise
+    except Exception as error:  # what a reader of foreign bytes may raise is written nowhere
+        if reading is None:
             raise CommandError(f"{path} is not a whole .npz file") from None
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise CommandError(f"{path} is not an .npz file but a single array")
-        data = {}
-        for name in archive.files:
-            try:
-                array = archive[name]
-            except unreadable as error:
-                reason = _first_line(error)
-                raise CommandError(f"cannot read {name!r} in {path}: {reason}") from None
-            data[name] = _to_tensor(array, f"{name!r} in {path}", dtype)
+        raise CommandError(f"cannot read {reading!r} in {path}: {_first_line(error)}") from None
     return data
 
 

@@ -1,10 +1,17 @@
-"""What the commands share: arguments, and errors that are one line."""
+"""What the commands share: arguments, arrays in files, and errors that are one line."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .atomic import open_file
 
 
 class CommandError(Exception):
@@ -40,3 +47,46 @@ def positive(text: str) -> float:
 def widths(text: str) -> tuple[int, ...]:
     """The type of an argument that lists positive integers, with commas between."""
     return tuple(at_least(1)(part) for part in text.split(","))
+
+
+#: Bytes that a compressed array may unpack to whatever its size; beyond, a hundred times its size.
+_UNPACKED = 2**28
+
+
+@contextmanager
+def numpy_file(path: str) -> Iterator[Any]:
+    """A .npy file's array, or a .npz file's archive for :func:`member`.
+
+    A file that says that it holds more than it does is refused before memory is taken for it.
+
+    :raises OSError: when it cannot be opened.
+    """
+    with open_file(path) as file:
+        try:
+            _check_shape(file)
+            yield np.load(file, allow_pickle=False)
+        except OSError as error:  # of a damaged archive: places before the start of the file
+            raise ValueError(str(error)) from None
+
+
+def _check_shape(file: BinaryIO) -> None:
+    if file.read(6) == b"\x93NUMPY":
+        file.seek(0)
+        version = np.lib.format.read_magic(file)
+        read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_{version[1]}")
+        shape, _, dtype = read_header(file)
+        if math.prod(shape) * dtype.itemsize > os.fstat(file.fileno()).st_size:
+            raise ValueError(f"it is too short for its shape {shape}")
+    file.seek(0)
+
+
+def member(archive: Any, name: str) -> Any:
+    """An array of a .npz file.
+
+    :raises ValueError: when it is compressed so that it would unpack to far more than the file.
+    """
+    infos = (i for i in archive.zip.infolist() if i.filename in (name, f"{name}.npy"))
+    for info in infos:
+        if info.file_size > max(_UNPACKED, 100 * info.compress_size):
+            raise ValueError(f"it would unpack to {info.file_size} bytes")
+    return archive[name]

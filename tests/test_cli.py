@@ -286,8 +286,8 @@ MISTAKES = {
     "refine user_models:stops": "KeyError: 'lost' (user_models.py, line ",
     "refine user_models:one --output user_models.py": "is a file, not a folder",
     "refine user_models:one --output user_models.py/x": "user_models.py",
-    "refine user_models:one --output .": "is the current folder",
-    "refine user_models:one --output /": "is a mount point",
+    "refine user_models:one --output .": "holds user_broken.py, which is not of this program",
+    "refine user_models:one --output /dev/null": "is a device, not a folder",
     f"refine user_models:one --output {'n' * 300}": "name too long",
 }
 

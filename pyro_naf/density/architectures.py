@@ -17,6 +17,7 @@ planar-K              K of Pyro's planar flows; no density of data
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -38,6 +39,7 @@ from ..transformers import (
     Transformer,
 )
 from ..transforms import AutoregressiveFlow, ConditionalAutoregressiveFlow
+from .archive import plain
 from .flow import NormalizingFlow
 from .linear import Diagonal, LULinear, Reversal
 from .mixture import AutoregressiveMixture, StandardNormal
@@ -146,7 +148,7 @@ def build(name: str, input_dim: int, context_dim: int = 0, **overrides: Any) -> 
     :param overrides: fields of :class:`Options`.
     :raises ValueError: for an unknown name, an option out of its range, or an architecture that
         takes no context.
-    :raises TypeError: for an unknown option.
+    :raises TypeError: for an unknown option, or one that no file could hold.
 
     >>> import torch
     >>> build("maf-dsf-2", 3, hidden_dims=[16]).log_prob(torch.randn(5, 3)).shape
@@ -158,7 +160,8 @@ def build(name: str, input_dim: int, context_dim: int = 0, **overrides: Any) -> 
     if unknown:
         known = ", ".join(field.name for field in fields(Options))
         raise TypeError(f"unknown option {unknown[0]!r} of {name}; there are: {known}")
-    parts = _Parts(input_dim, context_dim, Options(**overrides))
+    options = Options(**{key: plain(key, value) for key, value in overrides.items()})
+    parts = _Parts(operator.index(input_dim), operator.index(context_dim), options)
     if kind == "planar":
         return _planar(parts, number)
     if kind == "bnaf":

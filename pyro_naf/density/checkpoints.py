@@ -1,16 +1,15 @@
-"""Files of tensors: written whole or not at all, read without running any code."""
+"""Files of models and of training runs: written whole or not at all."""
 
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..atomic import replace_file
+from . import archive
 
 
 class ModelFileError(ValueError):
@@ -20,57 +19,41 @@ class ModelFileError(ValueError):
 def save(path: Path, content: dict[str, Any]) -> None:
     """Writes numbers, strings, lists, dicts and tensors; an older file stands until all is there.
 
+    :raises TypeError: for anything else among the content, by its name.
     :raises OSError: when the file cannot be written, a full disk among other reasons.
     """
+    written = {name: archive.plain(name, value, tensors=True) for name, value in content.items()}
     # torch.save to a path reports a full disk as a RuntimeError that names no cause.
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(written, buffer)
     replace_file(path, buffer.getbuffer())
 
 
-def load(path: Path, kind: str, version: int, device: torch.device | None = None) -> dict[str, Any]:
-    """What :func:`save` wrote, if it says that it is of this kind and version.
+def load(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """What :func:`save` wrote, if it says that it is of this kind and version, on the CPU.
 
     :raises ModelFileError: when it is truncated, foreign, or of another version.
     :raises OSError: when it cannot be read.
     """
-    data = io.BytesIO(path.read_bytes())
-    if not _is_whole(data):
-        raise ModelFileError(
-            f"{path} is not a {kind} of pyro_naf: it is truncated, or not such a file"
-        )
     try:
-        content = torch.load(data, map_location=device or "cpu", weights_only=True)
-    except Exception:  # what a reader of foreign bytes may raise is written nowhere
-        raise ModelFileError(
-            f"{path} is not a {kind} of pyro_naf: it holds more than tensors and numbers"
-        ) from None
+        content = archive.read(path)
+    except archive.NotTensorsError as error:
+        raise ModelFileError(f"{path} is not a {kind} of pyro_naf: {error}") from None
     if not isinstance(content, dict) or content.get("kind") != f"pyro_naf {kind}":
         raise ModelFileError(f"{path} is not a {kind} of pyro_naf")
     if content.get("version") != version:
         raise ModelFileError(
-            f"{path} is a {kind} of version {content.get('version')}, this pyro_naf reads version "
-            f"{version}"
+            f"{path} is a {kind} of version {content.get('version')!r:.20}, this pyro_naf reads "
+            f"version {version}"
         )
     return content
 
 
-def _is_whole(data: io.BytesIO) -> bool:
-    """Whether it is a zip archive, as torch's files are, with the checksums that it says."""
-    try:
-        with zipfile.ZipFile(data) as archive:
-            whole = archive.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError):
-        return False
-    data.seek(0)
-    return whole
-
-
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """The state of a training run."""
-    save(path, {"kind": "pyro_naf checkpoint", "version": 1, "state": state})
+    save(path, {"kind": "pyro_naf checkpoint", "version": 2, "state": state})
 
 
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """What :func:`save_checkpoint` wrote."""
-    return load(path, "checkpoint", 1, device)["state"]
+    return load(path, "checkpoint", 2)["state"]

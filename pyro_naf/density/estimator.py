@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -14,18 +15,59 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.transforms import AffineTransform
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from . import preparation
-from .architectures import Options, build
+from .architectures import Options, build, parse
+from .archive import plain
 from .checkpoints import ModelFileError, load, save
+from .flow import evaluating
 from .settings import History, Training
 from .training import log_probs, train
 
 #: Of the files that :meth:`FlowDensity.save` writes.
 VERSION = 1
 
+#: Dtypes of flows and of data, by name.
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+}
+
 #: Rows drawn at once by :meth:`FlowDensity.sample`.
 DRAWN = 8192
+
+
+def _names(names: Any, number: int) -> list[str] | None:
+    if names is None or len(names) == number and all(isinstance(name, str) for name in names):
+        return names
+    raise ValueError("its columns have other names")
+
+
+class _Limit(TorchFunctionMode):
+    """No more numbers than these are computed: what a file says may be a network of any size."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.left = numbers
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.left -= found.numel() if isinstance(found, Tensor) else 0
+        if self.left < 0:
+            raise ValueError("its weights are too few")
+        return found
+
+
+def _check_orders(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Integers are orders of columns, which may be others but must be orders."""
+    for name, t in own.items():
+        if not t.is_floating_point() and not torch.equal(
+            t.sort().values, given[name].sort().values
+        ):
+            raise ValueError(f"{name} is no order of the columns")
 
 
 class FlowDensity(nn.Module):
@@ -53,8 +95,8 @@ class FlowDensity(nn.Module):
     :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
     :ivar names: what messages of :meth:`fit` call the rows and the contexts.
     :ivar noise: width of the noise that was added to discrete columns before the fit, by column;
-        rows to be scored need it too, and draws are to be rounded down to ``noise_start`` and whole
-        multiples of it (the command line sees to both).
+        rows to be scored need it too (the command line sees to it).
+    :ivar values: the values that these columns can take, ascending, by column; draws are such.
 
     Source: Huang et al. 2018 [arXiv:1804.00779], section 6.2.
 
@@ -79,6 +121,7 @@ class FlowDensity(nn.Module):
     ) -> None:
         super().__init__()
         self.flow = build(architecture, input_dim, context_dim, **overrides)
+        # As they were given: scikit-learn's clone compares them by identity.
         self.input_dim, self.context_dim = input_dim, context_dim
         self.architecture, self.overrides = architecture, overrides
         # In double precision whatever the flow's: a year is 2020, its hours are 1e-4 of that.
@@ -91,7 +134,7 @@ class FlowDensity(nn.Module):
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
         self.noise: dict[int, float] = {}
-        self.noise_start: dict[int, float] = {}
+        self.values: dict[int, Tensor] = {}
 
     # ------------------------------------------------------------------------------------ fitting
 
@@ -141,28 +184,34 @@ class FlowDensity(nn.Module):
             **training,
         )
         rows = self.checked_rows(x, context, *self.names)
-        whole = rows[0]
+        whole = rows
         rows, held_out = self._split(rows, validation, options.seed)
-        n, taken = len(whole), len(whole) - len(rows[0])
+        n, taken = len(whole[0]), len(whole[0]) - len(rows[0])
         if n - taken < 2:
             raise ValueError(
                 f"{self.names[0]} must have at least 2 rows to train on, got {n} "
                 + ("rows" if n > 1 else "row")
                 + (f", of which {taken} held out for validation" if taken else "")
             )
-        self.data_dtype = whole.dtype
+        self.data_dtype = whole[0].dtype
         self._set_statistics(rows)
-        preparation.warn_of_atoms(whole, self.names[0], self.columns)
+        preparation.warn_of_atoms(whole[0], self.names[0], self.columns)
+        named = zip(whole, self.names, (self.columns, self.context_columns), strict=False)
+        for t, name, columns in named:
+            preparation.warn_of_outliers(t, name, columns)
         self.history = None
-        self.history = train(
-            self.flow,
-            self._standardised(rows),
-            None if held_out is None else self._standardised(held_out),
-            options,
-            on_evaluation,
-            offset=-float(self.scale.log().sum()),
-            model=self._description(),
-        )
+        try:
+            self.history = train(
+                self.flow,
+                self._standardised(rows),
+                None if held_out is None else self._standardised(held_out),
+                options,
+                on_evaluation,
+                offset=-float(self.scale.log().sum()),
+                model=self._description(),
+            )
+        finally:
+            self.eval()
         return self
 
     def checked_rows(self, x: Any, context: Any, x_name: str, context_name: str) -> list[Tensor]:
@@ -188,8 +237,7 @@ class FlowDensity(nn.Module):
         return rows
 
     def _description(self) -> dict[str, Any]:
-        overrides = {k: _plain(v) for k, v in self.overrides.items()}
-        return {"architecture": self.architecture, "overrides": overrides}
+        return {"architecture": self.architecture, "overrides": plain("options", self.overrides)}
 
     def _split(
         self, rows: list[Tensor], validation: Any, seed: int
@@ -232,18 +280,23 @@ class FlowDensity(nn.Module):
     # ------------------------------------------------------------------------------------- scoring
 
     def forward(self, x: Any, context: Any = None) -> Any:
-        """:meth:`log_prob`."""
-        return self.log_prob(x, context)
+        """:meth:`log_prob`, but in the module's own mode: in training mode units are dropped."""
+        return self._log_prob(x, context)
 
     def log_prob(self, x: Any, context: Any = None) -> Any:
         """The log-density of x ``(..., D)`` in nats, shape ``(...)``.
 
-        A tensor for a tensor, with gradients where they are enabled; a numpy array for an array. A
-        NaN in x gives NaN.
+        A tensor for a tensor, with gradients where they are enabled; a numpy array for an array. It
+        is minus infinity where x is infinite, and NaN where x is NaN. Like all methods but
+        :meth:`forward`, it evaluates the flow in evaluation mode, and puts the modes back.
 
         :param context: ``(..., C)``; batch shapes broadcast.
         :raises NotImplementedError: for an architecture that cannot score data (planar flows).
         """
+        with evaluating(self):
+            return self._log_prob(x, context)
+
+    def _log_prob(self, x: Any, context: Any) -> Any:
         given = preparation.as_tensor(x, "x")
         self._check_last(given, "x", self.input_dim)
         c = self._context(context)
@@ -336,16 +389,15 @@ class FlowDensity(nn.Module):
         c = self._context(context)
         each = 1 if c is None else max(c.shape[:-1].numel(), 1)
         chunk = max(1, DRAWN // each)
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             parts = [self.flow.rsample(min(chunk, n - i), c) for i in range(0, n, chunk)]
-        finally:
-            self.train(was_training)
         if not parts:
             batch = () if c is None else c.shape[:-1]
             parts = [self.loc.new_zeros(0, *batch, self.input_dim)]
-        return torch.cat([(self.loc + self.scale * u).to(self.data_dtype) for u in parts])
+        draws = (self.loc + self.scale * u for u in parts)
+        return torch.cat(
+            [preparation.quantised(x, self.noise, self.values).to(self.data_dtype) for x in draws]
+        )
 
     def distribution(self, context: Any = None) -> dist.TransformedDistribution:
         """The density as a Pyro distribution, in the flow's dtype; ``rsample`` has gradients.
@@ -390,15 +442,15 @@ class FlowDensity(nn.Module):
             {
                 "kind": "pyro_naf model",
                 "version": VERSION,
-                "input_dim": self.input_dim,
-                "context_dim": self.context_dim,
+                "input_dim": operator.index(self.input_dim),
+                "context_dim": operator.index(self.context_dim),
                 **self._description(),
                 "dtype": str(self._dtype).removeprefix("torch."),
                 "data_dtype": str(self.data_dtype).removeprefix("torch."),
                 "columns": self.columns,
                 "context_columns": self.context_columns,
                 "noise": self.noise,
-                "noise_start": self.noise_start,
+                "values": self.values,
                 "history": None if self.history is None else asdict(self.history),
                 "state": {k: v.cpu() for k, v in self.state_dict().items()},
             },
@@ -413,20 +465,40 @@ class FlowDensity(nn.Module):
         """
         content = load(Path(path), "model", VERSION)
         try:
-            sizes = content["input_dim"], content["context_dim"], content["architecture"]
-            density = cls(*sizes, **content["overrides"]).to(getattr(torch, content["dtype"]))
+            density = cls._of_file(content)
+            _check_orders(density.state_dict(), content["state"])
             density.load_state_dict(content["state"])
-            density.data_dtype = getattr(torch, content["data_dtype"])
-            density.columns = content["columns"]
-            density.context_columns = content["context_columns"]
-            density.noise = content["noise"]
-            density.noise_start = content.get("noise_start", {})  # older files have none
+            if not ((density.scale > 0) & density.scale.isfinite() & density.loc.isfinite()).all():
+                raise ValueError("its moments are no numbers")
+            density.data_dtype = DTYPES[content["data_dtype"]]
+            density.columns = _names(content["columns"], density.input_dim)
+            density.context_columns = _names(content["context_columns"], density.context_dim)
+            density.noise = {int(i): float(step) for i, step in content["noise"].items()}
+            values = content.get("values", {})  # older files have none
+            density.values = {int(i): known.double() for i, known in values.items()}
+            if not {*density.values} <= {*density.noise} <= {*range(density.input_dim)}:
+                raise ValueError("its discrete columns differ")
             history = content["history"]
             density.history = None if history is None else History(**history)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [""])[0]
+            reason = (str(error).splitlines() or [""])[0][:300]
             raise ModelFileError(f"{path} does not hold a whole model: {reason}") from None
         return density.eval()
+
+    @classmethod
+    def _of_file(cls, content: dict[str, Any]) -> FlowDensity:
+        """A new density of what a file says, if that is no larger than the file's weights."""
+        sizes, state = (content["input_dim"], content["context_dim"]), content["state"]
+        if sizes != (len(state["loc"]), len(state["context_loc"])):
+            raise ValueError("its sizes differ")
+        numbers = sum(t.numel() for t in state.values())
+        layers = parse(content["architecture"])[1]
+        integers = [v for v in content["overrides"].values() if isinstance(v, int)]
+        if layers > len(state) or max(integers, default=0) > max(numbers, 2**16):
+            raise ValueError("its weights are too few")
+        with _Limit(64 * numbers + 2**20):
+            density = cls(*sizes, content["architecture"], **content["overrides"])
+        return density.to(DTYPES[content["dtype"]])
 
     def _apply(self, fn: Any, recurse: bool = True) -> FlowDensity:
         # The moments move with the module, but stay in double precision.
@@ -440,7 +512,3 @@ class FlowDensity(nn.Module):
 
     def extra_repr(self) -> str:
         return f"input_dim={self.input_dim}, context_dim={self.context_dim}, {self.architecture!r}"
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value

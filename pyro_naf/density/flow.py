@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,6 +12,21 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 
 from ..transforms import AutoregressiveFlow
+
+#: Standard deviations beyond which a log-density that cannot be computed is minus infinity.
+FAR = 1e6
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without dropout; every submodule's own mode is put back afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 class NormalizingFlow(nn.Module):
@@ -57,16 +73,17 @@ class NormalizingFlow(nn.Module):
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``.
 
-        It is -inf at an infinite x, and NaN where x is NaN.
+        It is minus infinity where x is infinite, and NaN where x is NaN.
 
         :raises NotImplementedError: where that needs an inverse which the layers do not have.
         """
         if self.sampling and self.no_inverse is not None:
             raise NotImplementedError(self.no_inverse)
-        infinite = x.isinf()
-        log_prob = self._log_prob(x.masked_fill(infinite, 0.0), context)
-        nowhere = infinite.any(-1) & ~x.isnan().any(-1)
-        return log_prob.masked_fill(nowhere, -torch.inf)
+        value = self._log_prob(torch.where(x.isfinite(), x, 0.0), context)
+        # So far out that squares and exponentials overflow, their difference is NaN.
+        far = (x.abs() > FAR).any(-1)
+        value = torch.where(x.isinf().any(-1) | (far & value.isnan()), -torch.inf, value)
+        return torch.where(x.isnan().any(-1), torch.nan, value)
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         if self.sampling:

@@ -81,5 +81,15 @@ def same(value: float) -> float:
     return float(t)
 
 
+def gathered(t: Tensor) -> list[Tensor]:
+    """The tensors of all processes, in their order, on the CPU."""
+    if size() == 1:
+        return [t]
+    t = t.cuda() if distributed.get_backend() == "nccl" else t
+    parts = [torch.empty_like(t) for _ in range(size())]
+    distributed.all_gather(parts, t)
+    return [part.cpu() for part in parts]
+
+
 def _running() -> bool:
     return distributed.is_available() and distributed.is_initialized()

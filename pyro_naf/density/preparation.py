@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,11 @@ ROWS_EACH = 10
 #: Rows that are looked at to find that out.
 LOOKED_AT = 50_000
 
-#: Values closer than this part of a column's range are one value, computed in two ways.
+#: Values closer than this part of the usual step are one value, computed in two ways.
 ROUNDING = 1e-6
+
+#: Standard deviation, in that of most rows, beyond which a column is said to hold outliers.
+OUTLYING = 20
 
 #: Rows or columns named in a message.
 NAMED = 5
@@ -27,12 +30,13 @@ CHUNK = 65_536
 
 
 def as_rows(value: Any, name: str, width: int, device: torch.device | None = None) -> Tensor:
-    """A floating-point tensor ``(N, width)`` of an array, a tensor or nested sequences.
+    """A floating-point tensor ``(N, width)`` of an array, a tensor or nested sequences, detached.
 
     :raises TypeError: when it holds no real numbers.
     :raises ValueError: when its shape is another.
     """
-    rows = as_tensor(value, name)
+    rows = as_tensor(value, name).detach()
+    rows = rows.clone() if rows.is_inference() else rows
     if rows.dim() != 2 or rows.shape[1] != width:
         raise ValueError(f"{name} must have shape (N, {width}), got {tuple(rows.shape)}")
     return rows.to(device) if device is not None else rows
@@ -151,6 +155,31 @@ def warn_of_atoms(rows: Tensor, name: str, columns: Sequence[str] | None = None)
         )
 
 
+def warn_of_outliers(rows: Tensor, name: str, columns: Sequence[str] | None = None) -> None:
+    """Warns of columns whose standard deviation is due to few rows: typing errors, sentinels.
+
+    It is set against the shortest interval that holds half of the rows, whose width is 1.35
+    standard deviations of a Gaussian.
+    """
+    looked_at = rows[:: max(1, len(rows) // LOOKED_AT)].double()
+    half = (len(looked_at) + 1) // 2
+    ordered = looked_at.sort(0).values
+    widths, at = (ordered[half:] - ordered[:-half]).min(0)
+    centre = ordered.gather(0, at.unsqueeze(0) + half // 2).squeeze(0)
+    usual = widths / 1.349
+    _, scale = _moments(rows)
+    outlying = (usual > 0) & (scale > OUTLYING * usual)
+    if outlying.any():
+        far = ((rows - centre).abs() > OUTLYING * usual)[:, outlying].any(1)
+        places = listed("row", far.nonzero().squeeze(1).tolist())
+        warnings.warn(
+            f"{name} has a standard deviation in {_named(outlying, columns)} more than {OUTLYING} "
+            f"times that of most rows, because of {places}: correct or leave out what is no "
+            "measurement, and take logarithms of what varies by orders of magnitude",
+            stacklevel=3,
+        )
+
+
 def discrete_columns(rows: Tensor) -> list[int]:
     """Columns with at least ten rows for each of their values."""
     n = len(rows)
@@ -168,11 +197,72 @@ def repeated_rows(rows: Tensor) -> int:
     return len(rows) - len(code.unique())
 
 
-def steps_of(rows: Tensor, columns: Iterable[int]) -> dict[int, float]:
-    """The smallest step between two values of each of these columns, rounding errors aside."""
-    values = {i: rows[:, i].double().unique() for i in columns}
-    gaps = {i: (v.diff(), ROUNDING * (v[-1] - v[0])) for i, v in values.items() if len(v) > 1}
-    return {i: float(gap[gap > error].min()) for i, (gap, error) in gaps.items()}
+def values_of(column: Tensor) -> tuple[Tensor, float]:
+    """The values that a discrete column can take, ascending ``(M,)``, and their step.
+
+    They are the grid of the values seen, from the smallest to the largest, where most of it is
+    seen; otherwise (coins, logarithms of counts) the values seen, whose step is the smallest.
+
+    >>> values_of(torch.tensor([0.3, 0.1, 0.2, 0.5]).double())
+    (tensor([0.1000, 0.2000, 0.3000, 0.4000, 0.5000], dtype=torch.float64), 0.1)
+    """
+    seen = column.double().unique()
+    precise = torch.finfo(column.dtype).eps
+    if bool((seen.float().double() == seen).all()):  # float32 numbers in double precision
+        precise = max(precise, torch.finfo(torch.float32).eps)
+    gaps = seen.diff()
+    if len(gaps) == 0:
+        return seen, 0.0
+    usual = float(gaps.sort().values[(9 * (len(gaps) - 1)) // 10])
+    error = 2 * precise * float(seen.abs().max())  # of a difference of two rounded numbers
+    if bool((seen == seen.round()).all()):
+        error = 1e-3
+    elif error < 0.1 * usual:  # one value, computed in two ways, differs by its rounding error
+        seen = seen[torch.cat([gaps.new_ones(1), gaps]) > max(error, ROUNDING * usual)]
+    else:
+        return seen, float(gaps.min())
+    step = _common_step(seen - seen[0], error)
+    number = 0 if step is None else round(float(seen[-1] - seen[0]) / step)
+    if step is None or number >= 2 * len(seen):
+        return seen, float(seen.diff().min())
+    values = seen[0] + step * torch.arange(number + 1, dtype=torch.double)
+    values = torch.from_numpy(values.numpy().round(_decimals(step, float(seen[0]))))
+    values[((seen - seen[0]) / step).round().long()] = seen
+    return values, step
+
+
+def _common_step(places: Tensor, error: float) -> float | None:
+    """The largest number that all places ``(M,)``, from 0, are multiples of, up to an error.
+
+    Euclid's algorithm; the step is fitted to more and more of the places, since the error of a
+    single difference would add up.
+    """
+    step, count = float(places.diff().min()), 2
+    while step > 4 * error:
+        near = places[:count]
+        multiples = (near / step).round()
+        fitted = float(multiples @ near / (multiples @ multiples))
+        if bool(((near - multiples * fitted).abs() > 2 * error).any()):
+            step, count = float((near - multiples * step).abs().max()), 2  # at most half of it
+        elif count == len(places):
+            for digits in range(1, 7):  # 0.01 and not 0.010000001, where both fit
+                short = float(f"{fitted:.{digits}g}")
+                if abs(short - fitted) * float(multiples[-1]) <= error:
+                    return short
+            return fitted
+        else:
+            step = fitted
+            count = max(count + 1, int((places <= 2 * near[-1]).sum()))
+    return None
+
+
+def _decimals(*numbers: float) -> int:
+    """Decimals that all the numbers can be written with; 300 where there are too many."""
+    for decimals in range(12):
+        scaled = [number * 10**decimals for number in numbers]
+        if all(abs(x - round(x)) <= 1e-9 * max(abs(x), 1) for x in scaled):
+            return decimals
+    return 300
 
 
 def dequantised(rows: Tensor, steps: Mapping[int, float], generator: torch.Generator) -> Tensor:
@@ -187,11 +277,16 @@ def dequantised(rows: Tensor, steps: Mapping[int, float], generator: torch.Gener
     return rows
 
 
-def quantised(rows: Tensor, steps: Mapping[int, float], starts: Mapping[int, float]) -> Tensor:
-    """The rows with columns rounded down to start and whole steps: undoes :func:`dequantised`."""
+def quantised(rows: Tensor, steps: Mapping[int, float], values: Mapping[int, Tensor]) -> Tensor:
+    """The rows ``(..., D)`` with columns made values again: undoes :func:`dequantised`.
+
+    :param values: of each column, ascending, as :func:`values_of` gives them.
+    """
     rows = rows.clone()
-    for i, start in starts.items():
-        rows[..., i] = start + steps[i] * ((rows[..., i].double() - start) / steps[i]).floor()
+    for i, known in values.items():
+        known = known.to(rows.device)
+        middles = (known[1:] + known[:-1] + steps[i]) / 2
+        rows[..., i] = known[torch.bucketize(rows[..., i], middles, right=True)].to(rows.dtype)
     return rows
 
 

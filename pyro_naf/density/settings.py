@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..checks import check_integers
+from .archive import plain
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 SCHEDULES = ("cosine", "plateau", "constant")
@@ -63,6 +64,9 @@ class Training:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        for option in fields(self):  # a checkpoint holds numbers of Python's own types
+            value = plain(option.name, getattr(self, option.name))
+            object.__setattr__(self, option.name, value)
         limits = {"max_epochs": self.max_epochs, "max_steps": self.max_steps}
         check_integers(
             batch_size=(self.batch_size, 1),

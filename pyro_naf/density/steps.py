@@ -135,7 +135,9 @@ class Stepper:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
+        rate = self.adam.param_groups[0]["lr"]  # on the device, and set anew before each step
         self.adam.load_state_dict(state["adam"])
+        self.adam.param_groups[0]["lr"] = rate
         self.sums.copy_(state["sums"])
         self.in_a_row.copy_(state["in_a_row"])
         self.taken = list(state["taken"])

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..atomic import check_file
 from . import parallel
+from .archive import plain
 from .checkpoints import load_checkpoint, save_checkpoint
+from .flow import evaluating
 from .settings import History, Training
 from .steps import Stepper
 
@@ -60,7 +63,7 @@ def train(
         that was validated was finite.
     :raises ValueError: when the checkpoint to resume from is of another run.
     """
-    with _seeded(training.seed), _matmul_precision(training.precision):
+    with torch.enable_grad(), _seeded(training.seed), _matmul_precision(training.precision):
         run = _Run(module, rows, validation, training, offset, model or {})
         return run.run(on_evaluation)
 
@@ -78,13 +81,9 @@ def mean_log_prob(module: nn.Module, rows: Rows) -> tuple[float, float]:
 def log_probs(module: nn.Module, rows: Rows) -> Iterator[Tensor]:
     """The log-densities of the rows, in chunks that fit the memory, in evaluation mode."""
     chunk = max(64, min(4096, 2**18 // rows[0].shape[-1]))
-    was_training = module.training
-    module.eval()
-    try:
-        for part in zip(*(t.split(chunk) for t in rows), strict=True):
+    for part in zip(*(t.split(chunk) for t in rows), strict=True):
+        with evaluating(module):
             yield module(*part)
-    finally:
-        module.train(was_training)
 
 
 class _Run:
@@ -121,8 +120,10 @@ class _Run:
         self.best_value, self.factor, self.offset = -math.inf, 1.0, offset
         self.history = History()
         self.start = self.last_checkpoint = time.monotonic()
-        if training.resume and training.checkpoint is not None and training.checkpoint.exists():
-            self.load_state(load_checkpoint(training.checkpoint, self.device))
+        if training.checkpoint is not None:
+            found = check_file(training.checkpoint).exists()
+            if training.resume and parallel.same(found):
+                self.load_state(load_checkpoint(training.checkpoint))
 
     # ------------------------------------------------------------------------------------ the loop
 
@@ -276,34 +277,38 @@ class _Run:
 
     def write_checkpoint(self) -> None:
         due = time.monotonic() - self.last_checkpoint >= self.options.checkpoint_seconds
-        if self.options.checkpoint is None or not due or parallel.rank() != 0:
+        if self.options.checkpoint is None or not parallel.same(due):
             return
-        save_checkpoint(self.options.checkpoint, self.state())
+        state = self.state()  # of all processes
+        if parallel.rank() == 0:
+            save_checkpoint(self.options.checkpoint, state)
         self.last_checkpoint = time.monotonic()
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on to be of this run."""
         return {
             "weights": [list(p.shape) for p in self.weights],
+            "processes": parallel.size(),
             "rows": _fingerprint(self.rows),
             "validation rows": _fingerprint(self.validation or ()),
             "batch_size": self.batch,
             "max_steps": self.max_steps,
             "evaluate_every": self.evaluate_every,
             **{name: getattr(self.options, name) for name in SAME},
-            **self.model,
+            **plain("model", self.model),
         }
 
     def state(self) -> dict[str, Any]:
         return {
             "identity": self.identity(),
-            "weights": [p.detach() for p in self.weights],
+            # Permutations are drawn by the constructor, and kept in buffers.
+            "module": {name: t.detach() for name, t in self.module.state_dict().items()},
             "average": self.average,
             "best": self.best,
             "best_value": self.best_value,
             "factor": self.factor,
             "stepper": self.stepper.state(),
-            "generators": _generators(self.device),
+            "generators": {k: parallel.gathered(t) for k, t in _generators(self.device).items()},
             "history": vars(self.history),
         }
 
@@ -315,7 +320,7 @@ class _Run:
             raise ValueError(
                 f"checkpoint {self.options.checkpoint} is of another run: it differs in {differs}"
             )
-        torch._foreach_copy_(self.weights, state["weights"])
+        self.module.load_state_dict(state["module"])
         torch._foreach_copy_(self.average, state["average"])
         torch._foreach_copy_(self.best, state["best"])
         self.best_value, self.factor = state["best_value"], state["factor"]
@@ -323,7 +328,8 @@ class _Run:
         self.history = History(**state["history"])
         self.start = time.monotonic() - self.history.seconds
         self.stepper.new_order(self.options.seed, self.history.steps // self.steps_per_epoch)
-        _restore_generators(state["generators"], self.device)
+        own = {name: states[parallel.rank()] for name, states in state["generators"].items()}
+        _restore_generators(own, self.device)
 
 
 def _fingerprint(rows: Rows) -> list[Any]:
@@ -339,9 +345,9 @@ def _generators(device: torch.device) -> dict[str, Tensor]:
 
 
 def _restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"].cpu())
+    torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 @contextlib.contextmanager

@@ -220,7 +220,7 @@ def test_a_published_set_is_prepared_and_set_beside_its_row(here: Path, capsys: 
         ("fit x.npy --dataset power", "name either DATA or --dataset, not both"),
         ("fit --dataset power", "--dataset needs --data-root"),
         ("fit --dataset power --data-root .", "household_power_consumption.txt is not in ."),
-        ("fit x.npy --output .", "is the current folder"),
+        ("fit x.npy --output .", "holds x.npy, which is not of this program"),
         ("fit x.npy --device tpu", "--device tpu cannot be used"),
         ("score out x.npy", "No such file or directory: 'out'"),
         (

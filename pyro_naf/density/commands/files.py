@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import warnings
-import zipfile
-import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...atomic import replace_file
-from ...command_line import CommandError
-from .. import preparation
+from ...atomic import check_file, open_file, replace_file
+from ...command_line import CommandError, member, numpy_file
+from .. import archive, preparation
 
 #: What a cell without a value may hold, in lower case.
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
+
+#: Characters of a first line beyond which a quote in it begins no cell of several lines.
+LONGEST = 2**16
 
 SUFFIXES = (".npy", ".npz", ".csv", ".pt")
 
@@ -59,7 +62,7 @@ class Table:
         for name in chosen:
             if name in names:
                 at.append(names.index(name))
-            elif name.isdigit() and int(name) < self.rows.shape[1]:
+            elif name.isascii() and name.isdigit() and int(name) < self.rows.shape[1]:
                 at.append(int(name))
             else:
                 known = ", ".join(names) or f"0 to {self.rows.shape[1] - 1}"
@@ -67,6 +70,25 @@ class Table:
             if at[-1] in at[:-1]:
                 raise CommandError(f"column {name} of {self.path} is named twice")
         return at
+
+    def listed(self, text: str) -> list[str]:
+        """The columns that an argument lists, with commas between; names may hold commas too.
+
+        >>> Table("", torch.zeros(1, 2), ["Height, cm", "Weight"]).listed("Weight,Height, cm")
+        ['Weight', 'Height, cm']
+        """
+        known = {*(self.columns or ()), *map(str, range(self.rows.shape[1]))}
+        with suppress(csv.Error):
+            quoted = next(csv.reader(text.splitlines(True), skipinitialspace=True), [])
+            if known.issuperset(quoted):
+                return quoted
+        parts, found = text.split(","), list[str]()
+        while parts:
+            sizes = (n for n in range(len(parts), 0, -1) if ",".join(parts[:n]) in known)
+            size = next(sizes, 1)
+            found.append(",".join(parts[:size]))
+            del parts[:size]
+        return found
 
     def without(self, left_out: Sequence[str]) -> list[str]:
         """The names, or numbers, of all columns but these."""
@@ -103,27 +125,26 @@ def read_table(path: str, header: bool | None = None) -> Table:
 
 
 def _read_numpy(path: str) -> np.ndarray:
-    unreadable = (EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
-    with open(path, "rb") as file:
-        try:
-            found = np.load(file, allow_pickle=False)
+    try:
+        with numpy_file(path) as found:
             if not isinstance(found, np.lib.npyio.NpzFile):
                 return np.asarray(found)
-            name = _only_or_x(found.files, path)
-            return np.asarray(found[name])
-        except unreadable as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise CommandError(f"{path} cannot be read: {reason}") from None
+            return np.asarray(member(found, _only_or_x(found.files, path)))
+    except (OSError, CommandError):
+        raise
+    except Exception as error:  # what a reader of foreign bytes may raise is written nowhere
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise CommandError(f"{path} cannot be read: {reason}") from None
 
 
 def _read_torch(path: str) -> Tensor:
-    data = Path(path).read_bytes()
     try:
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:  # what a reader of foreign bytes may raise is written nowhere
-        raise CommandError(f"{path} is not a whole file of tensors") from None
+        found = archive.read(path)
+    except archive.NotTensorsError as error:
+        raise CommandError(f"{path} is not a whole file of tensors: {error}") from None
     if isinstance(found, dict):
-        found = found[_only_or_x(list(found), path)]
+        names = {str(name): name for name in found}
+        found = found[names[_only_or_x(list(names), path)]]
     if not isinstance(found, Tensor):
         raise CommandError(f"{path} must hold a tensor, got {type(found).__name__}")
     return found
@@ -153,31 +174,35 @@ def lines_of(table: Table) -> list[int] | None:
 
 def _read_csv(path: str, header: bool | None) -> Table:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
             return _parse_csv(file, path, header)
     except (UnicodeDecodeError, csv.Error):
-        raise CommandError(f"{path} is not a text file of numbers") from None
+        raise CommandError(f"{path} is not a text file of numbers, in UTF-8") from None
 
 
 def _parse_csv(file: TextIO, path: str, header: bool | None) -> Table:
-    first = file.readline()
-    delimiter = max(",;\t", key=first.count)
-    cells = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
+    first, before = _first_record(file)
+    plain = re.sub('"[^"]*"', "", "".join(first))
+    delimiter = max(",;\t", key=plain.count)
+    cells = [cell.strip() for cell in next(csv.reader(first, delimiter=delimiter), [])]
+    after = file.tell()
     if header is None:
-        header = all(_number(cell) is None for cell in cells)
-    columns = cells if header else None
-    file.seek(0)
-    if columns is not None:
-        file.readline()
-    start, text = file.tell(), dict[int, str]()
+        # Quoted cells over plain ones are names, be they numbers.
+        quoted = first != [] and not plain.strip(f" {delimiter}\r\n") and '"' in first[0]
+        header = (quoted and '"' not in file.readline()) or _are_names(cells)
+    columns = _different(cells) if header else None
+    start = (after, before + len(first)) if header else (0, 0)
+    file.seek(start[0])
+    text = dict[int, str]()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of no rows: said below
             rows = np.loadtxt(file, delimiter=delimiter, ndmin=2, comments=None)
     except ValueError:
-        # Missing values, text or a ragged row: slower, and to the point.
-        file.seek(start)
-        rows, text = _parse_cells(file, path, delimiter, cells, columns is not None)
+        # Missing values, text, quotes or a ragged row: slower, and to the point.
+        file.seek(start[0])
+        names = columns or [str(i) for i in range(len(cells))]
+        rows, text = _parse_cells(file, path, delimiter, names, start[1])
     if rows.size == 0:
         raise CommandError(f"{path} holds no rows")
     if len(cells) != rows.shape[1]:
@@ -185,30 +210,68 @@ def _parse_csv(file: TextIO, path: str, header: bool | None) -> Table:
     return Table(path, torch.from_numpy(rows), columns, text)
 
 
+def _first_record(file: TextIO) -> tuple[list[str], int]:
+    """The lines of the first record that is not blank, and the number of lines before it."""
+    before, line = 0, file.readline()
+    while line and not line.strip():
+        before, line = before + 1, file.readline()
+    lines, after = [line], file.tell()
+    # A cell of several lines is quoted; so many that it can be none, the quote is a sign of inches.
+    while sum(map(len, lines)) < LONGEST and sum(line.count('"') for line in lines) % 2:
+        if not (line := file.readline()):
+            break
+        lines.append(line)
+    else:
+        if sum(map(len, lines)) < LONGEST:
+            return lines, before
+    file.seek(after)
+    return lines[:1], before
+
+
+def _are_names(cells: Sequence[str]) -> bool:
+    """Whether cells of a first line are names of columns: none is a number, not all are missing."""
+    numbers = any(_number(cell) is not None for cell in cells)
+    return not numbers and any(cell.lower() not in MISSING for cell in cells)
+
+
+def _different(names: Sequence[str]) -> list[str]:
+    """The names, made different as pandas does: "a", "a.1"; an empty one is its place, "x0"."""
+    found = list[str]()
+    for i, name in enumerate(names):
+        name = unique = name or f"x{i}"
+        number = 0
+        while unique in found or (number and unique in names):
+            number += 1
+            unique = f"{name}.{number}"
+        found.append(unique)
+    return found
+
+
 def _parse_cells(
-    file: TextIO, path: str, delimiter: str, first: list[str], header: bool
+    file: TextIO, path: str, delimiter: str, names: Sequence[str], before: int
 ) -> tuple[np.ndarray, dict[int, str]]:
     """The rows, with NaN where there is no number; and what is wrong with columns of text."""
     rows, text = [], {}
-    for line, cells in enumerate(csv.reader(file, delimiter=delimiter), 2 if header else 1):
+    reader = csv.reader(file, delimiter=delimiter)
+    for cells in reader:
         if not any(cell.strip() for cell in cells):
             continue
-        if len(cells) != len(first):
+        line = before + reader.line_num
+        if len(cells) != len(names):
             raise CommandError(
-                f"{path} has {len(cells)} cells in line {line}, {len(first)} in the first"
+                f"{path} has {len(cells)} cells in line {line}, {len(names)} in the first"
             )
         numbers = [_number(cell) for cell in cells]
         for i, cell in enumerate(cells):
             if numbers[i] is None and cell.strip().lower() not in MISSING and i not in text:
-                name = first[i] if header else str(i)
-                text[i] = f"column {name} ({cell[:20]!r} in line {line}); choose with --columns"
+                text[i] = f"column {names[i]} ({cell[:20]!r} in line {line}); choose with --columns"
         rows.append([np.nan if n is None else n for n in numbers])
     return np.array(rows, np.float64), text
 
 
 def _number(cell: str) -> float | None:
     try:
-        return float(cell)
+        return None if "_" in cell else float(cell)  # Python's "1_000" is no number elsewhere
     except ValueError:
         return None
 
@@ -222,7 +285,7 @@ def write_table(path: str, rows: np.ndarray, columns: Sequence[str] | None = Non
     :raises CommandError: for another kind of file.
     :raises OSError: when it cannot be written.
     """
-    suffix, buffer = check_suffix(path), io.BytesIO()
+    suffix, buffer = check_output(path), io.BytesIO()
     if suffix == ".npy":
         np.save(buffer, rows)
     elif suffix == ".npz":
@@ -231,17 +294,23 @@ def write_table(path: str, rows: np.ndarray, columns: Sequence[str] | None = Non
         torch.save(torch.from_numpy(rows), buffer)
     else:
         names = columns or [f"x{i}" for i in range(rows.shape[1])]
-        buffer.write((",".join(names) + "\n").encode())
+        header = io.StringIO()
+        # Names that could be taken for numbers are told from them by their quotes.
+        quotes: Any = csv.QUOTE_MINIMAL if _are_names(names) else csv.QUOTE_ALL
+        csv.writer(header, quoting=quotes, lineterminator="\n").writerow(names)
+        buffer.write(header.getvalue().encode())
         digits = 17 if rows.dtype == np.float64 else 9  # as many as bring the number back
         np.savetxt(buffer, rows, delimiter=",", fmt=f"%.{digits}g")
     replace_file(path, buffer.getbuffer())
 
 
-def check_suffix(path: str) -> str:
-    """That of a file which :func:`write_table` can write.
+def check_output(path: str) -> str:
+    """The suffix of a file which :func:`write_table` can write.
 
-    :raises CommandError: for another.
+    :raises CommandError: for another suffix.
+    :raises OSError: for what is no file.
     """
+    check_file(path)
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise CommandError(f"{path} must be one of {', '.join(SUFFIXES)}")

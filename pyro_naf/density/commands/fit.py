@@ -24,7 +24,7 @@ from . import inputs
 from .use import mean_and_se
 
 #: All the files that a fit may write into its folder.
-FILES = ("model.pt", "summary.json", "checkpoint.pt")
+FILES = ("summary.json", "model.pt", "checkpoint.pt")
 
 #: Options that describe the density, by their names in Options.
 OVERRIDES = [field.name for field in fields(Options) if field.name != "kernel"]
@@ -52,7 +52,7 @@ def _fit(options: argparse.Namespace) -> None:
         raise CommandError(density.flow.no_inverse)
     density.names = options.data or options.dataset, "context"
     density.columns, density.context_columns = data.columns, data.context_columns
-    density.noise, density.noise_start = data.noise, data.noise_start
+    density.noise, density.values = data.noise, data.values
 
     first = parallel.rank() == 0
     output = ReplacedFolder(options.output, FILES)
@@ -84,6 +84,7 @@ def _fit(options: argparse.Namespace) -> None:
         checkpoint_seconds=options.checkpoint_seconds,
         resume=options.resume,
     )
+    density.data_dtype = data.dtype
     if not first:
         return
     summary = _summary(density, data, options)
@@ -103,12 +104,13 @@ class _Data:
 
     def __init__(self, x: Any, context: Tensor | None = None) -> None:
         self.x, self.context = x, context
+        self.dtype = preparation.as_tensor(x[:1], "x").dtype
         self.validation: Any = None
         self.test: Any = None
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
         self.noise: dict[int, float] = {}
-        self.noise_start: dict[int, float] = {}
+        self.values: dict[int, Tensor] = {}
 
     @property
     def width(self) -> int:
@@ -135,8 +137,10 @@ def _from_file(options: argparse.Namespace) -> _Data:
     data.context_columns = None if context is None else context.columns
     if options.dequantise:
         discrete = preparation.discrete_columns(data.x)
-        data.noise = preparation.steps_of(data.x, discrete)
-        data.noise_start = {i: float(data.x[:, i].min()) for i in data.noise}
+        for i in discrete:
+            values, step = preparation.values_of(data.x[:, i])
+            if step > 0:  # else it is constant, which is refused below
+                data.values[i], data.noise[i] = values, step
         generator = torch.Generator().manual_seed(options.seed)
         data.x = preparation.dequantised(data.x, data.noise, generator)
         names = [str(i) if data.columns is None else data.columns[i] for i in discrete]

@@ -24,8 +24,8 @@ def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Tabl
     A fitted density finds its columns by their names, unless others are named.
     """
     table = files.read_table(options.data, options.header)
-    columns = options.columns.split(",") if options.columns else None
-    context = options.context.split(",") if options.context else None
+    columns = table.listed(options.columns) if options.columns else None
+    context = table.listed(options.context) if options.context else None
     if density is not None and table.columns is not None:
         columns = columns or density.columns
         context = context or density.context_columns
@@ -83,7 +83,7 @@ def one_line() -> Iterator[None]:
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         if parallel.rank() == 0:
-            print(f"pyro-naf: note: {message}", file=sys.stderr)
+            print(f"pyro-naf: note: {' '.join(str(message).splitlines())}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)

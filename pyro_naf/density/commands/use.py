@@ -17,7 +17,7 @@ def run_score(options: argparse.Namespace) -> None:
     """``pyro-naf score``."""
     with inputs.one_line():
         if options.output:
-            files.check_suffix(options.output)
+            files.check_output(options.output)
         density = _load(options.model).to(inputs.device(options.device))
         x, context = inputs.read(options, density)
         c = None if context is None else context.rows
@@ -38,7 +38,7 @@ def run_score(options: argparse.Namespace) -> None:
 def run_sample(options: argparse.Namespace) -> None:
     """``pyro-naf sample``."""
     with inputs.one_line():
-        files.check_suffix(options.output)
+        files.check_output(options.output)
         density = _load(options.model).to(inputs.device(options.device))
         context, names = None, density.columns
         if options.context_file:
@@ -48,7 +48,6 @@ def run_sample(options: argparse.Namespace) -> None:
             context = table.rows
         torch.manual_seed(options.seed)
         rows = density.sample(options.n, context).cpu()
-        rows = preparation.quantised(rows, density.noise, density.noise_start)
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # numpy has no bfloat16
         if context is not None:
             # Every context with its draws: its columns first.
