@@ -54,6 +54,9 @@ _MEMORY = 16
 #: best length ChEES is nearly flat, and noise would drive T up.
 _PRICE = 0.5
 
+#: Power iterations for the largest eigenvalue of the correlations of the pooled states.
+_POWER_STEPS = 20
+
 #: Acceptance probabilities below this count as this in their harmonic mean.
 _HOPELESS = 0.03
 
@@ -272,9 +275,10 @@ class _Tuner:
         self.warmup_steps, self.target_accept = warmup_steps, target_accept
         self.rescaled = {round(part * warmup_steps) for part in _RESCALED}
         self.count, self.transitions = 0, 0
-        self.chees = self.slope = 0.0
+        self.change = self.chees = self.slope = 0.0
         self.lengths: list[float] = []
-        self._forget()
+        self.window: list[Tensor] = []
+        self.longest = math.inf
         self._restart()
 
     def jittered(self) -> float:
@@ -287,20 +291,25 @@ class _Tuner:
         self.count += 1
         self._average_step(1 / float(move.accept.clamp(min=_HOPELESS).reciprocal().mean()))
         self._ascend(move)
-        state = move.state.double()
-        self.number += len(state)
-        self.sum += state.sum(0).cpu()
-        self.squares += state.square().sum(0).cpu()
+        self.window.append(move.state.double().cpu())
         if self.count in self.rescaled:
-            mean = self.sum / self.number
-            variance = (self.squares / self.number - mean.square()).clamp(min=0)
-            old, self.scale = self.scale, variance.sqrt()
-            self.scale = torch.where(variance > 0, self.scale, old)
-            # T was what it takes through the widest direction, in units of the old scales.
-            self.length *= float((old / self.scale).min())
-            self._forget()
-            self.step_size = self.average_step
-            self._restart()
+            self._rescale(torch.cat(self.window))
+            self.window = []
+
+    def _rescale(self, states: Tensor) -> None:
+        """Takes the scales from pooled states ``(N, D)``, and a bound of T from correlations."""
+        deviation = states.std(0)
+        old, self.scale = self.scale, torch.where(deviation > 0, deviation, self.scale)
+        # T was what it takes through the widest direction, in units of the old scales.
+        self.length *= float((old / self.scale).min())
+        x = (states - states.mean(0)) / self.scale
+        direction = x[-1]
+        for _ in range(_POWER_STEPS):
+            direction = (x @ (direction / direction.norm().clamp(min=1e-30))) @ x / len(x)
+        # Half the period of a Gaussian along its widest direction.
+        self.longest = math.pi * max(1.0, math.sqrt(float(direction.norm())))
+        self.step_size = self.average_step
+        self._restart()
 
     def finish(self) -> None:
         """Takes the averages of what was learnt in the last part of the warm-up."""
@@ -308,10 +317,6 @@ class _Tuner:
             self.step_size = self.average_step
             last = self.lengths[len(self.lengths) // 2 :]
             self.length = math.exp(sum(map(math.log, last)) / len(last))
-
-    def _forget(self) -> None:
-        self.number, self.sum = 0, torch.zeros_like(self.scale)
-        self.squares = torch.zeros_like(self.scale)
 
     def _restart(self) -> None:
         """Dual averaging from the present step size (Hoffman & Gelman 2014, section 3.2)."""
@@ -335,9 +340,10 @@ class _Tuner:
         begin, end = begin - begin.mean(0), end - weights @ end
         change = end.square().sum(-1) - begin.square().sum(-1)
         slope = 4 * move.time * change * (end * move.end.velocity.double()).sum(-1)
-        # Relative to each chain's own change: chains far out must not govern T for all.
-        size = change.square() + change.square().median() + 1e-30
         keep = 1 - 1 / min(self.count, _MEMORY)
+        self.change = keep * self.change + (1 - keep) * float(change.square().median())
+        # Relative to what is usual and to each chain's own: those far out must not govern T.
+        size = change.square() + self.change + 1e-30
         self.chees = keep * self.chees + (1 - keep) * float(weights @ (change.square() / size))
         self.slope = keep * self.slope + (1 - keep) * float(weights @ (slope / size))
         if self.chees > 0:
@@ -345,7 +351,8 @@ class _Tuner:
             rate = first * (last / first) ** (self.count / self.warmup_steps)
             gain = self.slope / self.chees - _PRICE
             self.length *= math.exp(rate * min(max(gain, -1.0), 1.0))
-        self.length = min(max(self.length, self.step_size), _MOST_STEPS * self.step_size)
+        longest = min(self.longest, _MOST_STEPS * self.step_size)
+        self.length = min(max(self.length, self.step_size), longest)
         self.lengths.append(self.length)
 
 
