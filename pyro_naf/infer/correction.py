@@ -28,6 +28,7 @@ from ..checks import check_integers
 from ..guides.pyro_internals import unconstrained_values
 from .capture import Graph, is_enabled
 from .chains import bulk_ess, rank_rhat, stood_still, tail_ess
+from .hmc import sample_hmc
 from .joint import Joint
 from .proposals import GuideProposal
 from .psis import pareto_khat, smooth
@@ -65,10 +66,10 @@ class Correction:
     :ivar ess: site to bulk effective sample size of each entry, over all chains.
     :ivar accept_rate: mean acceptance rate; for "imh" that of the independence steps.
     :ivar khat: k-hat of the guide.
-    :ivar method: "imh" or "neutra".
+    :ivar method: "imh", "neutra" or "hmc".
     :ivar evaluations: of the log-density (for "neutra", of its gradient: leapfrog steps) after the
-        warm-up, in all chains.
-    :ivar divergences: number of divergent transitions of NUTS.
+        warm-up, in all chains; for "hmc" the number of gradients, those of the warm-up included.
+    :ivar divergences: number of divergent transitions of NUTS or HMC.
     :ivar ess_tail: site to tail effective sample size of each entry, over all chains.
     :ivar fixed: site to whether each entry is a constant of the site's support, such as the upper
         triangle of a Cholesky factor. Any other entry has to vary.
@@ -127,7 +128,7 @@ class Correction:
             reason = f"the smallest ESS is {self.min_ess:.0f}, below {_ENOUGH}"
         else:
             return f"trust: the chains agree (R-hat below 1.01, ESS above {_ENOUGH})"
-        other = "method='neutra', " if self.method == "imh" else ""
+        other = "method='hmc', " if self.method == "imh" else ""
         return f"do not trust: {reason}; try a larger num_samples, {other}or to refine the guide"
 
     def __str__(self) -> str:
@@ -157,10 +158,11 @@ def mcmc_correct(
     model: Callable[..., Any],
     guide: AutoContinuous,
     *args: Any,
-    num_samples: int = 1000,
-    num_chains: int = 4,
-    warmup_steps: int = 500,
+    num_samples: int | None = None,
+    num_chains: int | None = None,
+    warmup_steps: int | None = None,
     method: str = "imh",
+    seconds: float | None = None,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -181,14 +183,20 @@ def mcmc_correct(
     "neutra": Pyro's :class:`~pyro.infer.NUTS` on :math:`\pi(\epsilon)`, chain after chain. It is
     slower, and reaches where the guide has hardly any draws.
 
+    "hmc": Hamiltonian Monte Carlo on :math:`\pi(\epsilon)`, with 64 short chains at once that tune
+    one another (:func:`~pyro_naf.infer.hmc.sample_hmc`). It reaches where NUTS does, and is the
+    method for many latents: the price of a gradient is shared by all chains.
+
     :param model: a model, vectorised over particles.
     :param guide: a fitted guide with a transform, of this package or Pyro's, such as
         ``refine(...).guide`` or an ``AutoMultivariateNormal``.
     :param args: the model's arguments, as are ``kwargs``.
-    :param num_samples: draws of each chain >= 4.
-    :param num_chains: number of chains, which start at draws of the guide.
-    :param warmup_steps: steps of each chain before them.
-    :param method: "imh" or "neutra".
+    :param num_samples: draws of each chain >= 4; 1000, for "hmc" 400.
+    :param num_chains: number of chains, which start at draws of the guide; 4, for "hmc" 64, of
+        which it needs two.
+    :param warmup_steps: steps of each chain before them; 500, for "hmc" 200.
+    :param method: "imh", "neutra" or "hmc".
+    :param seconds: time limit of the chains, for "hmc" alone: it may return fewer draws.
     :param seed: seeds Python's, NumPy's and torch's generators for the duration of the call; on
         the CPU they are put back after.
     :param progress: show a progress bar.
@@ -199,7 +207,8 @@ def mcmc_correct(
     :warns UserWarning: for "imh" when k-hat is above 1; when an R-hat is above 1.05, and when a
         chain stood still.
 
-    Source: Gabrié et al. 2022 [arXiv:2105.12603]; Hoffman et al. 2019 [arXiv:1903.03704].
+    Source: Gabrié et al. 2022 [arXiv:2105.12603]; Hoffman et al. 2019 [arXiv:1903.03704]; Hoffman,
+    Radul & Sountsov 2021, *An Adaptive-MCMC Scheme for Setting Trajectory Lengths in HMC*.
 
     >>> import pyro, pyro.distributions as dist
     >>> from pyro.infer.autoguide import AutoMultivariateNormal
@@ -213,9 +222,18 @@ def mcmc_correct(
     """
     if method not in _METHODS:
         raise ValueError(f"method must be one of {sorted(_METHODS)}, got {method!r}")
-    check_integers(
-        num_samples=(num_samples, 4), num_chains=(num_chains, 1), warmup_steps=(warmup_steps, 0)
+    defaults = _DEFAULTS.get(method, (4, 1000, 500))
+    num_chains, num_samples, warmup_steps = (
+        default if given is None else given
+        for given, default in zip((num_chains, num_samples, warmup_steps), defaults, strict=True)
     )
+    check_integers(
+        num_samples=(num_samples, 4),
+        num_chains=(num_chains, 2 if method == "hmc" else 1),
+        warmup_steps=(warmup_steps, 0),
+    )
+    if seconds is not None and method != "hmc":
+        raise ValueError(f"seconds is a limit for method='hmc', got method={method!r}")
     with nullcontext() if seed is None else poutine.seed(rng_seed=seed):
         posterior = _Posterior(model, guide, args, kwargs)
         start, khat = _starts(posterior, num_chains)
@@ -223,10 +241,13 @@ def mcmc_correct(
             warnings.warn(
                 f"k-hat of the guide is {khat:.2f}, above 1: its draws hardly reach parts of the "
                 "posterior, and chains stay there for long; refine the guide, or use "
-                "method='neutra'",
+                "method='hmc'",
                 stacklevel=2,
             )
-        states, counts = _METHODS[method](posterior, start, num_samples, warmup_steps, progress)
+        options = {} if seconds is None else {"seconds": seconds}
+        states, counts = _METHODS[method](
+            posterior, start, num_samples, warmup_steps, progress, **options
+        )
         fixed = posterior.fixed()
     draws = posterior.draws(states)
     result = Correction(
@@ -299,10 +320,14 @@ class _Posterior:
         r""":math:`\log \pi(\epsilon)` ``(N,)`` up to a constant, and its gradient ``(N, D)``."""
         if self.graph is not None:
             return self.graph(eps)
-        with torch.enable_grad():
-            eps = eps.detach().requires_grad_()
-            value = self.log_density(eps)
-        return value.detach(), torch.autograd.grad(value.sum(), eps)[0]
+        values, grads = [], []
+        for part in eps.split(self.joint.chunk):
+            with torch.enable_grad():
+                part = part.detach().requires_grad_()
+                value = self.log_density(part)
+            values.append(value.detach())
+            grads.append(torch.autograd.grad(value.sum(), part)[0])
+        return torch.cat(values), torch.cat(grads)
 
     def _packed(self, u: Tensor) -> Tensor:
         """Vectors of all latents ``(N, D)`` from the guide's, which may have rows."""
@@ -455,4 +480,41 @@ def _neutra(
     return torch.stack(states), {"accept_rate": sum(rates) / len(rates), **counts}
 
 
-_METHODS = {"imh": _independence, "neutra": _neutra}
+def _hmc(
+    posterior: _Posterior,
+    start: Tensor,
+    num_samples: int,
+    warmup_steps: int,
+    progress: bool,
+    seconds: float | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    shape = start.shape[1:]
+    posterior.capture(len(start))
+    if posterior.graph is not None:
+        posterior.graph.compile()
+
+    def value_and_grad(eps: Tensor) -> tuple[Tensor, Tensor]:
+        value, grad = posterior.value_and_grad(eps.reshape(-1, *shape))
+        return value, grad.flatten(1)
+
+    found = sample_hmc(
+        value_and_grad,
+        start.flatten(1),
+        num_samples,
+        warmup_steps,
+        seconds=seconds,
+        progress=progress,
+    )
+    counts = {"evaluations": found.gradients, "divergences": found.divergences}
+    states = found.states.reshape(*found.states.shape[:2], *shape)
+    return states, {"accept_rate": found.accept_rate, **counts}
+
+
+_METHODS: dict[str, Callable[..., tuple[Tensor, dict[str, Any]]]] = {
+    "imh": _independence,
+    "neutra": _neutra,
+    "hmc": _hmc,
+}
+
+#: Chains, draws of each and warm-up steps where none are given, if not 4, 1000 and 500.
+_DEFAULTS = {"hmc": (64, 400, 200)}

@@ -98,7 +98,9 @@ def bent() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:do not trust")  # 200 draws are few
-@pytest.mark.parametrize("method, chains, samples", [("imh", 4, 3000), ("neutra", 2, 200)])
+@pytest.mark.parametrize(
+    "method, chains, samples", [("imh", 4, 3000), ("neutra", 2, 200), ("hmc", 32, 150)]
+)
 def test_draws_are_exact_where_the_guide_is_not(method: str, chains: int, samples: int) -> None:
     guide = AutoMultivariateNormal(bent, init_scale=1.2)
     guide()
@@ -140,6 +142,17 @@ def test_draws_of_a_guide_that_is_the_posterior_are_independent_and_all_taken() 
     assert float(x.std()) == pytest.approx(0.5, rel=0.05)
 
 
+def test_many_chains_of_hamiltonian_monte_carlo_are_the_default_and_keep_a_time_limit() -> None:
+    guide = AutoMultivariateNormal(banana, init_scale=0.7)
+    guide()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of R-hat, with ten draws
+        result = mcmc_correct(banana, guide, method="hmc", num_samples=10, warmup_steps=5, **QUIET)
+        few = mcmc_correct(banana, guide, method="hmc", num_samples=10**6, seconds=0.5, **QUIET)
+    assert result.draws["x"].shape == (64, 10) and result.evaluations > 64 * 15
+    assert few.draws["x"].shape[0] == 64 and few.draws["x"].shape[1] < 10**5
+
+
 @pytest.mark.parametrize("kind", TRANSFORMS)
 def test_weights_are_those_of_model_and_guide(kind: Any) -> None:
     guide = kind(schools)
@@ -159,7 +172,7 @@ def test_weights_are_those_of_model_and_guide(kind: Any) -> None:
         assert float(found[i]) == pytest.approx(float(log_p - log_q), abs=2e-3)
 
 
-@pytest.mark.parametrize("method", ["imh", "neutra"])
+@pytest.mark.parametrize("method", ["imh", "neutra", "hmc"])
 def test_draws_have_the_shapes_of_sites_and_are_those_of_the_seed(
     method: str, refined: Any
 ) -> None:
@@ -293,7 +306,7 @@ def test_chains_that_stay_where_they_are_bring_warnings_with_a_remedy() -> None:
         result = mcmc_correct(model, guide, num_samples=100, warmup_steps=0, **QUIET)
     messages = [str(warning.message) for warning in record]
     assert any("above 1: its draws hardly reach" in m and "refine the guide" in m for m in messages)
-    assert any("R-hat of 'x'" in m and "method='neutra'" in m for m in messages)
+    assert any("R-hat of 'x'" in m and "method='hmc'" in m for m in messages)
     assert result.max_rhat > 1.05 and result.verdict.startswith("do not trust")
 
 
@@ -360,5 +373,11 @@ def test_models_that_cannot_be_corrected_are_told_why(
 def test_arguments_out_of_range_are_named(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least"):
         mcmc_correct(banana, AutoDSFNormal(banana), **{**SHORT, name: value})
-    with pytest.raises(ValueError, match=r"method must be one of \['imh', 'neutra'\], got 'hmc'"):
-        mcmc_correct(banana, AutoDSFNormal(banana), method="hmc")
+    with pytest.raises(
+        ValueError, match=r"method must be one of \['hmc', 'imh', 'neutra'\], got 'x'"
+    ):
+        mcmc_correct(banana, AutoDSFNormal(banana), method="x")
+    with pytest.raises(ValueError, match=r"seconds is a limit for method='hmc', got method='imh'"):
+        mcmc_correct(banana, AutoDSFNormal(banana), seconds=1.0)
+    with pytest.raises(ValueError, match="num_chains must be at least 2"):
+        mcmc_correct(banana, AutoDSFNormal(banana), method="hmc", num_chains=1)
