@@ -17,6 +17,7 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.ops.einsum import torch_log
+from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import _bound_partial
 from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
@@ -34,6 +35,16 @@ def without_start(model: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(model, _bound_partial):
         handler, inner = model.func.args[:2]
         if isinstance(handler, InitMessenger):
+            return inner
+    return model
+
+
+def without_block(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model inside ``poutine.block``, as autoguides are given models with discrete latents."""
+    model = without_start(model)
+    if isinstance(model, _bound_partial):
+        handler, inner = model.func.args[:2]
+        if isinstance(handler, BlockMessenger):
             return inner
     return model
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 
 import torch
@@ -21,7 +23,12 @@ _LEAST_GRADIENT, _LEAST_STEP, _LEAST_RISE = 1e-7, 1e-9, 1e-9
 _TRIALS = 25
 
 
-def climb(target: Callable[[Tensor], Tensor], starts: Tensor, max_iter: int = 100) -> list[Tensor]:
+def climb(
+    target: Callable[[Tensor], Tensor],
+    starts: Tensor,
+    max_iter: int = 100,
+    deadline: float = math.inf,
+) -> list[Tensor]:
     """The points ``(N, D)`` of L-BFGS on its way up from each start, ever higher; empty if lost.
 
     Each climb has its own line search, by bisection (Lewis & Overton 2013); what they share is the
@@ -29,6 +36,8 @@ def climb(target: Callable[[Tensor], Tensor], starts: Tensor, max_iter: int = 10
 
     :param target: a log-density, ``(S, D)`` to ``(S,)``, of each row on its own.
     :param starts: shape ``(S, D)``.
+    :param max_iter: steps of each climb at most.
+    :param deadline: value of :func:`time.monotonic` at which all climbs end where they are.
 
     >>> (path,) = climb(lambda z: -(z - 3).square().sum(-1), torch.zeros(1, 2))
     >>> path[0], path[-1]
@@ -44,7 +53,7 @@ def climb(target: Callable[[Tensor], Tensor], starts: Tensor, max_iter: int = 10
     paths = [[row] if ok else [] for row, ok in zip(starts, value.isfinite().tolist(), strict=True)]
     for _ in range(max_iter * 5 // 4):
         (i,) = running.nonzero(as_tuple=True)
-        if not len(i):
+        if not len(i) or time.monotonic() > deadline:
             break
         move = length[i, None] * direction[i]
         new_value, new_grad = _evaluated(target, z[i] + move)

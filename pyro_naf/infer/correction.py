@@ -187,7 +187,7 @@ def mcmc_correct(
     one another (:func:`~pyro_naf.infer.hmc.sample_hmc`). It reaches where NUTS does, and is the
     method for many latents: the price of a gradient is shared by all chains.
 
-    :param model: a model, vectorised over particles.
+    :param model: any model that Pyro's NUTS takes; finite discrete latents are summed out.
     :param guide: a fitted guide with a transform, of this package or Pyro's, such as
         ``refine(...).guide`` or an ``AutoMultivariateNormal``.
     :param args: the model's arguments, as are ``kwargs``.

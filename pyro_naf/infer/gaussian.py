@@ -10,6 +10,7 @@ as fixed point.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ _MOST_CLIMBS = 10
 #: Climbs at once. They are the fewest, too: half of those of an oscillator's posterior end at modes
 #: without mass.
 _AT_ONCE = 16
+
+#: Evaluations that a climb takes to its mode, roughly.
+_EVALUATIONS = 60
 
 #: Points that the start of a climb is drawn from.
 _CANDIDATES = 200
@@ -88,13 +92,13 @@ def fit_gaussian(
 ) -> tuple[AutoMultivariateNormal, list[Gaussian]]:
     r"""An :class:`~pyro.infer.autoguide.AutoMultivariateNormal` for the model, and its modes.
 
-    :param model: a model with continuous latents, vectorised over particles.
+    :param model: any model that Pyro's NUTS takes; finite discrete latents are summed out.
     :param args: its arguments, as are ``kwargs``.
     :param num_starts: the search for modes ends when so many climbs in a row have found no new one.
         The first is from the priors' medians, the others by turns from uniform points of [-2, 2] or
         [-5, 5] in unconstrained space, and from 3 to 10 widths around a mode.
     :param temperature: fits :math:`p^{1/T}`, which is wider.
-    :param seconds: time for the search for modes, after its first sixteen climbs.
+    :param seconds: time for the search for modes; half as long again goes to the last Gaussian.
     :return: the guide, whose location has shape ``(D,)`` in unconstrained space, and a Gaussian for
         p itself at every mode that was found, the best first; without those that are negligible.
     :raises ValueError: as :class:`~pyro_naf.infer.joint.Joint`, when the log-density is finite at
@@ -127,14 +131,16 @@ def find_gaussian(
 ) -> tuple[Gaussian, list[Gaussian]]:
     """The Gaussian nearest to a joint density, and one at every mode; as :func:`fit_gaussian`."""
     normal = matched_normal(max(_ELBO_DRAWS, 4 * joint.dim), joint.start)
-    tried, modes = search(joint, joint.start, normal, num_starts, seconds)
+    limit = math.inf if seconds is None else seconds
+    deadline = time.monotonic() + limit
+    tried, modes = search(joint, joint.start, normal, num_starts, deadline)
     if not modes:
         _raise_for_start(joint)
     best = modes[0]
     tempered: LogDensity = lambda z: joint(z) / temperature  # noqa: E731
     if temperature != 1:
-        best = _best(tempered, tried, normal) or best
-    best = match(tempered, best, normal)
+        best = _best(tempered, tried, normal, deadline + 0.2 * limit) or best
+    best = match(tempered, best, normal, deadline=deadline + 0.5 * limit)
     _check_proper(joint, best)
     return best, modes
 
@@ -152,24 +158,24 @@ def search(
     middle: Tensor,
     normal: Tensor,
     num_starts: int,
-    seconds: float | None = None,
+    deadline: float = math.inf,
 ) -> tuple[Tensor, list[Gaussian]]:
     """Points along paths of L-BFGS to modes ``(N, D)``, and the best Gaussian of each mode's path.
 
     The search ends when ``num_starts`` climbs in a row, the first counted, have found no new mode,
-    or when it has taken so long, after sixteen climbs at the earliest.
+    or at the deadline, a value of :func:`time.monotonic`.
     """
-    start = time.monotonic()
     tried = middle[None][:0]
     modes: list[Gaussian] = []
     tops: list[Tensor] = []
     found: list[list[Tensor]] = []  # points of all paths to each top
     climbs = futile = 0
+    at_once = min(_affordable(target, middle, deadline), num_starts)
     while futile < num_starts and climbs < _MOST_CLIMBS * num_starts:
-        numbers = range(climbs, climbs + min(_AT_ONCE, num_starts))
+        numbers = range(climbs, climbs + at_once)
         starts = torch.stack([_start(target, i, middle, modes) for i in numbers])
         known, new = len(modes), len(tops)
-        for path in filter(len, climb(target, starts)):
+        for path in filter(len, climb(target, starts, deadline=deadline)):
             led = [_leads(target, top, path[-1]) for top in tops]
             if not any(led):
                 tops.append(path[-1])
@@ -177,13 +183,26 @@ def search(
             found[led.index(True) if any(led) else -1].append(_spread(path))
         for points in map(torch.cat, found[new:]):
             tried = torch.cat([tried, points])
-            if best := _best(target, points, normal):
-                modes = _distinct(target, [*modes, match(target, best, normal, steps=10)])
+            if best := _best(target, points, normal, deadline):
+                best = match(target, best, normal, steps=10, deadline=deadline)
+                modes = _distinct(target, [*modes, best])
         climbs += len(numbers)
         futile = 1 if len(modes) > known else futile + len(numbers)
-        if seconds is not None and time.monotonic() - start > seconds:
+        if time.monotonic() > deadline:
             break
     return tried, modes
+
+
+def _affordable(target: LogDensity, middle: Tensor, deadline: float) -> int:
+    """How many climbs at once come to their end before the deadline, by the cost of a gradient."""
+    if not math.isfinite(deadline):
+        return _AT_ONCE
+    z = middle.expand(_AT_ONCE, -1).clone().requires_grad_()
+    begin = time.monotonic()
+    torch.autograd.grad(target(z).sum(), z)
+    now = time.monotonic()
+    evaluations = (deadline - now) / (now - begin)
+    return max(1, min(_AT_ONCE, int(_AT_ONCE * evaluations / _EVALUATIONS)))
 
 
 @torch.no_grad()
@@ -220,17 +239,32 @@ def laplace(target: LogDensity, z: Tensor, normal: Tensor) -> list[Gaussian]:
     return [_scored(target, loc, f, normal) for loc, f, good in found if good]
 
 
-def _best(target: LogDensity, z: Tensor, normal: Tensor) -> Gaussian | None:
-    """The best of the Gaussians at points ``(N, D)``: few draws judge all, all draws a few."""
-    rough = sorted(laplace(target, z, normal[:_FEW_DRAWS]), key=lambda g: -g.elbo)
+def _best(
+    target: LogDensity, z: Tensor, normal: Tensor, deadline: float = math.inf
+) -> Gaussian | None:
+    """The best of the Gaussians at points ``(N, D)``: few draws judge all, all draws a few.
+
+    The points come one group after another, the last ones first, until the deadline.
+    """
+    rough: list[Gaussian] = []
+    for part in z.flip(0).split(_AT_ONCE):
+        rough += laplace(target, part, normal[:_FEW_DRAWS])
+        if time.monotonic() > deadline:
+            break
+    rough.sort(key=lambda g: -g.elbo)
     finalists = [_scored(target, g.loc, g.factor, normal) for g in rough[:_FINALISTS]]
     return max(finalists, key=lambda g: g.elbo, default=None)
 
 
 def match(
-    target: LogDensity, start: Gaussian, normal: Tensor, steps: int = 40, batch: int = 64
+    target: LogDensity,
+    start: Gaussian,
+    normal: Tensor,
+    steps: int = 40,
+    batch: int = 64,
+    deadline: float = math.inf,
 ) -> Gaussian:
-    """The best Gaussian on the way of batch and match from ``start``."""
+    """The best Gaussian on the way of batch and match from ``start``, until the deadline."""
     best = start
     loc, factor = start.loc, start.factor
     dim = len(loc)
@@ -259,6 +293,8 @@ def match(
         loc = loc / (1 + rate) + rate / (1 + rate) * (covariance @ s_mean + z_mean)
         found = _scored(target, loc, factor, normal)
         best = max(best, found, key=lambda g: g.elbo)
+        if time.monotonic() > deadline:
+            break
     return best
 
 

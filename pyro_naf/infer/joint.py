@@ -91,8 +91,8 @@ class Joint:
         self.nesting: int | None = None
         #: Finite discrete latents, which are summed out.
         self.discrete: list[str] = []
-        #: Subsampled plate to its size and the size of its subsample.
-        self.subsampled: dict[str, tuple[int, int]] = {}
+        #: Subsampled plate to its size and an example of its indices.
+        self.subsampled: dict[str, tuple[int, Tensor]] = {}
         trace = self._first_run(init_loc_fn)
         self._refuse_given_subsamples(trace)
         self._refuse_nan(trace)
@@ -165,8 +165,8 @@ class Joint:
     def minibatch(self, u: Tensor) -> Tensor:
         """An unbiased estimate of the log-density, by a new subsample of the subsampled plates."""
         elements = {
-            name: torch.randperm(size, device=u.device)[:count]
-            for name, (size, count) in self.subsampled.items()
+            name: torch.randperm(size, device=some.device)[: len(some)]
+            for name, (size, some) in self.subsampled.items()
         }
         function = self._over_lanes(lambda free: self._log_density(free, elements))
         return self._finite(function(self.split(u)))
@@ -248,7 +248,9 @@ class Joint:
         def indices(name: str, size: int) -> Tensor | None:
             if name not in self.subsampled:
                 return None
-            return elements[name] if name in elements else torch.arange(size)
+            if name in elements:
+                return elements[name]
+            return torch.arange(size, device=self.subsampled[name][1].device)
 
         return plates_with(indices)
 
@@ -270,7 +272,7 @@ class Joint:
         for name, site in trace.nodes.items():
             fn = site.get("fn")
             if is_subsample(site) and fn.subsample_size is not None and fn.subsample_size < fn.size:
-                self.subsampled[name] = (fn.size, fn.subsample_size)
+                self.subsampled[name] = (fn.size, site["value"])
         latents = latent_sites(trace)
         self.discrete = [n for n, site in latents.items() if site["fn"].support.is_discrete]
         if endless := [n for n in self.discrete if not latents[n]["fn"].has_enumerate_support]:
@@ -293,7 +295,8 @@ class Joint:
         except (*REFUSALS, IndexError) as error:
             if not self.subsampled:
                 raise
-            name, (size, count) = next(iter(self.subsampled.items()))
+            name, (size, some) = next(iter(self.subsampled.items()))
+            count = len(some)
             raise ValueError(
                 f"plate {name!r} is subsampled ({count} of {size}), and the model cannot be run "
                 "with all of its elements; give the model the whole data and subsample it inside, "

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..checks import check_integers
+from ..guides.pyro_internals import without_block, without_start
 from ..starts import sigmoids_at
 from ..transformers import Scaled
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
@@ -216,7 +217,13 @@ def refine(
     The fitted guide and the model's own parameters are left as they are; the new guide's weights
     enter the param store under a name of their own.
 
-    The diagnostics weigh ``guide.model``: that of a guide for a part of the latents
+    Any model that Pyro's NUTS takes can be given, as it is (:class:`~pyro_naf.infer.joint.Joint`):
+    it is run for one draw, and :func:`torch.vmap` makes the batch; finite discrete latents are
+    summed out; a point that the model refuses has no density. Where a plate is subsampled, training
+    takes new subsamples and everything else the whole data. The log-density is captured as a graph
+    and, where the budget outlasts it, compiled in another process (:attr:`Refinement.density`).
+
+    The diagnostics weight draws by ``guide.model``: that of a guide for a part of the latents
     (``poutine.block``) draws the others from their prior, and ELBO and k-hat say so.
 
     :param guide: a model, or a fitted :class:`~pyro.infer.autoguide.AutoNormal`,
@@ -242,9 +249,11 @@ def refine(
         the budget makes it worth while; PYRO_NAF_COMPILE=0 in the environment turns it off as well.
     :param seed: seeds torch's generators for the duration of the call, which are put back after.
     :param progress: show a progress bar.
-    :raises TypeError: for a guide of another kind.
+    :raises TypeError: for a guide of another kind, and where an argument of the model has the name
+        of an option.
     :raises ValueError: for a guide that was never run, an argument out of range, or a model that
-        has no continuous latents, no finite density at its starts, or an improper posterior.
+        has no continuous latents, infinitely many values of a discrete one, latents of changing
+        shape, NaN in its data, no finite density at its starts, or an improper posterior.
     :raises RuntimeError: when 50 steps in a row have no finite loss and gradient.
 
     >>> import pyro.distributions as dist
@@ -368,10 +377,24 @@ def _density_of(
         return guide.joint, None
     if isinstance(guide, AutoGuide):
         guide = _gaussian(guide, *args, **kwargs)
-        return Joint(guide.model, args, kwargs), guide
+        return _density_of_guide(guide, args, kwargs), guide
     if not callable(guide):
         raise TypeError(f"guide must be a model or a fitted Gaussian guide, got {guide!r}")
     return Joint(guide, args, kwargs), None
+
+
+def _density_of_guide(guide: AutoGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Joint:
+    """The joint density of a guide's model; discrete latents blocked from the guide are summed out.
+
+    A model whose continuous latents are blocked is taken as it is: it draws them from their prior.
+    """
+    inner = without_block(guide.model)
+    if inner is not without_start(guide.model):
+        joint = Joint(inner, args, kwargs)
+        trace: Any = guide.prototype_trace
+        if joint.sites.keys() == {name for name, _ in trace.iter_stochastic_nodes()}:
+            return joint
+    return Joint(guide.model, args, kwargs)
 
 
 def _find_start(
