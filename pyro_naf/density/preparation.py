@@ -286,7 +286,8 @@ def quantised(rows: Tensor, steps: Mapping[int, float], values: Mapping[int, Ten
     for i, known in values.items():
         known = known.to(rows.device)
         middles = (known[1:] + known[:-1] + steps[i]) / 2
-        rows[..., i] = known[torch.bucketize(rows[..., i], middles, right=True)].to(rows.dtype)
+        column = rows[..., i].contiguous()
+        rows[..., i] = known[torch.bucketize(column, middles, right=True)].to(rows.dtype)
     return rows
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import enum
 import math
 import re
 import warnings
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +217,68 @@ def test_one_dimension_works() -> None:
     assert density.sample(7).shape == (7, 1)
 
 
+@pytest.mark.parametrize("name", ["maf-dsf-1", "maf-mog-1", "nsf-ar-1", "iaf-affine-1", "tan"])
+def test_the_density_is_nothing_at_infinity_and_nan_at_nan(name: str) -> None:
+    density = small(3, name=name)
+    x = torch.zeros(7, 3, dtype=torch.double)
+    x[:, 1] = torch.tensor([0, math.inf, -math.inf, math.nan, 1e300, 0, math.nan])
+    x[5], x[6, 2] = math.inf, math.inf
+    for found in (density.log_prob(x), torch.from_numpy(density.log_prob(x.numpy()))):
+        assert found[0].isfinite() and (found[[1, 2, 4, 5]] == -math.inf).all()
+        assert found[[3, 6]].isnan().all()
+    given = x[:2].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(density.log_prob(given)[0], given)
+    assert slope.isfinite().all()
+
+
+def test_rows_that_carry_a_graph_are_fitted_wherever_gradients_are_off() -> None:
+    theta = torch.randn(100, 2, requires_grad=True)
+    rows = 2 * theta + 1
+    with torch.inference_mode():
+        inferred = torch.randn(100, 2)
+    for x, context in ((rows, None), (inferred, None), (rows.detach(), rows), (rows, inferred)):
+        width = 0 if context is None else 2
+        small(2, width).fit(x, context, validation=0.2, max_steps=2, **QUICK)
+    small().fit(rows, validation=rows[:9], max_steps=2, **QUICK)
+    with torch.no_grad():
+        fitted = small().fit(rows, max_steps=2, **QUICK)
+    assert fitted.score(rows) == fitted.score(rows.detach())
+    (slope,) = torch.autograd.grad(fitted.log_prob(rows).sum(), theta)
+    assert slope.isfinite().all()
+
+
+def test_every_call_but_forward_is_in_evaluation_mode_and_puts_the_modes_back() -> None:
+    density = small(name="maf-affine-2", dropout=0.5)
+    rows = torch.randn(200, 2)
+    density.fit(rows, max_steps=3, **QUICK)
+    assert not any(module.training for module in density.modules())
+    expected = density.log_prob(rows).detach()
+    modules = list(density.modules())
+    for i, module in enumerate(modules):
+        module.training = i % 2 == 0
+    before = [module.training for module in modules]
+    assert torch.equal(density.log_prob(rows), expected)
+    assert density.score(rows) == pytest.approx(float(expected.double().mean()))
+    np.testing.assert_array_equal(density.score_samples(rows), density.log_prob(rows.numpy()))
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        drawn.append(density.sample(50))
+    assert torch.equal(*drawn)
+    with pytest.raises(ValueError, match="x must have shape"):
+        density.log_prob(rows[:, :1])
+    assert [module.training for module in modules] == before
+    density.train()
+    assert not torch.equal(density(rows), expected)  # what a training loop of one's own calls
+
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        density.fit(rows, max_steps=3, on_evaluation=interrupt, **QUICK)
+    assert not any(module.training for module in modules)
+
+
 def test_draws_of_no_rows_and_of_many() -> None:
     density = small()
     assert density.sample(0).shape == (0, 2)
@@ -236,6 +300,71 @@ def test_a_model_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
     x = torch.randn(5, 3)
     assert torch.equal(again.log_prob(x), density.eval().log_prob(x))
     assert again.columns == ["a", "b", "c"] and not again.training
+
+
+class Widths(enum.IntEnum):
+    WIDE = 8
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden_units": np.int64(8)},
+        {"hidden_dims": np.array([8, 8])},
+        {"hidden_dims": (torch.tensor(8), np.int32(8), Widths.WIDE)},
+        {"hidden_units": Widths.WIDE, "affine": np.bool_(True)},
+        {"dropout": np.linspace(0, 0.2, 3)[1], "sharpness": Fraction(7, 2)},
+        {"sharpness": np.longdouble(2), "linear": np.str_("lu")},
+        {"input_dim": np.int64(2), "architecture": np.str_("maf-dsf-1")},
+        {"context_dim": np.uint8(0), "residual": torch.tensor(True)},
+    ],
+)  # fmt: skip
+def test_what_is_saved_loads_whatever_kind_of_numbers_its_options_are(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    made = {"input_dim": 2, "architecture": "maf-dsf-1", "hidden_dims": [8], **options}
+    density = FlowDensity(**made)
+    density.columns = np.array(["a", "b"])  # type: ignore[assignment]
+    density.noise = {np.int64(1): np.float32(0.5)}
+    density.save(tmp_path / "model.pt")
+    again = FlowDensity.load(tmp_path / "model.pt")
+    x = torch.randn(5, 2)
+    assert torch.equal(again.log_prob(x), density.log_prob(x))
+    assert again.columns == ["a", "b"] and again.noise == {1: 0.5}
+    kinds = {type(v) for v in again.get_params().values()}
+    assert kinds <= {int, float, str, bool, list, tuple, type(None)}
+
+
+def test_what_could_not_be_loaded_is_refused_at_once_by_name(tmp_path: Path) -> None:
+    for options in ({"activation": torch.nn.ReLU()}, {"hidden_units": object()}, {"bins": 1j}):
+        (name,) = options
+        with pytest.raises(TypeError, match=f"^{name} must be made of numbers and strings, got "):
+            small(**options)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="^lr must be made of numbers"):
+            small().fit(ROWS, lr=1j, **QUICK)
+    density = small()
+    density.columns = [object(), "b"]  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="^columns must be made of numbers and strings, got"):
+        density.save(tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_run_with_options_of_any_kind_of_numbers_goes_on(tmp_path: Path) -> None:
+    kept: dict[str, Any] = {
+        "lr": np.float64(3e-3), "clip": torch.tensor(5.0), "patience": np.int64(9),
+        "batch_size": Widths.WIDE, "schedule": np.str_("plateau"), "seed": np.int64(2**40),
+        "checkpoint": tmp_path / "c.pt", "checkpoint_seconds": 0, "progress": np.bool_(False),
+        "max_steps": np.uint8(4), "evaluate_every": 2,
+    }  # fmt: skip
+    small().fit(ROWS, **kept)
+    assert small().fit(ROWS, resume=True, **kept).history.steps == 4  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_the_fit(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="is a folder, not a file"):
+        small().fit(ROWS, checkpoint=tmp_path, max_steps=1, **QUICK)
+    with pytest.raises(OSError, match="/dev/null is a device, not a file"):
+        small().save("/dev/null")
 
 
 def test_history_and_dtypes_come_back(fitted: FlowDensity, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Two processes reach the likelihood of one with the same total batch (torchrun, gloo)."""
+"""Two processes reach the likelihood of one, and a resumed run is the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = """
-import json, torch
+import json, sys, torch
 from pathlib import Path
 from pyro_naf.density import FlowDensity, parallel
 
@@ -23,6 +23,33 @@ torch.manual_seed(0)
 x = torch.randn(403, 2).exp()
 density = FlowDensity(2, architecture="maf-dsf-1", hidden_dims=[8], hidden_units=4)
 density.fit(x, seed=0, max_steps=60, batch_size=64, evaluate_every=20, progress=False)
+
+class Killed(BaseException):
+    pass
+
+def resumed(name, seed, stop_at=None):
+    # Every process draws dropout of its own, and the constructor permutations.
+    def stop(entry):
+        if entry["step"] == stop_at:
+            raise Killed
+
+    torch.manual_seed(seed)
+    chosen = FlowDensity(2, architecture="maf-affine-1", linear="lu", hidden_dims=[8], dropout=0.3)
+    path = Path(sys.argv[1]) / f"{name}-{parallel.size()}.pt"
+    kept = {"checkpoint": path, "checkpoint_seconds": 0, "resume": seed == 2}
+    options = {"max_steps": 12, "evaluate_every": 4, "batch_size": 64, "on_evaluation": stop}
+    try:
+        chosen.fit(x, seed=0, progress=False, **kept, **options)
+    except Killed:
+        pass
+    if parallel.size() > 1:
+        torch.distributed.barrier()
+    return list(chosen.state_dict().values())
+
+whole = resumed("whole", 1)
+resumed("killed", 1, stop_at=8)
+assert all(map(torch.equal, whole, resumed("killed", 2))), parallel.rank()
+
 if parallel.rank() == 0:
     history = [(e["step"], e["validation"]) for e in density.history.evaluations]
     weights = [p.tolist() for p in density.parameters()]
@@ -34,7 +61,7 @@ assert threads() == [], threads()
 
 
 def run(path: Path, *launcher: str) -> list:
-    command = [sys.executable, *launcher, str(path)]
+    command = [sys.executable, *launcher, str(path), str(path.parent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

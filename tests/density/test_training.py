@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_naf.density.architectures import build
+from pyro_naf.density.flow import evaluating
 from pyro_naf.density.settings import Training
 from pyro_naf.density.training import mean_log_prob, train
 
@@ -211,6 +212,50 @@ def test_a_resumed_run_is_bit_identical(tmp_path: Path, schedule: str, after: in
     assert [{k: v for k, v in e.items() if k not in drop} for e in history.evaluations] == [
         {k: v for k, v in e.items() if k not in drop} for e in expected.evaluations
     ]
+
+
+NAMES = [
+    "made", "made-mog", "maf-affine-2", "maf-mog-1", "maf-dsf-1", "maf-ddsf-1", "maf-nsf-1",
+    "iaf-affine-1", "iaf-dsf-1", "tan", "bnaf-1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("linear", ["reversal", "lu"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_architecture_resumes_with_what_its_constructor_drew(
+    tmp_path: Path, name: str, linear: str
+) -> None:
+    x = torch.randn(200, 4).exp()
+    few = {"hidden_dims": [4], "hidden_units": 2, "bins": 3, "components": 2}
+    options: dict[str, Any] = {"max_steps": 6, "evaluate_every": 2, "batch_size": 32, "seed": 3}
+
+    def flow() -> nn.Module:
+        return build(name, 4, linear=linear, dropout=0.3, **few)
+
+    start = flow()
+    path = tmp_path / "checkpoint.pt"
+    interrupted(copy.deepcopy(start), x, path, 1, **options)
+    train(start, (x,), (x[:50],), Training(progress=False, **options))
+    again = flow()  # other permutations, as in another process
+    train(again, (x,), (x[:50],), Training(progress=False, checkpoint=path, resume=True, **options))
+    for (key, mine), theirs in zip(
+        start.state_dict().items(), again.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs), key
+    assert not any(module.training for module in again.modules())
+
+
+def test_evaluation_puts_the_mode_of_every_submodule_back() -> None:
+    flow = build("maf-affine-2", 2, hidden_dims=[8], dropout=0.5)
+    modules = list(flow.modules())
+    for i, module in enumerate(modules):
+        module.training = i % 3 == 0
+    before = [module.training for module in modules]
+    one, two = (mean_log_prob(flow, (torch.ones(50, 2),))[0] for _ in range(2))
+    assert one == two and [module.training for module in modules] == before
+    with pytest.raises(RuntimeError), evaluating(flow):
+        raise RuntimeError
+    assert [module.training for module in modules] == before
 
 
 def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
