@@ -108,10 +108,10 @@ def importance_diagnostics(
 
 @torch.no_grad()
 def diagnose(
-    proposal: Proposal, num_particles: int, seconds: float = math.inf
+    proposal: Proposal, num_particles: int, seconds: float = math.inf, fewest: int = FEWEST
 ) -> ImportanceDiagnostics:
     """Diagnostics from the weighted draws of a proposal; arguments of :func:`weighted_draws`."""
-    chunks = weighted_draws(proposal, num_particles, seconds)
+    chunks = weighted_draws(proposal, num_particles, seconds, fewest)
     return _diagnose(torch.cat([log_weights for _, log_weights in chunks]))
 
 
@@ -190,11 +190,11 @@ def _warn_of_weights(found: ImportanceDiagnostics) -> None:
 
 
 def weighted_draws(
-    proposal: Proposal, num_particles: int, seconds: float = math.inf
+    proposal: Proposal, num_particles: int, seconds: float = math.inf, fewest: int = FEWEST
 ) -> Iterator[Weighted]:
     """Draws of a guide and their log-weights, on the CPU, in chunks, until ``seconds`` are over.
 
-    At least ``FEWEST`` are drawn, where as many are asked for.
+    At least ``fewest`` are drawn, where as many are asked for.
 
     :raises ValueError: when the first thousand draws have no finite density, naming the sites.
     """
@@ -206,7 +206,7 @@ def weighted_draws(
         if not possible and drawn >= min(num_particles, 1000):
             _raise_for_density(proposal.joint, values, drawn)
         yield Weighted({name: v.cpu() for name, v in values.items()}, log_weights.cpu())
-        if drawn >= FEWEST and time.monotonic() - start > seconds:
+        if drawn >= fewest and time.monotonic() - start > seconds:
             break
 
 

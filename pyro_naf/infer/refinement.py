@@ -1,4 +1,4 @@
-"""refine: a fitted Gaussian guide, a flow put inside its affine map, and training."""
+"""refine: from a model, or a fitted Gaussian guide, to a trained flow that says how good it is."""
 
 from __future__ import annotations
 
@@ -6,172 +6,56 @@ import contextlib
 import inspect
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import torch
-from pyro.infer.autoguide import (
-    AutoDiagonalNormal,
-    AutoGuide,
-    AutoLaplaceApproximation,
-    AutoLowRankMultivariateNormal,
-    AutoMultivariateNormal,
-    AutoNormal,
-    init_to_value,
-)
+from pyro.distributions.torch_transform import ComposeTransformModule
+from pyro.infer.autoguide import AutoGuide, init_to_value
 from torch import Tensor
-from torch.distributions import biject_to
 
 from ..checks import check_integers
-from ..guides.pyro_internals import without_block, without_start
 from ..starts import sigmoids_at
 from ..transformers import Scaled
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .capture import is_enabled
-from .diagnostics import FEWEST, MIN_PARTICLES, ImportanceDiagnostics, diagnose
-from .gaussian import Gaussian, cholesky, find_gaussian, free_name
+from .diagnostics import MIN_PARTICLES, ImportanceDiagnostics, diagnose
+from .gaussian import Gaussian, fit_gaussian, free_name
 from .joint import Joint
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
 from .proposals import GaussianProposal, GuideProposal
+from .results import Refinement
+from .start import Start, affine_of, density_of, find_start
 from .training import Budget, Training
+
+#: Names that were importable from here before.
+__all__ = ["Refinement", "Start", "affine_of", "fit_gaussian", "refine"]
 
 _FLOWS = {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}
 
-#: Budget where none is given: so many steps, unless so many seconds are over before.
-_STEPS, _SECONDS = 4000, 48.0
+#: Number of steps, and seconds, where no budget is given; whichever is over first.
+_STEPS, _SECONDS = 4000, 60.0
 
-#: Of a guide for several modes, whose conditionals are mixtures. Nothing holds those where no mode
-#: is: the few draws there must not lie far beyond.
+#: Guide options for multimodal posteriors. ``min_slope`` bounds the tails of the conditionals: no
+#: training data lies between modes, and a draw that lands there must not be thrown far away.
 _SEVERAL: dict[str, Any] = {"inverse": True, "min_slope": 0.2}
 
-#: Draws whose marginals such a guide starts with.
+#: Number of draws whose marginals a guide for several modes starts with.
 _PLACING = 4000
 
 #: Seconds of a budget from which on the density is compiled; compiling takes 10 to 20.
 _COMPILING = 30.0
 
-#: The part of the seconds for the search for modes, at most.
-_SEARCH = 0.1
+#: Share of the seconds at which training ends; diagnostics and the search for missed mass follow.
+_TRAINING = 0.85
 
-#: The part of the seconds after which the diagnostics before, and those after, weigh no more draws.
-_DIAGNOSING = 0.1
+#: Share of the seconds after which each of the two diagnostics weights no more draws.
+_DIAGNOSING = 0.08
 
-
-@dataclass(frozen=True)
-class Refinement:
-    """What :func:`refine` returns: the guide, and how good it was and is.
-
-    :ivar guide: the refined guide.
-    :ivar before: :class:`~pyro_naf.infer.ImportanceDiagnostics` of the fitted guide.
-    :ivar after: the same of the refined one; ``elbo``, ``elbo_se``, ``khat``, ``ess`` and
-        ``log_evidence`` are its.
-    :ivar losses: negative ELBO of every step; where several modes are learnt from draws, the mean
-        of log q - log p over those.
-    :ivar skipped: number of steps skipped because loss or gradient was not finite.
-    :ivar seconds: time until the end of training, from the search for modes on.
-    :ivar missed: the part of the posterior's mass, from 0 to 1, that the guide does not cover but
-        the modes found at the start, the Gaussian there and one three times as wide do.
-    :ivar density: how the model's log-density was evaluated in the end: "captured and compiled",
-        "captured", "vmapped", "vmapped with help" or "one draw after another", the fastest first.
-    """
-
-    guide: AutoFlowNormal
-    before: ImportanceDiagnostics
-    after: ImportanceDiagnostics
-    losses: list[float] = field(repr=False)
-    skipped: int
-    seconds: float
-    missed: float = 0.0
-    density: str = "vmapped"
-
-    @property
-    def steps(self) -> int:
-        """Number of training steps."""
-        return len(self.losses)
-
-    @property
-    def elbo(self) -> float:
-        """ELBO after refinement."""
-        return self.after.elbo
-
-    @property
-    def elbo_se(self) -> float:
-        """Standard error of :attr:`elbo`."""
-        return self.after.elbo_se
-
-    @property
-    def khat(self) -> float:
-        """k-hat after refinement."""
-        return self.after.khat
-
-    @property
-    def ess(self) -> float:
-        """Effective sample size after refinement."""
-        return self.after.ess
-
-    @property
-    def log_evidence(self) -> float:
-        """Importance-sampled log evidence after refinement."""
-        return self.after.log_evidence
-
-    @property
-    def verdict(self) -> str:
-        """What the weights allow, in one line; of modes that no start found they know nothing."""
-        if self.missed > 0.05:
-            return (
-                f"do not trust: the guide misses modes with {self.missed:.0%} of the mass; try "
-                "num_starts=64, tempering=0.02, more steps, flow='ddsf'"
-            )
-        if self.khat < 0.5 and self._efficiency > 0.8:
-            return "trust: the guide's draws are close to the posterior where it has mass"
-        if self._efficiency > 0.95:
-            even = f"trust the guide's draws: their weights are even (ESS {self._efficiency:.1%})"
-            return even if self.khat < 0.7 else f"{even}; do not weigh them (k-hat above 0.7)"
-        if self.khat < 0.5:
-            return (
-                f"use importance-weighted draws: their weights differ (ESS {self._efficiency:.0%})"
-            )
-        if self.khat < 0.7:
-            return "use importance-weighted draws: k-hat is below 0.7, but not by much"
-        return (
-            "do not trust: k-hat is above 0.7; try more steps, flow='ddsf', a full-rank Gaussian "
-            "to start from, or a non-centred model; mcmc_correct gives exact draws"
-        )
-
-    @property
-    def _efficiency(self) -> float:
-        return self.ess / self.after.num_particles
-
-    def __str__(self) -> str:
-        rows = [
-            f"{name:7s} ELBO {d.elbo:.3f} +- {d.elbo_se:.3f}, k-hat {d.khat:.2f}, "
-            f"ESS {d.ess:.0f} of {d.num_particles}"
-            for name, d in (("before", self.before), ("after", self.after))
-        ]
-        evidence = f"{self.log_evidence:.3f} +- {self.after.log_evidence_se:.3f}"
-        spent = f"{self.steps} steps in {self.seconds:.0f} s, density {self.density}"
-        rows.append(f"log evidence {evidence}; {spent}")
-        return "\n".join([*rows, f"verdict {self.verdict}"])
-
-
-@dataclass(frozen=True)
-class Start:
-    """A joint density and a Gaussian near it, from which refinement begins.
-
-    :ivar joint: the joint density.
-    :ivar loc: mean ``(D,)``.
-    :ivar factor: standard deviation ``(D,)``, or lower triangular factor ``(D, D)``.
-    :ivar modes: a Gaussian at every mode that was found.
-    :ivar widths: with tempering, widths in multiples of this Gaussian's that are to be covered.
-    """
-
-    joint: Joint
-    loc: Tensor
-    factor: Tensor
-    modes: list[Gaussian] = field(default_factory=list)
-    widths: list[float] = field(default_factory=lambda: [1.0])
+#: Minimum number of draws of a diagnosis, whatever it takes: k-hat needs some.
+_FEWEST = 1000
 
 
 def refine(
@@ -234,11 +118,11 @@ def refine(
     :param num_transforms: number of flows.
     :param hidden_dims: as in :class:`~pyro_naf.infer.AutoDSFNormal`, as is ``hidden_units``.
     :param steps: at most so many steps.
-    :param seconds: at most so long, the Gaussian's time included; the diagnostics after come on
-        top. With neither, 4000 steps or 48 seconds, whichever is first.
+    :param seconds: time for the whole call. With neither, 4000 steps or 60 seconds, whichever is
+        first. Without a number of steps, a Gaussian that fits already is returned at once.
     :param num_particles: draws for each gradient.
-    :param num_draws: draws for the diagnostics before and after; fewer, but 5000 at least, where
-        they would take longer than a tenth of ``seconds``.
+    :param num_draws: draws for the diagnostics before and after; fewer, but 1000 at least, where
+        each would take longer than a twelfth of ``seconds``.
     :param learning_rate: Adam's, at the start.
     :param tempering: below 1, Gaussians as wide as the posterior to this power (0.02, say) are
         weighed too, and what they find is covered as several modes are: for modes that no start
@@ -270,16 +154,19 @@ def refine(
     _check_arguments(
         flow, steps, seconds, num_particles, num_draws, learning_rate, tempering, num_starts
     )
+    # A number of steps that was asked for is made.
+    good_ends = steps is None
     if steps is None and seconds is None:
         steps, seconds = _STEPS, _SECONDS
-    budget = Budget(steps, seconds)
+    # What follows training takes part of the time too.
+    budget = Budget(steps, None if seconds is None else _TRAINING * seconds)
     with _seeded(seed):
-        joint, gaussian = _density_of(guide, args, kwargs)
+        joint, gaussian = density_of(guide, args, kwargs)
         if compile and is_enabled() and not joint.subsampled:
             joint.capture(num_particles + max(num_particles // 2, 2))
             if joint.graph is not None and _is_worth_compiling(steps, seconds):
                 joint.graph.compile()
-        start = _find_start(guide, joint, gaussian, tempering, num_starts, seconds)
+        start = find_start(guide, joint, gaussian, tempering, num_starts, seconds)
         return refine_from(
             start,
             budget,
@@ -291,6 +178,8 @@ def refine(
             num_draws=num_draws,
             learning_rate=learning_rate,
             tempering=tempering,
+            good_ends=good_ends,
+            seconds=seconds,
             progress=progress,
         )
 
@@ -307,15 +196,22 @@ def refine_from(
     num_draws: int,
     learning_rate: float,
     tempering: float,
+    good_ends: bool,
+    seconds: float | None,
     progress: bool,
 ) -> Refinement:
     """:func:`refine` from a Gaussian that is known; its options have no defaults here."""
     joint, loc, factor, modes = start.joint, start.loc, start.factor, start.modes
-    limit = math.inf if budget.seconds is None else _DIAGNOSING * budget.seconds
+    limit = math.inf if seconds is None else _DIAGNOSING * seconds
     # How many draws that takes must not change what training does.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        before = diagnose(GaussianProposal(joint, loc, _matrix(factor)), num_draws, limit)
+        before = diagnose(GaussianProposal(joint, loc, _matrix(factor)), num_draws, limit, _FEWEST)
     covers = tempering < 1 or (len(modes) > 1 and several(joint, modes))
+    others = modes + _around(loc, factor, (1.0, 3.0))
+    if good_ends and not covers and _is_good(before):
+        budget.elapsed = time.monotonic() - budget.start
+        guide = _gaussian_guide(joint, loc, factor)
+        return _result(joint, guide, before, before, others, budget, ended="good")
     refined = _flow_guide(
         joint,
         flow,
@@ -332,33 +228,52 @@ def refine_from(
         budget.several = True
         pool = Pool(joint, proposals)
         around = pool.around
-        loc, factor = around.loc, around.factor if factor.dim() == 2 else around.scale
-    for part in refined.modules():
-        if isinstance(part, Scaled):  # many draws a step: no caution is needed
-            part.set_slope(1.0)
-    refined.set_affine(loc, factor)
-    if pool is not None:
+        refined.set_affine(around.loc, around.factor if factor.dim() == 2 else around.scale)
+        others = modes + _around(around.loc, around.factor, (1.0, 3.0))
         _start_at(refined, pool.draw(_PLACING)[0])
+    else:
+        refined.set_affine(loc, factor)
     # In training a NaN must reach the loss.
     with pyro.validation_enabled(False):
         training = Training(refined, joint, learning_rate, num_particles, pool)
         training.run(budget, progress)
-    after = diagnose(GuideProposal(joint, refined, joint.args, joint.kwargs), num_draws, limit)
-    others = modes + _around(loc, factor, (1.0, 3.0))
-    posterior = Pushed(refined.get_posterior())
-    # Where the density is too dear for all draws it is for these as well.
-    count = max(round(DRAWS * after.num_particles / num_draws), FEWEST)
-    missed = missed_mass(joint, posterior, after.log_evidence, others, count)
+    proposal = GuideProposal(joint, refined, joint.args, joint.kwargs)
+    after, ended = diagnose(proposal, num_draws, limit, _FEWEST), "budget"
+    if not covers and _is_worse(after, before):
+        refined, after, ended = _gaussian_guide(joint, loc, factor), before, "no further gain"
+    return _result(joint, refined, before, after, others, budget, training, ended)
+
+
+def _result(
+    joint: Joint,
+    guide: AutoFlowNormal,
+    before: ImportanceDiagnostics,
+    after: ImportanceDiagnostics,
+    others: list[Gaussian],
+    budget: Budget,
+    training: Training | None = None,
+    ended: str = "budget",
+) -> Refinement:
+    # Where the density is too dear for all draws of the diagnostics it is for these as well.
+    count = max(min(DRAWS, round(0.4 * after.num_particles)), _FEWEST)
+    missed = missed_mass(joint, Pushed(guide.get_posterior()), after.log_evidence, others, count)
+    losses = [] if training is None else training.losses
+    skipped = 0 if training is None else training.skipped
     return Refinement(
-        refined,
-        before,
-        after,
-        training.losses,
-        training.skipped,
-        budget.elapsed,
-        missed,
-        joint.way,
+        guide, before, after, losses, skipped, budget.elapsed, missed, joint.way, ended
     )
+
+
+def _is_good(found: ImportanceDiagnostics) -> bool:
+    """Whether a Gaussian leaves nothing to a flow."""
+    return found.khat < 0.5 and found.ess > 0.95 * found.num_particles
+
+
+def _is_worse(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
+    """Whether the ELBO fell, by more than the noise of its two estimates."""
+    if not math.isfinite(after.elbo):
+        return math.isfinite(before.elbo)
+    return after.elbo < before.elbo - 2 * math.hypot(after.elbo_se, before.elbo_se)
 
 
 def _is_worth_compiling(steps: int | None, seconds: float | None) -> bool:
@@ -367,54 +282,6 @@ def _is_worth_compiling(steps: int | None, seconds: float | None) -> bool:
     if seconds is None:
         return steps is not None and steps >= _STEPS
     return seconds >= (_COMPILING if cores and cores > 1 else 4 * _COMPILING)
-
-
-def _density_of(
-    guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Joint, AutoGuide | None]:
-    """The joint density of a model, or of a fitted guide's model; and that guide."""
-    if isinstance(guide, Start):
-        return guide.joint, None
-    if isinstance(guide, AutoGuide):
-        guide = _gaussian(guide, *args, **kwargs)
-        return _density_of_guide(guide, args, kwargs), guide
-    if not callable(guide):
-        raise TypeError(f"guide must be a model or a fitted Gaussian guide, got {guide!r}")
-    return Joint(guide, args, kwargs), None
-
-
-def _density_of_guide(guide: AutoGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Joint:
-    """The joint density of a guide's model; discrete latents blocked from the guide are summed out.
-
-    A model whose continuous latents are blocked is taken as it is: it draws them from their prior.
-    """
-    inner = without_block(guide.model)
-    if inner is not without_start(guide.model):
-        joint = Joint(inner, args, kwargs)
-        trace: Any = guide.prototype_trace
-        if joint.sites.keys() == {name for name, _ in trace.iter_stochastic_nodes()}:
-            return joint
-    return Joint(guide.model, args, kwargs)
-
-
-def _find_start(
-    given: Any,
-    joint: Joint,
-    guide: AutoGuide | None,
-    tempering: float,
-    num_starts: int,
-    seconds: float | None,
-) -> Start:
-    """The Gaussian of a fitted guide, or one found for a model."""
-    if isinstance(given, Start):
-        return given
-    if guide is not None:
-        loc, factor = _in_order(joint, guide, *affine_of(guide))
-        widths = [tempering ** (-power / 4) for power in range(3)]  # the Gaussian's own the first
-        return Start(joint, loc, factor, widths=widths)
-    search_seconds = None if seconds is None else _SEARCH * seconds
-    best, modes = find_gaussian(joint, num_starts, 1 / tempering, search_seconds)
-    return Start(joint, best.loc, best.factor, modes)  # the Gaussian is as wide as p^tempering
 
 
 def _refuse_swallowed(
@@ -440,81 +307,38 @@ def _refuse_swallowed(
             )
 
 
-def _in_order(joint: Joint, guide: AutoGuide, loc: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """A guide's Gaussian with its entries in the order of the joint density."""
-    trace: Any = guide.prototype_trace
-    places, start = {}, 0
-    for name, site in trace.iter_stochastic_nodes():
-        size = biject_to(site["fn"].support).inv(site["value"]).numel()
-        places[name] = torch.arange(start, start + size)
-        start += size
-    if places.keys() != joint.sites.keys() or start != joint.dim:
-        raise ValueError(
-            f"the guide was fitted to the latents {sorted(places)} of {start} entries, the model "
-            f"has {sorted(joint.sites)} of {joint.dim}; fit it again"
-        )
-    order = torch.cat([places[name] for name in joint.sites]).to(loc.device)
-    if torch.equal(order, torch.arange(start, device=loc.device)):
-        return loc, factor
-    if factor.dim() == 1:
-        return loc[order], factor[order]
-    (factor,) = cholesky((factor @ factor.T)[order][:, order][None])
-    return loc[order], factor
-
-
 def _flow_guide(joint: Joint, flow: str, **options: Any) -> AutoFlowNormal:
     """A flow guide for all the latents of a joint density, set up."""
+    guide = _set_up(joint, _FLOWS[flow], **options)
+    for part in guide.modules():
+        if isinstance(part, Scaled):  # many draws a step: no caution is needed
+            part.set_slope(1.0)
+    return guide
+
+
+def _set_up(joint: Joint, kind: Callable[..., Any], *args: Any, **options: Any) -> Any:
     start = {name: value[0] for name, value in joint.constrained(joint.start[None]).items()}
-    guide = _FLOWS[flow](joint.model, init_loc_fn=init_to_value(values=start), **options)
+    guide = kind(joint.model, *args, init_loc_fn=init_to_value(values=start), **options)
     guide._pyro_name = free_name(f"{type(guide).__name__}_refined")
     with joint.in_full():
         guide._setup_prototype(*joint.args, **joint.kwargs)
     return guide
 
 
+def _gaussian_guide(joint: Joint, loc: Tensor, factor: Tensor) -> AutoFlowNormal:
+    """A guide that is this Gaussian: an affine map around no flow."""
+    options: dict[str, Any] = {"full_rank": factor.dim() == 2}
+    guide = _set_up(joint, AutoFlowNormal, _no_flow, **options)
+    guide.set_affine(loc, factor)
+    return guide
+
+
+def _no_flow(dim: int) -> ComposeTransformModule:
+    return ComposeTransformModule([])
+
+
 def _matrix(factor: Tensor) -> Tensor:
     return torch.diag(factor) if factor.dim() == 1 else factor
-
-
-def _gaussian(guide: Any, *args: Any, **kwargs: Any) -> AutoGuide:
-    """The guide, if it was fitted; of a Laplace guide, the Gaussian at its mode."""
-    if not isinstance(guide, AutoGuide) or getattr(guide, "_model", None) is None:
-        raise TypeError(f"guide must be a fitted Gaussian autoguide, got {guide!r}")
-    if guide.prototype_trace is None:
-        raise ValueError(f"guide must be fitted first: this {type(guide).__name__} was never run")
-    if not isinstance(guide, AutoLaplaceApproximation):
-        return guide
-    try:
-        return guide.laplace_approximation(*args, **kwargs)
-    except torch.linalg.LinAlgError as error:
-        raise ValueError(
-            "guide must be an AutoLaplaceApproximation at a mode, but the Hessian is not positive "
-            f"definite where this one is; train it for longer ({error})"
-        ) from None
-
-
-@torch.no_grad()
-def affine_of(guide: AutoGuide) -> tuple[Tensor, Tensor]:
-    """A Gaussian guide's loc ``(D,)``, and its scale ``(D,)`` or lower factor ``(D, D)``."""
-    if isinstance(guide, AutoNormal):
-        trace: Any = guide.prototype_trace
-        names = [name for name, _ in trace.iter_stochastic_nodes()]
-        pairs: list[Any] = [guide._get_loc_and_scale(name) for name in names]
-        loc, scale = (torch.cat([t.reshape(-1) for t in ts]) for ts in zip(*pairs, strict=True))
-        return loc.clone(), scale.clone()
-    if isinstance(guide, AutoDiagonalNormal):
-        loc, scale = guide._loc_scale()
-        return loc.clone(), scale.clone()
-    if isinstance(guide, AutoMultivariateNormal):
-        posterior = guide.get_posterior()
-        return posterior.mean.clone(), posterior.scale_tril.clone()
-    if isinstance(guide, AutoLowRankMultivariateNormal):
-        posterior = guide.get_posterior()
-        return posterior.mean.clone(), torch.linalg.cholesky(posterior.covariance_matrix)
-    raise TypeError(
-        "guide must be an AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, "
-        f"AutoLowRankMultivariateNormal or AutoLaplaceApproximation, got {type(guide).__name__}"
-    )
 
 
 @torch.no_grad()

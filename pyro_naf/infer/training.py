@@ -57,7 +57,7 @@ _CLOSE = 1e-3
 _GOOD, _JUDGING, _CHUNK = 0.6, 50_000, 1000
 
 #: Judging ends after so many chunks where it has taken such a part of the seconds that there are.
-_FEWEST_CHUNKS, _PART_JUDGING = 5, 0.03
+_FEWEST_CHUNKS, _PART_JUDGING = 1, 0.03
 
 #: ELBOs this near, in nats, are level: of such candidates that of the smallest k-hat is kept.
 _LEVEL = 0.005
@@ -120,7 +120,7 @@ class Training:
         self.guide, self.target, self.pool = guide, target, pool
         self.num_particles, self.learning_rate = num_particles, learning_rate
         self.weights = list(guide.parameters())
-        self.adam = torch.optim.Adam(self.weights, lr=learning_rate, betas=(0.9, 0.99))
+        self.adam = torch.optim.Adam(self.weights, lr=learning_rate, betas=(0.9, 0.99), fused=True)
         self.losses: list[float] = []
         self.skipped = self.skipped_in_a_row = 0
         self.average: list[Tensor] = []

@@ -1,0 +1,154 @@
+"""Where a refinement begins: the joint density of a model or a guide, and a Gaussian near it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoGuide,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+from torch import Tensor
+from torch.distributions import biject_to
+
+from ..guides.pyro_internals import without_block, without_start
+from .gaussian import Gaussian, cholesky, find_gaussian
+from .joint import Joint
+
+#: The part of the seconds for the search for modes, at most.
+_SEARCH = 0.1
+
+
+@dataclass(frozen=True)
+class Start:
+    """A joint density and a Gaussian near it, from which refinement begins.
+
+    :ivar joint: the joint density.
+    :ivar loc: mean ``(D,)``.
+    :ivar factor: standard deviation ``(D,)``, or lower triangular factor ``(D, D)``.
+    :ivar modes: a Gaussian at every mode that was found.
+    :ivar widths: with tempering, widths in multiples of this Gaussian's that are to be covered.
+    """
+
+    joint: Joint
+    loc: Tensor
+    factor: Tensor
+    modes: list[Gaussian] = field(default_factory=list)
+    widths: list[float] = field(default_factory=lambda: [1.0])
+
+
+def density_of(
+    guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Joint, AutoGuide | None]:
+    """The joint density of a model, or of a fitted guide's model; and that guide."""
+    if isinstance(guide, Start):
+        return guide.joint, None
+    if isinstance(guide, AutoGuide):
+        guide = _gaussian(guide, *args, **kwargs)
+        return _density_of_guide(guide, args, kwargs), guide
+    if not callable(guide):
+        raise TypeError(f"guide must be a model or a fitted Gaussian guide, got {guide!r}")
+    return Joint(guide, args, kwargs), None
+
+
+def _density_of_guide(guide: AutoGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Joint:
+    """The joint density of a guide's model; discrete latents blocked from the guide are summed out.
+
+    A model whose continuous latents are blocked is taken as it is: it draws them from their prior.
+    """
+    inner = without_block(guide.model)
+    if inner is not without_start(guide.model):
+        joint = Joint(inner, args, kwargs)
+        trace: Any = guide.prototype_trace
+        if joint.sites.keys() == {name for name, _ in trace.iter_stochastic_nodes()}:
+            return joint
+    return Joint(guide.model, args, kwargs)
+
+
+def find_start(
+    given: Any,
+    joint: Joint,
+    guide: AutoGuide | None,
+    tempering: float,
+    num_starts: int,
+    seconds: float | None,
+) -> Start:
+    """The Gaussian of a fitted guide, or one found for a model."""
+    if isinstance(given, Start):
+        return given
+    if guide is not None:
+        loc, factor = _in_order(joint, guide, *affine_of(guide))
+        widths = [tempering ** (-power / 4) for power in range(3)]  # the Gaussian's own the first
+        return Start(joint, loc, factor, widths=widths)
+    search_seconds = None if seconds is None else _SEARCH * seconds
+    best, modes = find_gaussian(joint, num_starts, 1 / tempering, search_seconds)
+    return Start(joint, best.loc, best.factor, modes)  # the Gaussian is as wide as p^tempering
+
+
+def _in_order(joint: Joint, guide: AutoGuide, loc: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """A guide's Gaussian with its entries in the order of the joint density."""
+    trace: Any = guide.prototype_trace
+    places, start = {}, 0
+    for name, site in trace.iter_stochastic_nodes():
+        size = biject_to(site["fn"].support).inv(site["value"]).numel()
+        places[name] = torch.arange(start, start + size)
+        start += size
+    if places.keys() != joint.sites.keys() or start != joint.dim:
+        raise ValueError(
+            f"the guide was fitted to the latents {sorted(places)} of {start} entries, the model "
+            f"has {sorted(joint.sites)} of {joint.dim}; fit it again"
+        )
+    order = torch.cat([places[name] for name in joint.sites]).to(loc.device)
+    if torch.equal(order, torch.arange(start, device=loc.device)):
+        return loc, factor
+    if factor.dim() == 1:
+        return loc[order], factor[order]
+    (factor,) = cholesky((factor @ factor.T)[order][:, order][None])
+    return loc[order], factor
+
+
+def _gaussian(guide: Any, *args: Any, **kwargs: Any) -> AutoGuide:
+    """The guide, if it was fitted; of a Laplace guide, the Gaussian at its mode."""
+    if not isinstance(guide, AutoGuide) or getattr(guide, "_model", None) is None:
+        raise TypeError(f"guide must be a fitted Gaussian autoguide, got {guide!r}")
+    if guide.prototype_trace is None:
+        raise ValueError(f"guide must be fitted first: this {type(guide).__name__} was never run")
+    if not isinstance(guide, AutoLaplaceApproximation):
+        return guide
+    try:
+        return guide.laplace_approximation(*args, **kwargs)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            "guide must be an AutoLaplaceApproximation at a mode, but the Hessian is not positive "
+            f"definite where this one is; train it for longer ({error})"
+        ) from None
+
+
+@torch.no_grad()
+def affine_of(guide: AutoGuide) -> tuple[Tensor, Tensor]:
+    """A Gaussian guide's loc ``(D,)``, and its scale ``(D,)`` or lower factor ``(D, D)``."""
+    if isinstance(guide, AutoNormal):
+        trace: Any = guide.prototype_trace
+        names = [name for name, _ in trace.iter_stochastic_nodes()]
+        pairs: list[Any] = [guide._get_loc_and_scale(name) for name in names]
+        loc, scale = (torch.cat([t.reshape(-1) for t in ts]) for ts in zip(*pairs, strict=True))
+        return loc.clone(), scale.clone()
+    if isinstance(guide, AutoDiagonalNormal):
+        loc, scale = guide._loc_scale()
+        return loc.clone(), scale.clone()
+    if isinstance(guide, AutoMultivariateNormal):
+        posterior = guide.get_posterior()
+        return posterior.mean.clone(), posterior.scale_tril.clone()
+    if isinstance(guide, AutoLowRankMultivariateNormal):
+        posterior = guide.get_posterior()
+        return posterior.mean.clone(), torch.linalg.cholesky(posterior.covariance_matrix)
+    raise TypeError(
+        "guide must be an AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, "
+        f"AutoLowRankMultivariateNormal or AutoLaplaceApproximation, got {type(guide).__name__}"
+    )
