@@ -40,6 +40,9 @@ _POOL = 20_000
 #: Independence steps to a local one: they are weighed all at once, which makes them cheap.
 _INDEPENDENCE_STEPS = 8
 
+#: Number of NUTS transitions, warm-up included, from which on the density is compiled.
+_LONG = 2000
+
 #: Draws of each chain whose independence proposals are weighed at once.
 _BLOCK = 100
 
@@ -300,7 +303,10 @@ class _Posterior:
 
     def capture(self, count: int) -> None:
         """Capture density and gradient at ``count`` points, the guide's map included."""
-        if not is_enabled() or len(self.rows) or self.graph is not None:
+        if not is_enabled() or self.graph is not None:
+            return
+        if len(self.rows):  # their number is not that of the points
+            self.joint.capture(count)
             return
 
         def function(eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,7 +318,9 @@ class _Posterior:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.graph = Graph(function, self.normal(count))
+                with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                    example = self.normal(count)
+                self.graph = Graph(function, example)
         except Exception:  # noqa: BLE001 - what cannot be captured is run as before
             return
 
@@ -446,6 +454,8 @@ def _neutra(
     count = warm = evaluations = divergences = 0
     states, rates = [], []
     posterior.capture(1)
+    if posterior.graph is not None and len(start) * (num_samples + warmup_steps) >= _LONG:
+        posterior.graph.compile()
 
     def potential(params: dict[str, Tensor]) -> Tensor:
         nonlocal count

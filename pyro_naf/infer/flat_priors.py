@@ -26,9 +26,14 @@ def origin(fn: Any) -> Tensor:
 
 
 def start_flat_priors(init_loc_fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The initialisation function, with the origin where it would need to sample a flat prior."""
+    """The initialisation function, with the origin where it would need to sample a flat prior.
+
+    Discrete sites, which no guide has, are drawn.
+    """
 
     def start(site: dict[str, Any]) -> Tensor:
+        if site["fn"].support.is_discrete and site["fn"].has_enumerate_support:
+            return site["fn"].sample()
         try:
             return init_loc_fn(site)
         except NotImplementedError:

@@ -89,6 +89,8 @@ class Joint:
         self.args, self.kwargs = args, dict(kwargs or {})
         #: Dimensions that plates use, where discrete latents are enumerated; else None.
         self.nesting: int | None = None
+        #: Whether the model cannot run without recording a graph.
+        self.needs_gradients = False
         #: Finite discrete latents, which are summed out.
         self.discrete: list[str] = []
         #: Subsampled plate to its size and an example of its indices.
@@ -119,7 +121,8 @@ class Joint:
             return _Density.apply(u, self)
         if self.graph is not None and (self.graph.is_compiled or len(u) <= self.graph.count):
             return self.graph(u)[0]
-        return self.uncaptured(u)
+        with torch.no_grad():  # the model may have parameters of its own
+            return self.uncaptured(u)
 
     def uncaptured(self, u: Tensor) -> Tensor:
         """Log-density by runs of the model, differentiable as often as the model is."""
@@ -147,7 +150,7 @@ class Joint:
             grad = torch.cat([grads[name].reshape(len(u), -1) for name in self.sites], -1)
             return _usable(self._finite(value), grad)
 
-        example = self.start + 0.1 * torch.randn(count, self.dim).to(self.start)
+        example = self._points(*[0.1] * count)  # the user's generators are left alone
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -229,7 +232,9 @@ class Joint:
 
     def _run(self, latents: Latents) -> Any:
         """Trace of one run of the model with these latents."""
-        with pyro.validation_enabled(False), poutine.block(), self._plates(latents.elements):
+        graph = torch.enable_grad() if self.needs_gradients else nullcontext()
+        plates = self._plates(latents.elements)
+        with graph, pyro.validation_enabled(False), poutine.block(), plates:
             handled = latents(self._with_enumeration())
             return poutine.trace(handled).get_trace(*self.args, **self.kwargs)
 
@@ -286,6 +291,9 @@ class Joint:
             return trace
         return self._run_in_full(init_loc_fn)
 
+    def _without_gradients(self) -> AbstractContextManager[Any]:
+        return torch.enable_grad() if self.needs_gradients else torch.no_grad()
+
     def _run_in_full(self, init_loc_fn: Callable[..., Tensor]) -> Any:
         """Trace of a run with all elements of the plates; its density must be computable."""
         try:
@@ -309,11 +317,13 @@ class Joint:
         for i in range(_TRIES):
             init = InitMessenger(start_flat_priors(init_to_sample if i else init_loc_fn))
             try:
-                with torch.no_grad(), poutine.block(), self._plates({}):
+                with self._without_gradients(), poutine.block(), self._plates({}):
                     handled = init(self._with_enumeration())
                     return poutine.trace(handled).get_trace(*self.args, **self.kwargs)
             except REFUSALS as error:
                 failure = failure or error
+                # A model may differentiate something itself.
+                self.needs_gradients = i % 2 == 0
         assert failure is not None
         raise failure
 

@@ -54,6 +54,9 @@ _TRAINING = 0.85
 #: Share of the seconds after which each of the two diagnostics weights no more draws.
 _DIAGNOSING = 0.08
 
+#: Seconds after which each of them weights no more draws where no seconds are given.
+_PATIENCE = 10.0
+
 #: Minimum number of draws of a diagnosis, whatever it takes: k-hat needs some.
 _FEWEST = 1000
 
@@ -122,7 +125,7 @@ def refine(
         first. Without a number of steps, a Gaussian that fits already is returned at once.
     :param num_particles: draws for each gradient.
     :param num_draws: draws for the diagnostics before and after; fewer, but 1000 at least, where
-        each would take longer than a twelfth of ``seconds``.
+        each would take longer than a twelfth of ``seconds``, or than ten seconds without.
     :param learning_rate: Adam's, at the start.
     :param tempering: below 1, Gaussians as wide as the posterior to this power (0.02, say) are
         weighed too, and what they find is covered as several modes are: for modes that no start
@@ -202,7 +205,7 @@ def refine_from(
 ) -> Refinement:
     """:func:`refine` from a Gaussian that is known; its options have no defaults here."""
     joint, loc, factor, modes = start.joint, start.loc, start.factor, start.modes
-    limit = math.inf if seconds is None else _DIAGNOSING * seconds
+    limit = _PATIENCE if seconds is None else _DIAGNOSING * seconds
     # How many draws that takes must not change what training does.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         before = diagnose(GaussianProposal(joint, loc, _matrix(factor)), num_draws, limit, _FEWEST)
@@ -235,11 +238,13 @@ def refine_from(
         refined.set_affine(loc, factor)
     # In training a NaN must reach the loss.
     with pyro.validation_enabled(False):
-        training = Training(refined, joint, learning_rate, num_particles, pool)
+        estimate = joint.minibatch if joint.subsampled else joint
+        training = Training(refined, joint, learning_rate, num_particles, pool, estimate)
         training.run(budget, progress)
     proposal = GuideProposal(joint, refined, joint.args, joint.kwargs)
     after, ended = diagnose(proposal, num_draws, limit, _FEWEST), "budget"
     if not covers and _is_worse(after, before):
+        _forget(refined)
         refined, after, ended = _gaussian_guide(joint, loc, factor), before, "no further gain"
     return _result(joint, refined, before, after, others, budget, training, ended)
 
@@ -331,6 +336,13 @@ def _gaussian_guide(joint: Joint, loc: Tensor, factor: Tensor) -> AutoFlowNormal
     guide = _set_up(joint, AutoFlowNormal, _no_flow, **options)
     guide.set_affine(loc, factor)
     return guide
+
+
+def _forget(guide: AutoFlowNormal) -> None:
+    """Take a guide that is not returned out of Pyro's param store."""
+    store = pyro.get_param_store()
+    for key in [key for key in store.keys() if key.partition(".")[0] == guide._pyro_name]:
+        del store[key]
 
 
 def _no_flow(dim: int) -> ComposeTransformModule:

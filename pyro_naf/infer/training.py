@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from .autoguides import AutoFlowNormal
 from .diagnostics import pareto_khat
-from .joint import Joint
+from .gaussian import LogDensity
 from .mixture import Pool, Pushed
 from .path_gradient import score
 
@@ -58,6 +58,9 @@ _GOOD, _JUDGING, _CHUNK = 0.6, 50_000, 1000
 
 #: Judging ends after so many chunks where it has taken such a part of the seconds that there are.
 _FEWEST_CHUNKS, _PART_JUDGING = 1, 0.03
+
+#: Seconds that a budget of steps alone is taken to have in judging.
+_SECONDS = 100.0
 
 #: ELBOs this near, in nats, are level: of such candidates that of the smallest k-hat is kept.
 _LEVEL = 0.005
@@ -107,17 +110,20 @@ class Training:
     :param guide: trained in place.
     :param target: the log-density p of its latent vectors, of the posterior up to a factor.
     :param pool: draws of the posterior, where it has several modes; the guide must be ``inverse``.
+    :param estimate: unbiased estimates of the log-density for the gradients, by default itself.
     """
 
     def __init__(
         self,
         guide: AutoFlowNormal,
-        target: Joint,
+        target: LogDensity,
         learning_rate: float,
         num_particles: int,
         pool: Pool | None = None,
+        estimate: LogDensity | None = None,
     ) -> None:
         self.guide, self.target, self.pool = guide, target, pool
+        self.estimate = estimate or target
         self.num_particles, self.learning_rate = num_particles, learning_rate
         self.weights = list(guide.parameters())
         self.adam = torch.optim.Adam(self.weights, lr=learning_rate, betas=(0.9, 0.99), fused=True)
@@ -158,7 +164,8 @@ class Training:
                     # Under draws of the posterior the mean of log p - log q bounds from above.
                     bound = "EUBO" if phase == "learn" else "ELBO"
                     elbo = f"{-statistics.fmean(self.losses[-50:]):.2f}"
-                    bar.set_postfix({bound: elbo, "density": self.target.way})
+                    way = getattr(self.target, "way", None)
+                    bar.set_postfix({bound: elbo} | ({"density": way} if way else {}))
         for weight in self.weights:
             weight.grad = None
         if candidates:
@@ -176,7 +183,7 @@ class Training:
     @torch.no_grad()
     def _judged(self, budget: Budget) -> _Candidate:
         posterior, found = self.guide.get_posterior(), []
-        start, limit = time.monotonic(), _PART_JUDGING * (budget.seconds or math.inf)
+        start, limit = time.monotonic(), _PART_JUDGING * (budget.seconds or _SECONDS)
         # Looking must not change what training does next.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             for _ in range(_JUDGING // _CHUNK):
@@ -190,13 +197,9 @@ class Training:
 
     def _climb(self) -> Tensor:
         z, log_q = _push(self.guide.get_posterior(), self._normal(self.num_particles))
-        loss = _mean(log_q - self._log_p(z))
+        loss = _mean(log_q - self.estimate(z))
         self.losses.append(loss.item())
         return loss
-
-    def _log_p(self, z: Tensor) -> Tensor:
-        """The log-density, or an estimate by a new subsample where the model takes subsamples."""
-        return self.target.minibatch(z) if self.target.subsampled else self.target(z)
 
     def _learn(self) -> Tensor:
         """Minus the log-likelihood of draws of the pool, and of some around them."""
@@ -232,7 +235,7 @@ class Training:
         base = torch.cat([self._normal(count), self._wide(max(count // 2, 2))])
         z, log_q = _push(posterior, base)
         # At the wider draws, where the density may not be finite, it is not differentiated.
-        log_p = self._log_p(torch.cat([z[:count], z[count:].detach()]))
+        log_p = self.estimate(torch.cat([z[:count], z[count:].detach()]))
         loss = _mean((log_q - log_p)[:count])
         self.losses.append(loss.item())
         fixed = _at_fixed_point(posterior, z, log_q)

@@ -133,8 +133,8 @@ def test_a_dear_density_is_judged_by_fewer_draws_where_seconds_are_counted() -> 
         return -z.square().sum(-1)
 
     training = Training(guide, slow, 1e-2, 4)
-    training._judged(Budget(None, 1.0))
-    assert sum(counts) == 5000
+    training._judged(Budget(None, 0.1))
+    assert sum(counts) == 1000
     counts.clear()
     training._judged(Budget(10, None))
     assert sum(counts) == 50_000

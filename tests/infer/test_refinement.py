@@ -67,7 +67,9 @@ def test_refinement_starts_from_the_fitted_guide(kind: Any, flow: str) -> None:
         seed=0,
         progress=False,
     )
-    assert isinstance(result.guide, {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}[flow])
+    # Where the fresh flow costs more than the noise of the ELBO, the Gaussian itself comes back.
+    gave_up = result.ended == "no further gain"
+    assert gave_up or isinstance(result.guide, {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}[flow])
     # A fresh DDSF is a little farther from the identity.
     tolerance = {"dsf": 0.05, "ddsf": 0.1}[flow]
     assert abs(result.after.elbo - result.before.elbo) < tolerance
@@ -146,7 +148,8 @@ def test_the_param_store_holds_nothing_but_the_refined_guides_afterwards(kind: A
     assert before <= set(pyro.get_param_store().keys())
     pyro.clear_param_store()
     result.guide()  # and it is there again
-    assert {key.split(".")[0] for key in pyro.get_param_store().keys()} <= new
+    names = {key.split(".")[0] for key in pyro.get_param_store().keys()}
+    assert names == {result.guide._pyro_name}
 
 
 def test_a_failed_refinement_leaves_nothing_of_its_gaussian_in_the_param_store() -> None:
@@ -196,7 +199,7 @@ def test_a_budget_of_seconds_ends_the_training(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("pyro_naf.infer.refinement._DIAGNOSING", 0.0)
     guide = fitted(AutoNormal, banana, 20)
     result = refine(guide, seconds=2.0, num_draws=20_000, seed=0, progress=False)
-    assert result.steps > 1 and 2 <= result.seconds < 30
+    assert result.steps > 1 and 1 < result.seconds < 30
     assert result.before.num_particles == result.after.num_particles == 5000
 
 
@@ -206,7 +209,7 @@ def test_steps_without_a_finite_loss_are_skipped_and_counted() -> None:
     def model() -> None:
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         calls["n"] += 1
-        broken = calls["n"] % 10 == 0 and x.requires_grad
+        broken = calls["n"] % 10 == 0 and torch.is_grad_enabled()
         pyro.factor("f", x * math.nan if broken else torch.zeros_like(x))
 
     start = fitted(AutoNormal, model, 5)
@@ -404,4 +407,28 @@ def test_training_stops_on_a_plateau(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_seconds_bound_the_search_for_a_gaussian_and_training_together() -> None:
     result = refine(banana, seconds=2.0, seed=0, num_draws=1000, progress=False)
-    assert 1.9 < result.seconds < 30 and result.steps >= 1
+    assert 1 < result.seconds < 30 and result.steps >= 1
+
+
+def test_a_gaussian_posterior_is_returned_without_a_flow_unless_steps_are_asked_for() -> None:
+    result = refine(correlated, seconds=30, num_starts=2, num_draws=4000, seed=0, progress=False)
+    assert result.ended == "good" and result.steps == 0 and result.verdict.startswith("trust")
+    assert result.after is result.before and result.khat < 0.5
+    values = draws(result.guide, num_samples=4000)["z"]
+    assert values.mean(0).tolist() == pytest.approx([1.0, -1.0, 0.5], abs=0.1)
+    quick = dict(num_starts=2, num_draws=2000, seed=0, progress=False)
+    assert refine(correlated, steps=3, **quick).steps == 3
+
+
+def test_a_flow_that_got_worse_than_the_gaussian_is_not_returned() -> None:
+    quick = dict(steps=30, num_starts=2, num_draws=4000, seed=0, progress=False)
+    with pytest.MonkeyPatch.context() as patched:
+        # A trainer that leaves the guide far away.
+        def astray(self: Any, *_: Any) -> None:
+            self.guide.set_affine(torch.full((3,), 9.0), torch.eye(3))
+
+        patched.setattr("pyro_naf.infer.training.Training.run", astray)
+        result = refine(correlated, **quick)
+    assert result.ended == "no further gain" and result.elbo == result.before.elbo
+    values = draws(result.guide, num_samples=4000)["z"]
+    assert values.mean(0).tolist() == pytest.approx([1.0, -1.0, 0.5], abs=0.1)
