@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .caching import Cache, Evaluation
 from .checks import check_integers
-from .conditioners import MADE, as_conditioner, sweep
+from .conditioners import MADE, GraphConditioner, as_conditioner, sweep
 from .rootfinding import RootNotFoundError, check_roots
 from .transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Scaled, Transformer
 
@@ -39,6 +39,9 @@ __all__ = [
     "deep_dense_sigmoidal_flow",
     "deep_sigmoidal_flow",
 ]
+
+#: Conditioners that take their dimensions sorted by place, and say so (``in_order``).
+_SORTING = (MADE.forward, GraphConditioner.forward)
 
 
 class AutoregressiveFlow(TransformModule):
@@ -125,7 +128,7 @@ class AutoregressiveFlow(TransformModule):
         """The same; log-slopes may stay in autoregressive order."""
         self._check(x, "x")
         context = () if self.context is None else (self.context,)
-        if getattr(type(self.arn), "forward", None) is not MADE.forward or self.arn.is_natural:
+        if getattr(type(self.arn), "forward", None) not in _SORTING or self.arn.is_natural:
             return self.transformer(x, self.arn(x, *context))
         # Sorting x and y is cheaper than sorting the pseudo-parameters.
         x = self.arn.sort(x)
