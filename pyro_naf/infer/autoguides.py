@@ -163,9 +163,10 @@ class AutoFlowNormal(StructuredAffineMap, AutoContinuous):
         self.loc = nn.Parameter(self._init_loc())
         self._warn_of_start(*args, **kwargs)
         self.scale = PyroParam(torch.full_like(self.loc, self._init_scale), self.scale_constraint)
-        self.structure = self._find_structure(
-            self._asked_structure, lambda: log_density(self, *args, **kwargs)
-        )
+        with poutine.block():  # the first call may be traced
+            self.structure = self._find_structure(
+                self._asked_structure, lambda: log_density(self, *args, **kwargs)
+            )
         frame = torch.ones_like(self.loc)
         if self.structure is not None:
             frame = torch.diag(frame)

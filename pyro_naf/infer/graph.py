@@ -53,7 +53,7 @@ def find_structure(
     :param middle: a point ``(D,)`` where it is finite.
     :param scales: standard deviations of the points around it, one point for each.
     :param coloured_from: number of latents from which on columns are added up; see above.
-    :raises ValueError: when the Hessian is finite at none of the points.
+    :raises ValueError: when density and Hessian are finite at none of the points.
 
     Source: Curtis, Powell & Reid 1974, J. Inst. Maths Applics 13, 117-119.
 
@@ -74,6 +74,9 @@ def find_structure(
     for scale in scales:
         for _ in range(_TRIALS):
             z = middle + scale * torch.randn(dim, generator=generator).to(middle)
+            with torch.no_grad():
+                if not bool(target(z[None]).isfinite()):  # derivatives may be finite all the same
+                    continue
             if pattern is None or dim < coloured_from:
                 found = _dense_pattern(target, z)
             else:
@@ -83,7 +86,7 @@ def find_structure(
                 break
     if pattern is None:
         raise ValueError(
-            "the second derivatives of the model's log-density are not finite at any of "
+            "the model's log-density and its second derivatives are not finite at any of "
             f"{len(scales) * _TRIALS} points around its start: give the structure by hand, as an "
             "adjacency, or 'full'"
         )

@@ -42,13 +42,14 @@ _TRIED_POINTS = 4
 #: Draws of every estimate of an ELBO, common to all Gaussians, and the fewer for a first choice.
 _ELBO_DRAWS, _FEW_DRAWS = 512, 64
 
-#: Draws of a regression, at least, and for each number of a row.
-_FEWEST_DRAWS, _DRAWS_A_NUMBER = 256, 6
+#: Draws of a regression: at first at least, for each number of a row, and at most. They are doubled
+#: where the gain of a step in nats is below the last number.
+_FEWEST_DRAWS, _DRAWS_A_NUMBER, _MOST_DRAWS, _SMALL_GAIN = 256, 6, 2048, 0.05
 
 #: Draws in one batch.
 _CHUNK = 256
 
-#: Steps at most, halvings of one, and the gain in nats below which a step is one of the last.
+#: Steps at most, halvings of one, and the gain in nats below which one of all draws is the last.
 _STEPS, _HALVINGS, _LEAST_GAIN = 60, 6, 0.01
 
 
@@ -117,13 +118,16 @@ def fit_sparse_gaussian(
             "and for impossible values, or try another init_loc_fn"
         )
     best = fit.scored(best, few=False)
-    small = 0
     for _ in range(max_steps):
         found = fit.step(best, deadline)
-        small = 0 if found.elbo > best.elbo + _LEAST_GAIN else small + 1
-        best = max(best, found, key=lambda g: g.elbo)
-        if small == 2 or time.monotonic() > deadline:
+        gain = found.elbo - best.elbo
+        best = found
+        if time.monotonic() > deadline:
             break
+        if gain < _SMALL_GAIN:  # no more than noise of the regressions
+            if gain < _LEAST_GAIN and fit.count >= _MOST_DRAWS:
+                break
+            fit.count = min(2 * fit.count, max(fit.count, _MOST_DRAWS))
     return best
 
 
@@ -141,7 +145,7 @@ class _Fit:
         self.generator = generator
         device = middle.device
         self.rows = _Rows(structure.adjacency, device)
-        self.normal = self.draws(_ELBO_DRAWS)
+        self.normal = _matched(self.draws(_ELBO_DRAWS))
         needed = _DRAWS_A_NUMBER * self.rows.most
         self.count = 2 * math.ceil(max(_FEWEST_DRAWS, needed) / 2)
 
@@ -269,18 +273,46 @@ class _Fit:
             precision = torch.lerp(start.precision, -hessian_mean, rate)
             if found := self.gaussian(start.loc, precision):
                 move = found.factor @ (found.factor.mT @ mean_score)
-                moved = SparseGaussian(start.loc + rate * move, precision, found.factor, -math.inf)
-                moved = self.scored(moved, few=False)
+                moved = self._moved(found, rate * move)
                 if moved.elbo > start.elbo:
-                    return moved
+                    return self._farther(moved, rate * move, deadline)
             if time.monotonic() > deadline:
                 break
             rate /= 2
         return start
 
+    def _moved(self, gaussian: SparseGaussian, move: Tensor) -> SparseGaussian:
+        loc = gaussian.loc + move
+        return self.scored(SparseGaussian(loc, gaussian.precision, gaussian.factor, 0.0), few=False)
+
+    def _farther(self, best: SparseGaussian, move: Tensor, deadline: float) -> SparseGaussian:
+        """The Gaussian moved on by the same way, by twice, and so on, as long as that is better.
+
+        Along a funnel the curvature falls, and each natural-gradient step is too short.
+        """
+        while time.monotonic() < deadline:
+            found = self._moved(best, move)
+            if not found.elbo > best.elbo:
+                break
+            best, move = found, 2 * move
+        return best
+
 
 #: Of the pairs of common draws the first ones, and those of opposite sign.
 _FEW_PAIRS = [*range(_FEW_DRAWS // 2), *range(_ELBO_DRAWS // 2, (_ELBO_DRAWS + _FEW_DRAWS) // 2)]
+
+
+def _matched(normal: Tensor) -> Tensor:
+    """The points ``(N, D)`` with covariance I, or, of few points, with unit variances.
+
+    The ELBO of a Gaussian posterior is exact then, and near it without noise.
+    """
+    count, dim = normal.shape
+    normal = normal / normal.square().mean(0).sqrt()
+    if 4 * dim > count:
+        return normal
+    factor = torch.linalg.cholesky(normal.mT @ normal / count)
+    return torch.linalg.solve_triangular(factor.mT, normal, upper=True, left=False)
 
 
 class _Rows:

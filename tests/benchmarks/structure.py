@@ -25,11 +25,11 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_naf.conditioners import Structure
 from pyro_naf.infer import AutoDSFNormal
 from pyro_naf.infer.diagnostics import pareto_khat
 from pyro_naf.infer.gaussian import LogDensity, log_density
 from pyro_naf.infer.graph import find_structure
+from pyro_naf.infer.sparse_gaussian import fit_sparse_gaussian
 
 DRAWS = 64
 CLIP = 10.0
@@ -119,3 +119,64 @@ def judge(guide: Any, target: LogDensity, draws: int = 16384) -> dict[str, float
         "ess": float(w.sum() ** 2 / w.square().sum() / len(w)),
         "log evidence": float(log_w.logsumexp(0)) - math.log(len(w)),
     }
+
+
+def compare(name: str, posterior: Any, seconds: float, which: list[str]) -> None:
+    """Prints a line of the table for each guide."""
+    model, args = posterior
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    guide = AutoMultivariateNormal(model)
+    guide(*args)
+    target, middle = log_density(guide, *args), guide._init_loc().detach()
+    start = time.process_time()
+    structure = find_structure(target, middle)
+    found = time.process_time() - start
+    start = time.process_time()
+    gaussian = fit_sparse_gaussian(target, structure, middle)
+    fitted = time.process_time() - start
+    shape = f"{structure.dim} | {structure.mean_ancestors:.1f} | {structure.share:.3f}"
+    prefix = f"| {name} | {shape} | {found:.1f} | {gaussian.elbo:.2f}, {fitted:.0f} s"
+    compiled = Compiled(target, gaussian.draw(torch.randn(DRAWS, structure.dim).double()).float())
+    for kind in which:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        flow = AutoDSFNormal(
+            model,
+            structure=structure if kind == "structured" else "full",
+            num_transforms=1,
+            hidden_units=8,
+            kernel="compiled",
+            full_rank=True,
+        )
+        flow(*args)
+        factor = gaussian.factor
+        if kind == "full":
+            factor = torch.linalg.cholesky(factor @ factor.mT)
+        flow.set_affine(gaussian.loc.float(), factor.float())
+        weights = sum(p.numel() for p in flow.parameters()) / 1000
+        steps, _ = train(flow, compiled, seconds)
+        quality = judge(flow, compiled)
+        print(
+            f"{prefix} | {kind}, {weights:.0f} k | {steps} | {quality['elbo']:.2f} | "
+            f"{quality['khat']:.2f} | {quality['ess']:.3f} | {quality['log evidence']:.2f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="posteriors, all of them by default")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--guides", nargs="*", default=["structured", "full"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    columns = "posterior | D | ancestors | share | s to find | Gaussian's ELBO | guide, weights"
+    print(f"| {columns} | steps | ELBO | k-hat | ESS | log evidence |\n" + "|---" * 12 + "|")
+    found = posteriors(Path(os.environ["PYRO_NAF_DATA"]))
+    for name in options.names or found:
+        compare(name, found[name], options.seconds, options.guides)
+
+
+if __name__ == "__main__":
+    main()
