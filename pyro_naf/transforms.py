@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .caching import Evaluation, Memory
 from .checks import check_integers
-from .conditioners import MADE, as_conditioner, sweep
+from .conditioners import MADE, GraphConditioner, as_conditioner, sweep
 from .conditioners.protocol import check_overrides, is_unchanged
 from .kernels.modes import needs_plain_operations
 from .kernels.precision import at_least_float32, without_autocast
@@ -43,7 +43,6 @@ __all__ = [
     "deep_dense_sigmoidal_flow",
     "deep_sigmoidal_flow",
 ]
-
 
 #: The methods of a flow's three parts; who overrides one part overrides all.
 _VALUE = frozenset({"__call__", "_call", "_pass", "_finite_pass", "value_and_log_slope"})
@@ -158,7 +157,8 @@ class AutoregressiveFlow(TransformModule):
 
     def _finite_pass(self, x: Tensor, sorted_slopes: bool) -> tuple[Tensor, Tensor]:
         context = () if self.context is None else (self.context,)
-        if not (isinstance(self.arn, MADE) and is_unchanged(self.arn)) or self.arn.is_natural:
+        sorts = isinstance(self.arn, (MADE, GraphConditioner)) and is_unchanged(self.arn)
+        if not sorts or self.arn.is_natural:
             return self.transformer(x, self.arn(x, *context))
         # Sorting x and y is cheaper than sorting the pseudo-parameters.
         x = self.arn.sort(x)

@@ -24,7 +24,11 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
 from ..checks import check_integers
+from ..conditioners import Structure
+from ..linear_structured import factor_of
 from ..transforms import (
+    DeepDenseSigmoidalFlow,
+    DeepSigmoidalFlow,
     conditional_deep_dense_sigmoidal_flow,
     conditional_deep_sigmoidal_flow,
     deep_dense_sigmoidal_flow,
@@ -41,13 +45,16 @@ from .contexts import (
     warn_of_raw,
 )
 from .flat_priors import start_flat_priors
+from .graph import check_structure
+from .joint import Joint
 from .layout import Layout
 from .quantiles import NUMBERS, marginal_quantiles, normal_points, slope_sign
 from .sites import VectorizedPlates, site_log_probs
 from .special import SpecialSites
+from .structured import StructuredAffineMap, structured_flows
 
 
-class AutoFlowNormal(AutoContinuous):
+class AutoFlowNormal(StructuredAffineMap, AutoContinuous):
     r"""The posterior approximated by :math:`z = \mathrm{loc} + S f(\epsilon)`, f any flow.
 
     :math:`\epsilon \sim N(0, I)`; S is diagonal, or lower triangular with ``full_rank``. A flow
@@ -117,6 +124,9 @@ class AutoFlowNormal(AutoContinuous):
     (torch.Size([5]), torch.Size([7]))
     """
 
+    #: Found at set-up where one was asked for; None for a full guide.
+    structure: Structure | None = None
+    _asked_structure: Any = "full"
     loc: Tensor
     centre: Tensor
     frame: Tensor
@@ -156,14 +166,21 @@ class AutoFlowNormal(AutoContinuous):
         self._warn_of_start(*args, **kwargs)
         self._special = SpecialSites.of(self, args, kwargs)
         self.scale = PyroParam(torch.full_like(self.loc, self._init_scale), self.scale_constraint)
+        with poutine.block():  # the first call may be traced
+            self.structure = self._find_structure(
+                self._asked_structure, lambda: Joint(self.model, args, kwargs)
+            )
         frame = torch.ones_like(self.loc)
-        if self.full_rank:
+        if self.structure is not None:
+            frame = torch.diag(frame)
+            self._set_up_coupling(self.structure)
+        elif self.full_rank:
             frame = torch.diag(frame)
             self.scale_tril = PyroParam(frame.clone(), self.scale_tril_constraint)
         self.register_buffer("centre", torch.zeros_like(self.loc))
         self.register_buffer("frame", frame)
         context_dim = (self.context_dim,) if self.context_dim else ()
-        flow = self._transform_fn(self.latent_dim, *context_dim)
+        flow = self._make_flow(*context_dim)
         if self.context_dim and not hasattr(flow, "condition"):
             raise TypeError(
                 "transform_fn must return a conditional transform for a guide with a context, got "
@@ -180,6 +197,9 @@ class AutoFlowNormal(AutoContinuous):
         if AutoContinuous._prototype_hide_fn(msg):
             return True
         return bool(msg["fn"].support.is_discrete and msg["fn"].has_enumerate_support)
+
+    def _make_flow(self, *context_dim: int) -> Any:
+        return self._transform_fn(self.latent_dim, *context_dim)
 
     def _set_up_rows(self, *args: Any, **kwargs: Any) -> None:
         """Tells the plates whose elements have contexts of their own; D counts one element's."""
@@ -291,6 +311,8 @@ class AutoFlowNormal(AutoContinuous):
             origin = torch.zeros_like(self.loc)
             inner = dist.transforms.LowerCholeskyAffine(origin, self.scale_tril, cache_size=1)
             return [inner, outer]
+        if self.structure is not None:
+            return self._structured_outer(self.structure)
         loc, factor = self.affine()
         if self.full_rank:
             return [dist.transforms.LowerCholeskyAffine(loc, factor, cache_size=1)]
@@ -424,21 +446,40 @@ class AutoFlowNormal(AutoContinuous):
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """The outermost map: its loc ``(D,)``, and its scale ``(D,)`` or factor ``(D, D)``."""
+        if self.structure is not None:
+            return self._structured_affine(self.structure)
         if not self.full_rank:
             return self.centre + self.frame * self.loc, self.frame * self.scale
         factor = self.frame @ (self.scale[:, None] * self.scale_tril)
         return self.centre + self.frame @ self.loc, factor
 
     @torch.no_grad()
-    def set_affine(self, loc: Tensor, factor: Tensor) -> None:
+    def set_affine(
+        self, loc: Tensor, factor: Tensor | None = None, *, precision: Tensor | None = None
+    ) -> None:
         """Makes this the outermost map, and the unit in which it is trained from now on.
 
         An optimiser's step is then the same part of the posterior's width in every direction,
         however badly scaled and correlated the latents are. For guides without a context.
 
         :param loc: shape ``(D,)``.
-        :param factor: scale ``(D,)``, or lower triangular factor ``(D, D)`` with ``full_rank``.
+        :param factor: scale ``(D,)``, or lower triangular factor ``(D, D)`` with ``full_rank``. A
+            guide with a structure takes both, and of any other factor the Gaussian of the
+            structure that is closest.
+        :param precision: instead of a factor, for a guide with a structure: the inverse ``(D, D)``
+            of the covariance.
+        :raises ValueError: when not exactly one of the two is given, or for a precision without a
+            structure.
         """
+        if precision is not None and factor is None and self.structure is not None:
+            factor = factor_of(self.structure, precision=precision)
+        elif precision is not None or factor is None:
+            raise ValueError(
+                "set_affine takes a factor, or for a guide with a structure a precision instead"
+            )
+        if self.structure is not None:
+            self._set_structured_affine(self.structure, loc, factor)
+            return
         self.centre.copy_(loc)
         self.frame.copy_(factor)
         self.loc.zero_()
@@ -558,11 +599,13 @@ class _AutoStackNormal(AutoFlowNormal):
 
     _factory: Callable[..., Any]
     _conditional_factory: Callable[..., Any]
+    _flow: type[DeepSigmoidalFlow] | type[DeepDenseSigmoidalFlow]
 
     def __init__(
         self,
         model: Callable[..., Any],
         *,
+        structure: Any = "full",
         num_transforms: int = 2,
         hidden_dims: Sequence[int] | None = None,
         hidden_units: int = 16,
@@ -576,10 +619,14 @@ class _AutoStackNormal(AutoFlowNormal):
         create_plates: Callable[..., Any] | None = None,
         **kw: Any,
     ) -> None:
+        if context_dim and not (isinstance(structure, str) and structure == "full"):
+            raise ValueError("structure must be 'full' for a guide with a context")
+        self._asked_structure = check_structure(structure)
         factory = type(self)._conditional_factory if context_dim else type(self)._factory
         # With a context its affine map does that, and holds for contexts far from those seen.
         affine = affine and not context_dim
         options = dict(hidden_dims=hidden_dims, hidden_units=hidden_units, affine=affine, **kw)
+        self._options = dict(options, num_transforms=num_transforms, inverse=inverse)
         factory = partial(factory, **options)
         super().__init__(
             model,
@@ -593,13 +640,25 @@ class _AutoStackNormal(AutoFlowNormal):
             create_plates=create_plates,
         )
 
+    def _make_flow(self, *context_dim: int) -> Any:
+        if self.structure is None:
+            return super()._make_flow(*context_dim)
+        return structured_flows(type(self)._flow, self.structure, **self._options)
+
 
 class AutoDSFNormal(_AutoStackNormal):
     """A stack of deep sigmoidal flows behind a trainable loc and scale.
 
-    The flows run through the latents in natural and reversed order by turns.
+    The flows run through the latents in natural and reversed order by turns. With a structure they
+    run in its order, each latent reads its ancestors only, and the affine map has this pattern too:
+    nothing is lost, and hundreds of latents are no obstacle (see
+    :class:`~pyro_naf.conditioners.Structure`).
 
     :param model: as in :class:`AutoFlowNormal`.
+    :param structure: "full"; "auto", which looks for the structure of the model's log-density at
+        set-up and takes it where it pays, from 30 latents on; an adjacency ``(D, D)`` of the
+        unconstrained latents, in the order of the latent vector; or a
+        :class:`~pyro_naf.conditioners.Structure`. Not for a guide with a context.
     :param num_transforms: number of flows >= 1.
     :param hidden_dims: hidden widths of the conditioners, see
         :func:`~pyro_naf.transforms.deep_sigmoidal_flow`.
@@ -610,7 +669,8 @@ class AutoDSFNormal(_AutoStackNormal):
         ``create_plates``.
     :param affine: each conditioner gives an affine map around the sigmoids too, which funnels need.
     :param kw: further arguments of :func:`~pyro_naf.transforms.deep_sigmoidal_flow`.
-    :raises ValueError: as there, and when ``num_transforms`` is below 1.
+    :raises ValueError: as there, when ``num_transforms`` is below 1, for a structure that is no
+        adjacency, and at set-up for one of another size than the model's latents.
 
     >>> from pyro.infer import SVI, Trace_ELBO
     >>> from pyro.optim import Adam
@@ -624,6 +684,7 @@ class AutoDSFNormal(_AutoStackNormal):
     ['x']
     """
 
+    _flow = DeepSigmoidalFlow
     _factory = staticmethod(deep_sigmoidal_flow)
     _conditional_factory = staticmethod(conditional_deep_sigmoidal_flow)
 
@@ -639,6 +700,7 @@ class AutoDDSFNormal(_AutoStackNormal):
     ['x']
     """
 
+    _flow = DeepDenseSigmoidalFlow
     _factory = staticmethod(deep_dense_sigmoidal_flow)
     _conditional_factory = staticmethod(conditional_deep_dense_sigmoidal_flow)
 

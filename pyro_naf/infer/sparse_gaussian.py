@@ -1,0 +1,392 @@
+r"""The best Gaussian of a given structure, by natural gradients from regressions of the score.
+
+A Gaussian whose precision has the pattern of the posterior's graph has few numbers: those of the
+graph's edges. At the optimum of the ELBO the precision is
+:math:`\Lambda = -\mathrm{E}_q \nabla^2 \log p` and :math:`\mathrm{E}_q \nabla \log p = 0`. By
+Stein's lemma a row of that Hessian is the regression of an entry of the score
+:math:`\nabla \log p(z)`, z ~ q, on the latents adjacent to it, as it depends on no others: a few
+hundred draws settle thousands of numbers, without a second derivative. A step towards it is a
+natural gradient's (Khan & Lin 2017 [arXiv:1703.04265]); for a Gaussian posterior one is exact.
+
+A latent with very many neighbours (a hub, such as the mean of all groups) has most of its row from
+the rows of the others, by symmetry, and the rest from a regression on the hubs alone.
+
+Steps start from the best of several Gaussians, judged by their ELBO: those with independent latents
+from two origins, by L-BFGS on the ELBO of fixed draws (Giordano et al. 2024 [arXiv:2304.05527]),
+which find the mass of a funnel that has no mode, and those with the Hessian at points of a climb to
+the mode. All is float64 but the density.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..conditioners.structure import Structure
+from ..linear_structured import factor_of
+from .climbs import climb
+from .graph import Colouring, LogDensity, hessian
+
+#: Standard deviation of every latent where the climb to independent latents begins, its draws, its
+#: steps at most, and its share of the time.
+_FIRST_SCALE, _CLIMB_DRAWS, _CLIMB_STEPS, _CLIMB_SHARE = 0.15, 32, 150, 0.3
+
+#: Points of a climb's path at which a Gaussian is tried.
+_TRIED_POINTS = 4
+
+#: Draws of every estimate of an ELBO, common to all Gaussians, and the fewer for a first choice.
+_ELBO_DRAWS, _FEW_DRAWS = 512, 64
+
+#: Draws of a regression: at first at least, for each number of a row, and at most. They are doubled
+#: where the gain of a step in nats is below the last number.
+_FEWEST_DRAWS, _DRAWS_A_NUMBER, _MOST_DRAWS, _SMALL_GAIN = 256, 6, 2048, 0.05
+
+#: Draws in one batch.
+_CHUNK = 256
+
+#: Steps at most, halvings of one, and the gain in nats below which one of all draws is the last.
+_STEPS, _HALVINGS, _LEAST_GAIN = 60, 6, 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class SparseGaussian:
+    r"""N(loc, S S^T) on R^D, where S has the pattern of a structure; float64.
+
+    :ivar loc: shape ``(D,)``.
+    :ivar precision: :math:`\Lambda`, shape ``(D, D)``, zero where latents are not adjacent.
+    :ivar factor: S, shape ``(D, D)``, zero but for the diagonal and the ancestors.
+    :ivar elbo: of a model's density, from common draws.
+    """
+
+    loc: Tensor
+    precision: Tensor
+    factor: Tensor
+    elbo: float
+
+    def draw(self, normal: Tensor) -> Tensor:
+        """Images of standard normal points ``(N, D)``."""
+        return self.loc + normal @ self.factor.mT
+
+    @property
+    def entropy(self) -> float:
+        """Entropy in nats."""
+        half_log_det = float(self.factor.diagonal().log().sum())
+        return half_log_det + 0.5 * len(self.loc) * (1 + math.log(2 * math.pi))
+
+
+def fit_sparse_gaussian(
+    target: LogDensity,
+    structure: Structure,
+    middle: Tensor,
+    *,
+    seconds: float = math.inf,
+    max_steps: int = _STEPS,
+    generator: torch.Generator | None = None,
+) -> SparseGaussian:
+    r"""The Gaussian with this structure of the largest ELBO that was found.
+
+    :param target: a log-density ``(N, D)`` to ``(N,)``, of each row on its own, in the dtype of
+        ``middle``; it may be a compiled one that takes a gradient only once.
+    :param structure: of the D latents; a dense one for a full covariance.
+    :param middle: the point ``(D,)`` to start from.
+    :param seconds: time for all of it. The starts, and one step, are made in any case.
+    :param max_steps: natural-gradient steps at most.
+    :param generator: of the draws; torch's global one by default.
+    :raises ValueError: when the density is finite at none of the starts' draws.
+
+    A Gaussian random walk is met exactly:
+
+    >>> from pyro_naf.infer.graph import find_structure
+    >>> def target(z):
+    ...     return -0.5 * (z[:, 0].square() + (z[:, 1:] - z[:, :-1] - 1).square().sum(-1))
+    >>> structure = find_structure(target, torch.zeros(4))
+    >>> gaussian = fit_sparse_gaussian(target, structure, torch.zeros(4))
+    >>> [round(x, 3) for x in gaussian.loc.tolist()]
+    [0.0, 1.0, 2.0, 3.0]
+    """
+    deadline = time.monotonic() + seconds
+    fit = _Fit(target, structure, middle, generator)
+    best = max(fit.starts(deadline), key=lambda g: g.elbo, default=None)
+    if best is None or not math.isfinite(best.elbo):
+        raise ValueError(
+            "the model's log-density is finite nowhere around its start; look for NaN in its data "
+            "and for impossible values, or try another init_loc_fn"
+        )
+    best = fit.scored(best, few=False)
+    for _ in range(max_steps):
+        found = fit.step(best, deadline)
+        gain = found.elbo - best.elbo
+        best = found
+        if time.monotonic() > deadline:
+            break
+        if gain < _SMALL_GAIN:  # no more than noise of the regressions
+            if gain < _LEAST_GAIN and fit.count >= _MOST_DRAWS:
+                break
+            fit.count = min(2 * fit.count, max(fit.count, _MOST_DRAWS))
+    return best
+
+
+class _Fit:
+    """What all Gaussians of a fit share: density, pattern, common draws."""
+
+    def __init__(
+        self,
+        target: LogDensity,
+        structure: Structure,
+        middle: Tensor,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.target, self.structure, self.middle = target, structure, middle
+        self.generator = generator
+        device = middle.device
+        self.rows = _Rows(structure.adjacency, device)
+        self.normal = _matched(self.draws(_ELBO_DRAWS))
+        needed = _DRAWS_A_NUMBER * self.rows.most
+        self.count = 2 * math.ceil(max(_FEWEST_DRAWS, needed) / 2)
+
+    def draws(self, count: int) -> Tensor:
+        """Standard normal points ``(count, D)`` in pairs of opposite signs: their mean is zero."""
+        like = self.middle
+        half = torch.randn(
+            count // 2, len(like), generator=self.generator, device=like.device, dtype=torch.double
+        )
+        return torch.cat([half, -half])
+
+    # ------------------------------------------------------------------------------------ density
+
+    def values(self, z: Tensor) -> Tensor:
+        """Log-densities ``(N,)`` in float64, minus infinity where not finite."""
+        with torch.no_grad():
+            found = torch.cat([self.target(part) for part in z.to(self.middle).split(_CHUNK)])
+        found = found.double()
+        return torch.where(found.isfinite(), found, -torch.inf)
+
+    def scores(self, z: Tensor) -> Tensor:
+        """Gradients ``(N, D)`` of the log-density in float64."""
+        found = []
+        for part in z.to(self.middle).split(_CHUNK):
+            part = part.detach().requires_grad_()
+            with torch.enable_grad():
+                (grad,) = torch.autograd.grad(self.target(part).sum(), part)
+            found.append(grad)
+        return torch.cat(found).double()
+
+    def scored(self, gaussian: SparseGaussian, few: bool) -> SparseGaussian:
+        """The Gaussian with its ELBO from the common draws."""
+        normal = self.normal[_FEW_PAIRS] if few else self.normal
+        values = self.values(gaussian.draw(normal))
+        elbo = float(values.mean()) + gaussian.entropy
+        return SparseGaussian(gaussian.loc, gaussian.precision, gaussian.factor, elbo)
+
+    def gaussian(self, loc: Tensor, precision: Tensor) -> SparseGaussian | None:
+        """The Gaussian of this precision, None where it is not positive definite."""
+        try:
+            factor = factor_of(self.structure, precision=precision)
+        except ValueError:
+            return None
+        if not bool(factor.isfinite().all()):
+            return None
+        return SparseGaussian(loc, precision, factor, -math.inf)
+
+    # ------------------------------------------------------------------------------------- starts
+
+    def starts(self, deadline: float) -> Iterator[SparseGaussian]:
+        """Gaussians to step from: with independent latents, and with the Hessian on a climb."""
+        origins = torch.stack([self.middle, torch.zeros_like(self.middle)])
+        yield from self._independent(origins, deadline)
+        if time.monotonic() > deadline:
+            return
+        colouring = Colouring.of(self.structure.adjacency)
+        for path in climb(self.target, self.middle[None]):
+            places = torch.linspace(0, len(path) - 1, min(len(path), _TRIED_POINTS))
+            for z in path[places.round().long()]:
+                if found := self._laplace(z, colouring):
+                    yield self.scored(found, few=True)
+                if time.monotonic() > deadline:
+                    return
+
+    def _independent(self, origins: Tensor, deadline: float) -> Iterator[SparseGaussian]:
+        """The best Gaussians with independent latents, from each origin, for fixed draws.
+
+        With the draws held fixed the ELBO is a function like any other, which L-BFGS climbs.
+        """
+        dim, count = origins.shape[1], _CLIMB_DRAWS
+        normal = self.draws(count).to(origins)
+
+        def elbo(parameters: Tensor) -> Tensor:
+            loc, log_scale = parameters.split(dim, 1)
+            z = loc[:, None] + log_scale.exp()[:, None] * normal
+            values = self.target(z.flatten(0, 1)).unflatten(0, (-1, count))
+            return values.mean(1) + log_scale.sum(1)
+
+        first = torch.full_like(origins, math.log(_FIRST_SCALE))
+        starts = torch.cat([origins, first], 1)
+        begin = time.monotonic()
+        elbo(starts)
+        evaluation = 3 * (time.monotonic() - begin)  # with its gradient
+        affordable = (
+            int(_CLIMB_SHARE * (deadline - begin) / evaluation)
+            if math.isfinite(deadline)
+            else _CLIMB_STEPS
+        )
+        for path in climb(elbo, starts, max_iter=max(10, min(_CLIMB_STEPS, affordable))):
+            if not len(path):
+                continue
+            loc, log_scale = path[-1].double().split(dim)
+            if found := self.gaussian(loc, torch.diag((-2 * log_scale).exp())):
+                yield self.scored(found, few=True)
+
+    def _laplace(self, z: Tensor, colouring: Colouring) -> SparseGaussian | None:
+        try:
+            products = hessian(self.target, z, colouring.directions.to(z))
+        except RuntimeError:  # a density that can be differentiated once only
+            return None
+        precision = -colouring.assemble(products.double().cpu()).to(z.device)
+        if not bool(precision.isfinite().all()):
+            return None
+        # Where it curves upwards the diagonal is raised: a width of that curvature is a guess.
+        raised = precision.abs().sum(1).clamp(min=1e-8)
+        for weight in (0.0, 1e-3, 1e-2, 0.1, 0.3, 1.0):
+            if found := self.gaussian(z.double(), precision + torch.diag(weight * raised)):
+                return found
+        return self.gaussian(z.double(), torch.diag(raised))
+
+    # -------------------------------------------------------------------------------------- steps
+
+    def step(self, start: SparseGaussian, deadline: float) -> SparseGaussian:
+        """The best of a natural-gradient step and its halvings, or the start."""
+        z = start.draw(self.draws(self.count))
+        scores = self.scores(z)
+        good = scores.isfinite().all(1)
+        if int(good.sum()) < max(self.count // 2, self.rows.most + 2):
+            return start
+        centred, scores = z[good] - start.loc, scores[good]
+        hessian_mean = self.rows.regress(centred, scores)
+        mean_score = scores.mean(0) - hessian_mean @ centred.mean(0)
+        rate = 1.0
+        for _ in range(_HALVINGS):
+            precision = torch.lerp(start.precision, -hessian_mean, rate)
+            if found := self.gaussian(start.loc, precision):
+                move = found.factor @ (found.factor.mT @ mean_score)
+                moved = self._moved(found, rate * move)
+                if moved.elbo > start.elbo:
+                    return self._farther(moved, rate * move, deadline)
+            if time.monotonic() > deadline:
+                break
+            rate /= 2
+        return start
+
+    def _moved(self, gaussian: SparseGaussian, move: Tensor) -> SparseGaussian:
+        loc = gaussian.loc + move
+        return self.scored(SparseGaussian(loc, gaussian.precision, gaussian.factor, 0.0), few=False)
+
+    def _farther(self, best: SparseGaussian, move: Tensor, deadline: float) -> SparseGaussian:
+        """The Gaussian moved on by the same way, by twice, and so on, as long as that is better.
+
+        Along a funnel the curvature falls, and each natural-gradient step is too short.
+        """
+        while time.monotonic() < deadline:
+            found = self._moved(best, move)
+            if not found.elbo > best.elbo:
+                break
+            best, move = found, 2 * move
+        return best
+
+
+#: Of the pairs of common draws the first ones, and those of opposite sign.
+_FEW_PAIRS = [*range(_FEW_DRAWS // 2), *range(_ELBO_DRAWS // 2, (_ELBO_DRAWS + _FEW_DRAWS) // 2)]
+
+
+def _matched(normal: Tensor) -> Tensor:
+    """The points ``(N, D)`` with covariance I, or, of few points, with unit variances.
+
+    The ELBO of a Gaussian posterior is exact then, and near it without noise.
+    """
+    count, dim = normal.shape
+    normal = normal / normal.square().mean(0).sqrt()
+    if 4 * dim > count:
+        return normal
+    factor = torch.linalg.cholesky(normal.mT @ normal / count)
+    return torch.linalg.solve_triangular(factor.mT, normal, upper=True, left=False)
+
+
+class _Rows:
+    """Which numbers of a symmetric matrix of known pattern come from which regression.
+
+    :ivar most: regressors of the largest regression.
+    """
+
+    def __init__(self, adjacency: Tensor, device: torch.device) -> None:
+        pattern = adjacency | torch.eye(len(adjacency), dtype=torch.bool)
+        degree = pattern.sum(1)
+        by_degree = degree.argsort(descending=True, stable=True)
+        # The k latents of the highest degree are hubs: k regressors for them, or the others' most.
+        largest_other = torch.cat([degree[by_degree], degree.new_ones(1)])
+        number = torch.arange(len(degree) + 1)
+        cost = torch.maximum(number, largest_other)
+        count = int(cost.argmin())
+        self.most = int(cost.min())
+        self.pattern = pattern.to(device)
+        self.hubs = by_degree[:count].sort().values.to(device)
+        is_hub = torch.zeros(len(degree), dtype=torch.bool)
+        is_hub[self.hubs.cpu()] = True
+        self.is_hub = is_hub.to(device)
+        self.others = (~is_hub).nonzero().flatten().to(device)
+        self.index = self._padded(pattern[~is_hub]).to(device)
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """Indices of each row's regressors ``(n, A)``; D stands for none."""
+        size = int(rows.sum(1).max()) if len(rows) else 0
+        index = torch.full((len(rows), size), rows.shape[-1])
+        for i, row in enumerate(rows):
+            (read,) = row.nonzero(as_tuple=True)
+            index[i, : len(read)] = read
+        return index
+
+    def regress(self, z: Tensor, scores: Tensor) -> Tensor:
+        """The mean Hessian ``(D, D)`` from centred draws and their scores, ``(N, D)`` each."""
+        dim = z.shape[1]
+        scale = z.square().mean(0).sqrt()
+        z = z / scale
+        z = z - z.mean(0)
+        scores = scores - scores.mean(0)
+        gram, right = z.mT @ z / len(z), z.mT @ scores / len(z)
+        found = torch.zeros_like(gram)
+        if len(self.others):
+            gram_ = torch.eye(dim + 1).to(gram)
+            gram_[:dim, :dim] = gram
+            right_ = torch.cat([right, right.new_zeros(1, dim)])
+            index = self.index
+            blocks = gram_[index[:, :, None], index[:, None, :]]
+            # Padding: a regressor of its own, whose weight is zero.
+            pad = index == dim
+            blocks = torch.where(pad[:, :, None] | pad[:, None, :], 0.0, blocks)
+            blocks = blocks + torch.diag_embed(pad.to(blocks))
+            weights = torch.linalg.solve(blocks, right_[index, self.others[:, None]])
+            full = found.new_zeros(len(self.others), dim + 1).scatter_(1, index, weights)
+            found[self.others] = full[:, :dim]
+        either = self.is_hub[:, None] ^ self.is_hub
+        neither = ~self.is_hub[:, None] & ~self.is_hub
+        scaled = found / scale  # the columns' units
+        found = torch.where(neither, (scaled + scaled.mT) / 2, 0.0)
+        from_others = torch.where(either, scaled, 0.0)
+        found = found + from_others + from_others.mT
+        if len(self.hubs):
+            found = self._add_hubs(found, z * scale, scores)
+        return torch.where(self.pattern, found, 0.0)
+
+    def _add_hubs(self, found: Tensor, z: Tensor, scores: Tensor) -> Tensor:
+        hubs = self.hubs
+        left = scores[:, hubs] - z @ found[:, hubs]
+        x = z[:, hubs]
+        gram, right = x.mT @ x, x.mT @ left
+        root = gram.diagonal().sqrt()
+        scaled = torch.linalg.solve(gram / root / root[:, None], right / root[:, None])
+        block = scaled / root[:, None]
+        found[hubs[:, None], hubs] = (block + block.mT) / 2
+        return found
