@@ -17,12 +17,14 @@ from pyro.infer.autoguide import AutoGuide, init_to_value
 from torch import Tensor
 
 from ..checks import check_integers
+from ..conditioners import Structure
 from ..starts import sigmoids_at
 from ..transformers import Scaled
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .capture import is_enabled
 from .diagnostics import MIN_PARTICLES, ImportanceDiagnostics, diagnose
 from .gaussian import Gaussian, fit_gaussian, free_name
+from .graph import check_structure
 from .joint import Joint
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
 from .proposals import GaussianProposal, GuideProposal
@@ -41,6 +43,11 @@ _STEPS, _SECONDS = 4000, 60.0
 #: Guide options for multimodal posteriors. ``min_slope`` bounds the tails of the conditionals: no
 #: training data lies between modes, and a draw that lands there must not be thrown far away.
 _SEVERAL: dict[str, Any] = {"inverse": True, "min_slope": 0.2}
+
+#: Flows, and sigmoids of each, where none are asked for: a posterior with a structure has many
+#: latents, and simple conditionals.
+_FULL = {"num_transforms": 2, "hidden_units": 16}
+_STRUCTURED = {"num_transforms": 1, "hidden_units": 8}
 
 #: Number of draws whose marginals a guide for several modes starts with.
 _PLACING = 4000
@@ -65,9 +72,9 @@ def refine(
     guide: AutoGuide | Callable[..., Any] | Start,
     *args: Any,
     flow: str = "dsf",
-    num_transforms: int = 2,
+    num_transforms: int | None = None,
     hidden_dims: Sequence[int] | None = None,
-    hidden_units: int = 16,
+    hidden_units: int | None = None,
     steps: int | None = None,
     seconds: float | None = None,
     num_particles: int = 64,
@@ -75,6 +82,7 @@ def refine(
     learning_rate: float = 1e-2,
     tempering: float = 1.0,
     num_starts: int = 16,
+    structure: str | Structure | Tensor = "auto",
     compile: bool = True,
     seed: int | None = None,
     progress: bool = True,
@@ -118,8 +126,9 @@ def refine(
         ``AutoLaplaceApproximation``; or a :class:`Start`, which has arguments of its own.
     :param args: the model's arguments, as are ``kwargs``.
     :param flow: "dsf" or "ddsf".
-    :param num_transforms: number of flows.
-    :param hidden_dims: as in :class:`~pyro_naf.infer.AutoDSFNormal`, as is ``hidden_units``.
+    :param num_transforms: number of flows; by default 2, and 1 for a guide with a structure.
+    :param hidden_dims: as in :class:`~pyro_naf.infer.AutoDSFNormal`.
+    :param hidden_units: number of sigmoids; by default 16, and 8 for a guide with a structure.
     :param steps: at most so many steps.
     :param seconds: time for the whole call. With neither, 4000 steps or 60 seconds, whichever is
         first. Without a number of steps, a Gaussian that fits already is returned at once.
@@ -132,6 +141,10 @@ def refine(
         finds, or a guide that is given.
     :param num_starts: the search for modes, when a model is given, ends when so many starts in a
         row have found no new one, or after a tenth of ``seconds``.
+    :param structure: the guide's: "auto", which looks for it in the model where there are at least
+        30 latents, "full", an adjacency or a :class:`~pyro_naf.conditioners.Structure`, as in
+        :class:`~pyro_naf.infer.AutoDSFNormal`. From 60 latents on one Gaussian takes the place of
+        the search for modes.
     :param compile: capture the log-density as a graph and compile that in another process, where
         the budget makes it worth while; PYRO_NAF_COMPILE=0 in the environment turns it off as well.
     :param seed: seeds torch's generators for the duration of the call, which are put back after.
@@ -158,7 +171,7 @@ def refine(
         flow, steps, seconds, num_particles, num_draws, learning_rate, tempering, num_starts
     )
     # A number of steps that was asked for is made.
-    good_ends = steps is None
+    good_ends, asked = steps is None, check_structure(structure)
     if steps is None and seconds is None:
         steps, seconds = _STEPS, _SECONDS
     # What follows training takes part of the time too.
@@ -169,7 +182,7 @@ def refine(
             joint.capture(num_particles + max(num_particles // 2, 2))
             if joint.graph is not None and _is_worth_compiling(steps, seconds):
                 joint.graph.compile()
-        start = find_start(guide, joint, gaussian, tempering, num_starts, seconds)
+        start = find_start(guide, joint, gaussian, tempering, num_starts, seconds, asked)
         return refine_from(
             start,
             budget,
@@ -192,9 +205,9 @@ def refine_from(
     budget: Budget,
     *,
     flow: str,
-    num_transforms: int,
+    num_transforms: int | None,
     hidden_dims: Sequence[int] | None,
-    hidden_units: int,
+    hidden_units: int | None,
     num_particles: int,
     num_draws: int,
     learning_rate: float,
@@ -215,13 +228,16 @@ def refine_from(
         budget.elapsed = time.monotonic() - budget.start
         guide = _gaussian_guide(joint, loc, factor)
         return _result(joint, guide, before, before, others, budget, ended="good")
+    structured = start.structure is not None and not covers
+    usual = _STRUCTURED if structured else _FULL
     refined = _flow_guide(
         joint,
         flow,
-        num_transforms=num_transforms,
+        num_transforms=num_transforms or usual["num_transforms"],
         hidden_dims=hidden_dims,
-        hidden_units=hidden_units,
+        hidden_units=hidden_units or usual["hidden_units"],
         full_rank=factor.dim() == 2,
+        **({"structure": start.structure} if structured else {}),
         **(_SEVERAL if covers else {}),
     )
     pool, proposals = None, widened(modes)
@@ -235,7 +251,7 @@ def refine_from(
         others = modes + _around(around.loc, around.factor, (1.0, 3.0))
         _start_at(refined, pool.draw(_PLACING)[0])
     else:
-        refined.set_affine(loc, factor)
+        refined.set_affine(loc, factor if start.pattern is None else start.pattern)
     # In training a NaN must reach the loss.
     with pyro.validation_enabled(False):
         estimate = joint.minibatch if joint.subsampled else joint

@@ -17,12 +17,21 @@ from pyro.infer.autoguide import (
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ..conditioners import Structure
 from ..guides.pyro_internals import without_block, without_start
 from .gaussian import Gaussian, cholesky, find_gaussian
+from .graph import structure_of
 from .joint import Joint
+from .sparse_gaussian import fit_sparse_gaussian
 
 #: The part of the seconds for the search for modes, at most.
 _SEARCH = 0.1
+
+#: Number of latents from which on no modes are searched for: one Gaussian takes the time.
+_MANY = 60
+
+#: The part of the seconds for that Gaussian, and its seconds where there is no limit.
+_FITTING, _PATIENCE = 0.2, 20.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class Start:
     :ivar loc: mean ``(D,)``.
     :ivar factor: standard deviation ``(D,)``, or lower triangular factor ``(D, D)``.
     :ivar modes: a Gaussian at every mode that was found.
+    :ivar structure: structure of the joint density, where it pays to use it.
+    :ivar pattern: factor ``(D, D)`` of the covariance with the pattern of the structure.
     :ivar widths: with tempering, widths in multiples of this Gaussian's that are to be covered.
     """
 
@@ -41,6 +52,8 @@ class Start:
     factor: Tensor
     modes: list[Gaussian] = field(default_factory=list)
     widths: list[float] = field(default_factory=lambda: [1.0])
+    structure: Structure | None = None
+    pattern: Tensor | None = None
 
 
 def density_of(
@@ -78,6 +91,7 @@ def find_start(
     tempering: float,
     num_starts: int,
     seconds: float | None,
+    structure: str | Structure = "auto",
 ) -> Start:
     """The Gaussian of a fitted guide, or one found for a model."""
     if isinstance(given, Start):
@@ -86,9 +100,35 @@ def find_start(
         loc, factor = _in_order(joint, guide, *affine_of(guide))
         widths = [tempering ** (-power / 4) for power in range(3)]  # the Gaussian's own the first
         return Start(joint, loc, factor, widths=widths)
+    found = _structure(joint, structure) if tempering == 1 else None
+    if tempering == 1 and (found is not None or joint.dim >= _MANY):
+        return _start_of_many(joint, found, seconds)
     search_seconds = None if seconds is None else _SEARCH * seconds
     best, modes = find_gaussian(joint, num_starts, 1 / tempering, search_seconds)
     return Start(joint, best.loc, best.factor, modes)  # the Gaussian is as wide as p^tempering
+
+
+def _structure(joint: Joint, asked: str | Structure) -> Structure | None:
+    """The structure that a guide is to have; one that is looked for may not be found."""
+    try:
+        return structure_of(asked, lambda: joint, joint.start)
+    except (ValueError, RuntimeError):
+        if isinstance(asked, Structure):
+            raise
+        return None
+
+
+def _start_of_many(joint: Joint, structure: Structure | None, seconds: float | None) -> Start:
+    """The best Gaussian of a structure, or of full rank, for dozens to hundreds of latents."""
+    limit = _PATIENCE if seconds is None else _FITTING * seconds
+    dense = torch.ones(joint.dim, joint.dim, dtype=torch.bool).fill_diagonal_(False)
+    best = fit_sparse_gaussian(
+        joint, structure or Structure.from_adjacency(dense), joint.start, seconds=limit
+    )
+    (factor,) = cholesky((best.factor @ best.factor.mT)[None])
+    pattern = None if structure is None else best.factor.to(joint.start)
+    loc, factor = best.loc.to(joint.start), factor.to(joint.start)
+    return Start(joint, loc, factor, structure=structure, pattern=pattern)
 
 
 def _in_order(joint: Joint, guide: AutoGuide, loc: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
