@@ -141,9 +141,10 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError
         return storage
 
-    def tensor(self, storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-        # torch checks that all lies within the storage; strides of zero lie within any.
-        if math.prod(size) * storage.element_size() > self.limit:
+    def tensor(self, storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
+        # torch checks that all lies within the storage; strides of zero lie within any. What may
+        # follow beside the flag and the hooks of gradients says that signs are to be turned.
+        if math.prod(size) * storage.element_size() > self.limit or any(rest[2:]):
             raise pickle.UnpicklingError
         return storage.as_strided(size, stride, offset)
 

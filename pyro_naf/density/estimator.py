@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,59 +13,17 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.transforms import AffineTransform
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from . import preparation
-from .architectures import Options, build, parse
+from . import discrete, preparation
+from .architectures import Options, build
 from .archive import plain
-from .checkpoints import ModelFileError, load, save
 from .flow import evaluating
+from .model_file import load_model, save_model
 from .settings import History, Training
 from .training import log_probs, train
 
-#: Of the files that :meth:`FlowDensity.save` writes.
-VERSION = 1
-
-#: Dtypes of flows and of data, by name.
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-}
-
 #: Rows drawn at once by :meth:`FlowDensity.sample`.
 DRAWN = 8192
-
-
-def _names(names: Any, number: int) -> list[str] | None:
-    if names is None or len(names) == number and all(isinstance(name, str) for name in names):
-        return names
-    raise ValueError("its columns have other names")
-
-
-class _Limit(TorchFunctionMode):
-    """No more numbers than these are computed: what a file says may be a network of any size."""
-
-    def __init__(self, numbers: int) -> None:
-        super().__init__()
-        self.left = numbers
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        found = func(*args, **(kwargs or {}))
-        self.left -= found.numel() if isinstance(found, Tensor) else 0
-        if self.left < 0:
-            raise ValueError("its weights are too few")
-        return found
-
-
-def _check_orders(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    """Integers are orders of columns, which may be others but must be orders."""
-    for name, t in own.items():
-        if not t.is_floating_point() and not torch.equal(
-            t.sort().values, given[name].sort().values
-        ):
-            raise ValueError(f"{name} is no order of the columns")
 
 
 class FlowDensity(nn.Module):
@@ -208,7 +164,7 @@ class FlowDensity(nn.Module):
                 options,
                 on_evaluation,
                 offset=-float(self.scale.log().sum()),
-                model=self._description(),
+                model=self.description(),
             )
         finally:
             self.eval()
@@ -236,7 +192,8 @@ class FlowDensity(nn.Module):
             preparation.check_finite(t, name)
         return rows
 
-    def _description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
+        """The architecture and its options, of Python's own types."""
         return {"architecture": self.architecture, "overrides": plain("options", self.overrides)}
 
     def _split(
@@ -269,12 +226,12 @@ class FlowDensity(nn.Module):
     def _standardised(self, rows: list[Tensor]) -> list[Tensor]:
         moments = ((self.loc, self.scale), (self.context_loc, self.context_scale))
         return [
-            preparation.standardised(t, *m, self._dtype)
-            for t, m in zip(rows, moments, strict=False)
+            preparation.standardised(t, *m, self.dtype) for t, m in zip(rows, moments, strict=False)
         ]
 
     @property
-    def _dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:
+        """That of the flow's weights, in which it computes."""
         return next(self.flow.parameters()).dtype
 
     # ------------------------------------------------------------------------------------- scoring
@@ -300,7 +257,7 @@ class FlowDensity(nn.Module):
         given = preparation.as_tensor(x, "x")
         self._check_last(given, "x", self.input_dim)
         c = self._context(context)
-        u = ((given.to(self.loc.device) - self.loc) / self.scale).to(self._dtype)
+        u = ((given.to(self.loc.device) - self.loc) / self.scale).to(self.dtype)
         if isinstance(x, Tensor) and torch.is_grad_enabled():
             return self._in_data_units(self.flow.log_prob(u, c), given)
         batch = u.shape[:-1]
@@ -313,7 +270,7 @@ class FlowDensity(nn.Module):
         return values if isinstance(x, Tensor) else values.cpu().numpy()
 
     def _in_data_units(self, log_prob: Tensor, x: Tensor) -> Tensor:
-        return (log_prob - self.scale.log().sum()).to(torch.promote_types(x.dtype, self._dtype))
+        return (log_prob - self.scale.log().sum()).to(torch.promote_types(x.dtype, self.dtype))
 
     def score(self, x: Any, context: Any = None) -> float:
         """The mean log-density of rows ``(N, D)`` in nats.
@@ -362,7 +319,7 @@ class FlowDensity(nn.Module):
         0.1
         """
         if params:
-            device, dtype, training = self.loc.device, self._dtype, self.training
+            device, dtype, training = self.loc.device, self.dtype, self.training
             made = FlowDensity(**{**self.get_params(), **params}).to(device, dtype)
             self.__dict__.update(vars(made.train(training)))
         return self
@@ -396,7 +353,7 @@ class FlowDensity(nn.Module):
             parts = [self.loc.new_zeros(0, *batch, self.input_dim)]
         draws = (self.loc + self.scale * u for u in parts)
         return torch.cat(
-            [preparation.quantised(x, self.noise, self.values).to(self.data_dtype) for x in draws]
+            [discrete.quantised(x, self.noise, self.values).to(self.data_dtype) for x in draws]
         )
 
     def distribution(self, context: Any = None) -> dist.TransformedDistribution:
@@ -406,7 +363,7 @@ class FlowDensity(nn.Module):
         """
         standard = self.flow.distribution(self._context(context))
         affine = AffineTransform(
-            self.loc.to(self._dtype), self.scale.to(self._dtype), event_dim=1, cache_size=1
+            self.loc.to(self.dtype), self.scale.to(self.dtype), event_dim=1, cache_size=1
         )
         return dist.TransformedDistribution(standard.base_dist, [*standard.transforms, affine])
 
@@ -417,7 +374,7 @@ class FlowDensity(nn.Module):
             return None
         c = preparation.as_tensor(context, "context")
         self._check_last(c, "context", self.context_dim)
-        return ((c.to(self.loc.device) - self.context_loc) / self.context_scale).to(self._dtype)
+        return ((c.to(self.loc.device) - self.context_loc) / self.context_scale).to(self.dtype)
 
     def _check_context(self, context: Any, name: str) -> None:
         if (context is None) != (self.context_dim == 0):
@@ -437,24 +394,7 @@ class FlowDensity(nn.Module):
 
         :raises OSError: when the file cannot be written.
         """
-        save(
-            Path(path),
-            {
-                "kind": "pyro_naf model",
-                "version": VERSION,
-                "input_dim": operator.index(self.input_dim),
-                "context_dim": operator.index(self.context_dim),
-                **self._description(),
-                "dtype": str(self._dtype).removeprefix("torch."),
-                "data_dtype": str(self.data_dtype).removeprefix("torch."),
-                "columns": self.columns,
-                "context_columns": self.context_columns,
-                "noise": self.noise,
-                "values": self.values,
-                "history": None if self.history is None else asdict(self.history),
-                "state": {k: v.cpu() for k, v in self.state_dict().items()},
-            },
-        )
+        save_model(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FlowDensity:
@@ -463,42 +403,7 @@ class FlowDensity(nn.Module):
         :raises ModelFileError: (a ValueError) when it is truncated, foreign or of another version.
         :raises OSError: when it cannot be read.
         """
-        content = load(Path(path), "model", VERSION)
-        try:
-            density = cls._of_file(content)
-            _check_orders(density.state_dict(), content["state"])
-            density.load_state_dict(content["state"])
-            if not ((density.scale > 0) & density.scale.isfinite() & density.loc.isfinite()).all():
-                raise ValueError("its moments are no numbers")
-            density.data_dtype = DTYPES[content["data_dtype"]]
-            density.columns = _names(content["columns"], density.input_dim)
-            density.context_columns = _names(content["context_columns"], density.context_dim)
-            density.noise = {int(i): float(step) for i, step in content["noise"].items()}
-            values = content.get("values", {})  # older files have none
-            density.values = {int(i): known.double() for i, known in values.items()}
-            if not {*density.values} <= {*density.noise} <= {*range(density.input_dim)}:
-                raise ValueError("its discrete columns differ")
-            history = content["history"]
-            density.history = None if history is None else History(**history)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [""])[0][:300]
-            raise ModelFileError(f"{path} does not hold a whole model: {reason}") from None
-        return density.eval()
-
-    @classmethod
-    def _of_file(cls, content: dict[str, Any]) -> FlowDensity:
-        """A new density of what a file says, if that is no larger than the file's weights."""
-        sizes, state = (content["input_dim"], content["context_dim"]), content["state"]
-        if sizes != (len(state["loc"]), len(state["context_loc"])):
-            raise ValueError("its sizes differ")
-        numbers = sum(t.numel() for t in state.values())
-        layers = parse(content["architecture"])[1]
-        integers = [v for v in content["overrides"].values() if isinstance(v, int)]
-        if layers > len(state) or max(integers, default=0) > max(numbers, 2**16):
-            raise ValueError("its weights are too few")
-        with _Limit(64 * numbers + 2**20):
-            density = cls(*sizes, content["architecture"], **content["overrides"])
-        return density.to(DTYPES[content["dtype"]])
+        return load_model(cls, path)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FlowDensity:
         # The moments move with the module, but stay in double precision.

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-#: A column with this many rows for each of its values is called discrete.
-ROWS_EACH = 10
-
-#: Rows that are looked at to find that out.
-LOOKED_AT = 50_000
-
-#: Values closer than this part of the usual step are one value, computed in two ways.
-ROUNDING = 1e-6
+from .discrete import LOOKED_AT, discrete_columns
 
 #: Standard deviation, in that of most rows, beyond which a column is said to hold outliers.
 OUTLYING = 20
@@ -180,14 +173,6 @@ def warn_of_outliers(rows: Tensor, name: str, columns: Sequence[str] | None = No
         )
 
 
-def discrete_columns(rows: Tensor) -> list[int]:
-    """Columns with at least ten rows for each of their values."""
-    n = len(rows)
-    looked_at = rows[:: max(1, n // LOOKED_AT)]
-    distinct = [len(column.unique()) for column in looked_at.unbind(1)]
-    return [i for i, count in enumerate(distinct) if count * ROWS_EACH <= len(looked_at)]
-
-
 def repeated_rows(rows: Tensor) -> int:
     """How many rows are equal to one before."""
     code = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
@@ -195,100 +180,6 @@ def repeated_rows(rows: Tensor) -> int:
         bits = (column.double() + 0.0).view(torch.long)  # + 0.0: -0 is 0
         code = (code ^ bits) * 1_000_003 + (bits >> 29)
     return len(rows) - len(code.unique())
-
-
-def values_of(column: Tensor) -> tuple[Tensor, float]:
-    """The values that a discrete column can take, ascending ``(M,)``, and their step.
-
-    They are the grid of the values seen, from the smallest to the largest, where most of it is
-    seen; otherwise (coins, logarithms of counts) the values seen, whose step is the smallest.
-
-    >>> values_of(torch.tensor([0.3, 0.1, 0.2, 0.5]).double())
-    (tensor([0.1000, 0.2000, 0.3000, 0.4000, 0.5000], dtype=torch.float64), 0.1)
-    """
-    seen = column.double().unique()
-    precise = torch.finfo(column.dtype).eps
-    if bool((seen.float().double() == seen).all()):  # float32 numbers in double precision
-        precise = max(precise, torch.finfo(torch.float32).eps)
-    gaps = seen.diff()
-    if len(gaps) == 0:
-        return seen, 0.0
-    usual = float(gaps.sort().values[(9 * (len(gaps) - 1)) // 10])
-    error = 2 * precise * float(seen.abs().max())  # of a difference of two rounded numbers
-    if bool((seen == seen.round()).all()):
-        error = 1e-3
-    elif error < 0.1 * usual:  # one value, computed in two ways, differs by its rounding error
-        seen = seen[torch.cat([gaps.new_ones(1), gaps]) > max(error, ROUNDING * usual)]
-    else:
-        return seen, float(gaps.min())
-    step = _common_step(seen - seen[0], error)
-    number = 0 if step is None else round(float(seen[-1] - seen[0]) / step)
-    if step is None or number >= 2 * len(seen):
-        return seen, float(seen.diff().min())
-    values = seen[0] + step * torch.arange(number + 1, dtype=torch.double)
-    values = torch.from_numpy(values.numpy().round(_decimals(step, float(seen[0]))))
-    values[((seen - seen[0]) / step).round().long()] = seen
-    return values, step
-
-
-def _common_step(places: Tensor, error: float) -> float | None:
-    """The largest number that all places ``(M,)``, from 0, are multiples of, up to an error.
-
-    Euclid's algorithm; the step is fitted to more and more of the places, since the error of a
-    single difference would add up.
-    """
-    step, count = float(places.diff().min()), 2
-    while step > 4 * error:
-        near = places[:count]
-        multiples = (near / step).round()
-        fitted = float(multiples @ near / (multiples @ multiples))
-        if bool(((near - multiples * fitted).abs() > 2 * error).any()):
-            step, count = float((near - multiples * step).abs().max()), 2  # at most half of it
-        elif count == len(places):
-            for digits in range(1, 7):  # 0.01 and not 0.010000001, where both fit
-                short = float(f"{fitted:.{digits}g}")
-                if abs(short - fitted) * float(multiples[-1]) <= error:
-                    return short
-            return fitted
-        else:
-            step = fitted
-            count = max(count + 1, int((places <= 2 * near[-1]).sum()))
-    return None
-
-
-def _decimals(*numbers: float) -> int:
-    """Decimals that all the numbers can be written with; 300 where there are too many."""
-    for decimals in range(12):
-        scaled = [number * 10**decimals for number in numbers]
-        if all(abs(x - round(x)) <= 1e-9 * max(abs(x), 1) for x in scaled):
-            return decimals
-    return 300
-
-
-def dequantised(rows: Tensor, steps: Mapping[int, float], generator: torch.Generator) -> Tensor:
-    """The rows with uniform noise over a step added in these columns, in double precision.
-
-    The density of the result, averaged over a step, is the probability of a value over the step.
-    """
-    rows = rows.double()
-    for i, step in steps.items():
-        noise = torch.rand(len(rows), generator=generator, dtype=torch.double)
-        rows = rows.index_add(1, torch.tensor([i]), (step * noise).unsqueeze(1))
-    return rows
-
-
-def quantised(rows: Tensor, steps: Mapping[int, float], values: Mapping[int, Tensor]) -> Tensor:
-    """The rows ``(..., D)`` with columns made values again: undoes :func:`dequantised`.
-
-    :param values: of each column, ascending, as :func:`values_of` gives them.
-    """
-    rows = rows.clone()
-    for i, known in values.items():
-        known = known.to(rows.device)
-        middles = (known[1:] + known[:-1] + steps[i]) / 2
-        column = rows[..., i].contiguous()
-        rows[..., i] = known[torch.bucketize(column, middles, right=True)].to(rows.dtype)
-    return rows
 
 
 def listed(what: str, items: Sequence[Any]) -> str:

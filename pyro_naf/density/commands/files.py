@@ -187,7 +187,7 @@ def _parse_csv(file: TextIO, path: str, header: bool | None) -> Table:
     cells = [cell.strip() for cell in next(csv.reader(first, delimiter=delimiter), [])]
     after = file.tell()
     if header is None:
-        # Quoted cells over plain ones are names, be they numbers.
+        # Quoted cells above plain ones are names, even where they are numbers.
         quoted = first != [] and not plain.strip(f" {delimiter}\r\n") and '"' in first[0]
         header = (quoted and '"' not in file.readline()) or _are_names(cells)
     columns = _different(cells) if header else None
@@ -216,7 +216,8 @@ def _first_record(file: TextIO) -> tuple[list[str], int]:
     while line and not line.strip():
         before, line = before + 1, file.readline()
     lines, after = [line], file.tell()
-    # A cell of several lines is quoted; so many that it can be none, the quote is a sign of inches.
+    # A cell of several lines is quoted. Without a second quote in the next lines, the first one is
+    # part of a name, as in 5" pipe.
     while sum(map(len, lines)) < LONGEST and sum(line.count('"') for line in lines) % 2:
         if not (line := file.readline()):
             break

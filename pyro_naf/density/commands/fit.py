@@ -16,7 +16,7 @@ import pyro_naf
 
 from ...atomic import ReplacedFolder
 from ...command_line import CommandError
-from .. import datasets, parallel, preparation
+from .. import datasets, discrete, parallel, preparation
 from ..architectures import Options
 from ..estimator import FlowDensity
 from ..published import published
@@ -136,14 +136,14 @@ def _from_file(options: argparse.Namespace) -> _Data:
     data.columns = x.columns
     data.context_columns = None if context is None else context.columns
     if options.dequantise:
-        discrete = preparation.discrete_columns(data.x)
-        for i in discrete:
-            values, step = preparation.values_of(data.x[:, i])
+        few = discrete.discrete_columns(data.x)
+        for i in few:
+            values, step = discrete.values_of(data.x[:, i])
             if step > 0:  # else it is constant, which is refused below
                 data.values[i], data.noise[i] = values, step
         generator = torch.Generator().manual_seed(options.seed)
-        data.x = preparation.dequantised(data.x, data.noise, generator)
-        names = [str(i) if data.columns is None else data.columns[i] for i in discrete]
+        data.x = discrete.dequantised(data.x, data.noise, generator)
+        names = [str(i) if data.columns is None else data.columns[i] for i in few]
         noted = preparation.listed("column", names) if names else "no column: none takes few values"
         inputs.note(f"dequantised {noted}")
     return data

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import preparation
+from .. import discrete, preparation
 from ..estimator import FlowDensity
 from . import files, inputs
 
@@ -23,7 +23,7 @@ def run_score(options: argparse.Namespace) -> None:
         c = None if context is None else context.rows
         if density.noise:
             generator = torch.Generator().manual_seed(0)
-            x.rows = preparation.dequantised(x.rows, density.noise, generator)
+            x.rows = discrete.dequantised(x.rows, density.noise, generator)
         rows = density.checked_rows(x.rows, c, options.data, "context")
         with torch.no_grad():
             values = density.log_prob(*rows).cpu().numpy()

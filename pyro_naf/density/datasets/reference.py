@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..preparation import dequantised
+from ..discrete import dequantised
 from .patches import ROWS, patch_split
 from .split import DataError, Split
 from .tables import prepare_power

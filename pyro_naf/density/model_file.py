@@ -1,0 +1,134 @@
+"""The file of a fitted density: what it holds, and what a file must hold to be one."""
+
+from __future__ import annotations
+
+import operator
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .architectures import parse
+from .checkpoints import ModelFileError, load, save
+from .settings import History
+
+if TYPE_CHECKING:
+    from .estimator import FlowDensity
+
+Density = TypeVar("Density", bound="FlowDensity")
+
+VERSION = 1
+
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+}
+
+
+def save_model(density: FlowDensity, path: str | os.PathLike[str]) -> None:
+    """Writes the density to a file; an older one stands until the new one is whole.
+
+    :raises TypeError: when an attribute is made of more than numbers and strings.
+    :raises OSError: when the file cannot be written.
+    """
+    history = density.history
+    content = {
+        "kind": "pyro_naf model",
+        "version": VERSION,
+        "input_dim": operator.index(density.input_dim),
+        "context_dim": operator.index(density.context_dim),
+        **density.description(),
+        "dtype": str(density.dtype).removeprefix("torch."),
+        "data_dtype": str(density.data_dtype).removeprefix("torch."),
+        "columns": density.columns,
+        "context_columns": density.context_columns,
+        "noise": density.noise,
+        "values": density.values,
+        "history": None if history is None else asdict(history),
+        "state": {name: t.cpu() for name, t in density.state_dict().items()},
+    }
+    save(Path(path), content)
+
+
+def load_model(kind: type[Density], path: str | os.PathLike[str]) -> Density:
+    """The density that :func:`save_model` wrote, in evaluation mode.
+
+    :raises ModelFileError: when the file is truncated, foreign or of another version.
+    :raises OSError: when it cannot be read.
+    """
+    content = load(Path(path), "model", VERSION)
+    try:
+        density = _made(kind, content)
+        _fill(density, content)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise ModelFileError(f"{path} does not hold a whole model: {reason}") from None
+    return density.eval()
+
+
+def _made(kind: type[Density], content: dict[str, Any]) -> Density:
+    """A new density of what a file says, if that is no larger than the file's weights."""
+    sizes, state = (content["input_dim"], content["context_dim"]), content["state"]
+    if sizes != (len(state["loc"]), len(state["context_loc"])):
+        raise ValueError("its sizes differ")
+    numbers = sum(t.numel() for t in state.values())
+    layers = parse(content["architecture"])[1]
+    integers = [v for v in content["overrides"].values() if isinstance(v, int)]
+    if layers > len(state) or max(integers, default=0) > max(numbers, 2**16):
+        raise ValueError("its weights are too few")
+    with _Limit(64 * numbers + 2**20):
+        density = kind(*sizes, content["architecture"], **content["overrides"])
+    return density.to(DTYPES[content["dtype"]])
+
+
+def _fill(density: FlowDensity, content: dict[str, Any]) -> None:
+    _check_orders(density.state_dict(), content["state"])
+    density.load_state_dict(content["state"])
+    if not ((density.scale > 0) & density.scale.isfinite() & density.loc.isfinite()).all():
+        raise ValueError("its moments are no numbers")
+    density.data_dtype = DTYPES[content["data_dtype"]]
+    density.columns = _names(content["columns"], density.input_dim)
+    density.context_columns = _names(content["context_columns"], density.context_dim)
+    density.noise = {int(i): float(step) for i, step in content["noise"].items()}
+    values = content.get("values", {})  # older files have none
+    density.values = {int(i): known.double() for i, known in values.items()}
+    if not {*density.values} <= {*density.noise} <= {*range(density.input_dim)}:
+        raise ValueError("its discrete columns differ")
+    history = content["history"]
+    density.history = None if history is None else History(**history)
+
+
+def _names(names: Any, number: int) -> list[str] | None:
+    if names is None or len(names) == number and all(isinstance(name, str) for name in names):
+        return names
+    raise ValueError("its columns have other names")
+
+
+class _Limit(TorchFunctionMode):
+    """No more numbers than these are computed: what a file says may be a network of any size."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.left = numbers
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.left -= found.numel() if isinstance(found, Tensor) else 0
+        if self.left < 0:
+            raise ValueError("its weights are too few")
+        return found
+
+
+def _check_orders(own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Integers are orders of columns, which may be others but must be orders."""
+    for name, t in own.items():
+        if not t.is_floating_point() and not torch.equal(
+            t.sort().values, given[name].sort().values
+        ):
+            raise ValueError(f"{name} is no order of the columns")
