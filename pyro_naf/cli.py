@@ -251,8 +251,13 @@ def _fit(joint: Joint, steps: int, progress: bool) -> tuple[torch.Tensor, torch.
     """A mean-field Gaussian: its mean and standard deviation."""
     # The rate falls a hundredfold: large steps first, since a posterior may lie far from its prior.
     with tqdm(range(steps), desc="fit", unit="step", disable=not progress) as bar:
+
+        def report(elbo: float) -> None:
+            bar.set_postfix_str(f"ELBO {elbo:.2f}", refresh=False)
+
+        decay = 0.01 ** (1 / steps)
         with _reported("the fit broke down"):
-            loc, scale, _ = fit_mean_field(joint, bar, FIT_PARTICLES, decay=0.01 ** (1 / steps))
+            loc, scale, _ = fit_mean_field(joint, bar, FIT_PARTICLES, decay=decay, report=report)
     return loc, scale
 
 

@@ -124,6 +124,8 @@ def draw_curves(
         curves.values(), curves, cycle(["black"] if alone else COLOURS), strict=False
     ):
         curve = np.asarray(values, float)
+        if not len(curve):  # no step was made
+            continue
         longest = max(longest, len(curve))
         window = max(1, len(curve) // 50)
         mean = np.convolve(curve, np.full(window, 1 / window), mode="valid")

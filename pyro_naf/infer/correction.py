@@ -32,7 +32,7 @@ from .hmc import sample_hmc
 from .joint import Joint
 from .proposals import GuideProposal
 from .psis import pareto_khat, smooth
-from .sites import plate_nesting
+from .sites import batch_depth
 
 #: Draws of the guide that k-hat and the chains' starts come from.
 _POOL = 20_000
@@ -288,7 +288,7 @@ class _Posterior:
         except NotImplementedError:
             raise TypeError(_no_transform(guide)) from None
         self.guide, self.joint = guide, Joint(model, args, kwargs)
-        self.nesting = plate_nesting(GuideProposal(self.joint, guide, args, kwargs).trace)
+        self.nesting = batch_depth(GuideProposal(self.joint, guide, args, kwargs).trace)
         self.rows = guide.get_posterior(*args, **kwargs).batch_shape
         self.graph: Graph | None = None
 

@@ -20,7 +20,7 @@ from .joint import Joint
 from .lanes import vmapped
 from .proposals import GuideProposal, Proposal, Weighted
 from .psis import khat_threshold, pareto_khat, smooth
-from .sites import plate_nesting
+from .sites import batch_depth
 
 #: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
 MIN_PARTICLES = 50
@@ -253,7 +253,7 @@ def draws(
         if not isinstance(guide, AutoGuide):
             lanes = {"lane": torch.zeros(num_samples)}
             return vmapped(lambda _: guide(*args, **kwargs))(lanes)
-        with pyro.plate("_draws", num_samples, dim=-plate_nesting(trace) - 1):
+        with pyro.plate("_draws", num_samples, dim=-batch_depth(trace) - 1):
             many = guide(*args, **kwargs)
     # A site of k dimensions inside fewer plates than the deepest has axes of length one between.
     return {name: many[name].reshape(num_samples, *value.shape) for name, value in single.items()}

@@ -317,9 +317,12 @@ class Joint:
         for i in range(_TRIES):
             init = InitMessenger(start_flat_priors(init_to_sample if i else init_loc_fn))
             try:
-                with self._without_gradients(), poutine.block(), self._plates({}):
+                with self._without_gradients(), poutine.block(), self._plates({}), _lenient(i):
                     handled = init(self._with_enumeration())
-                    return poutine.trace(handled).get_trace(*self.args, **self.kwargs)
+                    trace = poutine.trace(handled).get_trace(*self.args, **self.kwargs)
+                    if self.nesting is None:
+                        trace.compute_log_prob()  # Pyro names the site where shapes do not fit
+                    return trace
             except REFUSALS as error:
                 failure = failure or error
                 # A model may differentiate something itself.
@@ -428,6 +431,11 @@ class Joint:
             if not repeats or torch.allclose(found, truth, rtol=1e-3, atol=1e-3, equal_nan=True):
                 return rung
         return slowest
+
+
+def _lenient(tries: int) -> AbstractContextManager[None]:
+    """Without Pyro's validation, as NUTS runs a model, where many tries with it were in vain."""
+    return pyro.validation_enabled(False) if tries >= _TRIES // 2 else nullcontext()
 
 
 def _chunk(trace: Any) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from pyro.optim.clipped_adam import ClippedAdam
@@ -16,7 +17,12 @@ _MEMORY = 50
 
 
 def fit_mean_field(
-    joint: Joint, steps: Iterable[int], num_particles: int = 64, lr: float = 0.2, decay: float = 1.0
+    joint: Joint,
+    steps: Iterable[int],
+    num_particles: int = 64,
+    lr: float = 0.2,
+    decay: float = 1.0,
+    report: Callable[[float], Any] = lambda elbo: None,
 ) -> tuple[Tensor, Tensor, list[float]]:
     """Maximise the ELBO of independent normals.
 
@@ -24,6 +30,7 @@ def fit_mean_field(
     :param steps: an iterable with one entry a step, such as a progress bar.
     :param num_particles: draws for each gradient.
     :param lr: learning rate at the start, which each step multiplies by ``decay``.
+    :param report: called with the running mean of the ELBO after every step.
     :return: mean ``(D,)``, standard deviation ``(D,)``, and the ELBO's running mean at every step.
     :raises ValueError: when no draw of a step has a finite density, naming the sites.
     """
@@ -50,4 +57,5 @@ def fit_mean_field(
         optimiser.step()
         now = elbo.item()
         elbos.append(now if not elbos else elbos[-1] + (now - elbos[-1]) / _MEMORY)
+        report(elbos[-1])
     return loc.detach(), log_scale.detach().exp(), elbos

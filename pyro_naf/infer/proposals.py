@@ -14,7 +14,7 @@ from ..guides.pyro_internals import unconstrained_values
 from .flat_priors import FlatPriors
 from .joint import Joint
 from .lanes import one_by_one, vmapped
-from .sites import latent_sites, plate_nesting
+from .sites import batch_depth, latent_sites
 
 
 class Weighted(NamedTuple):
@@ -88,7 +88,7 @@ class GuideProposal:
             posterior = guide.get_posterior(*self.args, **self.kwargs)
         u = posterior.sample((count,))
         log_q = posterior.log_prob(u).reshape(count, -1).sum(-1)
-        free = unconstrained_values(guide, u, plate_nesting(self.trace))
+        free = unconstrained_values(guide, u, batch_depth(self.trace))
         packed = torch.cat([free[name] for name in self.joint.sites], -1)
         log_weights = self.joint(packed).double() - log_q.double()
         return Weighted(self.joint.constrained(packed), log_weights)

@@ -145,8 +145,9 @@ def refine(
         30 latents, "full", an adjacency or a :class:`~pyro_naf.conditioners.Structure`, as in
         :class:`~pyro_naf.infer.AutoDSFNormal`. From 60 latents on one Gaussian takes the place of
         the search for modes.
-    :param compile: capture the log-density as a graph and compile that in another process, where
-        the budget makes it worth while; PYRO_NAF_COMPILE=0 in the environment turns it off as well.
+    :param compile: capture the log-density as a graph and, where the budget makes it worth while,
+        compile that in another process and take the flows' compiled kernel. PYRO_NAF_COMPILE=0 in
+        the environment turns both off as well.
     :param seed: seeds torch's generators for the duration of the call, which are put back after.
     :param progress: show a progress bar.
     :raises TypeError: for a guide of another kind, and where an argument of the model has the name
@@ -176,11 +177,12 @@ def refine(
         steps, seconds = _STEPS, _SECONDS
     # What follows training takes part of the time too.
     budget = Budget(steps, None if seconds is None else _TRAINING * seconds)
+    compiles = compile and is_enabled() and _is_worth_compiling(steps, seconds)
     with _seeded(seed):
         joint, gaussian = density_of(guide, args, kwargs)
         if compile and is_enabled() and not joint.subsampled:
             joint.capture(num_particles + max(num_particles // 2, 2))
-            if joint.graph is not None and _is_worth_compiling(steps, seconds):
+            if joint.graph is not None and compiles:
                 joint.graph.compile()
         start = find_start(guide, joint, gaussian, tempering, num_starts, seconds, asked)
         return refine_from(
@@ -195,6 +197,7 @@ def refine(
             learning_rate=learning_rate,
             tempering=tempering,
             good_ends=good_ends,
+            kernel="compiled" if compiles else "auto",
             seconds=seconds,
             progress=progress,
         )
@@ -213,6 +216,7 @@ def refine_from(
     learning_rate: float,
     tempering: float,
     good_ends: bool,
+    kernel: str,
     seconds: float | None,
     progress: bool,
 ) -> Refinement:
@@ -237,6 +241,7 @@ def refine_from(
         hidden_dims=hidden_dims,
         hidden_units=hidden_units or usual["hidden_units"],
         full_rank=factor.dim() == 2,
+        kernel=kernel,
         **({"structure": start.structure} if structured else {}),
         **(_SEVERAL if covers else {}),
     )

@@ -170,6 +170,13 @@ def plate_nesting(trace: Any) -> int:
     return max((-frame.dim for frame in frames if frame.dim is not None), default=0)
 
 
+def batch_depth(trace: Any) -> int:
+    """Number of dimensions, from the right, that the batch shapes of latents use, plates or not."""
+    latents = latent_sites(trace).values()
+    depths = [site["value"].dim() - site["fn"].event_dim for site in latents]
+    return max([plate_nesting(trace), *depths])
+
+
 def may_depend(support: Constraint) -> bool:
     """Whether a constraint holds tensors, and so may depend on other latents."""
     parts = list(vars(support).values())

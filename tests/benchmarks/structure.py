@@ -27,8 +27,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_naf.infer import AutoDSFNormal
 from pyro_naf.infer.diagnostics import pareto_khat
-from pyro_naf.infer.gaussian import LogDensity, log_density
+from pyro_naf.infer.gaussian import LogDensity
 from pyro_naf.infer.graph import find_structure
+from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.sparse_gaussian import fit_sparse_gaussian
 
 DRAWS = 64
@@ -128,7 +129,7 @@ def compare(name: str, posterior: Any, seconds: float, which: list[str]) -> None
     pyro.set_rng_seed(0)
     guide = AutoMultivariateNormal(model)
     guide(*args)
-    target, middle = log_density(guide, *args), guide._init_loc().detach()
+    target, middle = Joint(guide.model, args), guide._init_loc().detach()
     start = time.process_time()
     structure = find_structure(target, middle)
     found = time.process_time() - start

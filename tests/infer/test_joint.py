@@ -234,3 +234,15 @@ def test_a_flow_guide_leaves_discrete_latents_to_the_objective_that_sums_them_ou
     elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
     svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), elbo)
     assert math.isfinite(svi.step(y)) and sorted(guide(y)) == ["locs"]
+
+
+def test_a_latent_with_a_batch_shape_and_no_plate_is_drawn_and_refined() -> None:
+    def model(y: torch.Tensor) -> None:
+        c = pyro.sample("c", dist.Normal(torch.zeros(2), torch.ones(2)))
+        pyro.sample("y", dist.Normal(c.sum() * torch.ones(3), 1.0), obs=y)
+
+    y = torch.tensor([0.5, 1.0, 1.5])
+    result = refine(model, y, steps=100, **QUICK)
+    law = dist.MultivariateNormal(torch.zeros(3), 2 * torch.ones(3, 3) + torch.eye(3))
+    assert result.elbo == pytest.approx(float(law.log_prob(y)), abs=0.05)
+    assert draws(result.guide, y, num_samples=7)["c"].shape == (7, 2)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pyro_naf.conditioners import Structure
 from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, draws, importance_diagnostics
-from pyro_naf.infer.gaussian import log_density
 from pyro_naf.infer.graph import Colouring, find_structure, hessian, hessian_products
+from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.sparse_gaussian import fit_sparse_gaussian
 
 
@@ -74,7 +74,7 @@ def elbo_of(model: Any, guide: Any) -> float:
 def test_the_pattern_of_a_models_hessian_is_found(coloured_from: int) -> None:
     guide = AutoDSFNormal(hierarchy)
     guide()
-    target = log_density(guide)
+    target = Joint(guide.model)
     found = find_structure(target, guide.loc.detach(), coloured_from=coloured_from)
     assert torch.equal(found.adjacency, hierarchy_adjacency())
     assert found.mean_ancestors < 3
@@ -360,7 +360,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence() -> None:
 def target_of(model: Any) -> tuple[Any, Tensor]:
     guide = AutoDSFNormal(model)
     guide()
-    return log_density(guide), guide.loc.detach()
+    return Joint(guide.model), guide.loc.detach()
 
 
 @pytest.mark.parametrize("share", [0.03, 0.15, 1.0])

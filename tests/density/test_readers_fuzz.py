@@ -3,7 +3,7 @@
 The seeds are fixed, and every kind of file gets a few hundred in CI. More of them, from other
 seeds::
 
-    PYRO_NAF_FUZZ=10000 python -m pytest tests/density/test_fuzz.py
+    PYRO_NAF_FUZZ=10000 python -m pytest tests/density/test_readers_fuzz.py
 """
 
 from __future__ import annotations
