@@ -22,7 +22,7 @@ from .checks import check_integers
 from .conditioners import MADE, GraphConditioner, as_conditioner, sweep
 from .conditioners.protocol import check_overrides, is_unchanged
 from .kernels.modes import needs_plain_operations
-from .kernels.precision import at_least_float32, without_autocast
+from .kernels.precision import widened, without_autocast
 from .overrides import has_hooks, redefined, refuse
 from .rootfinding import RootNotFoundError, check_roots
 from .transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Scaled, Transformer
@@ -129,8 +129,9 @@ class AutoregressiveFlow(TransformModule):
         inverse = torch.compiler.disable(self._inverse) if compiles else self._inverse
         # A sweep's products have other shapes than a pass's: in 16 bits it would invert another
         # map. The inverse is that of the flow in the precision of its parameters.
+        y = widened(y)
         with without_autocast(y):
-            return inverse(y.to(at_least_float32(y).dtype))
+            return inverse(y)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         r""":math:`\log|\det \partial y/\partial x|` at ``x`` ``(..., D)``, shape ``(...)``."""

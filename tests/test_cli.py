@@ -285,7 +285,7 @@ MISTAKES = {
     "refine user_models:raises": "RuntimeError: it is (user_models.py, line ",
     "refine user_models:impossible": "log-density of wall is -inf at the starting values",
     "refine user_models:outside": "log-density of y is nan at the starting values",
-    "refine user_models:breaks_down": "the fit broke down: ValueError: the log-density is not finite",
+    "refine user_models:breaks_down": "the fit broke down: ValueError: the log-density is",
     "refine user_models:stops": "KeyError: 'lost' (user_models.py, line ",
     "refine user_models:one --output user_models.py": "is a file, not a folder",
     "refine user_models:one --output user_models.py/x": "user_models.py",

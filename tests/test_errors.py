@@ -57,7 +57,7 @@ def test_wrong_width_names_the_argument_and_both_shapes(name: str) -> None:
 def test_wrong_dtype_names_the_argument_and_both_dtypes(name: str) -> None:
     flow = make_flow(name, 3)
     for argument, call in each_way(flow):
-        for dtype in (torch.double, torch.long):
+        for dtype in (torch.double, torch.half, torch.long):
             with raises(
                 f"{argument} must be torch.float32 like the flow's parameters, got {dtype}"
             ):

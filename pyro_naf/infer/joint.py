@@ -32,6 +32,7 @@ from .flat_priors import start_flat_priors
 from .lanes import REFUSALS, RUNGS, Values, with_refusals
 from .sites import (
     Latents,
+    Site,
     find_sites,
     latent_sites,
     masked_out,
@@ -95,6 +96,14 @@ class Joint:
         self.discrete: list[str] = []
         #: Subsampled plate to its size and an example of its indices.
         self.subsampled: dict[str, tuple[int, Tensor]] = {}
+        self.sites: dict[str, Site] = {}
+        self.graph: Graph | None = None
+        # What is found out about the model leaves the user's generators alone.
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            self._explore(init_loc_fn)
+
+    def _explore(self, init_loc_fn: Callable[..., Tensor]) -> None:
+        """Run the model a few times: its sites, their supports, and the way to a batch."""
         trace = self._first_run(init_loc_fn)
         self._refuse_given_subsamples(trace)
         self._refuse_nan(trace)
@@ -113,7 +122,6 @@ class Joint:
         self._find_dependent_supports()
         self._find_idle(trace)
         self.rung = self._find_rung()
-        self.graph: Graph | None = None
 
     def __call__(self, u: Tensor) -> Tensor:
         """Log-density at points ``(N, D)``; -inf, with gradient 0, where the model has none."""

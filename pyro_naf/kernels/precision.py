@@ -26,6 +26,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float))
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """In float32 at least where autocast may have made the tensor; elsewhere the tensor itself."""
+    return at_least_float32(tensor) if _autocasts(tensor.device.type) else tensor
+
+
 def in_float32(method: Callable[..., Any]) -> Callable[..., Any]:
     r"""Makes a transformer's ``method(x, phi)`` compute without autocast, in float32 at least.
 
