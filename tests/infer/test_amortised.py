@@ -93,7 +93,7 @@ def assert_amortised(guide: AutoFlowNormal) -> None:
 
 def test_the_elbo_trains_a_guide_for_any_gaussian_linear_data_set() -> None:
     guide = dsf(linear_sets)
-    train(linear_sets, guide, 300, Trace_ELBO(), lambda: linear_data(256)[1])
+    train(linear_sets, guide, 450, Trace_ELBO(), lambda: linear_data(256)[1])
     assert_amortised(guide)
 
 
