@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..checks import check_integers
 from .joint import Joint
-from .lanes import vmapped
+from .lanes import vmapped_with_help
 from .proposals import GuideProposal, Proposal, Weighted
 from .psis import khat_threshold, pareto_khat, smooth
 from .sites import batch_depth
@@ -252,7 +252,7 @@ def draws(
         single = trace.nodes["_RETURN"]["value"]
         if not isinstance(guide, AutoGuide):
             lanes = {"lane": torch.zeros(num_samples)}
-            return vmapped(lambda _: guide(*args, **kwargs))(lanes)
+            return vmapped_with_help(lambda _: guide(*args, **kwargs))(lanes)
         with pyro.plate("_draws", num_samples, dim=-batch_depth(trace) - 1):
             many = guide(*args, **kwargs)
     # A site of k dimensions inside fewer plates than the deepest has axes of length one between.

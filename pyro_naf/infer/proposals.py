@@ -13,7 +13,7 @@ from torch import Tensor
 from ..guides.pyro_internals import unconstrained_values
 from .flat_priors import FlatPriors
 from .joint import Joint
-from .lanes import one_by_one, vmapped
+from .lanes import one_by_one, vmapped_with_help
 from .sites import batch_depth, latent_sites
 
 
@@ -76,7 +76,7 @@ class GuideProposal:
         with torch.no_grad(), poutine.block(), FlatPriors():
             self.trace = self._trace()
         _check_sites(joint, self.trace)
-        self._over_lanes = vmapped
+        self._over_lanes = vmapped_with_help  # a draw is written into an empty tensor
         self.draw = self._from_traces
         if isinstance(guide, AutoContinuous) and not isinstance(guide, AutoLaplaceApproximation):
             self.draw = self._from_posterior

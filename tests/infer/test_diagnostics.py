@@ -317,3 +317,35 @@ def test_resampling_under_the_prior_of_many_rows_warns_of_khat(
     assert importance_diagnostics(regression, prior, num_particles=num_particles).khat > 1
     with pytest.warns(UserWarning, match=r"k-hat is .*, above 0\.[4-7]"):
         importance_resample(regression, prior, num_particles=num_particles)
+
+
+def test_a_guide_of_ones_own_that_is_not_vectorised_is_drawn_and_weighted() -> None:
+    x, y = torch.randn(20, 2), torch.randn(20)
+
+    def model() -> None:
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("rows", 20):
+            pyro.sample("y", dist.Normal(x @ b, 1.0), obs=y)
+
+    precision = x.T @ x + torch.eye(2)
+    law = torch.distributions.MultivariateNormal(
+        torch.linalg.solve(precision, x.T @ y), precision_matrix=precision
+    )
+
+    def guide() -> dict[str, torch.Tensor]:
+        first = pyro.sample("first", dist.Normal(law.mean[0], law.stddev[0]), infer=AUXILIARY)
+        slope = law.covariance_matrix[1, 0] / law.variance[0]
+        rest = (law.variance[1] - slope**2 * law.variance[0]).sqrt()
+        loc = law.mean[1] + slope * (first - law.mean[0])
+        second = pyro.sample("second", dist.Normal(loc, rest), infer=AUXILIARY)
+        return {"b": pyro.sample("b", dist.Delta(torch.stack([first, second]), event_dim=1))}
+
+    evidence = torch.distributions.MultivariateNormal(torch.zeros(20), x @ x.T + torch.eye(20))
+    result = importance_diagnostics(model, guide, num_particles=500)
+    assert result.elbo == pytest.approx(float(evidence.log_prob(y)), abs=1e-3)
+    assert result.elbo_se < 1e-4
+    values = draws(guide, num_samples=2000)["b"]
+    torch.testing.assert_close(values.T.cov(), law.covariance_matrix, rtol=0.2, atol=0.01)
+
+
+AUXILIARY = {"is_auxiliary": True}
