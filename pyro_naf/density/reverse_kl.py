@@ -90,4 +90,4 @@ def energy_bound(
 
 
 def _rows(density: FlowDensity, n: int) -> tuple[Tensor]:
-    return (next(density.flow.parameters()).new_empty(n, density.input_dim),)
+    return (next(density.flow.parameters()).new_zeros(n, density.input_dim),)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,3 +49,30 @@ def test_draws_that_are_not_finite_are_skipped_and_then_refused() -> None:
     density = FlowDensity(2, architecture="iaf-affine-1", hidden_dims=[8])
     with pytest.raises(RuntimeError, match="50 steps in a row"):
         fit_energy(density, lambda x: x.sum(-1) * math.nan, steps=200, progress=False)
+
+
+def test_a_fit_to_an_energy_that_was_interrupted_goes_on(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def fit(name: str, seed: int, calls: int = 100, **options: Any) -> list[Tensor]:
+        def energy(x: Tensor) -> Tensor:
+            nonlocal calls
+            calls -= 1
+            if calls < 0:
+                raise Killed
+            return x.square().sum(-1)
+
+        torch.manual_seed(seed)  # of the weights and the permutations of another process
+        density = FlowDensity(2, architecture="iaf-affine-1", linear="lu", hidden_dims=[8])
+        kept = {"checkpoint": tmp_path / name, "checkpoint_seconds": 0, "evaluate_every": 4}
+        with contextlib.suppress(Killed):
+            fit_energy(
+                density, energy, steps=12, num_samples=16, seed=0, progress=False, **kept, **options
+            )
+        return list(density.state_dict().values())
+
+    expected = fit("whole.pt", 1)
+    fit("killed.pt", 1, calls=10)
+    torch.empty(10_000).fill_(1.0)  # memory that is taken anew holds something else
+    assert all(map(torch.equal, expected, fit("killed.pt", 2, resume=True)))
