@@ -54,6 +54,7 @@ def attach_gradient(f: Increasing, root: Tensor, y: Tensor, *params: Tensor) -> 
     Right to the third order; and in forward mode, and under ``torch.func``, where f must be made
     of torch's own operations.
 
+    >>> from pyro_naf.rootfinding import find_root
     >>> cube = lambda x: (x**3, torch.log(3 * x**2))
     >>> y = torch.tensor([8.0], dtype=torch.double, requires_grad=True)
     >>> lo, hi = torch.tensor([0.1, 9.0]).double().split(1)

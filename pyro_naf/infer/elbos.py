@@ -77,8 +77,9 @@ class TraceSTL_ELBO(_PathELBO):
     It has the mean of :class:`~pyro.infer.Trace_ELBO`'s gradient and vanishes draw by draw where
     q = p, however few the draws; the value is the same. The model's parameters get their usual
     gradient. Guides with several draws that depend on one another, amortised guides, plates, masks
-    and subsampling are all served. The flows of this package are not inverted, other transforms
-    are. Of a guide's ``Delta`` sites everything is kept: where one maps other draws by trained
+    and subsampling are all served. The flows of this package are not inverted where the transforms
+    around them remember their samples (``cache_size=1``); other transforms are. Of a guide's
+    ``Delta`` sites everything is kept: where one maps other draws by trained
     parameters, they get their usual gradient.
 
     A step costs one more backward pass through the model than Trace_ELBO's where the model has

@@ -95,11 +95,13 @@ def flows_by_hand() -> Pair:
         pyro.module("first", first)
         pyro.module("second", second)
         scale = pyro.param("scale", 0.5 * torch.ones(3), constraint=dist.constraints.positive)
-        transforms = [first, dist.transforms.AffineTransform(torch.ones(3), scale, event_dim=1)]
+        # Without a cache the flow would not know its own samples behind the affine map.
+        affine = dist.transforms.AffineTransform(torch.ones(3), scale, event_dim=1, cache_size=1)
+        transforms = [first, affine]
         normal = dist.Normal(torch.zeros(3), 2.0).to_event(1)
         a = pyro.sample("a", dist.TransformedDistribution(normal, transforms))
         normal = dist.Normal(a[..., 1:], 1.0).to_event(1)
-        transforms = [second.condition(a), dist.transforms.TanhTransform()]
+        transforms = [second.condition(a), dist.transforms.TanhTransform(cache_size=1)]
         pyro.sample("b", dist.TransformedDistribution(normal, transforms))
 
     return vectors, guide
