@@ -231,7 +231,7 @@ class FlowDensity(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the flow's weights, in which it computes."""
+        """The dtype of the flow's weights, in which the flow computes."""
         return next(self.flow.parameters()).dtype
 
     # ------------------------------------------------------------------------------------- scoring

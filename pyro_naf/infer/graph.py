@@ -191,7 +191,7 @@ def _products(target: LogDensity, z: Tensor, directions: Tensor) -> Tensor:
 
 
 def _difference_products(target: LogDensity, z: Tensor, directions: Tensor) -> Tensor:
-    """The same from gradients at two points a little apart."""
+    """Products of the Hessian with directions, from gradients at two nearby points."""
     size = directions.abs().amax(1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
     width = torch.finfo(z.dtype).eps ** (1 / 3) * z.abs().amax(1, keepdim=True).clamp(min=1)
     step = directions / size * width

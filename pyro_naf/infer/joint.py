@@ -194,10 +194,6 @@ class Joint:
 
         return self._finite(self._over_lanes(density)(values))
 
-    def of_free(self, free: Mapping[str, Tensor]) -> Tensor:
-        """Log-density at unconstrained values of the sites, ``(N, *free shape)`` each; ``(N,)``."""
-        return self(torch.cat([free[n].reshape(len(free[n]), -1) for n in self.sites], -1))
-
     def constrained(self, u: Tensor) -> dict[str, Tensor]:
         """Values of the latent sites at points ``(N, D)``, site to ``(N, *site shape)``."""
         if all(site.transform is not None for site in self.sites.values()):
@@ -212,16 +208,6 @@ class Joint:
         function = self._over_lanes(values)
         parts = [function(self.split(part)) for part in u.split(self.chunk)]
         return {name: torch.cat([part[name] for part in parts]) for name in self.sites}
-
-    def unconstrained(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Unconstrained values from constrained ones, site to ``(N, *shape)`` each."""
-
-        def free(one: Values) -> dict[str, Tensor]:
-            latents = Latents(self.sites, one, constrained=True)
-            self._run(latents)
-            return {name: t.inv(one[name]) for name, t in latents.transforms.items()}
-
-        return self._over_lanes(free)(values)
 
     def split(self, u: Tensor) -> dict[str, Tensor]:
         """Unconstrained values of the sites from points ``(..., D)``."""

@@ -69,7 +69,7 @@ def build(isa: str, folder: str | Path) -> Path:
 
 
 def run(library: Path, calls: int, seed: int) -> subprocess.CompletedProcess[str]:
-    """A process that makes so many calls of a library; its exit status is 0 if all were right."""
+    """Run a process that calls a library ``calls`` times; it exits with 0 if all were right."""
     environment = {
         **os.environ,
         "LD_PRELOAD": " ".join(_preloaded()),
