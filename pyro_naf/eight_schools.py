@@ -70,7 +70,7 @@ QUANTILE_LEVELS = tuple(i / 40 for i in range(41))
 # 28f8d3d6e975315f42aa274a8399f21e07a43b30, BSD-3-Clause licence. The two parametrisations have one
 # posterior; posteriordb names these draws as the reference of the centred one also.
 _TABLE = """
-             mu      tau theta[1] theta[2] theta[3] theta[4] theta[5] theta[6] theta[7] theta[8]
+             mu      tau theta[0] theta[1] theta[2] theta[3] theta[4] theta[5] theta[6] theta[7]
   mean    4.411    3.602    6.151    4.940    3.906    4.796    3.614    4.051    6.317    4.884
     sd    3.309    3.198    5.616    4.646    5.281    4.771    4.615    4.796    5.003    5.318
     0%   -8.522  0.00032  -23.755  -18.927  -32.913  -21.858  -20.021  -25.780  -15.375  -24.192
@@ -126,14 +126,14 @@ def _parse(table: str) -> dict[str, Summary]:
     }
 
 
-#: Reference summaries by parameter name: mu, tau, theta[1], ..., theta[8].
+#: Reference summaries by parameter name, counted from zero: mu, tau, theta[0], ..., theta[7].
 REFERENCE = _parse(_TABLE)
 
 
 def funnel(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What a picture of this posterior shows, from arrays named as in :data:`REFERENCE`.
 
-    The logarithm of tau, against theta[1], shows the funnel.
+    The logarithm of tau, against theta[0], shows the funnel.
     """
-    shown = {name: columns[name] for name in ("theta[1]", "theta[5]", "mu")}
+    shown = {name: columns[name] for name in ("theta[0]", "theta[4]", "mu")}
     return {"log tau": np.log(columns["tau"]), **shown}

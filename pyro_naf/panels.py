@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .labels import scalar_parameters
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -22,22 +24,6 @@ _SCATTER_POINTS = 2000
 
 #: Site to draws ``(n, ...)``, as tensors or arrays.
 Draws = Mapping[str, Any]
-
-
-def scalar_parameters(draws: Draws) -> dict[str, np.ndarray]:
-    """Each scalar parameter's draws ``(n,)``, counted from one as Stan does: theta[1], theta[2].
-
-    >>> sorted(scalar_parameters({"mu": torch.zeros(5), "theta": torch.zeros(5, 2)}))
-    ['mu', 'theta[1]', 'theta[2]']
-    """
-    columns = {}
-    for name, value in draws.items():
-        array = torch.as_tensor(value).detach().cpu().numpy()
-        flat = array.reshape(len(array), -1)
-        for column, index in enumerate(np.ndindex(array.shape[1:])):
-            place = f"[{','.join(str(i + 1) for i in index)}]" if index else ""
-            columns[name + place] = flat[:, column]
-    return columns
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .labels import scalar_parameters
 from .panels import (
     AFTER,
     BEFORE,
@@ -28,7 +29,6 @@ from .panels import (
     frame_pair,
     hide_frame,
     new_figure,
-    scalar_parameters,
     scatter,
     shared_legend,
     stage_colours,
@@ -69,7 +69,7 @@ def plot_marginals(
     >>> before, after = {"x": torch.randn(100, 2)}, {"x": torch.randn(100, 2)}
     >>> figure = plot_marginals({"before": before, "after": after})
     >>> [axes.get_xlabel() for axes in figure.axes]
-    ['x[1]', 'x[2]']
+    ['x[0]', 'x[1]']
     """
     shown, known = by_parameter(stages), scalar_parameters(reference or {})
     width = min(columns, len(shown))
@@ -127,7 +127,7 @@ def plot_densities(
     densities: Mapping[str, Callable[[Tensor], Tensor] | Tensor | np.ndarray],
     limits: tuple[tuple[float, float], tuple[float, float]],
     *,
-    labels: tuple[str, str] = ("x[1]", "x[2]"),
+    labels: tuple[str, str] = ("x[0]", "x[1]"),
     points: int = 200,
 ) -> Figure:
     """Densities on R^2 side by side, on one colour scale.

@@ -17,7 +17,7 @@ import torch
 
 import pyro_naf
 from pyro_naf.eight_schools import QUANTILE_LEVELS, Summary
-from pyro_naf.panels import scalar_parameters
+from pyro_naf.labels import scalar_parameters
 from pyro_naf.plotting import plot_refinement
 
 if TYPE_CHECKING:

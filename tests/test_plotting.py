@@ -49,7 +49,7 @@ def test_marginals_have_a_panel_for_each_scalar_and_one_legend():
     before = {"mu": torch.randn(100), "theta": torch.randn(100, 2, 2)}
     after = {"mu": torch.randn(50, requires_grad=True), "theta": torch.randn(50, 2, 2)}
     figure = plot_marginals({"before": before, "after": after}, {"mu": np.arange(41)}, columns=3)
-    labels = ["mu", "theta[1,1]", "theta[1,2]", "theta[2,1]", "theta[2,2]"]
+    labels = ["mu", "theta[0,0]", "theta[0,1]", "theta[1,0]", "theta[1,1]"]
     assert [axes.get_xlabel() for axes in figure.axes] == labels
     assert _legend(figure) == ["reference", "before", "after"]
     assert _rendered(figure).startswith(b"\x89PNG")

@@ -209,6 +209,31 @@ class Joint:
         parts = [function(self.split(part)) for part in u.split(self.chunk)]
         return {name: torch.cat([part[name] for part in parts]) for name in self.sites}
 
+    def trace(
+        self, values: Values, handler: Callable[[Callable[..., Any]], Any] | None = None
+    ) -> Any:
+        """Trace of one run at one draw of constrained latents.
+
+        :param handler: put around the model, inside the handler that sets the latents.
+        """
+        return self._run(Latents(self.sites, values, constrained=True), handler)
+
+    def over_draws(self, function: Callable[[Values], dict[str, Tensor]], values: Values) -> Values:
+        """What a function of one draw, which may use :meth:`trace`, gives for many, stacked.
+
+        :param values: latent site to ``(N, *site shape)``; further tensors ``(N, ...)`` may be
+            among them.
+        """
+        count = len(next(iter(values.values())))
+        batched, parts = self._over_lanes(function), []
+        with torch.no_grad():
+            for start in range(0, count, self.chunk):
+                part = {name: value[start : start + self.chunk] for name, value in values.items()}
+                parts.append(batched(part))
+        if not all(isinstance(part, dict) for part in parts):
+            raise ValueError("the model can be run at none of the draws; fit the guide again")
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
     def split(self, u: Tensor) -> dict[str, Tensor]:
         """Unconstrained values of the sites from points ``(..., D)``."""
         parts = u.split([site.size for site in self.sites.values()], -1)
@@ -224,12 +249,13 @@ class Joint:
         sums = {name: float(value.sum()) for name, value in found.items()}
         return {name: value for name, value in sums.items() if not abs(value) < float("inf")}
 
-    def _run(self, latents: Latents) -> Any:
+    def _run(self, latents: Latents, handler: Callable[..., Any] | None = None) -> Any:
         """Trace of one run of the model with these latents."""
         graph = torch.enable_grad() if self.needs_gradients else nullcontext()
         plates = self._plates(latents.elements)
         with graph, pyro.validation_enabled(False), poutine.block(), plates:
-            handled = latents(self._with_enumeration())
+            model = self._with_enumeration()
+            handled = latents(model if handler is None else handler(model))
             return poutine.trace(handled).get_trace(*self.args, **self.kwargs)
 
     def _with_enumeration(self) -> Callable[..., Any]:

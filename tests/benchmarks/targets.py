@@ -543,7 +543,7 @@ def known() -> dict[str, Target]:
             ring,
             (),
             {"x": 2},
-            ("x[1]", "x[2]"),
+            ("x[0]", "x[1]"),
             ring_sample,
             log_evidence=ring_log_evidence(),
             modes=lambda columns: (columns[:, 0] < 0).long(),

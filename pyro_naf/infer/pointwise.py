@@ -1,0 +1,231 @@
+r"""What a model says at draws of its latents: log-likelihood of each observation, and more.
+
+The model is run for one draw, and :func:`torch.vmap` makes the batch
+(:class:`~pyro_naf.infer.joint.Joint`). So any model that ``refine`` takes will do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ..guides.pyro_internals import log_prob_sum
+from .joint import Joint
+from .lanes import REFUSALS, Values, vmapped, vmapped_with_help
+from .sites import masked_out, sample_sites
+
+#: Relative difference between the log-likelihood of all data and the sum over observations up to
+#: which observations are independent given the latents.
+_INDEPENDENT = 1e-3
+
+#: Draws at which that is looked at.
+_LOOKED_AT = 4
+
+
+def is_deterministic(site: Mapping[str, Any]) -> bool:
+    """Whether a site was made by ``pyro.deterministic``."""
+    return bool(site["infer"].get("_deterministic"))
+
+
+def observed_sites(trace: Any) -> dict[str, dict[str, Any]]:
+    """Sites of data, by name: observed, neither ``pyro.deterministic`` nor ``pyro.factor``."""
+    return {
+        name: site
+        for name, site in sample_sites(trace)
+        if site["is_observed"]
+        and not is_deterministic(site)
+        and not _is_factor(site)
+    }
+
+
+def example(joint: Joint) -> Any:
+    """Trace of a run at the start of a joint density, discrete latents drawn and not enumerated."""
+    start = {name: value[0] for name, value in joint.constrained(joint.start[None]).items()}
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
+        return joint.trace(start, lambda _: joint.model)
+
+
+def observed_data(joint: Joint) -> dict[str, Tensor]:
+    """The data of the model, by site."""
+    return {n: torch.as_tensor(s["value"]) for n, s in observed_sites(example(joint)).items()}
+
+
+def deterministic(joint: Joint, values: Values, trace: Any = None) -> dict[str, Tensor]:
+    """Values ``(N, ...)`` of ``pyro.deterministic`` sites at draws of the latents.
+
+    Those that depend on a discrete latent, which is summed out, have no value and are left out.
+    """
+    trace = example(joint) if trace is None else trace
+    shapes = {
+        name: torch.as_tensor(site["value"]).shape
+        for name, site in sample_sites(trace)
+        if is_deterministic(site)
+    }
+    if not shapes:
+        return {}
+
+    def function(z: Values) -> dict[str, Tensor]:
+        nodes = joint.trace(z).nodes
+        found = {name: torch.as_tensor(nodes[name]["value"]) for name in shapes}
+        return {name: value for name, value in found.items() if value.shape == shapes[name]}
+
+    return joint.over_draws(function, values)
+
+
+def log_likelihood(joint: Joint, values: Values) -> dict[str, Tensor]:
+    r"""Log-likelihood :math:`\log p(y_i \mid z)` of each observation at draws of the latents.
+
+    An observation is an element of the batch shape of an observed site. One that a mask leaves out
+    has zero. ``poutine.scale`` does not act on it. Discrete latents are summed out, for each
+    observation on its own, as in a mixture whose labels are local.
+
+    :param values: latent site to ``(N, *site shape)``.
+    :return: observed site to ``(N, *batch shape)``.
+    :raises ValueError: for a model without observed sites, and when discrete latents that are
+        summed out join observations to one another, as in a hidden Markov model.
+    """
+    shapes = {
+        name: site["fn"].log_prob(site["value"]).shape
+        for name, site in observed_sites(example(joint)).items()
+    }
+    if not shapes:
+        raise ValueError(
+            "the model has no observed sites, so that there is no log-likelihood of an "
+            "observation; give the data to pyro.sample(..., obs=...), not to pyro.factor"
+        )
+    if joint.discrete:
+        return _summed_out(joint, values, shapes)
+
+    def function(z: Values) -> dict[str, Tensor]:
+        nodes = joint.trace(z).nodes
+        found = {}
+        for name in shapes:
+            site = nodes[name]
+            value = site["fn"].log_prob(site["value"])
+            found[name] = torch.where(masked_out(site), 0.0, value)
+        return found
+
+    return joint.over_draws(function, values)
+
+
+class _Only(Messenger):
+    """Handler that lets chosen elements of observed sites count, and no others."""
+
+    def __init__(self, chosen: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.chosen = chosen
+
+    def _pyro_sample(self, msg: Any) -> None:
+        """Pyro calls this at every sample statement."""
+        if msg["name"] in self.chosen:
+            mask = self.chosen[msg["name"]]
+            msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
+
+
+class Simulated(Messenger):
+    """Handler by which data is drawn and not given; deterministic sites and factors stay."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        """Pyro calls this at every sample statement."""
+        if msg["is_observed"] and not is_deterministic(msg) and not _is_factor(msg):
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+
+def _summed_out(
+    joint: Joint, values: Values, shapes: Mapping[str, torch.Size]
+) -> dict[str, Tensor]:
+    """The same, each observation the only one that counts, for models with discrete latents."""
+    count = len(next(iter(values.values())))
+    places = [(name, i) for name, shape in shapes.items() for i in range(shape.numel())]
+
+    def density(chosen: Mapping[str, Tensor], draws: Values) -> Tensor:
+        many = len(next(iter(draws.values())))
+        masks = {name: mask.expand(many, *mask.shape) for name, mask in chosen.items()}
+
+        def function(z: Values) -> dict[str, Tensor]:
+            only = _Only({name: z[f"_only {name}"] for name in chosen})
+            return {"sum": log_prob_sum(joint.trace(z, only), joint.nesting)}
+
+        lanes = {**draws, **{f"_only {name}": mask for name, mask in masks.items()}}
+        return joint.over_draws(function, lanes)["sum"]
+
+    none = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
+    prior = density(none, values)
+    columns: dict[str, list[Tensor]] = {name: [] for name in shapes}
+    for name, i in places:
+        only = torch.zeros(shapes[name].numel(), dtype=torch.bool)
+        only[i] = True
+        columns[name].append(density({**none, name: only.reshape(shapes[name])}, values) - prior)
+    some = {name: value[:_LOOKED_AT] for name, value in values.items()}
+    together = density({name: ~mask for name, mask in none.items()}, some) - prior[:_LOOKED_AT]
+    apart = sum(torch.stack(column).sum(0)[:_LOOKED_AT] for column in columns.values())
+    if not torch.allclose(together, torch.as_tensor(apart), rtol=_INDEPENDENT, atol=_INDEPENDENT):
+        raise ValueError(
+            f"observations of {sorted(shapes)} depend on one another through the discrete latents "
+            f"{joint.discrete}, which are summed out, so that none has a log-likelihood of its own"
+        )
+    return {
+        name: torch.stack(column, 1).reshape(count, *shapes[name])
+        for name, column in columns.items()
+    }
+
+
+def predictive(
+    joint: Joint, values: Values, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Draws of everything but the latents, from one run of the model at each draw of these.
+
+    :param values: latent site to ``(N, *site shape)``.
+    :param args: the model's arguments, as are ``kwargs``; observed sites are drawn, and not taken
+        from them.
+    :return: site to ``(N, ...)``; deterministic sites are among them.
+    :raises ValueError: when the model with these arguments has a latent of another shape.
+    """
+    model = Simulated()(joint.model)
+    with joint.in_full(), torch.no_grad(), poutine.block():
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    sites = dict(sample_sites(trace))
+    for name, value in values.items():
+        if name in sites and sites[name]["value"].shape != value.shape[1:]:
+            raise ValueError(
+                f"with these arguments the latent {name!r} has the shape "
+                f"{tuple(sites[name]['value'].shape)}, its draws have {tuple(value.shape[1:])}: "
+                "draws say nothing of new groups; predict for the groups of the fit, or condition "
+                "a model of one new group by hand"
+            )
+    shown = [name for name, s in sites.items() if name not in values and not _is_factor(s)]
+    if not shown:
+        return {}
+
+    def one(z: Values) -> dict[str, Tensor]:
+        with pyro.validation_enabled(False), poutine.block(), joint.in_full():
+            conditioned = poutine.condition(model, data=dict(z))
+            nodes = poutine.trace(conditioned).get_trace(*args, **kwargs).nodes
+        return {name: torch.as_tensor(nodes[name]["value"]) for name in shown}
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch, of what vmap does slowly
+        return _at_all(one, values)
+
+
+def _is_factor(site: Mapping[str, Any]) -> bool:
+    return isinstance(site["fn"], dist.Unit)
+
+
+def _at_all(function: Callable[[Values], dict[str, Tensor]], values: Values) -> dict[str, Tensor]:
+    """A function of one draw, with random numbers of its own, at all of them."""
+    for batched in (vmapped, vmapped_with_help):
+        with contextlib.suppress(NotImplementedError, *REFUSALS):
+            return batched(function)(values)
+    count = len(next(iter(values.values())))
+    found = [function({n: v[i] for n, v in values.items()}) for i in range(count)]
+    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
