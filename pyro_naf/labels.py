@@ -25,7 +25,7 @@ def scalar_parameters(draws: Mapping[str, Any]) -> dict[str, np.ndarray]:
     >>> sorted(scalar_parameters({"mu": torch.zeros(5), "theta": torch.zeros(5, 2)}))
     ['mu', 'theta[0]', 'theta[1]']
     """
-    columns = {}
+    columns: dict[str, np.ndarray] = {}
     for name, value in draws.items():
         array = torch.as_tensor(value).detach().cpu().numpy()
         labels = entry_labels(name, array.shape[1:])

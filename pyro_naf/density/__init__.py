@@ -1,7 +1,7 @@
 """Density estimation: named architectures, an estimator, data sets and a training loop."""
 
+from ..stored import ModelFileError
 from . import architectures, datasets
-from .checkpoints import ModelFileError
 from .estimator import FlowDensity
 from .reverse_kl import energy_bound, fit_energy
 

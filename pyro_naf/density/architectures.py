@@ -26,6 +26,7 @@ from typing import Any
 from pyro.distributions.transforms import BlockAutoregressive, Planar
 from torch import nn
 
+from ..archive import plain
 from ..checks import check_integers
 from ..conditioners import MADE
 from ..starts import spread_sigmoids
@@ -39,7 +40,6 @@ from ..transformers import (
     Transformer,
 )
 from ..transforms import AutoregressiveFlow, ConditionalAutoregressiveFlow
-from .archive import plain
 from .flow import NormalizingFlow
 from .linear import Diagonal, LULinear, Reversal
 from .mixture import AutoregressiveMixture, StandardNormal

@@ -14,9 +14,9 @@ import torch
 from pyro.distributions.transforms import AffineTransform
 from torch import Tensor, nn
 
+from ..archive import plain
 from . import discrete, preparation
 from .architectures import Options, build
-from .archive import plain
 from .flow import evaluating
 from .model_file import load_model, save_model
 from .settings import History, Training

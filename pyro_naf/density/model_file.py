@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..stored import ModelFileError, load, save
 from .architectures import parse
-from .checkpoints import ModelFileError, load, save
 from .settings import History
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..archive import plain
 from ..checks import check_integers
-from .archive import plain
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 SCHEDULES = ("cosine", "plateau", "constant")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..archive import plain
 from ..atomic import check_file
 from . import parallel
-from .archive import plain
 from .checkpoints import load_checkpoint, save_checkpoint
 from .flow import evaluating
 from .settings import History, Training

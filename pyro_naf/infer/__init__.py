@@ -6,22 +6,31 @@ from .diagnostics import ImportanceDiagnostics, draws, importance_diagnostics, i
 from .elbos import TraceDReG_ELBO, TraceSTL_ELBO
 from .forward_kl import ForwardKL
 from .gaussian import fit_gaussian
+from .loo import Comparison, Loo, compare, psis_loo
+from .posterior import Posterior
 from .refinement import Refinement, refine
+from .summaries import Summary
 
 __all__ = [
     "AutoDDSFNormal",
     "AutoDSFNormal",
     "AutoFlowNormal",
+    "Comparison",
     "Correction",
     "ForwardKL",
     "ImportanceDiagnostics",
+    "Loo",
+    "Posterior",
     "Refinement",
+    "Summary",
     "TraceDReG_ELBO",
     "TraceSTL_ELBO",
+    "compare",
     "draws",
     "fit_gaussian",
     "importance_diagnostics",
     "importance_resample",
     "mcmc_correct",
+    "psis_loo",
     "refine",
 ]

@@ -26,6 +26,7 @@ from torch.distributions.transforms import AffineTransform, ComposeTransform, Tr
 from ..checks import check_integers
 from ..conditioners import Structure
 from ..linear_structured import factor_of
+from ..tables import Shown, Table
 from ..transforms import (
     DeepDenseSigmoidalFlow,
     DeepSigmoidalFlow,
@@ -46,6 +47,7 @@ from .contexts import (
 )
 from .flat_priors import start_flat_priors
 from .graph import check_structure
+from .guide_table import guide_table
 from .joint import Joint
 from .layout import Layout
 from .quantiles import NUMBERS, marginal_quantiles, normal_points, slope_sign
@@ -54,7 +56,7 @@ from .special import SpecialSites
 from .structured import StructuredAffineMap, structured_flows
 
 
-class AutoFlowNormal(StructuredAffineMap, AutoContinuous):
+class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
     r"""The posterior approximated by :math:`z = \mathrm{loc} + S f(\epsilon)`, f any flow.
 
     :math:`\epsilon \sim N(0, I)`; S is diagonal, or lower triangular with ``full_rank``. A flow
@@ -190,6 +192,10 @@ class AutoFlowNormal(StructuredAffineMap, AutoContinuous):
         if self.context_dim:
             affine = ContextAffine(self.context_dim, self.latent_dim)
             self.context_affine = affine.to(self.loc.device, self.loc.dtype)
+
+    def table(self) -> Table:
+        """The latents, the flows and the number of weights."""
+        return guide_table(self)
 
     @staticmethod
     def _prototype_hide_fn(msg: Any) -> bool:

@@ -11,6 +11,7 @@ which is nearly normal where the guide is good, whatever the posterior's own geo
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,10 +27,14 @@ from tqdm.auto import tqdm
 
 from ..checks import check_integers
 from ..guides.pyro_internals import unconstrained_values
+from ..labels import entry_labels
+from ..tables import Shown, Table
 from .capture import Graph, is_enabled
 from .chains import bulk_ess, rank_rhat, stood_still, tail_ess
 from .hmc import sample_hmc
 from .joint import Joint
+from .pointwise import deterministic
+from .posterior import Results, Sample
 from .proposals import GuideProposal
 from .psis import pareto_khat, smooth
 from .sites import batch_depth
@@ -59,11 +64,15 @@ _PROBES = 16
 _LOCAL_RATE = 0.4
 
 
-@dataclass(frozen=True)
-class Correction:
+@dataclass(frozen=True, repr=False)
+class Correction(Results, Shown):
     r"""Draws of the posterior, and whether to rely on them: what :func:`mcmc_correct` returns.
 
-    :ivar draws: latent site to constrained draws ``(num_chains, num_samples, ...)``.
+    ``summary``, ``to_dataframe``, ``to_arviz``, ``log_likelihood``, ``loo``, ``predictive`` and
+    ``plot`` are those of :class:`Refinement`; ``save`` and ``load`` keep it in a file.
+
+    :ivar draws: latent site to constrained draws ``(num_chains, num_samples, ...)``;
+        ``pyro.deterministic`` sites are among them.
     :ivar rhat: site to rank-normalised split R-hat of each of its entries (see
         :mod:`~pyro_naf.infer.chains`, as for both ESS); NaN for an entry that never varies.
     :ivar ess: site to bulk effective sample size of each entry, over all chains.
@@ -76,6 +85,7 @@ class Correction:
     :ivar ess_tail: site to tail effective sample size of each entry, over all chains.
     :ivar fixed: site to whether each entry is a constant of the site's support, such as the upper
         triangle of a Cholesky factor. Any other entry has to vary.
+    :ivar joint: the model's log-density; None for one loaded without the model.
     """
 
     draws: dict[str, Tensor] = field(repr=False)
@@ -88,6 +98,7 @@ class Correction:
     divergences: int = 0
     ess_tail: dict[str, Tensor] = field(default_factory=dict)
     fixed: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    joint: Joint | None = field(default=None, repr=False)
 
     def get_samples(self) -> dict[str, Tensor]:
         """Site to the draws of all chains, ``(num_chains * num_samples, ...)``."""
@@ -109,9 +120,13 @@ class Correction:
         """Entries, such as ``"theta[3]"``, that do not move for half a chain, though they could."""
         found = {name: stood_still(value) for name, value in self.draws.items()}
         return [
-            _label(name, i, mask.dim())
+            label
             for name, mask in found.items()
-            for i, still in enumerate((mask & ~self.fixed.get(name, ~mask)).flatten().tolist())
+            for label, still in zip(
+                entry_labels(name, mask.shape),
+                (mask & ~self.fixed.get(name, ~mask)).flatten().tolist(),
+                strict=True,
+            )
             if still
         ]
 
@@ -134,27 +149,67 @@ class Correction:
         other = "method='hmc', " if self.method == "imh" else ""
         return f"do not trust: {reason}; try a larger num_samples, {other}or to refine the guide"
 
-    def __str__(self) -> str:
-        width = max(10, *map(len, self.draws))
-        rows = [f"{'':{width}s}  {'mean':>10s} {'sd':>10s} {'R-hat':>7s} {'ESS':>7s} {'tail':>7s}"]
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the draws and what is known of them to a file, without the model.
+
+        An older file stands until the new one is whole.
+
+        :raises OSError: when it cannot be written.
+        """
+        from .saving import save_correction
+
+        save_correction(self, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        model: Callable[..., Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Correction:
+        """The result that :meth:`save` wrote; no code in the file is run.
+
+        :param model: the model, without which ``log_likelihood``, ``loo``, ``predictive`` and
+            ``to_arviz`` cannot be had.
+        :param args: its arguments, as are ``kwargs``.
+        :raises ModelFileError: when the file is truncated, foreign or of another version.
+        :raises ValueError: for a model with other latents.
+        :raises OSError: when it cannot be read.
+        """
+        from .saving import load_correction
+
+        return load_correction(path, model, args, kwargs)
+
+    def _sample(self, num_samples: int | None, seed: int | None) -> Sample:
+        chains, count = next(iter(self.draws.values())).shape[:2]
+        if num_samples is None or num_samples >= chains * count:
+            return Sample(self.draws)
+        check_integers(num_samples=(num_samples, chains))
+        places = torch.linspace(0, count - 1, num_samples // chains).round().long()
+        return Sample({name: value[:, places] for name, value in self.draws.items()})
+
+    def table(self) -> Table:
+        """Mean, sd, R-hat and ESS of the first entries of each site, and the verdict."""
+        rows, notes = [], []
         for name, value in self.get_samples().items():
-            columns = value.reshape(len(value), -1)
+            columns = value.reshape(len(value), -1).double()
             tail = self.ess_tail.get(name, torch.full_like(self.ess[name], math.nan))
-            table = (columns.mean(0), columns.std(0), self.rhat[name], self.ess[name], tail)
-            entries = torch.stack([c.reshape(-1).double() for c in table], -1).tolist()
-            for i, (mean, sd, rhat, *ess) in enumerate(entries[:_SHOWN]):
-                rows.append(
-                    f"{_label(name, i, value.dim() - 1):{width}s}  {mean:10.4g} {sd:10.4g} "
-                    f"{rhat:7.3f} {ess[0]:7.0f} {ess[1]:7.0f}"
-                )
+            statistics = (columns.mean(0), columns.std(0), self.rhat[name], self.ess[name], tail)
+            entries = torch.stack([c.reshape(-1).double() for c in statistics], -1).tolist()
+            labels = entry_labels(name, value.shape[1:])
+            for label, (mean, sd, rhat, *ess) in list(zip(labels, entries, strict=True))[:_SHOWN]:
+                numbers = [f"{mean:.4g}", f"{sd:.4g}", f"{rhat:.3f}", *(f"{e:.0f}" for e in ess)]
+                rows.append([label, *numbers])
             if len(entries) > _SHOWN:
-                rows.append(f"{name} has {len(entries) - _SHOWN} more entries")
+                notes.append(f"{name} has {len(entries) - _SHOWN} more entries")
         chains, samples = next(iter(self.draws.values())).shape[:2]
-        rows.append(
+        notes.append(
             f"{chains} chains of {samples}, acceptance rate {self.accept_rate:.2f}, k-hat of the "
             f"guide {self.khat:.2f}, {self.divergences} divergences"
         )
-        return "\n".join([*rows, f"verdict {self.verdict}"])
+        header = ["", "mean", "sd", "R-hat", "ESS", "tail"]
+        return Table(header, rows, [*notes, f"verdict {self.verdict}"])
 
 
 def mcmc_correct(
@@ -261,6 +316,7 @@ def mcmc_correct(
         method=method,
         ess_tail={name: tail_ess(value) for name, value in draws.items()},
         fixed=fixed,
+        joint=posterior.joint,
         **counts,
     )
     if result.max_rhat > 1.05 or result.still:
@@ -371,26 +427,20 @@ class _Posterior:
             self.joint.constrained(self._packed(self.transform(part)))
             for part in eps.flatten(0, 1).split(self.joint.chunk)
         ]
-        return {
-            name: torch.cat([part[name] for part in parts]).unflatten(0, eps.shape[:2])
-            for name in self.joint.sites
-        }
+        latents = {name: torch.cat([part[name] for part in parts]) for name in self.joint.sites}
+        everything = latents | deterministic(self.joint, latents)
+        return {name: value.unflatten(0, eps.shape[:2]) for name, value in everything.items()}
 
     @torch.no_grad()
     def fixed(self) -> dict[str, Tensor]:
         """Whether entries of each site are constants of its support, wherever the latents are."""
-        found = self.joint.constrained(self._packed(self.transform(self.normal(_PROBES))))
-        return {name: (value == value[:1]).all(0) for name, value in found.items()}
+        found = self.draws(self.normal(1, _PROBES))
+        return {name: (value == value[:, :1]).flatten(0, 1).all(0) for name, value in found.items()}
 
     def culprits(self, eps: Tensor) -> list[str]:
         """The sites of the model whose log-density is not finite at the first of the points."""
         point = {name: value[0, 0] for name, value in self.draws(eps[None, :1]).items()}
         return sorted(self.joint.culprits(point))
-
-
-def _label(name: str, i: int, dim: int) -> str:
-    """The name of entry i of a site of ``dim`` dimensions, as summaries and verdicts have it."""
-    return f"{name}[{i}]" if dim else name
 
 
 def _no_transform(guide: Any) -> str:

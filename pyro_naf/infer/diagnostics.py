@@ -16,6 +16,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ..checks import check_integers
+from ..tables import Shown, Table
 from .joint import Joint
 from .lanes import vmapped_with_help
 from .proposals import GuideProposal, Proposal, Weighted
@@ -33,8 +34,8 @@ FEWEST = 5000
 _FEW_EFFECTIVE = 100
 
 
-@dataclass(frozen=True)
-class ImportanceDiagnostics:
+@dataclass(frozen=True, repr=False)
+class ImportanceDiagnostics(Shown):
     r"""What the importance weights :math:`w_n = p(x, z_n)/q(z_n)`, :math:`z_n \sim q`, tell.
 
     :ivar log_weights: :math:`\log w_n`, shape ``(N,)``.
@@ -62,6 +63,16 @@ class ImportanceDiagnostics:
     def smoothed_log_weights(self) -> Tensor:
         """Pareto-smoothed log-weights ``(N,)``, normalised: their exponentials add up to one."""
         return smooth(self.log_weights)
+
+    def table(self) -> Table:
+        """ELBO, k-hat, effective sample size and log evidence."""
+        cells = [
+            f"{self.elbo:.3f} +- {self.elbo_se:.3f}",
+            f"{self.khat:.2f}",
+            f"{self.ess:.0f} of {self.num_particles}",
+            f"{self.log_evidence:.3f} +- {self.log_evidence_se:.3f}",
+        ]
+        return Table(["", "ELBO", "k-hat", "ESS", "log evidence"], [["guide", *cells]])
 
 
 def importance_diagnostics(

@@ -218,12 +218,15 @@ class Joint:
         """
         return self._run(Latents(self.sites, values, constrained=True), handler)
 
-    def over_draws(self, function: Callable[[Values], dict[str, Tensor]], values: Values) -> Values:
+    def over_draws(
+        self, function: Callable[[Values], dict[str, Tensor]], values: Values
+    ) -> dict[str, Tensor]:
         """What a function of one draw, which may use :meth:`trace`, gives for many, stacked.
 
         :param values: latent site to ``(N, *site shape)``; further tensors ``(N, ...)`` may be
             among them.
         """
+        values = {name: value.to(self.start.device) for name, value in values.items()}
         count = len(next(iter(values.values())))
         batched, parts = self._over_lanes(function), []
         with torch.no_grad():

@@ -41,9 +41,7 @@ def observed_sites(trace: Any) -> dict[str, dict[str, Any]]:
     return {
         name: site
         for name, site in sample_sites(trace)
-        if site["is_observed"]
-        and not is_deterministic(site)
-        and not _is_factor(site)
+        if site["is_observed"] and not is_deterministic(site) and not _is_factor(site)
     }
 
 
@@ -202,6 +200,7 @@ def predictive(
                 "draws say nothing of new groups; predict for the groups of the fit, or condition "
                 "a model of one new group by hand"
             )
+    values = {name: value.to(joint.start.device) for name, value in values.items()}
     shown = [name for name, s in sites.items() if name not in values and not _is_factor(s)]
     if not shown:
         return {}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ..checks import check_integers
 from ..conditioners import Structure
+from ..seeding import seeded
 from ..starts import sigmoids_at
 from ..transformers import Scaled
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
@@ -28,7 +28,7 @@ from .graph import check_structure
 from .joint import Joint
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
 from .proposals import GaussianProposal, GuideProposal
-from .results import Refinement
+from .results import Origin, Previous, Refinement
 from .start import Start, affine_of, density_of, find_start
 from .training import Budget, Training
 
@@ -63,6 +63,9 @@ _DIAGNOSING = 0.08
 
 #: Seconds after which each of them weights no more draws where no seconds are given.
 _PATIENCE = 10.0
+
+#: The same for who has pressed Ctrl-C.
+_IMPATIENCE = 2.0
 
 #: Minimum number of draws of a diagnosis, whatever it takes: k-hat needs some.
 _FEWEST = 1000
@@ -117,6 +120,8 @@ def refine(
     summed out; a point that the model refuses has no density. Where a plate is subsampled, training
     takes new subsamples and everything else the whole data. The log-density is captured as a graph
     and, where the budget outlasts it, compiled in another process (:attr:`Refinement.density`).
+
+    Ctrl-C ends training, and the best guide so far is returned; :meth:`Refinement.refine` goes on.
 
     The diagnostics weight draws by ``guide.model``: that of a guide for a part of the latents
     (``poutine.block``) draws the others from their prior, and ELBO and k-hat say so.
@@ -178,7 +183,7 @@ def refine(
     # What follows training takes part of the time too.
     budget = Budget(steps, None if seconds is None else _TRAINING * seconds)
     compiles = compile and is_enabled() and _is_worth_compiling(steps, seconds)
-    with _seeded(seed):
+    with seeded(seed):
         joint, gaussian = density_of(guide, args, kwargs)
         if compile and is_enabled() and not joint.subsampled:
             joint.capture(num_particles + max(num_particles // 2, 2))
@@ -219,32 +224,46 @@ def refine_from(
     kernel: str,
     seconds: float | None,
     progress: bool,
+    previous: Previous | None = None,
 ) -> Refinement:
-    """:func:`refine` from a Gaussian that is known; its options have no defaults here."""
+    """:func:`refine` from a Gaussian that is known; its options have no defaults here.
+
+    :param previous: an earlier refinement, whose guide is trained further.
+    """
     joint, loc, factor, modes = start.joint, start.loc, start.factor, start.modes
     limit = _PATIENCE if seconds is None else _DIAGNOSING * seconds
-    # How many draws that takes must not change what training does.
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        before = diagnose(GaussianProposal(joint, loc, _matrix(factor)), num_draws, limit, _FEWEST)
-    covers = tempering < 1 or (len(modes) > 1 and several(joint, modes))
+    if previous is not None:
+        before = previous.after
+    else:
+        # How many draws that takes must not change what training does.
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            gaussian = GaussianProposal(joint, loc, _matrix(factor))
+            before = diagnose(gaussian, num_draws, limit, _FEWEST)
+    if previous is not None:
+        covers = previous.covers
+    else:
+        covers = tempering < 1 or (len(modes) > 1 and several(joint, modes))
     others = modes + _around(loc, factor, (1.0, 3.0))
+    origin = Origin(
+        start,
+        covers,
+        dict(
+            flow=flow,
+            num_transforms=num_transforms,
+            hidden_dims=hidden_dims,
+            hidden_units=hidden_units,
+            num_particles=num_particles,
+            num_draws=num_draws,
+            learning_rate=learning_rate,
+            tempering=tempering,
+        ),
+    )
     if good_ends and not covers and _is_good(before):
         budget.elapsed = time.monotonic() - budget.start
-        guide = _gaussian_guide(joint, loc, factor)
-        return _result(joint, guide, before, before, others, budget, ended="good")
-    structured = start.structure is not None and not covers
-    usual = _STRUCTURED if structured else _FULL
-    refined = _flow_guide(
-        joint,
-        flow,
-        num_transforms=num_transforms or usual["num_transforms"],
-        hidden_dims=hidden_dims,
-        hidden_units=hidden_units or usual["hidden_units"],
-        full_rank=factor.dim() == 2,
-        kernel=kernel,
-        **({"structure": start.structure} if structured else {}),
-        **(_SEVERAL if covers else {}),
-    )
+        guide = gaussian_guide(joint, loc, factor)
+        return _result(origin, guide, before, before, others, budget, ended="good")
+    trained = None if previous is None else previous.guide
+    refined = flow_guide(origin, kernel) if trained is None else trained
     pool, proposals = None, widened(modes)
     if tempering < 1:
         proposals += _around(loc, factor, start.widths)
@@ -252,26 +271,53 @@ def refine_from(
         budget.several = True
         pool = Pool(joint, proposals)
         around = pool.around
-        refined.set_affine(around.loc, around.factor if factor.dim() == 2 else around.scale)
         others = modes + _around(around.loc, around.factor, (1.0, 3.0))
-        _start_at(refined, pool.draw(_PLACING)[0])
-    else:
+        if trained is None:
+            refined.set_affine(around.loc, around.factor if factor.dim() == 2 else around.scale)
+            _start_at(refined, pool.draw(_PLACING)[0])
+    elif trained is None:
         refined.set_affine(loc, factor if start.pattern is None else start.pattern)
+    ended = "budget"
     # In training a NaN must reach the loss.
     with pyro.validation_enabled(False):
         estimate = joint.minibatch if joint.subsampled else joint
         training = Training(refined, joint, learning_rate, num_particles, pool, estimate)
-        training.run(budget, progress)
+        try:
+            training.run(budget, progress)
+        except KeyboardInterrupt:
+            training.stop(budget)
+            ended, limit = "interrupted", min(limit, _IMPATIENCE)
     proposal = GuideProposal(joint, refined, joint.args, joint.kwargs)
-    after, ended = diagnose(proposal, num_draws, limit, _FEWEST), "budget"
-    if not covers and _is_worse(after, before):
+    after = diagnose(proposal, num_draws, limit, _FEWEST)
+    no_gain = not covers and _is_worse(after, before)
+    if no_gain if previous is None else not _is_better(after, before):
         _forget(refined)
-        refined, after, ended = _gaussian_guide(joint, loc, factor), before, "no further gain"
-    return _result(joint, refined, before, after, others, budget, training, ended)
+        refined = gaussian_guide(joint, loc, factor) if previous is None else previous.kept
+        after = before
+        ended = "no further gain" if ended == "budget" else ended
+    return _result(origin, refined, before, after, others, budget, training, ended)
+
+
+def flow_guide(origin: Origin, kernel: str = "auto") -> AutoFlowNormal:
+    """A flow guide with the options of a refinement, set up and not trained."""
+    start, options = origin.start, origin.options
+    structured = start.structure is not None and not origin.covers
+    usual = _STRUCTURED if structured else _FULL
+    return _flow_guide(
+        start.joint,
+        options["flow"],
+        num_transforms=options["num_transforms"] or usual["num_transforms"],
+        hidden_dims=options["hidden_dims"],
+        hidden_units=options["hidden_units"] or usual["hidden_units"],
+        full_rank=start.factor.dim() == 2,
+        kernel=kernel,
+        **({"structure": start.structure} if structured else {}),
+        **(_SEVERAL if origin.covers else {}),
+    )
 
 
 def _result(
-    joint: Joint,
+    origin: Origin,
     guide: AutoFlowNormal,
     before: ImportanceDiagnostics,
     after: ImportanceDiagnostics,
@@ -280,13 +326,15 @@ def _result(
     training: Training | None = None,
     ended: str = "budget",
 ) -> Refinement:
+    joint = origin.start.joint
     # Where the density is too dear for all draws of the diagnostics it is for these as well.
     count = max(min(DRAWS, round(0.4 * after.num_particles)), _FEWEST)
     missed = missed_mass(joint, Pushed(guide.get_posterior()), after.log_evidence, others, count)
     losses = [] if training is None else training.losses
     skipped = 0 if training is None else training.skipped
+    way, elapsed = joint.way, budget.elapsed
     return Refinement(
-        guide, before, after, losses, skipped, budget.elapsed, missed, joint.way, ended
+        guide, before, after, losses, skipped, elapsed, missed, way, ended, joint, origin
     )
 
 
@@ -300,6 +348,15 @@ def _is_worse(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bo
     if not math.isfinite(after.elbo):
         return math.isfinite(before.elbo)
     return after.elbo < before.elbo - 2 * math.hypot(after.elbo_se, before.elbo_se)
+
+
+def _is_better(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
+    """Whether the ELBO rose by more than that noise, or is level and the weights are more even."""
+    if _is_worse(after, before):
+        return False
+    is_level = not _is_worse(before, after)
+    share = after.ess / after.num_particles - before.ess / before.num_particles
+    return share > 0 if is_level else True
 
 
 def _is_worth_compiling(steps: int | None, seconds: float | None) -> bool:
@@ -351,7 +408,7 @@ def _set_up(joint: Joint, kind: Callable[..., Any], *args: Any, **options: Any) 
     return guide
 
 
-def _gaussian_guide(joint: Joint, loc: Tensor, factor: Tensor) -> AutoFlowNormal:
+def gaussian_guide(joint: Joint, loc: Tensor, factor: Tensor) -> AutoFlowNormal:
     """A guide that is this Gaussian: an affine map around no flow."""
     options: dict[str, Any] = {"full_rank": factor.dim() == 2}
     guide = _set_up(joint, AutoFlowNormal, _no_flow, **options)
@@ -386,16 +443,6 @@ def _start_at(guide: AutoFlowNormal, z: Tensor) -> None:
 def _around(loc: Tensor, factor: Tensor, widths: Sequence[float]) -> list[Gaussian]:
     """The Gaussian of a guide's affine map, so many times as wide."""
     return [Gaussian(loc, width * _matrix(factor), math.nan) for width in widths]
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
 
 
 def _check_arguments(

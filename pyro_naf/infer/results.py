@@ -2,19 +2,60 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+from ..tables import Shown, Table
 from .autoguides import AutoFlowNormal
 from .diagnostics import ImportanceDiagnostics
+from .joint import Joint
+from .posterior import GuideResults
 from .psis import khat_threshold
+from .start import Start
 
 #: Minimum effective number of draws for weighted draws to be recommended.
 _ENOUGH = 400
 
 
 @dataclass(frozen=True)
-class Refinement:
-    """What :func:`refine` returns: the guide, and how good it was and is.
+class Origin:
+    """Where a refinement began, and its options: what going on and loading need.
+
+    :ivar start: the joint density and the Gaussian.
+    :ivar covers: whether the guide is one for several modes.
+    :ivar options: of :func:`refine`, from ``flow`` to ``tempering``.
+    """
+
+    start: Start
+    covers: bool
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Previous:
+    """An earlier refinement, for one that goes on.
+
+    :ivar guide: a copy of its guide, to be trained; None where it has no flow.
+    :ivar kept: the guide itself, for where nothing better is found.
+    :ivar after: its diagnostics.
+    :ivar covers: whether the guide is one for several modes.
+    """
+
+    guide: AutoFlowNormal | None
+    kept: AutoFlowNormal
+    after: ImportanceDiagnostics
+    covers: bool
+
+
+@dataclass(frozen=True, repr=False)
+class Refinement(GuideResults, Shown):
+    """What :func:`refine` returns: the guide, how good it was and is, and what to do with it.
+
+    ``draws`` are the guide's, ``resampled`` the posterior's by importance weights; ``summary``,
+    ``to_dataframe``, ``to_arviz``, ``log_likelihood``, ``loo``, ``predictive`` and ``plot`` use the
+    weights where k-hat allows it. ``save`` and ``load`` keep it in a file, :meth:`refine` goes on.
 
     :ivar guide: the refined guide.
     :ivar before: :class:`~pyro_naf.infer.ImportanceDiagnostics` of the fitted guide.
@@ -28,8 +69,11 @@ class Refinement:
         the modes found at the start, the Gaussian there and one three times as wide do.
     :ivar density: how the model's log-density was evaluated in the end: "captured and compiled",
         "captured", "vmapped", "vmapped with help" or "one draw after another", the fastest first.
+    :ivar joint: the model's log-density; None for one loaded without the model.
+    :ivar origin: where it began, and its options, to go on with.
     :ivar ended: why it ended: "good" where the Gaussian fits so well that no flow was trained, "no
-        further gain" where no flow was better than the Gaussian, which is returned, or "budget".
+        further gain" where no flow was better than the Gaussian, which is returned, "interrupted"
+        by Ctrl-C, or "budget".
     """
 
     guide: AutoFlowNormal
@@ -41,6 +85,8 @@ class Refinement:
     missed: float = 0.0
     density: str = "vmapped"
     ended: str = "budget"
+    joint: Joint | None = field(default=None, repr=False)
+    origin: Origin | None = field(default=None, repr=False)
 
     @property
     def steps(self) -> int:
@@ -104,13 +150,69 @@ class Refinement:
     def _efficiency(self) -> float:
         return self.ess / self.after.num_particles
 
-    def __str__(self) -> str:
+    def refine(
+        self,
+        seconds: float | None = None,
+        steps: int | None = None,
+        *,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> Refinement:
+        """Go on from here, with the options of the first call; this result stays as it is.
+
+        The guide is never worse than this one, by the noise of two ELBOs.
+
+        :param seconds: time for the whole call. With neither, 60 seconds or 4000 steps.
+        :param steps: at most so many further steps.
+        :param seed: seeds torch's generators for the duration of the call.
+        :param progress: show a progress bar.
+        :return: a result whose losses, steps and seconds are those of both.
+        :raises ValueError: for a result that was loaded without its model.
+        """
+        from .continuing import go_on
+
+        self._known_joint()
+        return go_on(self, seconds, steps, seed, progress)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result to a file of tensors, numbers and strings, without its model.
+
+        An older file stands until the new one is whole.
+
+        :raises OSError: when it cannot be written.
+        """
+        from .saving import save_refinement
+
+        save_refinement(self, path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], model: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Refinement:
+        """The result that :meth:`save` wrote, for its model; no code in the file is run.
+
+        :param model: the model that was refined.
+        :param args: its arguments, as are ``kwargs``: the data is not in the file.
+        :raises ModelFileError: when the file is truncated, foreign or of another version.
+        :raises ValueError: for a model with other latents.
+        :raises OSError: when it cannot be read.
+        """
+        from .saving import load_refinement
+
+        return load_refinement(path, model, args, kwargs)
+
+    def table(self) -> Table:
+        """ELBO, k-hat and effective sample size before and after, and the verdict."""
         rows = [
-            f"{name:7s} ELBO {d.elbo:.3f} +- {d.elbo_se:.3f}, k-hat {d.khat:.2f}, "
-            f"ESS {d.ess:.0f} of {d.num_particles}"
+            [
+                name,
+                f"{d.elbo:.3f} +- {d.elbo_se:.3f}",
+                f"{d.khat:.2f}",
+                f"{d.ess:.0f} of {d.num_particles}",
+            ]
             for name, d in (("before", self.before), ("after", self.after))
         ]
         evidence = f"{self.log_evidence:.3f} +- {self.after.log_evidence_se:.3f}"
         spent = f"{self.steps} steps in {self.seconds:.0f} s, density {self.density}"
-        rows.append(f"log evidence {evidence}; {spent}; ended: {self.ended}")
-        return "\n".join([*rows, f"verdict {self.verdict}"])
+        notes = [f"log evidence {evidence}; {spent}; ended: {self.ended}"]
+        return Table(["", "ELBO", "k-hat", "ESS"], rows, [*notes, f"verdict {self.verdict}"])

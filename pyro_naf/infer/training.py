@@ -131,6 +131,7 @@ class Training:
         self.skipped = self.skipped_in_a_row = 0
         self.average: list[Tensor] = []
         self.own: tuple[Tensor, ...] = ()
+        self.candidates: list[_Candidate] = []
 
     def run(self, budget: Budget, progress: bool) -> None:
         """Trains until the guide is good, or the budget is spent."""
@@ -141,14 +142,14 @@ class Training:
             "balance": self._balance,
         }
         faster = 1.0 if self.pool is None else _FASTER
-        candidates = [self._judged(budget)] if self.pool is None else []
+        self.candidates = [self._judged(budget)] if self.pool is None else []
         with tqdm(total=budget.steps, disable=not progress, desc="refine", unit="step") as bar:
             for phase in budget:
                 if phase == "landed":
                     self._take_average()
                     if self.pool is None:
-                        candidates.append(self._judged(budget))
-                        if candidates[-1].khat > _GOOD:
+                        self.candidates.append(self._judged(budget))
+                        if self.candidates[-1].khat > _GOOD:
                             budget.land_again()
                     continue
                 warm_up = min(1.0, (len(self.losses) + 1) / 50)
@@ -166,13 +167,23 @@ class Training:
                     elbo = f"{-statistics.fmean(self.losses[-50:]):.2f}"
                     way = getattr(self.target, "way", None)
                     bar.set_postfix({bound: elbo} | ({"density": way} if way else {}))
+        self._keep_best()
+
+    def stop(self, budget: Budget) -> None:
+        """Keep the best so far, after a run that Ctrl-C has ended."""
+        self._take_average()
+        if self.pool is None:
+            self.candidates.append(self._judged(budget))
+        self._keep_best()
+
+    @torch.no_grad()
+    def _keep_best(self) -> None:
         for weight in self.weights:
             weight.grad = None
-        if candidates:
-            best = max(c.elbo for c in candidates)
-            level = [c for c in candidates if c.elbo >= best - _LEVEL]
-            with torch.no_grad():
-                torch._foreach_copy_(self.weights, min(level, key=lambda c: c.khat).weights)
+        if self.candidates:
+            best = max(c.elbo for c in self.candidates)
+            level = [c for c in self.candidates if c.elbo >= best - _LEVEL]
+            torch._foreach_copy_(self.weights, min(level, key=lambda c: c.khat).weights)
 
     @torch.no_grad()
     def _take_average(self) -> None:

@@ -32,7 +32,7 @@ def worst_mean(result: Correction) -> float:
     """The largest error of a mean, in standard deviations of the reference."""
     samples = result.get_samples()
     columns = {"mu": samples["mu"], "tau": samples["tau"]}
-    columns |= {f"theta[{i + 1}]": samples["theta"][:, i] for i in range(8)}
+    columns |= {f"theta[{i}]": samples["theta"][:, i] for i in range(8)}
     return max(
         abs(float(x.mean()) - REFERENCE[n].mean) / REFERENCE[n].sd for n, x in columns.items()
     )

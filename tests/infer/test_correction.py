@@ -63,7 +63,7 @@ def test_eight_schools_are_corrected_to_their_reference(corrected: Correction) -
     assert corrected.max_rhat < 1.01 and corrected.verdict.startswith("trust")
     samples = corrected.get_samples()
     columns = {"mu": samples["mu"], "tau": samples["tau"]}
-    columns |= {f"theta[{i + 1}]": samples["theta"][:, i] for i in range(8)}
+    columns |= {f"theta[{i}]": samples["theta"][:, i] for i in range(8)}
     for name, column in columns.items():
         reference = REFERENCE[name]
         assert abs(float(column.mean()) - reference.mean) < 0.05 * reference.sd, name

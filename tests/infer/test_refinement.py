@@ -289,7 +289,7 @@ def test_eight_schools_are_refined_to_the_reference_posterior() -> None:
     assert result.elbo > -31.40  # log evidence -31.32; k-hat and ESS hang on the funnel's neck
     values = draws(result.guide, num_samples=20_000)
     columns = {"mu": values["mu"], "tau": values["tau"]}
-    columns |= {f"theta[{i + 1}]": values["theta"][:, i] for i in range(8)}
+    columns |= {f"theta[{i}]": values["theta"][:, i] for i in range(8)}
     for name, column in columns.items():
         reference = REFERENCE[name]
         assert abs(float(column.mean()) - reference.mean) < 0.15 * reference.sd, name

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ... import archive
 from ...atomic import check_file, open_file, replace_file
 from ...command_line import CommandError, member, numpy_file
-from .. import archive, preparation
+from .. import preparation
 
 #: What a cell without a value may hold, in lower case.
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")

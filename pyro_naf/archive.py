@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..atomic import open_file
+from .atomic import open_file
 
 #: Opcodes of pickles of tensors, numbers, strings, lists and dicts, in protocol 2.
 _OPCODES = frozenset(

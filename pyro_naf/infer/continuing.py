@@ -1,0 +1,68 @@
+"""A refinement that goes on from where an earlier one ended."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+from ..seeding import seeded
+from .autoguides import AutoFlowNormal
+from .capture import is_enabled
+from .gaussian import free_name
+from .refinement import _SECONDS, _STEPS, _TRAINING, _check_arguments, refine_from
+from .results import Previous, Refinement
+from .training import Budget
+
+
+def go_on(
+    result: Refinement,
+    seconds: float | None,
+    steps: int | None,
+    seed: int | None,
+    progress: bool,
+) -> Refinement:
+    """:meth:`Refinement.refine`."""
+    assert result.origin is not None
+    start, options = result.origin.start, result.origin.options
+    _check_arguments(
+        steps=steps, seconds=seconds, num_starts=1, **{name: options[name] for name in _CHECKED}
+    )
+    if steps is None and seconds is None:
+        steps, seconds = _STEPS, _SECONDS
+    budget = Budget(steps, None if seconds is None else _TRAINING * seconds)
+    graph = start.joint.graph
+    if is_enabled() and graph is None and not start.joint.subsampled:
+        count = options["num_particles"]
+        start.joint.capture(count + max(count // 2, 2))
+    covers = result.origin.covers
+    with seeded(seed):
+        found = refine_from(
+            start,
+            budget,
+            **options,
+            good_ends=False,
+            kernel="auto",
+            seconds=seconds,
+            progress=progress,
+            previous=Previous(_copy(result.guide), result.guide, result.after, covers),
+        )
+    return replace(
+        found,
+        before=result.before,
+        losses=result.losses + found.losses,
+        skipped=result.skipped + found.skipped,
+        seconds=result.seconds + found.seconds,
+    )
+
+
+#: Options that are checked with the budget.
+_CHECKED = ("flow", "num_particles", "num_draws", "learning_rate", "tempering")
+
+
+def _copy(guide: AutoFlowNormal) -> AutoFlowNormal | None:
+    """A copy to train, with a name of its own in the param store; None where there is no flow."""
+    if type(guide) is AutoFlowNormal:
+        return None
+    new = copy.deepcopy(guide)
+    new._pyro_name = free_name(f"{type(guide).__name__}_refined")
+    return new

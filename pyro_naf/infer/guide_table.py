@@ -1,0 +1,33 @@
+"""A guide as a short table: its latents, its flows, its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..tables import Table
+
+
+def guide_table(guide: Any) -> Table:
+    """Sites with their shapes and supports; notes on the rest."""
+    kind = type(guide).__name__
+    if guide.prototype_trace is None:
+        return Table([], [], ["no parameters yet: call it once with the model's arguments"], kind)
+    rows = []
+    for name, place in guide._layout.places.items():
+        value, fn = place.site["value"], place.site["fn"]
+        support = str(fn.support).removeprefix("Independent")
+        rows.append([name, str(tuple(value.shape)), support])
+    flows = getattr(guide._modules.get("flow"), "parts", [])
+    kinds = ", ".join(sorted({type(flow).__name__ for flow in flows}))
+    weights = sum(weight.numel() for weight in guide.parameters())
+    affine = "full-rank" if guide.full_rank else "diagonal"
+    notes = [
+        f"{guide.latent_dim} unconstrained entries{' a row' if guide.context_dim else ''}; "
+        f"{len(flows)} flows{f' ({kinds})' if kinds else ''}"
+        f"{', inverse' if guide.inverse else ''}, {affine} affine map; {weights:,} weights"
+    ]
+    if guide.structure is not None:
+        notes.append(f"structure: {guide.structure.mean_ancestors:.1f} ancestors a latent")
+    if guide.context_dim:
+        notes.append(f"context of {guide.context_dim} numbers")
+    return Table(["site", "shape", "support"], rows, notes, kind)
