@@ -182,7 +182,9 @@ def sbc(
     'calibrated, as far as 100 simulations can tell'
     """
     check_integers(num_simulations=(num_simulations, 10), num_draws=(num_draws, 10))
-    ranks, failed, names = [], [], ()
+    ranks: list[Tensor] = []
+    failed: list[str] = []
+    names: tuple[str, ...] = ()
     with seeded(seed):
         for _ in tqdm(range(num_simulations), disable=not progress, desc="sbc", unit="fit"):
             truth, data = _simulated(model, args, kwargs)
