@@ -27,7 +27,7 @@ from ..labels import entry_labels, scalar_parameters
 from ..seeding import seeded
 from ..tables import Shown, Table
 from .pointwise import Simulated, observed_sites
-from .posterior import GuideResults, Posterior, Results
+from .posterior import Posterior, Results
 from .sites import latent_sites
 
 if TYPE_CHECKING:
@@ -150,8 +150,9 @@ def sbc(
     """Whether a way to fit a model's posterior is right on average, by simulated data.
 
     Each simulation draws latents and data from the model. ``fit`` is then given the model
-    conditioned on that data, and returns a result (of :func:`~pyro_naf.infer.refine`,
-    :func:`~pyro_naf.infer.mcmc_correct`, a fitted guide) or draws, site to ``(L, ...)``.
+    conditioned on that data, and returns a result of :func:`~pyro_naf.infer.refine` or
+    :func:`~pyro_naf.infer.mcmc_correct`, a fitted guide, or draws, site to ``(L, ...)``. Draws of a
+    result are weighted where k-hat allows that, as its summary does; those of a guide are not.
 
     :param model: a model with proper priors; the data among its arguments gives only shapes.
     :param fit: called as ``fit(conditioned, *args, **kwargs)``, such as ``lambda m, *a: refine(m,
@@ -235,10 +236,8 @@ def _draws_of(
     found = fit(model, *args, **kwargs)
     if isinstance(found, Mapping):
         return dict(found)
-    if isinstance(found, GuideResults):
-        return found.draws(count)
     if isinstance(found, Results):
-        sample = found._sample(None, None).flat
+        sample = found.even_draws()
         places = torch.randint(len(next(iter(sample.values()))), (count,))
         return {name: value[places] for name, value in sample.items()}
     return Posterior(model, found, *args, **kwargs).draws(count)

@@ -110,8 +110,7 @@ class Results:
 
         :raises ImportError: without pandas.
         """
-        frame = pandas().DataFrame
-        return frame(scalar_parameters(self._even(num_samples, seed).flat))
+        return pandas().DataFrame(scalar_parameters(self.even_draws(num_samples, seed=seed)))
 
     def to_arviz(
         self,
@@ -196,7 +195,7 @@ class Results:
         """
         joint = self._known_joint()
         with seeded(seed):
-            sample = self._even(None, None).flat
+            sample = self.even_draws()
             count = len(next(iter(sample.values())))
             chosen = torch.randint(count, (num_samples,))
             latents = {name: sample[name][chosen] for name in joint.sites}
@@ -211,8 +210,14 @@ class Results:
         """
         from ..plotting import plot_marginals
 
-        columns = scalar_parameters(self._even(num_samples, seed).flat)
+        columns = scalar_parameters(self.even_draws(num_samples, seed=seed))
         return plot_marginals({"posterior": dict(list(columns.items())[:_PANELS])})
+
+    def even_draws(
+        self, num_samples: int | None = None, *, seed: int | None = None
+    ) -> dict[str, Tensor]:
+        """Draws that count equally, site to ``(N, ...)``: resampled where k-hat allows it."""
+        return self._even(num_samples, seed).flat
 
     def _even(self, num_samples: int | None, seed: int | None) -> Sample:
         """Draws that count equally."""
