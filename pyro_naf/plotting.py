@@ -302,13 +302,13 @@ def plot_calibration(
 
     :param ranks: quantity to ranks ``(S,)`` in [0, 1].
     :param band: places, least and largest share of uniform ranks below them, each ``(P,)``, as of
-        :func:`pyro_naf.infer.calibration.band`; the curve of uniform ranks stays inside.
+        :func:`pyro_naf.infer.uniformity.band`; the curve of uniform ranks stays inside.
     :param columns: panels in a row, >= 1.
     :returns: the figure.
     :raises ValueError: for no ranks.
     :raises ImportError: without matplotlib.
 
-    >>> from pyro_naf.infer.calibration import band
+    >>> from pyro_naf.infer.uniformity import band
     >>> figure = plot_calibration({"x": np.random.rand(50)}, band(50))
     >>> figure.axes[0].get_xlabel()
     'x'

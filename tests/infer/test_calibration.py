@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, init_to_value
 from torch import Tensor
 
 from pyro_naf.infer import AutoDSFNormal, Calibration, ForwardKL, refine, sbc
-from pyro_naf.infer.calibration import band, symmetry, uniformity
+from pyro_naf.infer.uniformity import band, symmetry, uniformity
 
 Y = torch.zeros(3)
 
