@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -316,10 +317,19 @@ def test_a_correction_comes_back_from_its_file(normal: Refinement, tmp_path: Pat
     exact.save(tmp_path / "exact.pt")
     alone = Correction.load(tmp_path / "exact.pt")
     assert str(alone) == str(exact)
-    with pytest.raises(ValueError, match="does not know its model: load it with the model"):
+    with pytest.raises(ValueError, match=r"does not know its model.*Correction.load\(path, model"):
         alone.loo()
     again = Correction.load(tmp_path / "exact.pt", conjugate, DATA)
     assert again.loo().elpd == pytest.approx(exact_loo(DATA), abs=0.1)
+
+
+def test_results_are_copied_with_their_model_and_pickled_without(normal: Refinement) -> None:
+    twin = copy.deepcopy(normal)
+    assert torch.equal(twin.draws(10, seed=0)["x"], normal.draws(10, seed=0)["x"])
+    again = pickle.loads(pickle.dumps(normal))
+    assert str(again) == str(normal) and torch.equal(again.guide.loc, normal.guide.loc)
+    with pytest.raises(ValueError, match="this Refinement does not know its model"):
+        again.summary()
 
 
 def test_refining_further_is_never_worse_and_leaves_the_first_result(eight: Refinement) -> None:
