@@ -26,9 +26,8 @@ from .sites import batch_depth
 #: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
 MIN_PARTICLES = 50
 
-#: Minimum number of draws to weight before the time limit is checked.
-FEWEST = 5000
-
+#: Draws of the first batch where time is limited, and of the largest one.
+_FIRST_BATCH, _LARGEST_BATCH = 64, 1000
 
 #: Effective sample size of importance weights below which resampled draws are mostly repetitions.
 _FEW_EFFECTIVE = 100
@@ -119,10 +118,10 @@ def importance_diagnostics(
 
 @torch.no_grad()
 def diagnose(
-    proposal: Proposal, num_particles: int, seconds: float = math.inf, fewest: int = FEWEST
+    proposal: Proposal, num_particles: int, seconds: float = math.inf
 ) -> ImportanceDiagnostics:
     """Diagnostics from the weighted draws of a proposal; arguments of :func:`weighted_draws`."""
-    chunks = weighted_draws(proposal, num_particles, seconds, fewest)
+    chunks = weighted_draws(proposal, num_particles, seconds)
     return _diagnose(torch.cat([log_weights for _, log_weights in chunks]))
 
 
@@ -200,24 +199,37 @@ def _warn_of_weights(found: ImportanceDiagnostics) -> None:
     )
 
 
-def weighted_draws(
-    proposal: Proposal, num_particles: int, seconds: float = math.inf, fewest: int = FEWEST
-) -> Iterator[Weighted]:
-    """Draws of a guide and their log-weights, on the CPU, in chunks, until ``seconds`` are over.
+def growing(total: int, largest: int = _LARGEST_BATCH) -> Iterator[int]:
+    """Sizes of batches that add up to ``total``: each twice the one before, up to the largest.
 
-    At least ``fewest`` are drawn, where as many are asked for.
+    >>> list(growing(3000))
+    [64, 128, 256, 512, 1000, 1000, 40]
+    """
+    size = min(_FIRST_BATCH, largest)
+    while total > 0:
+        yield min(size, total)
+        total, size = total - size, min(2 * size, largest)
+
+
+def weighted_draws(
+    proposal: Proposal, num_particles: int, seconds: float = math.inf
+) -> Iterator[Weighted]:
+    """Draws of a guide and their log-weights, on the CPU, in batches, until ``seconds`` are over.
+
+    The first batch of 64 draws, which k-hat needs, is made in any case.
 
     :raises ValueError: when the first thousand draws have no finite density, naming the sites.
     """
-    start, drawn, chunk, possible = time.monotonic(), 0, proposal.joint.chunk, False
-    while drawn < num_particles:
-        values, log_weights = proposal.draw(min(chunk, num_particles - drawn))
+    start, drawn, possible = time.monotonic(), 0, False
+    for count in growing(num_particles, min(_LARGEST_BATCH, proposal.joint.chunk)):
+        values, log_weights = proposal.draw(count)
         drawn += len(log_weights)
+        is_last = drawn == num_particles or time.monotonic() - start > seconds
         possible |= bool(log_weights.max() > -math.inf)
-        if not possible and drawn >= min(num_particles, 1000):
+        if not possible and (is_last or drawn >= 1000):
             _raise_for_density(proposal.joint, values, drawn)
         yield Weighted({name: v.cpu() for name, v in values.items()}, log_weights.cpu())
-        if drawn >= fewest and time.monotonic() - start > seconds:
+        if is_last:
             break
 
 

@@ -201,7 +201,7 @@ def test_a_budget_of_seconds_ends_the_training(monkeypatch: pytest.MonkeyPatch) 
     guide = fitted(AutoNormal, banana, 20)
     result = refine(guide, seconds=2.0, num_draws=20_000, seed=0, progress=False)
     assert result.steps > 1 and 1 < result.seconds < 30
-    assert result.before.num_particles == result.after.num_particles == 1000
+    assert result.before.num_particles == result.after.num_particles == 64
 
 
 def test_steps_without_a_finite_loss_are_skipped_and_counted() -> None:

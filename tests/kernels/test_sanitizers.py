@@ -8,7 +8,6 @@ from pathlib import Path
 import fuzz
 import pytest
 
-
 #: Random calls, each of the forward loop, its gradient and the inverse.
 CALLS = 500
 
