@@ -10,7 +10,7 @@ from pyro.distributions import transforms as _pyro_transforms
 from . import transforms
 from .transforms import *  # noqa: F403
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = list(transforms.__all__)
 
 for _name in transforms.__all__:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -16,6 +18,25 @@ from .atomic import open_file
 
 class CommandError(Exception):
     """What the user can put right; its message is the one line they see."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, cut at 500 characters."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:500].rstrip(": ") if lines else ""
+
+
+def describe(error: BaseException) -> str:
+    """The error's kind, the first line of its message, and the user's line that it comes from."""
+    text = f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
+    if error.__cause__ is not None and (cause := first_line(error.__cause__)) not in text:
+        text += f": {cause}"  # Pyro names the site, and torch the trouble
+    paths = sysconfig.get_paths()
+    libraries = (paths["stdlib"], paths["purelib"], paths["platlib"], os.path.dirname(__file__))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*libraries, "<")):
+            return f"{text} ({os.path.basename(frame.filename)}, line {frame.lineno})"
+    return text
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

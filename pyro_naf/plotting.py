@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .infer import ImportanceDiagnostics
 
 __all__ = [
+    "plot_calibration",
     "plot_densities",
     "plot_losses",
     "plot_marginals",
@@ -291,6 +292,43 @@ def plot_weight_tails(diagnostics: Mapping[str, ImportanceDiagnostics]) -> Figur
     axes.set(xlabel="weight / mean weight", ylabel="fraction of draws with a larger weight")
     axes.legend(frameon=False, fontsize="small")
     hide_frame(axes, "top", "right")
+    return figure
+
+
+def plot_calibration(
+    ranks: Mapping[str, np.ndarray], band: tuple[Tensor, Tensor, Tensor], *, columns: int = 4
+) -> Figure:
+    """Distribution of the ranks of true values, minus that of uniform ones, a panel for each.
+
+    :param ranks: quantity to ranks ``(S,)`` in [0, 1].
+    :param band: places, least and largest share of uniform ranks below them, each ``(P,)``, as of
+        :func:`pyro_naf.infer.uniformity.band`; the curve of uniform ranks stays inside.
+    :param columns: panels in a row, >= 1.
+    :returns: the figure.
+    :raises ValueError: for no ranks.
+    :raises ImportError: without matplotlib.
+
+    >>> from pyro_naf.infer.uniformity import band
+    >>> figure = plot_calibration({"x": np.random.rand(50)}, band(50))
+    >>> figure.axes[0].get_xlabel()
+    'x'
+    """
+    if not ranks:
+        raise ValueError("there must be ranks of at least one quantity, got none")
+    width = min(columns, len(ranks))
+    rows = -(-len(ranks) // width)
+    figure = new_figure(2.6 * width, 2.2 * rows + 0.3)
+    places, low, high = (np.asarray(part) for part in band)
+    for i, (label, values) in enumerate(ranks.items()):
+        axes = figure.add_subplot(rows, width, i + 1)
+        axes.fill_between(places, low - places, high - places, color=REFERENCE, label="95 % band")
+        ordered = np.concatenate([[0.0], np.sort(values), [1.0]])
+        share = np.concatenate([[0.0], np.arange(1, len(values) + 1) / len(values), [1.0]])
+        axes.step(ordered, share - ordered, where="post", color=AFTER, label="ranks")
+        axes.axhline(0.0, color="0.4", lw=0.8)
+        axes.set_xlabel(label, parse_math=False)
+        hide_frame(axes, "top", "right")
+    shared_legend(figure)
     return figure
 
 

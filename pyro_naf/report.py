@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,10 +21,13 @@ from pyro_naf.labels import scalar_parameters
 from pyro_naf.plotting import plot_refinement
 
 if TYPE_CHECKING:
-    from pyro_naf.infer import Refinement
+    from pyro_naf.infer import Correction, ImportanceDiagnostics, Refinement
 
 #: All the files that a report may write.
-FILES = ("draws.npz", "guide.pt", "summary.json", "refine.png")
+FILES = ("draws.npz", "refinement.pt", "summary.json", "refine.png", "posterior.nc")
+
+#: These, and what version 0.1 wrote.
+OWNED = (*FILES, "guide.pt")
 
 LEVELS = (0.025, 0.25, 0.5, 0.75, 0.975)
 STATISTICS = ("mean", "sd", *(f"{100 * level:g}%" for level in LEVELS))
@@ -40,12 +43,14 @@ def first_four(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class RefinementReport:
-    """A refinement, with draws of the guide before and after it.
+    """A refinement, with draws of a Gaussian before it, of the guide after it, and of chains.
 
     :param title: the model's name.
     :param refinement: what :func:`~pyro_naf.infer.refine` returned.
-    :param before: draws (n, ...) of each site from the guide that was refined.
-    :param after: the same from the refined guide.
+    :param stages: "before", "after" and, where there was a correction, "exact" to draws ``(n,
+        ...)`` by site.
+    :param gaussian: diagnostics of the Gaussian that the draws before are of.
+    :param correction: what :func:`~pyro_naf.infer.mcmc_correct` returned, if it was asked for.
     :param reference: summaries of the true posterior, by scalar parameter, where it is known.
     :param panels: selects (and may transform, monotonically) the scalar parameters to picture; the
         first two are also shown as a pair.
@@ -54,8 +59,9 @@ class RefinementReport:
 
     title: str
     refinement: Refinement
-    before: Mapping[str, torch.Tensor]
-    after: Mapping[str, torch.Tensor]
+    stages: Mapping[str, Mapping[str, torch.Tensor]]
+    gaussian: ImportanceDiagnostics
+    correction: Correction | None = None
     reference: Mapping[str, Summary] = field(default_factory=dict)
     panels: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = first_four
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -63,15 +69,28 @@ class RefinementReport:
     @property
     def has_picture(self) -> bool:
         """Whether matplotlib is there to draw one."""
-        return importlib.util.find_spec("matplotlib") is not None
+        return _is_there("matplotlib")
+
+    @property
+    def has_arviz(self) -> bool:
+        """Whether ArviZ is there, and a package that it writes files by."""
+        return any(map(_is_there, ("arviz", "arviz_base"))) and any(
+            map(_is_there, ("h5netcdf", "netCDF4"))
+        )
+
+    @property
+    def left_out(self) -> list[str]:
+        """A sentence for each file that was not written, with the remedy."""
+        picture = "The picture was left out; it needs matplotlib: pip install 'pyro_naf[plots]'"
+        return [] if self.has_picture else [picture]
 
     @cached_property
     def statistics(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Mean, sd and quantiles by scalar parameter and by stage: before, after, reference."""
-        before, after = scalar_parameters(self.before), scalar_parameters(self.after)
+        """Mean, sd and quantiles by scalar parameter and by stage, the reference the last."""
+        columns = {stage: scalar_parameters(draws) for stage, draws in self.stages.items()}
         result = {}
-        for name in after:
-            stages = {"before": _statistics(before[name]), "after": _statistics(after[name])}
+        for name in columns["after"]:
+            stages = {s: _statistics(known[name]) for s, known in columns.items() if name in known}
             if name in self.reference:
                 stages["reference"] = _reference_statistics(self.reference[name])
             result[name] = stages
@@ -90,11 +109,17 @@ class RefinementReport:
         if left_out > 0:
             lines.append(f"... and {left_out} parameters more, in summary.json")
         lines.append("")
-        for stage in ("before", "after"):
-            found = getattr(self.refinement, stage)
+        for stage, found in self._diagnostics.items():
             elbo = f"{found.elbo:.3f} ± {found.elbo_se:.3f}"
             lines.append(f"{stage:<6}  ELBO {elbo}   k-hat {found.khat:.2f}")
-        return "\n".join([*lines, self.refinement.verdict])
+        lines.append(self.refinement.verdict)
+        if self.correction is not None:
+            lines.append(f"exact   {self.correction.verdict}")
+        return "\n".join(lines)
+
+    @property
+    def _diagnostics(self) -> dict[str, ImportanceDiagnostics]:
+        return {"before": self.gaussian, "after": self.refinement.after}
 
     def summary(self) -> dict[str, Any]:
         """All figures of the report, ready for JSON; those that are not finite become None."""
@@ -107,8 +132,8 @@ class RefinementReport:
             "seconds": self.refinement.seconds,
             "verdict": self.refinement.verdict,
             **{
-                stage: {key: getattr(getattr(self.refinement, stage), key) for key in diagnostics}
-                for stage in ("before", "after")
+                stage: {key: getattr(found, key) for key in diagnostics}
+                for stage, found in self._diagnostics.items()
             },
             "parameters": self.statistics,
             "losses": self.refinement.losses,
@@ -116,41 +141,56 @@ class RefinementReport:
         return _finite(result)
 
     def write(self, folder: Path) -> None:
-        """Write draws.npz, guide.pt, summary.json and, with matplotlib, refine.png.
+        """Write draws.npz, refinement.pt, summary.json and, where they can be, picture and ArviZ's.
 
-        ``draws.npz`` holds ``before/<site>`` and ``after/<site>``, ``guide.pt`` the refined guide's
-        ``state_dict``.
+        ``draws.npz`` holds ``before/<site>``, ``after/<site>`` and so on, ``refinement.pt`` what
+        :meth:`~pyro_naf.infer.Refinement.load` reads, ``refine.png`` the picture (by matplotlib),
+        and ``posterior.nc`` the exact draws, or else the guide's, for ArviZ.
 
         :raises OSError: if the folder cannot be written.
         """
         arrays: dict[str, Any] = {
             f"{stage}/{site}": value.detach().cpu().numpy()
-            for stage, draws in (("before", self.before), ("after", self.after))
+            for stage, draws in self.stages.items()
             for site, value in draws.items()
         }
         np.savez_compressed(folder / "draws.npz", **arrays)
-        # torch.save to a path reports a full disk as a RuntimeError that names no cause.
-        state = io.BytesIO()
-        torch.save(self.refinement.guide.state_dict(), state)
-        (folder / "guide.pt").write_bytes(state.getbuffer())
+        self.refinement.save(folder / "refinement.pt")
         summary = json.dumps(self.summary(), indent=1, allow_nan=False)
         (folder / "summary.json").write_text(summary + "\n", encoding="utf-8")
         if self.has_picture:
             self._draw(folder / "refine.png")
+        if self.has_arviz:
+            self._export(folder / "posterior.nc")
+
+    def _export(self, path: Path) -> None:
+        result = self.refinement if self.correction is None else self.correction
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ArviZ, of its next version
+            try:
+                data = result.to_arviz()
+            except ValueError:  # no observation has a likelihood of its own
+                data = result.to_arviz(log_likelihood=False)
+            data.to_netcdf(str(path))
 
     def _draw(self, path: Path) -> None:
-        before, after = (self.panels(scalar_parameters(d)) for d in (self.before, self.after))
+        stages = (self.stages[stage] for stage in ("before", "after"))
+        before, after = (self.panels(scalar_parameters(draws)) for draws in stages)
         labels = list(after)
         quantiles = {name: np.array(known.quantiles) for name, known in self.reference.items()}
         figure = plot_refinement(
             before,
             after,
             self.refinement.losses,
-            (self.refinement.before.elbo, self.refinement.after.elbo),
+            (self.gaussian.elbo, self.refinement.after.elbo),
             pair=(labels[0], labels[1]) if len(labels) > 1 else None,
             reference=self.panels(quantiles) if quantiles else None,
         )
         figure.savefig(path, dpi=120)
+
+
+def _is_there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def _statistics(draws: np.ndarray) -> dict[str, float]:

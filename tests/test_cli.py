@@ -11,11 +11,11 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
 
 import pyro_naf
-from pyro_naf import cli
-from pyro_naf.report import FILES
+from pyro_naf import cli, eight_schools
+from pyro_naf.infer import Refinement
+from pyro_naf.report import FILES, RefinementReport
 
 QUICK = ["--fit-steps", "30", "--steps", "5", "--draws", "200", "--no-progress"]
 
@@ -112,6 +112,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 5000)
+    monkeypatch.setattr(RefinementReport, "has_arviz", False)
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("user_")]:
         del sys.modules[name]
@@ -148,7 +149,7 @@ def test_without_arguments_it_refines_eight_schools(here, capsys):
     assert any(line.startswith("after   ELBO") and "k-hat" in line for line in lines)
     output = here / "pyro-naf-output"
     assert lines[-1] == f"Written to {output}"
-    assert {path.name for path in output.iterdir()} == set(FILES)
+    assert {path.name for path in output.iterdir()} == set(FILES) - {"posterior.nc"}
     with np.load(output / "draws.npz", allow_pickle=False) as draws:
         assert {name: draws[name].shape for name in draws} == {
             f"{stage}/{site}": shape
@@ -156,8 +157,8 @@ def test_without_arguments_it_refines_eight_schools(here, capsys):
             for site, shape in {"mu": (200,), "tau": (200,), "theta": (200, 8)}.items()
         }
         assert all(np.isfinite(draws[name]).all() for name in draws)
-    state = torch.load(output / "guide.pt", weights_only=True)
-    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    again = Refinement.load(output / "refinement.pt", eight_schools.model)
+    assert again.verdict in out and again.steps == 5
     summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] == len(summary["losses"]) == 5
     assert summary["parameters"]["tau"]["reference"]["mean"] == pytest.approx(3.602)
@@ -226,6 +227,44 @@ def test_a_model_is_taken_as_nuts_takes_it(here, capsys, model):
     assert "after" in capsys.readouterr().out
 
 
+def test_a_file_is_named_and_what_lies_beside_it_can_be_imported(here, capsys):
+    folder = here / "models"
+    folder.mkdir()
+    parts = "import pyro.distributions as dist\nPRIOR = dist.Normal(0.0, 1.0)\n"
+    (folder / "user_parts.py").write_text(parts)
+    (folder / "user_file.py").write_text(
+        "import pyro, user_parts\ndef model():\n    pyro.sample('x', user_parts.PRIOR)\n"
+    )
+    assert cli.main(["refine", "models/user_file.py:model", *QUICK]) == 0
+    assert capsys.readouterr().out.startswith("models/user_file.py:model\n")
+
+
+def test_a_refinement_is_loaded_goes_on_and_is_corrected(here, capsys):
+    first = ["refine", "user_models:one", "--steps", "5", "--output", "a", *QUICK[:2], *QUICK[4:]]
+    assert cli.main(first) == 0
+    shown = capsys.readouterr().out
+    load = ["refine", "user_models:one", "--load", "a/refinement.pt", "--full-rank"]
+    assert cli.main([*load, "--output", "b", *QUICK[4:]]) == 0
+    verdict = shown.splitlines()[-3]
+    assert verdict in capsys.readouterr().out
+    further = ["--steps", "3", "--correct", "--output", "c", *QUICK[4:]]
+    assert cli.main([*load, *further]) == 0
+    assert "exact   trust: the chains agree" in capsys.readouterr().out
+    assert json.loads((here / "c" / "summary.json").read_text())["steps"] == 8
+    with np.load(here / "c" / "draws.npz") as draws:
+        assert draws["exact/x"].shape == (4000,)
+
+
+def test_an_interrupt_in_training_writes_the_best_so_far(here, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyro_naf.infer.training.Training.run", interrupted)
+    assert cli.main(["refine", "user_models:one", *QUICK]) == 130
+    out, err = capsys.readouterr()
+    assert "Written to" in out and err.endswith("interrupted; these are the best so far\n")
+
+
 def test_progress_shows_the_step_the_elbo_and_the_time_left(here, capsys):
     assert cli.main(["refine", "user_models:one", *QUICK[:-1]]) == 0
     err = capsys.readouterr().err
@@ -269,8 +308,12 @@ MISTAKES = {
     "refine --dtype int8": "--dtype: invalid choice: 'int8'",
     "refine --colour": "unrecognized arguments: --colour",
     "refine --data x.npz": "--data needs a model of your own",
-    "refine user_models": "name the model as module:function, not 'user_models'",
-    "refine user_models.py:one": "user_models.py is a file; name the module: user_models:one",
+    "refine user_models": "name the model as module:function or file.py:function, not 'user_models",
+    "refine no_such.py:one": "there is no file no_such.py",
+    "refine user_broken.py:one": "ZeroDivisionError: division by zero (user_broken.py, line 1)",
+    "refine user_models:one --load none.pt": "No such file or directory: 'none.pt'",
+    "refine user_models:one --load user_models.py": "is not a refinement of pyro_naf",
+    "refine --seconds 0": "--seconds: must be positive and finite, not 0",
     "refine no_such:one": "no module named 'no_such'",
     "refine .user_models:one": "cannot import '.user_models': TypeError",
     "refine user_models.sub:one": "no module named 'user_models.sub'",
@@ -403,7 +446,7 @@ def test_an_interrupt_gets_one_line_and_status_130(here, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     old = _old_output(here / "out")
-    monkeypatch.setattr(cli, "_fit", interrupted)
+    monkeypatch.setattr(cli.refine, "_fit", interrupted)
     assert cli.main(["refine", "user_models:one", "--output", "out"]) == 130
     assert capsys.readouterr().err == "pyro-naf: interrupted\n"
     assert _bytes(here / "out") == old
@@ -418,7 +461,7 @@ def test_a_run_that_is_killed_leaves_the_old_output(here, name):
         pytest.skip("started in the background, where children ignore it too")
     old = _old_output(here / "out")
     command = [sys.executable, "-m", "pyro_naf", "refine", "user_models:one", "--output", "out"]
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(cli.__file__))}
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(pyro_naf.__file__))}
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     ) as process:

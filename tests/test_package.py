@@ -161,3 +161,21 @@ def test_layers_are_imported_downwards_only() -> None:
 
 def test_version_is_a_version() -> None:
     assert [int(part) for part in pyro_naf.__version__.split(".")]
+
+
+def test_version_is_the_one_of_changelog_and_citation() -> None:
+    package = Path(pyro_naf.__file__).parent
+    changelog = (package / "CHANGELOG.md").read_text()
+    assert changelog.split("\n## ")[1].splitlines()[0] == pyro_naf.__version__
+    citation = (ROOT / ".github" / "CITATION.cff").read_text()
+    assert f"\nversion: {pyro_naf.__version__}\n" in citation
+    assert "Apache License" in (package / "LICENSE").read_text()
+
+
+def test_top_level_holds_what_it_may() -> None:
+    allowed = {"setup.cfg", "pyproject.toml", "README.md", "pyro_naf", "tests", "tutorials"}
+    ran = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if ran.returncode:
+        pytest.skip("not a checkout")
+    tops = {line.split("/")[0] for line in ran.stdout.splitlines()}
+    assert {top for top in tops if not top.startswith(".")} <= allowed

@@ -1,6 +1,7 @@
 """Guides for SVI, their refinement, and how good they are."""
 
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
+from .calibration import Calibration, sbc
 from .correction import Correction, mcmc_correct
 from .diagnostics import ImportanceDiagnostics, draws, importance_diagnostics, importance_resample
 from .elbos import TraceDReG_ELBO, TraceSTL_ELBO
@@ -15,6 +16,7 @@ __all__ = [
     "AutoDDSFNormal",
     "AutoDSFNormal",
     "AutoFlowNormal",
+    "Calibration",
     "Comparison",
     "Correction",
     "ForwardKL",
@@ -33,4 +35,5 @@ __all__ = [
     "mcmc_correct",
     "psis_loo",
     "refine",
+    "sbc",
 ]

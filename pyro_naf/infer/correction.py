@@ -34,9 +34,10 @@ from .chains import bulk_ess, rank_rhat, stood_still, tail_ess
 from .hmc import sample_hmc
 from .joint import Joint
 from .pointwise import deterministic
-from .posterior import Results, Sample
+from .posterior import Results
 from .proposals import GuideProposal
 from .psis import pareto_khat, smooth
+from .sample import Sample
 from .sites import batch_depth
 
 #: Draws of the guide that k-hat and the chains' starts come from.

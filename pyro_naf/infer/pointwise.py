@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ..guides.pyro_internals import log_prob_sum
+from .flat_priors import FlatPriors
 from .joint import Joint
 from .lanes import REFUSALS, Values, vmapped, vmapped_with_help
 from .sites import masked_out, sample_sites
@@ -82,37 +83,39 @@ def deterministic(joint: Joint, values: Values, trace: Any = None) -> dict[str, 
 def log_likelihood(joint: Joint, values: Values) -> dict[str, Tensor]:
     r"""Log-likelihood :math:`\log p(y_i \mid z)` of each observation at draws of the latents.
 
-    An observation is an element of the batch shape of an observed site. One that a mask leaves out
-    has zero. ``poutine.scale`` does not act on it. Discrete latents are summed out, for each
-    observation on its own, as in a mixture whose labels are local.
+    An observation is an element of the batch shape of an observed site; where that is one event of
+    independent numbers, as of ``Normal(loc, 1).to_event(1)`` outside of plates, it is each number.
+    An observation that a mask leaves out has zero. ``poutine.scale`` does not act on it. Discrete
+    latents are summed out, for each observation on its own, as in a mixture whose labels are local.
 
     :param values: latent site to ``(N, *site shape)``.
-    :return: observed site to ``(N, *batch shape)``.
+    :return: observed site to ``(N, *shape of the observations)``.
     :raises ValueError: for a model without observed sites, and when discrete latents that are
         summed out join observations to one another, as in a hidden Markov model.
     """
-    shapes = {
-        name: site["fn"].log_prob(site["value"]).shape
-        for name, site in observed_sites(example(joint)).items()
-    }
-    if not shapes:
+    sites = observed_sites(example(joint))
+    if not sites:
         raise ValueError(
             "the model has no observed sites, so that there is no log-likelihood of an "
             "observation; give the data to pyro.sample(..., obs=...), not to pyro.factor"
         )
     if joint.discrete:
+        shapes = {name: site["fn"].log_prob(site["value"]).shape for name, site in sites.items()}
         return _summed_out(joint, values, shapes)
 
     def function(z: Values) -> dict[str, Tensor]:
         nodes = joint.trace(z).nodes
-        found = {}
-        for name in shapes:
-            site = nodes[name]
-            value = site["fn"].log_prob(site["value"])
-            found[name] = torch.where(masked_out(site), 0.0, value)
-        return found
+        return {name: _of_each(nodes[name]) for name in sites}
 
     return joint.over_draws(function, values)
+
+
+def _of_each(site: Mapping[str, Any]) -> Tensor:
+    """Log-likelihood of each observation of a site."""
+    fn, value = site["fn"], site["value"]
+    if isinstance(fn, torch.distributions.Independent) and fn.batch_shape.numel() == 1:
+        return torch.where(masked_out(site).reshape(()), 0.0, fn.base_dist.log_prob(value))
+    return torch.where(masked_out(site), 0.0, fn.log_prob(value))
 
 
 class _Only(Messenger):
@@ -189,7 +192,7 @@ def predictive(
     :raises ValueError: when the model with these arguments has a latent of another shape.
     """
     model = Simulated()(joint.model)
-    with joint.in_full(), torch.no_grad(), poutine.block():
+    with joint.in_full(), torch.no_grad(), poutine.block(), FlatPriors():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     sites = dict(sample_sites(trace))
     for name, value in values.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,8 @@ from .diagnostics import MIN_PARTICLES, ImportanceDiagnostics, diagnose, weighte
 from .joint import Joint
 from .loo import Loo, psis_loo
 from .proposals import GuideProposal
-from .psis import khat_threshold, pareto_khat, smooth
+from .psis import smooth
+from .sample import Sample, resampled
 from .summaries import Summary, pandas, summarise
 
 if TYPE_CHECKING:
@@ -36,36 +37,6 @@ _CHAINS = 4
 
 #: Number of panels of a picture.
 _PANELS = 8
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Draws of a posterior, in chains, and how they are weighted.
-
-    :ivar values: site to ``(num_chains, num_samples, ...)``; ``pyro.deterministic`` sites too.
-    :ivar log_weights: log p - log q ``(num_chains * num_samples,)``; None for draws of the
-        posterior itself.
-    """
-
-    values: dict[str, Tensor]
-    log_weights: Tensor | None = None
-
-    @property
-    def flat(self) -> dict[str, Tensor]:
-        """Draws of all chains, ``(num_chains * num_samples, ...)``."""
-        return {name: value.flatten(0, 1) for name, value in self.values.items()}
-
-    @property
-    def khat(self) -> float:
-        """k-hat of the weights; 0 without."""
-        return 0.0 if self.log_weights is None else pareto_khat(self.log_weights)
-
-    @property
-    def is_weightable(self) -> bool:
-        """Whether k-hat allows to use the weights."""
-        if self.log_weights is None:
-            return False
-        return self.khat < khat_threshold(len(self.log_weights))
 
 
 class Results:
@@ -101,7 +72,7 @@ class Results:
             return summarise(sample.values, torch.zeros(count))
         found = summarise(sample.values, smooth(sample.log_weights), weighted=sample.is_weightable)
         how = "weighted" if sample.is_weightable else "not weighted"
-        return replace(found, notes=(f"{count} draws of the guide, {how}; {_trust(sample)}",))
+        return replace(found, notes=(f"{count} draws of the guide, {how}; {sample.trust}",))
 
     def to_dataframe(self, num_samples: int | None = None, *, seed: int | None = 0) -> Any:
         """Draws as a pandas DataFrame: a row for each, a column for each scalar entry.
@@ -110,8 +81,7 @@ class Results:
 
         :raises ImportError: without pandas.
         """
-        frame = pandas().DataFrame
-        return frame(scalar_parameters(self._even(num_samples, seed).flat))
+        return pandas().DataFrame(scalar_parameters(self.even_draws(num_samples, seed=seed)))
 
     def to_arviz(
         self,
@@ -134,7 +104,7 @@ class Results:
         """
         joint = self._known_joint()
         raw = self._sample(num_samples, seed)
-        sample = _resampled(raw, seed)
+        sample = resampled(raw, seed)
         latents = {name: sample.flat[name].to(joint.start.device) for name in joint.sites}
         shape = next(iter(sample.values.values())).shape[:2]
         if sample.log_weights is not None and shape[1] % _CHAINS == 0:
@@ -196,7 +166,7 @@ class Results:
         """
         joint = self._known_joint()
         with seeded(seed):
-            sample = self._even(None, None).flat
+            sample = self.even_draws()
             count = len(next(iter(sample.values())))
             chosen = torch.randint(count, (num_samples,))
             latents = {name: sample[name][chosen] for name in joint.sites}
@@ -211,29 +181,18 @@ class Results:
         """
         from ..plotting import plot_marginals
 
-        columns = scalar_parameters(self._even(num_samples, seed).flat)
+        columns = scalar_parameters(self.even_draws(num_samples, seed=seed))
         return plot_marginals({"posterior": dict(list(columns.items())[:_PANELS])})
+
+    def even_draws(
+        self, num_samples: int | None = None, *, seed: int | None = None
+    ) -> dict[str, Tensor]:
+        """Draws that count equally, site to ``(N, ...)``: resampled where k-hat allows it."""
+        return self._even(num_samples, seed).flat
 
     def _even(self, num_samples: int | None, seed: int | None) -> Sample:
         """Draws that count equally."""
-        return _resampled(self._sample(num_samples, seed), seed)
-
-
-def _resampled(sample: Sample, seed: int | None) -> Sample:
-    """Draws chosen by their weights, where k-hat allows that, with their weights for the record."""
-    if sample.log_weights is None or not sample.is_weightable:
-        return sample
-    with seeded(seed):
-        weights = smooth(sample.log_weights).exp()
-        chosen = torch.multinomial(weights, len(weights), replacement=True)
-    values = {name: value[:, chosen] for name, value in sample.values.items()}
-    return Sample(values, sample.log_weights[chosen])
-
-
-def _trust(sample: Sample) -> str:
-    threshold = khat_threshold(len(sample.log_weights)) if sample.log_weights is not None else 0
-    side = "below" if sample.khat < threshold else "above"
-    return f"k-hat {sample.khat:.2f}, {side} {threshold:.2f}"
+        return resampled(self._sample(num_samples, seed), seed)
 
 
 class GuideResults(Results):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous, AutoLaplaceApproximation
@@ -91,10 +92,11 @@ class GuideProposal:
     @torch.no_grad()
     def _from_traces(self, count: int) -> Weighted:
         def one(_: Any) -> tuple[dict[str, Tensor], Tensor]:
-            with poutine.block():
+            # Validation branches on data, which vmap cannot.
+            with poutine.block(), pyro.validation_enabled(False):
                 trace = self._trace()
-            values = {name: trace.nodes[name]["value"] for name in self.joint.sites}
-            return values, torch.as_tensor(trace.log_prob_sum())
+                log_q = torch.as_tensor(trace.log_prob_sum())
+            return {name: trace.nodes[name]["value"] for name in self.joint.sites}, log_q
 
         lanes = {"lane": torch.zeros(count)}
         try:

@@ -407,9 +407,10 @@ def _refuse_swallowed(
     except (TypeError, ValueError):  # a callable without a signature
         return
     defaults = {name: p.default for name, p in inspect.signature(refine).parameters.items()}
+    bound = getattr(model, "keywords", {})  # of a functools.partial
     for parameter in parameters[len(args) :]:
         name = parameter.name
-        if name not in options or parameter.kind is parameter.VAR_KEYWORD:
+        if name not in options or name in bound or parameter.kind is parameter.VAR_KEYWORD:
             continue
         if parameter.default is parameter.empty or options[name] != defaults[name]:
             raise TypeError(

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_naf import cli
+from pyro_naf.cli.models import load_data
 from pyro_naf.command_line import CommandError
 from pyro_naf.density import FlowDensity, ModelFileError
 from pyro_naf.density.commands.files import SUFFIXES, read_table, write_table
@@ -168,7 +168,7 @@ def test_an_archive_that_would_unpack_to_far_more_is_refused(tmp_path: Path) -> 
     with modest(), pytest.raises(CommandError, match=r"cannot be read: it would unpack to 29\d+ b"):
         read_table(str(path))
     with modest(), pytest.raises(CommandError, match="cannot read 'x' .*: it would unpack to"):
-        cli._load_data(str(path), torch.float32)
+        load_data(str(path), torch.float32)
 
 
 @pytest.mark.parametrize("shape", [(10**13, 1), (2**62, 4), (2**27, 1)])
@@ -196,7 +196,7 @@ def test_damaged_data_of_a_model_are_read_or_refused(tmp_path: Path) -> None:
         path.write_bytes(damaged(whole, random.Random(seed)))
         with modest():
             try:
-                data = cli._load_data(str(path), torch.float32)
+                data = load_data(str(path), torch.float32)
                 assert all(isinstance(t, torch.Tensor) for t in data.values())
             except CommandError as error:
                 refused(error)

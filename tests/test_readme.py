@@ -1,0 +1,71 @@
+"""Every snippet of the README runs, alone and after the others; every link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "tutorials").glob("*.md")),
+    *sorted((ROOT / ".github").glob("*.md")),
+    *sorted((ROOT / "tests" / "benchmarks").rglob("*.md")),
+]
+
+#: What makes a snippet short: less time, fewer steps.
+SHORTER = [
+    (r"seconds=\d+", "steps=30, num_starts=2, num_draws=2000"),
+    (r"seed=0\)", "seed=0, progress=False)"),
+    (r"y, progress=False", "y, num_starts=1, num_draws=1000, progress=False"),
+    (r"range\(500\)", "range(30)"),
+    (r"num_simulations=\d+", "num_simulations=10, progress=False"),
+    (r"(mcmc_correct\(.*)\)  #", r"\1, num_samples=100, warmup_steps=50)  #"),
+]
+
+
+def run(snippet: str, names: dict[str, Any]) -> None:
+    for pattern, shorter in SHORTER:
+        snippet = re.sub(pattern, shorter, snippet)
+    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102
+
+
+@pytest.fixture(autouse=True)
+def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYRO_NAF_COMPILE", "0")
+    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 2000)
+    monkeypatch.setattr("pyro_naf.infer.correction._POOL", 2000)
+
+
+@pytest.mark.filterwarnings("ignore:do not trust:UserWarning")  # of what was cut short
+@pytest.mark.parametrize("i", range(len(SNIPPETS)))
+def test_snippet_runs_alone(i: int) -> None:
+    run(SNIPPETS[i], {})
+
+
+@pytest.mark.filterwarnings("ignore:do not trust:UserWarning")
+def test_snippets_run_one_after_the_other_in_one_notebook() -> None:
+    names: dict[str, Any] = {}
+    for snippet in SNIPPETS:
+        pyro.clear_param_store()
+        run(snippet, names)
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150 and len(SNIPPETS) >= 5
+    benchmarks = (ROOT / "tests" / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert len(benchmarks.splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not re.match(r"https?:|#", link):
+            assert (page.parent / link.split("#")[0]).exists(), link
