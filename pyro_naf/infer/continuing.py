@@ -34,7 +34,7 @@ def go_on(
     if is_enabled():
         capture(start.joint, options["num_particles"], seconds)
     covers = result.origin.covers
-    with seeded(seed), Progress(progress) as bar:
+    with seeded(seed), Progress(progress, seconds) as bar:
         found = refine_from(
             start,
             budget,

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ..checks import check_integers
 from ..tables import Shown, Table
+from .doubt import DRAWS, largest_doubt
 from .joint import Joint
 from .lanes import vmapped_with_help
 from .proposals import GuideProposal, Proposal, Weighted
-from .psis import khat_threshold, pareto_khat, smooth
+from .psis import khat_standard_error, khat_threshold, pareto_khat, smooth
 from .sites import batch_depth
 
 #: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
@@ -43,6 +44,8 @@ class ImportanceDiagnostics(Shown):
         below 0.7 importance correction is sound. It does not see a mode that q has lost.
     :ivar ess: effective sample size :math:`(\sum w)^2 / \sum w^2`, in (0, N].
     :ivar log_evidence: :math:`\log \frac1N \sum w_n`; ``log_evidence_se`` its standard error.
+    :ivar doubt: how far the weights move the latent that they move most, in standard deviations
+        (see :func:`~pyro_naf.infer.doubt.doubts`), by 10,000 of the draws.
     """
 
     log_weights: Tensor = field(repr=False)
@@ -52,11 +55,17 @@ class ImportanceDiagnostics(Shown):
     ess: float
     log_evidence: float
     log_evidence_se: float
+    doubt: float = math.nan
 
     @property
     def num_particles(self) -> int:
         """The number N of draws."""
         return len(self.log_weights)
+
+    @property
+    def khat_se(self) -> float:
+        """Standard error of :attr:`khat`, that of a Pareto tail's maximum-likelihood estimate."""
+        return khat_standard_error(self.khat, self.num_particles)
 
     @property
     def smoothed_log_weights(self) -> Tensor:
@@ -67,7 +76,7 @@ class ImportanceDiagnostics(Shown):
         """ELBO, k-hat, effective sample size and log evidence."""
         cells = [
             f"{self.elbo:.3f} +- {self.elbo_se:.3f}",
-            f"{self.khat:.2f}",
+            f"{self.khat:.2f} +- {self.khat_se:.2f}",
             f"{self.ess:.0f} of {self.num_particles}",
             f"{self.log_evidence:.3f} +- {self.log_evidence_se:.3f}",
         ]
@@ -121,8 +130,14 @@ def diagnose(
     proposal: Proposal, num_particles: int, seconds: float = math.inf
 ) -> ImportanceDiagnostics:
     """Diagnostics from the weighted draws of a proposal; arguments of :func:`weighted_draws`."""
-    chunks = weighted_draws(proposal, num_particles, seconds)
-    return _diagnose(torch.cat([log_weights for _, log_weights in chunks]))
+    held, kept, parts = 0, [], []
+    for chunk in weighted_draws(proposal, num_particles, seconds):
+        parts.append(chunk.log_weights)
+        if held < DRAWS:  # of the others only the weights are needed
+            kept.append(chunk)
+            held += len(chunk.log_weights)
+    found = _diagnose(torch.cat(parts))
+    return replace(found, doubt=largest_doubt(kept, found.smoothed_log_weights.exp()))
 
 
 @torch.no_grad()

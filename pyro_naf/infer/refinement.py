@@ -189,7 +189,7 @@ def refine(
         steps, seconds = _STEPS, _SECONDS
     budget = Budget(steps, seconds)
     compiles = compile and is_enabled() and _is_worth_compiling(steps, seconds)
-    with seeded(seed), Progress(progress) as bar:
+    with seeded(seed), Progress(progress, seconds) as bar:
         bar.phase("running the model")
         joint, gaussian = density_of(guide, args, kwargs)
         num_particles = num_particles or affordable_particles(joint, budget)

@@ -160,7 +160,7 @@ class Training:
                 self._add_to_average()
             if phase == "climb" and self._plateau(budget):
                 budget.land()
-            if len(self.losses) % 20 == 0:
+            if len(self.losses) % 20 == 1:
                 self._show(phase, budget, progress)
         self._keep_best()
 

@@ -17,6 +17,7 @@ from pyro_naf.infer.budget import Budget
 from pyro_naf.infer.diagnostics import growing
 from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.pace import Pace
+from pyro_naf.infer.progress import Progress
 from pyro_naf.infer.refined_guides import is_affordable
 from pyro_naf.infer.refinement import affordable_particles
 from pyro_naf.infer.results import Origin
@@ -146,3 +147,17 @@ def test_a_flow_that_there_is_no_memory_or_time_for_is_told(monkeypatch: Any) ->
     monkeypatch.setattr("pyro_naf.infer.refined_guides._free_memory", lambda _: 2.0**20)
     with pytest.raises(ValueError, match="all 300 latents without a structure needs 0.4 GiB"):
         is_affordable(origin, Budget(10, None))
+
+
+def test_the_bar_names_the_phase_and_the_time_left(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress(is_shown=True, seconds=60.0) as progress:
+        clock.now += 15.0
+        progress.phase("looking for modes")
+        clock.now += 15.0
+        progress.at("climbing", 0.1, {"ELBO": "-3.1"})
+    shown = capsys.readouterr().err
+    assert "refine, looking for modes, 00:45 left:  25%" in shown
+    assert "refine, climbing, 00:30 left:  50%" in shown and "ELBO=-3.1" in shown
+    assert "refine, done: 100%" in shown
