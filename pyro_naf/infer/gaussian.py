@@ -11,12 +11,12 @@ as fixed point.
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
@@ -334,10 +334,12 @@ def match(
 
 
 def free_name(name: str) -> str:
-    """A guide name that the param store does not know yet."""
-    taken = {key.split("$$$")[0].split(".")[0] for key in pyro.get_param_store().keys()}
-    candidates = (name if i == 1 else f"{name}_{i}" for i in range(1, len(taken) + 2))
-    return next(c for c in candidates if c not in taken)
+    """A guide name that no other guide has, in this process or another.
+
+    A guide of the same name would read the weights of this one from Pyro's param store, or this one
+    those of a guide that is loaded, or that was made after the store was cleared.
+    """
+    return f"{name}_{secrets.token_hex(4)}"
 
 
 def raise_for_start(joint: Joint) -> NoReturn:

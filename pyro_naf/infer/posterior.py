@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,9 @@ _PARTICLES, _FEWEST = 5, 20_000
 #: Number of chains that a guide's independent draws are presented as to ArviZ, which expects some.
 _CHAINS = 4
 
+#: Attributes that belong to the model, and stay behind when a result is pickled.
+_OF_THE_MODEL = ("joint", "origin")
+
 #: Number of panels of a picture.
 _PANELS = 8
 
@@ -49,14 +53,25 @@ class Results:
 
     joint: Joint | None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # As guides are pickled without their model, which may be a local function.
+        return {n: None if n in _OF_THE_MODEL else v for n, v in self.__dict__.items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        new = type(self).__new__(type(self))
+        for name, value in self.__dict__.items():
+            shared = name in _OF_THE_MODEL
+            new.__dict__[name] = value if shared else copy.deepcopy(value, memo)
+        return new
+
     def _sample(self, num_samples: int | None, seed: int | None) -> Sample:
         raise NotImplementedError
 
     def _known_joint(self) -> Joint:
         if self.joint is None:
             raise ValueError(
-                f"this {type(self).__name__} does not know its model: load it with the model and "
-                f"its arguments, {type(self).__name__}.load(path, model, *args)"
+                f"this {type(self).__name__} does not know its model, which is not pickled: save "
+                f"it, and load it with {type(self).__name__}.load(path, model, *args)"
             )
         return self.joint
 
@@ -219,7 +234,8 @@ class GuideResults(Results):
         return Sample({name: value[None] for name, value in values.items()}, log_weights)
 
     def _with_deterministic(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return values | pointwise.deterministic(self._known_joint(), values)
+        found = pointwise.deterministic(self._known_joint(), values)
+        return values | {name: value.cpu() for name, value in found.items()}
 
     def draws(self, num_samples: int = _DRAWS, *, seed: int | None = None) -> dict[str, Tensor]:
         """Draws of the guide as it is, site to ``(num_samples, ...)``.

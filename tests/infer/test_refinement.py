@@ -125,14 +125,24 @@ def test_the_fitted_guide_the_model_and_random_generators_are_left_as_they_were(
     store = pyro.get_param_store()
     assert all(torch.equal(store[k], v) for k, v in before.items())
     assert all(store[k].unconstrained().grad is None for k in before)
-    assert {k.split(".")[0] for k in store.keys()} == {
-        "bias",
-        "AutoNormal",
-        "AutoDSFNormal_refined",
-    }
+    names = {k.split(".")[0] for k in store.keys()}
+    assert names == {"bias", "AutoNormal", result.guide._pyro_name}
     again = refine(guide, steps=5, seed=3, progress=False)
     assert again.losses == result.losses and again.elbo == result.elbo
-    assert any(k.startswith("AutoDSFNormal_refined_2.") for k in store.keys())
+    assert result.guide._pyro_name.startswith("AutoDSFNormal_refined_")
+    assert again.guide._pyro_name != result.guide._pyro_name
+
+
+def test_a_result_keeps_its_weights_when_the_param_store_is_cleared_and_used_again() -> None:
+    budget = {"steps": 20, "num_starts": 1, "num_draws": 200, "progress": False}
+    first = refine(banana, seed=0, **budget)
+    before = first.draws(100, seed=0)["y"]
+    pyro.clear_param_store()
+    second = refine(banana, seed=1, **budget)
+    second.guide()
+    assert torch.equal(first.draws(100, seed=0)["y"], before)
+    first.guide()
+    assert torch.equal(first.draws(100, seed=0)["y"], before)
 
 
 @pytest.mark.parametrize("kind", [None, AutoLaplaceApproximation, AutoMultivariateNormal])
