@@ -20,6 +20,7 @@ from pyro.ops.einsum import torch_log
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import _bound_partial
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -105,6 +106,22 @@ def plates_with(indices: Callable[[str, int], Tensor | None]) -> Iterator[None]:
         yield
     finally:
         SubsampleMessenger._subsample = staticmethod(original)
+
+
+@contextmanager
+def without_nan_checks() -> Iterator[None]:
+    """Inside, Pyro does not look for NaN in losses: that is control flow that depends on data."""
+    original = pyro.util.torch_isnan
+    pyro.util.torch_isnan = lambda x: False
+    try:
+        yield
+    finally:
+        pyro.util.torch_isnan = original
+
+
+def handlers_are_active() -> bool:
+    """Whether the caller stands inside effect handlers, which see or change every statement."""
+    return bool(_PYRO_STACK)
 
 
 class _EnumMessenger(EnumMessenger):

@@ -1,6 +1,7 @@
 """Guides for SVI, their refinement, and how good they are."""
 
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
+from .compiled_svi import CompiledSVI
 from .correction import Correction, mcmc_correct
 from .diagnostics import ImportanceDiagnostics, draws, importance_diagnostics, importance_resample
 from .elbos import TraceDReG_ELBO, TraceSTL_ELBO
@@ -12,6 +13,7 @@ __all__ = [
     "AutoDDSFNormal",
     "AutoDSFNormal",
     "AutoFlowNormal",
+    "CompiledSVI",
     "Correction",
     "ForwardKL",
     "ImportanceDiagnostics",
