@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,13 +60,16 @@ class CompiledSVI(SVI):
     What cannot be captured is run by SVI, with a warning that says why, once; :attr:`why_not` holds
     the reason. Such are control flow that depends on values, changes of tensors in place (as in
     BatchNorm), random numbers of NumPy, and hooks on parameters. A loss that is not finite is
-    computed again by SVI, whose errors name the site. At times the graph is compared again.
+    computed again by SVI, whose errors name the site. After 10, 100 and each 1000 steps the graph
+    is compared with SVI again, as it is when the model seems to have exchanged a tensor that is no
+    argument. Inside other effect handlers, and under autocast, steps are SVI's.
 
     :param model: as for SVI, as are ``guide``, ``optim`` and ``loss``.
     :param guide: any guide, Pyro's autoguides included.
     :param optim: a :class:`~pyro.optim.PyroOptim`. Adam, AdamW and ClippedAdam move all parameters
         in one call.
     :param loss: an :class:`~pyro.infer.ELBO` or a function of model, guide and arguments.
+    :param compile: whether captured graphs are compiled, too.
     :param kwargs: further arguments of SVI.
     :ivar why_not: why steps are plain SVI's, or None.
     :raises ValueError: as SVI does, when ``optim`` is no PyroOptim.
@@ -91,9 +96,11 @@ class CompiledSVI(SVI):
         guide: Callable[..., Any],
         optim: pyro.optim.PyroOptim,
         loss: Any,
+        compile: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, guide, optim, loss, **kwargs)
+        self.compile = compile
         self.why_not: str | None = None if is_enabled() else "PYRO_NAF_COMPILE=0"
         self._plans: dict[Any, _Plan] = {}
         self._last: _Plan | None = None
@@ -157,6 +164,7 @@ class CompiledSVI(SVI):
             return super().step(*arguments.args, **arguments.kwargs)
         plan.optimiser.step(grads)
         plan.steps += 1
+        self._compile_beside(plan)
         return _like(plan.losses, found)
 
     def _proof(self, plan: _Plan, arguments: _Arguments) -> Any:
@@ -193,6 +201,7 @@ class CompiledSVI(SVI):
         """Capture the graph, if there is none yet, or else compare it with this step."""
         if plan.graph is None:
             plan.capture(self._function(arguments, params), params, arguments.tensors)
+            self._compile_beside(plan)
             return
         found, grads = plan.graph(arguments.tensors, compiled=False)
         if any(params.get(name) is not p for name, p in plan.graph.params.items()):
@@ -207,6 +216,7 @@ class CompiledSVI(SVI):
                 "the captured graph and SVI disagree: the model or guide changes from step to step "
                 "by something that is no tensor among its arguments; give it as such an argument"
             ) from error
+        plan.holders = plan.count_holders()
 
     def _function(self, arguments: _Arguments, params: dict[str, Tensor]) -> Callable[..., Any]:
         """Losses and gradients from the tensors among the arguments, for a graph."""
@@ -224,6 +234,17 @@ class CompiledSVI(SVI):
                     p.grad = kept[name]
 
         return function
+
+    def _compile_beside(self, plan: _Plan) -> None:
+        """Begin to compile the plan's graph, unless another one is being compiled."""
+        if not self.compile or plan.compiles:
+            return
+        graphs = [other.graph for other in self._plans.values() if other.graph is not None]
+        if any(g.compilation is not None and not g.compilation.has_ended() for g in graphs):
+            return
+        assert plan.graph is not None
+        plan.compiles = True
+        plan.graph.compile()
 
     # --------------------------------------------------------------------------------- plain steps
 
@@ -251,9 +272,9 @@ class CompiledSVI(SVI):
         return plan
 
     def _give_up(self, reason: str) -> None:
-        self.why_not = reason
+        self.why_not = reason.partition("\n")[0]  # Pyro appends the shapes of a trace
         self._plans.clear()
-        warnings.warn(f"CompiledSVI runs as SVI does: {reason}", stacklevel=4)
+        warnings.warn(f"CompiledSVI runs as SVI does: {self.why_not}", stacklevel=4)
 
 
 class _Arguments:
@@ -320,6 +341,10 @@ class _Plan:
         self.optimiser: FusedOptimiser | None = None
         #: Steps of this kind: the first is SVI's alone, the second captures, more prove.
         self.steps = 0
+        #: Whether the graph is compiled, or being compiled.
+        self.compiles = False
+        #: For each tensor of the model's own in the graph, how often Python refers to it.
+        self.holders: list[int] = []
         #: Times that the loss alone agreed with SVI's.
         self.evaluations = 0
         #: A loss, or tuple of losses, as SVI gives it.
@@ -335,7 +360,14 @@ class _Plan:
     def is_due(self) -> bool:
         """Whether the next step is SVI's: to begin with, to capture, or to prove."""
         done = self.steps - 1 - _PROOFS
-        return done <= 0 or done in _AUDITS or done % _AUDITS[-1] == 0
+        if done <= 0 or done in _AUDITS or done % _AUDITS[-1] == 0:
+            return True
+        # Where the model has exchanged a tensor of its own, fewer refer to the former one.
+        return any(map(operator.lt, self.count_holders(), self.holders))
+
+    def count_holders(self) -> list[int]:
+        assert self.graph is not None
+        return list(map(sys.getrefcount, self.graph.constants))
 
     def is_current(self) -> bool:
         """Whether parameters and modules are those that the graph was captured with."""
@@ -358,7 +390,6 @@ class _Plan:
                 raise NotCaptured(f"parameter {name!r} has a hook, which a graph would not call")
         self._training = [module.training for module in self.modules]
         self.graph = StepGraph(function, params, tensors)
-        self.graph.compile()
 
 
 def _distinct(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
