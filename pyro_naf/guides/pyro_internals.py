@@ -24,6 +24,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import Distribution
 
 
 def is_subsample(site: dict[str, Any]) -> bool:
@@ -109,14 +110,21 @@ def plates_with(indices: Callable[[str, int], Tensor | None]) -> Iterator[None]:
 
 
 @contextmanager
-def without_nan_checks() -> Iterator[None]:
-    """Inside, Pyro does not look for NaN in losses: that is control flow that depends on data."""
-    original = pyro.util.torch_isnan
+def without_checks() -> Iterator[None]:
+    """Inside, no loss is searched for NaN, and no value is compared with a support.
+
+    That is control flow that depends on data. ``pyro.validation_enabled(False)`` does not reach
+    distributions that ``expand`` made before.
+    """
+    family: Any = Distribution
+    is_nan, validate = pyro.util.torch_isnan, family._validate_sample
     pyro.util.torch_isnan = lambda x: False
+    family._validate_sample = lambda self, value: None
     try:
-        yield
+        with pyro.validation_enabled(False):
+            yield
     finally:
-        pyro.util.torch_isnan = original
+        pyro.util.torch_isnan, family._validate_sample = is_nan, validate
 
 
 def handlers_are_active() -> bool:

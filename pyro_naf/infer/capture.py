@@ -85,7 +85,7 @@ class Graph:
         if self.worker is None and not self.is_compiled:
             try:
                 self.worker = Compilation(self._code, [self._like, *self.constants])
-            except OSError:  # no process, or no room on disk
+            except (OSError, RuntimeError):  # no process, or no room on disk
                 return
 
     def _switch(self) -> None:

@@ -6,6 +6,7 @@ is loaded in milliseconds and needs no compiler. A compilation that fails leaves
 
 from __future__ import annotations
 
+import functools
 import getpass
 import hashlib
 import math
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LIBRARY = "graph.so"
+_LIBRARY, _CALLS = "graph.so", "graph.json"
 
 #: Settings of the compiler that save half of its time: the instructions that the processor lists
 #: are taken to work without a trial, and headers, 11 s once, are not prepared for later graphs.
@@ -50,7 +51,7 @@ class Compilation:
         self.device = inputs[0].device.type if inputs else "cpu"
         self.library = _folder(code, inputs) / _LIBRARY
         self.process: subprocess.Popen[bytes] | None = None
-        if self.library.exists():
+        if self._is_there():
             return
         work = tempfile.TemporaryDirectory(prefix="pyro-naf-")
         path = Path(work.name) / "graph.pt"
@@ -72,10 +73,16 @@ class Compilation:
         """
         if self.process is not None:
             self._end()
-        if not self.library.exists():
+        if not self._is_there():
             raise RuntimeError("the graph could not be compiled")
         runner: Any = getattr(torch._C._aoti, f"AOTIModelContainerRunner{self.device.title()}")
         return runner(str(self.library), 1).run
+
+    def _is_there(self) -> bool:
+        """Whether there is a library, which no other user has put there."""
+        if not self.library.exists():
+            return False
+        return not hasattr(os, "getuid") or self.library.stat().st_uid == os.getuid()
 
 
 def _end(process: subprocess.Popen[bytes], work: tempfile.TemporaryDirectory[str]) -> None:
@@ -92,11 +99,24 @@ def _kinds(inputs: Sequence[Tensor]) -> list[tuple[Any, ...]]:
 
 def _folder(code: str, inputs: Sequence[Tensor]) -> Path:
     """Where the library of a graph is kept: beside those of torch's own compiler."""
-    machine = (platform.machine(), torch.backends.cpu.get_cpu_capability(), platform.node())
-    what = (code, _kinds(inputs), machine, torch.__version__, torch.get_num_threads())
+    where = (_processor(), torch.__version__, torch.get_num_threads())
+    what = (code, _kinds(inputs), where)
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:32]
     default = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
     return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default) / "pyro_naf" / key
+
+
+@functools.cache
+def _processor() -> str:
+    """The instructions that the processor has, or else its name and that of the machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith(("flags", "Features")):
+            return line
+    return f"{platform.processor()} {platform.node()}"
 
 
 @torch.no_grad()
@@ -130,7 +150,10 @@ def main(path: str, library: str) -> None:
     try:
         _compile(content["code"], content["kinds"], work / _LIBRARY)
         for calls in work.glob("*.wrapper.json"):  # of operators that have no function in C
-            calls.rename(work / f"{Path(_LIBRARY).stem}.json")
+            calls.rename(work / _CALLS)
+        for other in work.iterdir():
+            if other.name not in (_LIBRARY, _CALLS):
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
         # Another process may have been faster: its folder is as good.
         if not target.exists():
             work.rename(target)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import operator
 import random
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,27 +14,17 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI
 from pyro.infer.util import torch_item, zero_grads
-from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
+from torch import Tensor
 
 from ..guides.pyro_internals import handlers_are_active
 from .capture import check_equal
 from .compilation import is_enabled
+from .draw_inputs import NotCaptured
 from .fused import FusedOptimiser
-from .step_graph import NotCaptured, StepGraph
-
-#: Steps in a row on which a new graph must agree with the user's code before it takes over.
-_PROOFS = 3
-
-#: Afterwards the graph is compared again when this many steps are done, and at every multiple of
-#: the last number: a global that the model reads may have been exchanged.
-_AUDITS = (10, 100, 1000)
+from .step_plan import PROOFS, Arguments, Plan, modules_called
 
 #: Different shapes, or values of numbers, among the arguments that are given a graph each.
 _MOST_GRAPHS = 16
-
-#: Arguments that are what they are; all others but tensors may change unseen.
-_CONSTANT = (bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device)
 
 
 class CompiledSVI(SVI):
@@ -102,8 +89,8 @@ class CompiledSVI(SVI):
         super().__init__(model, guide, optim, loss, **kwargs)
         self.compile = compile
         self.why_not: str | None = None if is_enabled() else "PYRO_NAF_COMPILE=0"
-        self._plans: dict[Any, _Plan] = {}
-        self._last: _Plan | None = None
+        self._plans: dict[Any, Plan] = {}
+        self._last: Plan | None = None
 
     @property
     def rung(self) -> str:
@@ -122,6 +109,10 @@ class CompiledSVI(SVI):
         plan = self._last = self._plan(arguments)
         if not plan.is_current():
             plan.forget()
+            plan.forgotten += 1
+            if plan.forgotten >= _MOST_GRAPHS:
+                self._give_up("parameters are exchanged, or modules switched, again and again")
+                return super().step(*args, **kwargs)
         return (self._proof if plan.is_due() else self._quick)(plan, arguments)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -133,7 +124,7 @@ class CompiledSVI(SVI):
         assert plan.graph is not None
         before = _generators()
         found = [float(loss) for loss in plan.graph(arguments.tensors)[0]]
-        if plan.evaluations >= _PROOFS and all(map(math.isfinite, found)):
+        if plan.evaluations >= PROOFS and all(map(math.isfinite, found)):
             return _like(plan.losses, found)
         after = _generators()
         _set_generators(before)
@@ -145,7 +136,7 @@ class CompiledSVI(SVI):
 
     # ------------------------------------------------------------------------------ kinds of steps
 
-    def _quick(self, plan: _Plan, arguments: _Arguments) -> Any:
+    def _quick(self, plan: Plan, arguments: Arguments) -> Any:
         """A step by the graph."""
         assert plan.graph is not None
         if plan.optimiser is None:
@@ -167,10 +158,10 @@ class CompiledSVI(SVI):
         self._compile_beside(plan)
         return _like(plan.losses, found)
 
-    def _proof(self, plan: _Plan, arguments: _Arguments) -> Any:
+    def _proof(self, plan: Plan, arguments: Arguments) -> Any:
         """A step by SVI, and the graph compared with it: the loss, the gradients, the draws."""
         before, foreign = _generators(), _foreign_generators()
-        with _modules_called(plan.modules), poutine.trace(param_only=True) as capture:
+        with modules_called(plan.modules), poutine.trace(param_only=True) as capture:
             loss = self.loss_and_grads(self.model, self.guide, *arguments.args, **arguments.kwargs)
         after = _generators()
         params = _distinct(
@@ -196,14 +187,17 @@ class CompiledSVI(SVI):
         return _like(loss, [torch_item(one) for one in _flat(loss)])
 
     def _compare(
-        self, plan: _Plan, arguments: _Arguments, params: dict[str, Tensor], loss: Any
+        self, plan: Plan, arguments: Arguments, params: dict[str, Tensor], loss: Any
     ) -> None:
         """Capture the graph, if there is none yet, or else compare it with this step."""
         if plan.graph is None:
             plan.capture(self._function(arguments, params), params, arguments.tensors)
             self._compile_beside(plan)
             return
-        found, grads = plan.graph(arguments.tensors, compiled=False)
+        try:
+            found, grads = plan.graph(arguments.tensors, compiled=False)
+        except RuntimeError as error:
+            raise NotCaptured(f"the captured graph fails: {error}") from error
         if any(params.get(name) is not p for name, p in plan.graph.params.items()):
             raise NotCaptured("the parameters are other ones from step to step")
         pairs = zip(_flat(loss), found, strict=True)
@@ -218,7 +212,7 @@ class CompiledSVI(SVI):
             ) from error
         plan.holders = plan.count_holders()
 
-    def _function(self, arguments: _Arguments, params: dict[str, Tensor]) -> Callable[..., Any]:
+    def _function(self, arguments: Arguments, params: dict[str, Tensor]) -> Callable[..., Any]:
         """Losses and gradients from the tensors among the arguments, for a graph."""
 
         def function(tensors: list[Tensor]) -> tuple[list[Any], dict[str, Tensor | None]]:
@@ -235,7 +229,7 @@ class CompiledSVI(SVI):
 
         return function
 
-    def _compile_beside(self, plan: _Plan) -> None:
+    def _compile_beside(self, plan: Plan) -> None:
         """Begin to compile the plan's graph, unless another one is being compiled."""
         if not self.compile or plan.compiles:
             return
@@ -248,19 +242,19 @@ class CompiledSVI(SVI):
 
     # --------------------------------------------------------------------------------- plain steps
 
-    def _arguments(self, args: Any, kwargs: Any) -> _Arguments | None:
+    def _arguments(self, args: Any, kwargs: Any) -> Arguments | None:
         """The arguments, if this step may be one by a graph."""
         if self.why_not is not None or handlers_are_active():
             return None
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             return None
         try:
-            return _Arguments(args, kwargs)
+            return Arguments(args, kwargs)
         except NotCaptured as error:
             self._give_up(str(error))
             return None
 
-    def _plan(self, arguments: _Arguments) -> _Plan:
+    def _plan(self, arguments: Arguments) -> Plan:
         plan = self._plans.get(arguments.key)
         if plan is None:
             if len(self._plans) >= _MOST_GRAPHS:
@@ -268,128 +262,13 @@ class CompiledSVI(SVI):
                     f"the arguments had {_MOST_GRAPHS} different shapes, or values of numbers; "
                     "pad tensors to a common shape, and give numbers that change as tensors"
                 )
-            plan = self._plans[arguments.key] = _Plan()
+            plan = self._plans[arguments.key] = Plan()
         return plan
 
     def _give_up(self, reason: str) -> None:
         self.why_not = reason.partition("\n")[0]  # Pyro appends the shapes of a trace
         self._plans.clear()
         warnings.warn(f"CompiledSVI runs as SVI does: {self.why_not}", stacklevel=4)
-
-
-class _Arguments:
-    """Arguments of a step, in tensors and a key of all else.
-
-    :raises NotCaptured: when one may change without a notice.
-    """
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.args, self.kwargs = args, kwargs
-        self.tensors: list[Tensor] = []
-        if not args and not kwargs:
-            self.key: Any = torch.get_default_dtype()
-            return
-        leaves, self.spec = tree_flatten_with_path((args, kwargs))
-        kinds: list[Any] = []
-        self.leaves: list[Any] = []
-        for path, leaf in leaves:
-            if isinstance(leaf, Tensor):
-                _refuse_tensor(leaf, path)
-                self.tensors.append(leaf)
-                kinds.append((leaf.shape, leaf.dtype, leaf.device))
-            elif leaf is None or isinstance(leaf, _CONSTANT):
-                kinds.append((type(leaf), leaf))
-            elif callable(leaf):
-                kinds.append(leaf)
-            else:
-                raise NotCaptured(
-                    f"argument {_named(path)} is of type {type(leaf).__name__}, which may change "
-                    "unseen; give its contents as tensors"
-                )
-            self.leaves.append(leaf)
-        self.key = (torch.get_default_dtype(), self.spec, *kinds)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with other tensors in place of their own."""
-        if not self.tensors:
-            return self.args, self.kwargs
-        others = iter(tensors)
-        leaves = [next(others) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
-        return tree_unflatten(leaves, self.spec)
-
-
-def _refuse_tensor(tensor: Tensor, path: Any) -> None:
-    if type(tensor) is not Tensor or tensor.requires_grad or tensor.layout != torch.strided:
-        what = "requires a gradient" if tensor.requires_grad else "is no plain dense tensor"
-        raise NotCaptured(f"argument {_named(path)} {what}")
-
-
-def _named(path: tuple[Any, ...]) -> str:
-    """As a user would write it: ``args[0]`` or ``kwargs['y']``."""
-    return ("args", "kwargs")[path[0].idx] + keystr(path[1:])
-
-
-class _Plan:
-    """What is known of steps with arguments of one kind."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin again, by steps of SVI."""
-        self.graph: StepGraph | None = None
-        self.optimiser: FusedOptimiser | None = None
-        #: Steps of this kind: the first is SVI's alone, the second captures, more prove.
-        self.steps = 0
-        #: Whether the graph is compiled, or being compiled.
-        self.compiles = False
-        #: For each tensor of the model's own in the graph, how often Python refers to it.
-        self.holders: list[int] = []
-        #: Times that the loss alone agreed with SVI's.
-        self.evaluations = 0
-        #: A loss, or tuple of losses, as SVI gives it.
-        self.losses: Any = None
-        #: Modules that the model and the guide call.
-        self.modules: list[nn.Module] = []
-        self._training: list[bool] = []
-
-    @property
-    def is_proven(self) -> bool:
-        return self.steps > 1 + _PROOFS
-
-    def is_due(self) -> bool:
-        """Whether the next step is SVI's: to begin with, to capture, or to prove."""
-        done = self.steps - 1 - _PROOFS
-        if done <= 0 or done in _AUDITS or done % _AUDITS[-1] == 0:
-            return True
-        # Where the model has exchanged a tensor of its own, fewer refer to the former one.
-        return any(map(operator.lt, self.count_holders(), self.holders))
-
-    def count_holders(self) -> list[int]:
-        assert self.graph is not None
-        return list(map(sys.getrefcount, self.graph.constants))
-
-    def is_current(self) -> bool:
-        """Whether parameters and modules are those that the graph was captured with."""
-        if self.graph is None:
-            return True
-        store = dict(pyro.get_param_store().named_parameters())
-        for name, p in self.graph.params.items():
-            if store.get(name) is not p or not p.requires_grad or p._backward_hooks:
-                return False
-        return [module.training for module in self.modules] == self._training
-
-    def capture(
-        self, function: Callable[..., Any], params: Mapping[str, Tensor], tensors: list[Tensor]
-    ) -> None:
-        """Capture a graph, and begin to compile it."""
-        if not params:
-            raise NotCaptured("there are no parameters")
-        for name, p in params.items():
-            if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
-                raise NotCaptured(f"parameter {name!r} has a hook, which a graph would not call")
-        self._training = [module.training for module in self.modules]
-        self.graph = StepGraph(function, params, tensors)
 
 
 def _distinct(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -435,18 +314,3 @@ def _foreign_generators() -> tuple[Any, ...]:
     """States of the global generators of Python and of NumPy, to be compared."""
     _, keys, position, *gauss = np.random.get_state(legacy=True)
     return random.getstate(), np.asarray(keys).tobytes(), position, gauss
-
-
-@contextmanager
-def _modules_called(found: list[nn.Module]) -> Iterator[None]:
-    """Collect the modules that are called inside."""
-
-    def note(module: nn.Module, _: Any) -> None:
-        if not any(module is known for known in found):
-            found.append(module)
-
-    handle = nn.modules.module.register_module_forward_pre_hook(note)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import TorchFunctionMode
 
-from ..guides.pyro_internals import without_nan_checks
+from ..guides.pyro_internals import without_checks
 from .capture import check_equal, constants_to_inputs, trace
 from .compilation import Compilation, Compiled
+from .draw_inputs import NotCaptured, functional, without_draws
 from .lanes import FailedFactorsAreNaN
 
 #: Operations of torch in a step that is captured: each takes a millisecond or two to record.
@@ -32,10 +33,6 @@ _MOST_OPERATIONS = 5000
 #: Loss and gradients of the parameters, by name, from the tensors among the arguments. The
 #: gradient is None where nothing depends on the parameter.
 Losses = Callable[[list[Tensor]], tuple[Sequence[Any], Mapping[str, Tensor | None]]]
-
-
-class NotCaptured(RuntimeError):
-    """A step that no graph can stand for; the message says why."""
 
 
 class StepGraph:
@@ -59,8 +56,8 @@ class StepGraph:
         self.constants = constants_to_inputs(module)
         examples = [*self.params.values(), *inputs, *self.constants]
         _refuse_trainable(self.constants)
-        module = _functional(module, examples)
-        self.draw, self.uses, self.module = _without_draws(module, len(examples))
+        module = functional(module, examples)
+        self.draw, self.uses, self.module = without_draws(module, len(examples))
         self.compilation: Compilation | None = None
         self._compiled: Compiled | None = None
 
@@ -94,7 +91,7 @@ class StepGraph:
             try:
                 values = self._values(self._inputs)
                 self.compilation = Compilation(self.module.code, values)
-            except OSError:  # no process, or no room on disk
+            except (OSError, RuntimeError):  # no process, or no room on disk
                 return
 
     def _values(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -130,8 +127,7 @@ class StepGraph:
         try:
             with (
                 warnings.catch_warnings(),
-                pyro.validation_enabled(False),
-                without_nan_checks(),
+                without_checks(),
                 _NoReading(),
                 _Limited(),
             ):
@@ -188,7 +184,20 @@ class _Limited(FailedFactorsAreNaN):
                 f"a step has more than {_MOST_OPERATIONS} operations of torch; put loops over data "
                 "or draws into plates or tensors (vectorize_particles=True)"
             )
+        if torch.Tag.dynamic_output_shape in func.tags and not _has_fixed_shape(func, args):
+            raise NotCaptured(
+                f"the shape of a tensor depends on values ({func.overloadpacket.__name__}) at "
+                f"{_place(None)}; use torch.where, or a mask"
+            )
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _has_fixed_shape(func: Any, args: Any) -> bool:
+    """Whether an operator that may choose entries by values does not: the choice is a constant."""
+    if func is torch.ops.aten.index.Tensor:
+        masks = [t for t in args[1] if t is not None and t.dtype in (torch.bool, torch.uint8)]
+        return not any(_is_followed(t) for t in masks)
+    return not _is_followed(args[0])
 
 
 def _is_followed(tensor: Tensor) -> bool:
@@ -226,146 +235,3 @@ def _refuse_trainable(constants: Sequence[Tensor]) -> None:
                 "of the param store; register it with pyro.param or pyro.module, or call "
                 "requires_grad_(False)"
             )
-
-
-# ------------------------------------------------------------------- graphs and their random draws
-
-
-def _functional(module: fx.GraphModule, examples: Sequence[Tensor]) -> fx.GraphModule:
-    """The graph without writes in place but those that fill a new tensor with draws."""
-    if any(_writes(node) and not _fills(node) for node in module.graph.nodes):
-        with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            copies = [t.detach().clone() for t in examples]
-            module = trace(torch.func.functionalize(module), *copies)
-    for node in module.graph.nodes:
-        if _writes(node) and not _fills(node):
-            written = node.args[0].meta.get("val")
-            shape = "" if written is None else f" of shape {tuple(written.shape)}"
-            raise NotCaptured(
-                f"a tensor{shape} that is there before the step is changed in place "
-                f"({node.target}), as buffers of BatchNorm are"
-            )
-    return module
-
-
-def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and schema.is_mutable
-
-
-def _fills(node: fx.Node) -> bool:
-    """Whether a node fills a tensor that was made for it alone with random numbers."""
-    if not _is_random(node):
-        return False
-    made = node.args[0]
-    return (
-        isinstance(made, fx.Node)
-        and made.op == "call_function"
-        and made.target in _NEW
-        and len(made.users) == 1
-    )
-
-
-_NEW = frozenset(
-    (
-        torch.ops.aten.empty.memory_format,
-        torch.ops.aten.zeros.default,
-        torch.ops.aten.ones.default,
-        torch.ops.aten.empty_like.default,
-        torch.ops.aten.zeros_like.default,
-        torch.ops.aten.ones_like.default,
-        torch.ops.aten.new_empty.default,
-        torch.ops.aten.new_zeros.default,
-    )
-)
-
-
-def _is_random(node: fx.Node) -> bool:
-    tags = getattr(node.target, "tags", ())
-    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in tags
-
-
-def _without_draws(
-    module: fx.GraphModule, num_inputs: int
-) -> tuple[Callable[..., Any], list[int], fx.GraphModule]:
-    """Split a graph into the draws and the rest.
-
-    :return: a function of all inputs that makes the draws, in their order; the numbers of the
-        inputs that the rest uses; and the rest, a graph of these inputs and of the draws.
-    """
-    _forget_values(module.graph)
-    nodes = list(module.graph.nodes)
-    draws = [node for node in nodes if _is_random(node)]
-    draw = _subgraph(nodes, _needed(draws), draws)
-    found = [node for node in nodes if node.op == "output"][0].args[0]
-    needed = _needed([node for node in found if isinstance(node, fx.Node)], stop=set(draws))
-    rest = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    uses = []
-    inputs = [node for node in nodes if node.op == "placeholder"]
-    for i, node in enumerate(inputs):
-        if node in needed:
-            copies[node] = rest.node_copy(node)
-            uses.append(i)
-    for i, node in enumerate(draws):
-        copies[node] = rest.placeholder(f"draw_{i}")
-    for node in nodes:
-        if node in needed and node not in copies:
-            copies[node] = rest.node_copy(node, copies.__getitem__)
-    rest.output([copies[node] for node in found])
-    rest.lint()
-    assert len(inputs) == num_inputs
-    return draw, uses, fx.GraphModule(torch.nn.Module(), rest)
-
-
-def _subgraph(
-    nodes: list[fx.Node], needed: set[fx.Node], outputs: list[fx.Node]
-) -> Callable[..., Any]:
-    """The function of all inputs that computes these outputs."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        if node.op == "placeholder" or node in needed:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output([copies[node] for node in outputs])
-    return fx.GraphModule(torch.nn.Module(), graph)
-
-
-def _needed(outputs: Sequence[fx.Node], stop: Collection[fx.Node] = ()) -> set[fx.Node]:
-    """The nodes that these depend on, themselves included, back to those at which to stop."""
-    needed: set[fx.Node] = set()
-    stack = list(outputs)
-    while stack:
-        node = stack.pop()
-        if node not in needed:
-            needed.add(node)
-            if node not in stop:
-                stack += node.all_input_nodes
-    return needed
-
-
-def _forget_values(graph: fx.Graph) -> None:
-    """New tensors depend on the shape of a tensor, not on its values."""
-    for node in list(graph.nodes):
-        name = _LIKE.get(node.target) if node.op == "call_function" else None
-        made = node.meta.get("val")
-        if name is None or made is None or not made.is_contiguous():
-            continue
-        kwargs = {"dtype": made.dtype, "device": made.device}
-        with graph.inserting_before(node):
-            new = graph.call_function(name, (list(made.shape),), kwargs)
-        new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-
-
-_LIKE = {
-    torch.ops.aten.empty_like.default: torch.ops.aten.empty.memory_format,
-    torch.ops.aten.zeros_like.default: torch.ops.aten.zeros.default,
-    torch.ops.aten.ones_like.default: torch.ops.aten.ones.default,
-    torch.ops.aten.new_empty.default: torch.ops.aten.empty.memory_format,
-    torch.ops.aten.new_zeros.default: torch.ops.aten.zeros.default,
-    torch.ops.aten.new_ones.default: torch.ops.aten.ones.default,
-    torch.ops.aten.rand_like.default: torch.ops.aten.rand.default,
-    torch.ops.aten.randn_like.default: torch.ops.aten.randn.default,
-}

@@ -243,6 +243,34 @@ def test_draws_and_subsamples_are_fresh_in_each_step() -> None:
     assert svi.rung == "captured" and len(set(seen)) == 30
 
 
+def test_distributions_that_were_made_to_validate_are_captured() -> None:
+    prior = dist.Normal(0.0, 1.0).expand([8]).to_event(1)  # it validates for as long as it lives
+
+    def make() -> tuple[Any, Any, Any]:
+        def model() -> None:
+            x = pyro.sample("x", prior)
+            pyro.sample("y", dist.Normal(x, 1.0).to_event(1), obs=Y)
+
+        return model, AutoNormal(model), Trace_ELBO()
+
+    assert by_both(make, twelve()).rung == "captured"
+
+
+def test_an_amortised_flow_takes_each_steps_data_as_its_context() -> None:
+    def make() -> tuple[Any, Any, Any]:
+        def model(y: Tensor) -> None:
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(mu, 1.0).expand(y.shape).to_event(1), obs=y)
+
+        guide = AutoDSFNormal(model, context_fn=lambda y: y, context_dim=4)
+        return model, guide, Trace_ELBO()
+
+    def steps(svi: SVI) -> list[float]:
+        return [svi.step(torch.linspace(-i, i, 4)) for i in range(9)]
+
+    assert by_both(make, steps).rung == "captured"
+
+
 def test_losses_are_evaluated_as_by_svi() -> None:
     def steps(svi: SVI) -> list[float]:
         return [number for _ in range(12) for number in (svi.step(), svi.evaluate_loss())]
@@ -340,6 +368,12 @@ def enumerated() -> tuple[Any, Any]:
     return model, AutoNormal(poutine.block(model, hide=["side"]))
 
 
+def _where_positive(y: Tensor) -> Tensor:
+    y = y.clone()
+    y[y > 0] = y[y > 0].log1p()
+    return y
+
+
 LAYER = nn.BatchNorm1d(1, affine=False)
 
 
@@ -352,6 +386,7 @@ REFUSED: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], Any, str]] = {
     "values": (lambda: with_model(lambda y: y if y.sum() > 0 else -y), Y, "a number .* is read at"),
     "list": (lambda: with_model(lambda y: torch.tensor(y.tolist())), Y, r"\(tolist\) at test_"),
     "numpy": (lambda: with_model(lambda y: torch.as_tensor(np.asarray(y))), Y, "__array__"),
+    "shape": (lambda: with_model(_where_positive), Y, r"shape of a tensor .* \(index\) at test_"),
     "array": (lambda: with_model(torch.as_tensor), Y.numpy(), r"args\[0\] is of type ndarray"),
     "gradient": (lambda: with_model(lambda y: y), Y.clone().requires_grad_(), "a gradient"),
     "numpy's random": (
