@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import fields
 from numbers import Real
 from typing import Any
 
@@ -14,23 +13,28 @@ import torch
 from pyro.distributions.transforms import AffineTransform
 from torch import Tensor, nn
 
-from . import discrete, preparation
-from .architectures import Options, build
+from ..checks import check_integers
+from . import automatic, discrete, preparation
+from .architectures import build, check_options, parse
 from .archive import plain
 from .flow import evaluating
 from .model_file import load_model, save_model
 from .settings import History, Training
-from .training import log_probs, train
+from .sklearn_api import SETTINGS, Estimator, not_fitted
+from .stacked import Stacked
+from .training import log_probs, train, untrained
 
 #: Rows drawn at once by :meth:`FlowDensity.sample`.
 DRAWN = 8192
 
 
-class FlowDensity(nn.Module):
-    r"""A normalizing flow fitted to rows of numbers by maximum likelihood.
+class FlowDensity(Estimator, nn.Module):
+    r"""A density fitted to rows of numbers by maximum likelihood.
 
-    The rows are standardised inside: with means :math:`m` and standard deviations :math:`s` of the
-    columns and the flow's density p,
+    By default it is a mixture of Gaussians and flows, weighted by rows that they were not fitted
+    to (:mod:`pyro_naf.density.automatic`); ``architecture`` names a single flow instead. The rows
+    are standardised inside: with means :math:`m` and standard deviations :math:`s` of the columns
+    and the flow's density p,
 
     .. math:: \log p(x) = \log p\big((x - m) / s\big) - \textstyle\sum_t \log s_t
 
@@ -38,16 +42,19 @@ class FlowDensity(nn.Module):
     are taken; the flow computes in its own, that of torch's default at construction.
 
     scikit-learn takes it for an estimator, whose y is the context: ``clone``, ``Pipeline``,
-    ``cross_val_score`` and ``GridSearchCV`` over architectures and their options work, with what is
-    said to :meth:`fit` in their ``params``.
+    ``cross_val_score`` and ``GridSearchCV`` over any argument work.
 
-    :param input_dim: D >= 1, the number of columns.
+    :param input_dim: D >= 1, the number of columns; by default that of the rows given to fit.
     :param context_dim: width C of a context; p is then the density of x given it.
     :param architecture: a name of :mod:`pyro_naf.density.architectures`.
-    :param overrides: fields of :class:`~pyro_naf.density.architectures.Options`.
+    :param options: fields of :class:`~pyro_naf.density.architectures.Options`, and the arguments of
+        :meth:`fit`, which are then its defaults.
     :raises ValueError: for an unknown architecture or an option out of its range.
+    :raises TypeError: for an unknown option.
 
-    :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`.
+    :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`; its
+        ``comparison`` sets the Gaussian, the best Gaussian mixture, the best flow and the density
+        beside each other.
     :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
     :ivar names: what messages of :meth:`fit` call the rows and the contexts.
     :ivar noise: width of the noise that was added to discrete columns before the fit, by column;
@@ -56,34 +63,35 @@ class FlowDensity(nn.Module):
 
     Source: Huang et al. 2018 [arXiv:1804.00779], section 6.2.
 
-    >>> x = torch.randn(1000, 2).exp()
-    >>> density = FlowDensity(2, architecture="maf-dsf-1", hidden_dims=[16])
-    >>> density = density.fit(x, max_epochs=2, seed=0, progress=False)
+    >>> x = torch.randn(200, 2).exp()
+    >>> density = FlowDensity().fit(x, max_steps=20, seed=0, progress=False)
     >>> density.log_prob(x).shape, density.sample(5).shape
-    (torch.Size([1000]), torch.Size([5, 2]))
+    (torch.Size([200]), torch.Size([5, 2]))
     """
 
     loc: Tensor
     scale: Tensor
     context_loc: Tensor
     context_scale: Tensor
+    like: Tensor
 
     def __init__(
         self,
-        input_dim: int,
+        input_dim: int | None = None,
         context_dim: int = 0,
-        architecture: str = "maf-ddsf-5",
-        **overrides: Any,
+        architecture: str = "auto",
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.flow = build(architecture, input_dim, context_dim, **overrides)
         # As they were given: scikit-learn's clone compares them by identity.
-        self.input_dim, self.context_dim = input_dim, context_dim
-        self.architecture, self.overrides = architecture, overrides
-        # In double precision whatever the flow's: a year is 2020, its hours are 1e-4 of that.
-        for name, width in (("", input_dim), ("context_", context_dim)):
-            self.register_buffer(f"{name}loc", torch.zeros(width, dtype=torch.double))
-            self.register_buffer(f"{name}scale", torch.ones(width, dtype=torch.double))
+        self.input_dim, self.context_dim, self.architecture = input_dim, context_dim, architecture
+        self.settings = {name: options.pop(name) for name in SETTINGS if name in options}
+        self.overrides = options
+        check_options(architecture, options)
+        check_integers(context_dim=(context_dim, 0))
+        self.width = 0
+        self.flow: Any = None
+        self.register_buffer("like", torch.zeros(()), persistent=False)
         self.data_dtype = torch.get_default_dtype()
         self.history: History | None = None
         self.names = ("x", "context")
@@ -91,6 +99,33 @@ class FlowDensity(nn.Module):
         self.context_columns: list[str] | None = None
         self.noise: dict[int, float] = {}
         self.values: dict[int, Tensor] = {}
+        self.parts: list[tuple[str, dict[str, Any]]] = []
+        self._allocate(0, context_dim)
+        if input_dim is not None:
+            self._build(input_dim)
+
+    def _build(self, width: int) -> None:
+        """Makes what depends on the number of columns."""
+        check_integers(input_dim=(width, 1))
+        self._allocate(width, self.context_dim)
+        if parse(self.architecture)[0] != "auto":
+            made = build(self.architecture, width, self.context_dim, **self.overrides)
+            self.flow = made.to(self.like.device, self.dtype)
+
+    def _allocate(self, width: int, context_dim: int) -> None:
+        self.width = width
+        # In double precision whatever the flow's: a year is 2020, its hours are 1e-4 of that.
+        for name, size in (("", width), ("context_", context_dim)):
+            zeros = torch.zeros(size, dtype=torch.double, device=self.like.device)
+            self.register_buffer(f"{name}loc", zeros)
+            self.register_buffer(f"{name}scale", torch.ones_like(zeros))
+
+    def restore_parts(self, parts: list[tuple[str, dict[str, Any]]]) -> None:
+        """Makes the mixture of these architectures, with weights that are to be loaded."""
+        if parts:
+            made = [build(name, self.width, self.context_dim, **kw) for name, kw in parts]
+            self.flow = Stacked(self.width, made, torch.full((len(made),), 1 / len(made)))
+            self.parts = parts
 
     # ------------------------------------------------------------------------------------ fitting
 
@@ -99,49 +134,42 @@ class FlowDensity(nn.Module):
         x: Any,
         context: Any = None,
         *,
-        validation: Any = 0.1,
-        max_epochs: int | None = None,
-        max_seconds: float | None = None,
-        batch_size: int = Training.batch_size,
-        lr: float = Training.lr,
-        seed: int | None = None,
-        progress: bool = True,
+        sample_weight: Any = None,
         on_evaluation: Callable[[dict[str, Any]], None] | None = None,
-        **training: Any,
+        **settings: Any,
     ) -> FlowDensity:
-        """Fits the density to rows, from its present weights, and returns itself.
+        """Fits the density to rows, and returns itself.
 
-        The weights with the best likelihood of the validation rows are kept, also when an exception
-        or Ctrl-C ends the fit. The rows are moved to the module's device.
+        A named architecture goes on from its present weights. The weights with the best likelihood
+        of the validation rows are kept, also when an exception or Ctrl-C ends the fit. The rows are
+        moved to the module's device.
 
         :param x: rows ``(N, D)``, N >= 2.
         :param context: ``(N, C)``, with ``context_dim`` = C.
-        :param validation: the part of the rows that is held out, 0 for none; or such rows, with a
-            context a pair of rows and contexts.
-        :param max_epochs: as in :class:`~pyro_naf.density.settings.Training`, which names the rest
-            and what can be given in ``training`` besides: patience, schedule, polyak, precision,
-            checkpoint, resume, ...
-        :param seed: of the held out rows, the batches and dropout; by default from torch's
-            generator. (The weights were initialised when the module was made.)
+        :param sample_weight: of the rows, ``(N,)``, at least 0; 1 by default.
         :param on_evaluation: called with each entry of ``history.evaluations`` as it is made.
-        :raises TypeError: when the data holds no real numbers.
+        :param settings: fields of :class:`~pyro_naf.density.settings.Training`, and ``validation``:
+            the part of the rows that is held out, by default 0.1, 0 for none; or such rows, with a
+            context a pair of rows and contexts. ("auto" cross-validates up to 4000 rows instead,
+            unless rows are given.) ``seed`` is that of the held out rows, the batches and dropout,
+            by default from torch's generator; weights of a named architecture were initialised when
+            the module was made.
+        :raises TypeError: when the data holds no real numbers, or for an unknown setting.
         :raises ValueError: for another shape, NaN or infinity (counted, rows named), a constant
             column, too few rows, or an argument out of its range.
         :raises RuntimeError: when the likelihood is not finite for 50 steps in a row, or never
             is for the validation rows.
         """
-        options = Training(
-            max_epochs=max_epochs,
-            max_seconds=max_seconds,
-            batch_size=batch_size,
-            lr=lr,
-            seed=int(torch.randint(2**31, ())) if seed is None else seed,
-            progress=progress,
-            **training,
-        )
-        rows = self.checked_rows(x, context, *self.names)
-        whole = rows
-        rows, held_out = self._split(rows, validation, options.seed)
+        given = {**self.settings, **settings}
+        validation = given.pop("validation", SETTINGS["validation"])
+        if given.get("seed") is None:
+            given["seed"] = int(torch.randint(2**31, ()))
+        options = Training(**given)
+        if self.width == 0:
+            self._build(preparation.width_of(x, self.names[0]))
+        rows = whole = self.checked_rows(x, context, *self.names)
+        weight = preparation.as_weight(sample_weight, whole[0])
+        rows, weight, held_out = self._split(rows, weight, validation, options.seed)
         n, taken = len(whole[0]), len(whole[0]) - len(rows[0])
         if n - taken < 2:
             raise ValueError(
@@ -157,25 +185,46 @@ class FlowDensity(nn.Module):
             preparation.warn_of_outliers(t, name, columns)
         self.history = None
         try:
-            self.history = train(
-                self.flow,
-                self._standardised(rows),
-                None if held_out is None else self._standardised(held_out),
-                options,
-                on_evaluation,
-                offset=-float(self.scale.log().sum()),
-                model=self.description(),
-            )
+            self._train(rows, weight, held_out, options, given, on_evaluation)
         finally:
             self.eval()
         return self
+
+    def _train(
+        self,
+        rows: list[Tensor],
+        weight: Tensor | None,
+        held_out: list[Tensor] | None,
+        options: Training,
+        given: dict[str, Any],
+        on_evaluation: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        rows = self._standardised(rows)
+        held_out = None if held_out is None else self._standardised(held_out)
+        offset = -float(self.scale.log().sum())
+        if parse(self.architecture)[0] == "auto":
+            self.flow = None
+            found = automatic.fit(
+                rows, held_out, options, given=given, overrides=self.overrides, weight=weight,
+                offset=offset, on_evaluation=on_evaluation, dtype=self.dtype,
+            )  # fmt: skip
+            self.flow, self.parts, self.history = found.density, found.parts, found.history
+            return
+        model = self.description()
+        self.flow.start(rows[0], rows[1] if len(rows) > 1 else None, weight)
+        if next(self.flow.parameters(), None) is None:
+            self.history = untrained(self.flow, rows, held_out, offset)
+            return
+        self.history = train(
+            self.flow, rows, held_out, options, on_evaluation, offset, model, weight
+        )
 
     def checked_rows(self, x: Any, context: Any, x_name: str, context_name: str) -> list[Tensor]:
         """x and, where there is one, the context: as finite rows, on the module's device.
 
         :raises ValueError: for another shape, NaN or infinity; the names are those given.
         """
-        rows = [preparation.as_rows(x, x_name, self.input_dim, self.loc.device)]
+        rows = [preparation.as_rows(x, x_name, self.width, self.loc.device)]
         self._check_context(context, context_name)
         if context is not None:
             rows.append(
@@ -197,20 +246,29 @@ class FlowDensity(nn.Module):
         return {"architecture": self.architecture, "overrides": plain("options", self.overrides)}
 
     def _split(
-        self, rows: list[Tensor], validation: Any, seed: int
-    ) -> tuple[list[Tensor], list[Tensor] | None]:
-        if validation is None or (isinstance(validation, Real) and validation == 0):
-            return rows, None
-        if not isinstance(validation, Real):
+        self, rows: list[Tensor], weight: Tensor | None, validation: Any, seed: int
+    ) -> tuple[list[Tensor], Tensor | None, list[Tensor] | None]:
+        """Rows to train on, their weights, and rows for validation, if there are any."""
+        if validation is not None and not isinstance(validation, Real):
             x, c = validation if isinstance(validation, tuple) else (validation, None)
-            return rows, self.checked_rows(x, c, "validation", "the context of validation")
-        if not 0 <= float(validation) < 1:
+            held_out = self.checked_rows(x, c, "validation", "the context of validation")
+            return rows, weight, held_out
+        part = float(validation or 0)
+        if not 0 <= part < 1:
             raise ValueError(f"validation must lie in [0, 1), or be rows, got {validation}")
         n = len(rows[0])
-        held_out = max(1, int(float(validation) * n))
+        if self.architecture == "auto":
+            if n <= automatic.CROSS_VALIDATED:
+                return rows, weight, None
+            part = part or SETTINGS["validation"]
+        if part == 0:
+            return rows, weight, None
+        taken = max(1, int(part * n))
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         order = order.to(rows[0].device)
-        return [t[order[held_out:]] for t in rows], [t[order[:held_out]] for t in rows]
+        kept = order[taken:]
+        weight = None if weight is None else weight[kept]
+        return [t[kept] for t in rows], weight, [t[order[:taken]] for t in rows]
 
     def _set_statistics(self, rows: list[Tensor]) -> None:
         loc, scale = preparation.statistics(rows[0], self.names[0], self.columns)
@@ -232,7 +290,7 @@ class FlowDensity(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the flow's weights, in which the flow computes."""
-        return next(self.flow.parameters()).dtype
+        return self.like.dtype
 
     # ------------------------------------------------------------------------------------- scoring
 
@@ -254,20 +312,26 @@ class FlowDensity(nn.Module):
             return self._log_prob(x, context)
 
     def _log_prob(self, x: Any, context: Any) -> Any:
+        flow = self._fitted()
         given = preparation.as_tensor(x, "x")
-        self._check_last(given, "x", self.input_dim)
+        self._check_last(given, "x", self.width)
         c = self._context(context)
         u = ((given.to(self.loc.device) - self.loc) / self.scale).to(self.dtype)
         if isinstance(x, Tensor) and torch.is_grad_enabled():
-            return self._in_data_units(self.flow.log_prob(u, c), given)
+            return self._in_data_units(flow.log_prob(u, c), given)
         batch = u.shape[:-1]
         if c is not None:
             batch = torch.broadcast_shapes(batch, c.shape[:-1])
             c = c.expand(*batch, -1).reshape(-1, self.context_dim)
-        flat = [u.expand(*batch, -1).reshape(-1, self.input_dim), *([] if c is None else [c])]
-        parts = list(log_probs(self.flow, flat)) if len(flat[0]) else [u.new_zeros(0)]
+        flat = [u.expand(*batch, -1).reshape(-1, self.width), *([] if c is None else [c])]
+        parts = list(log_probs(flow, flat)) if len(flat[0]) else [u.new_zeros(0)]
         values = self._in_data_units(torch.cat(parts).view(batch), given)
         return values if isinstance(x, Tensor) else values.cpu().numpy()
+
+    def _fitted(self) -> Any:
+        if self.flow is None:
+            raise not_fitted(type(self).__name__)
+        return self.flow
 
     def _in_data_units(self, log_prob: Tensor, x: Tensor) -> Tensor:
         return (log_prob - self.scale.log().sum()).to(torch.promote_types(x.dtype, self.dtype))
@@ -277,6 +341,7 @@ class FlowDensity(nn.Module):
 
         :raises ValueError: as :meth:`fit`, for shapes and values.
         """
+        self._fitted()
         with torch.no_grad():
             return float(
                 self.log_prob(*self.checked_rows(x, context, "x", "context")).double().mean()
@@ -287,27 +352,11 @@ class FlowDensity(nn.Module):
 
         :raises ValueError: as :meth:`fit`, for shapes and values.
         """
+        self._fitted()
         with torch.no_grad():
             rows = self.checked_rows(x, context, "x", "context")
             values = self.log_prob(*rows).cpu()
         return values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
-
-    # -------------------------------------------------------------------------------- scikit-learn
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """What the density is made of: the arguments of the constructor, all options among them.
-
-        >>> FlowDensity(2, hidden_dims=[16]).get_params()["hidden_dims"]
-        [16]
-        """
-        defaults = {field.name: field.default for field in fields(Options)}
-        return {
-            "input_dim": self.input_dim,
-            "context_dim": self.context_dim,
-            "architecture": self.architecture,
-            **defaults,
-            **self.overrides,
-        }
 
     def set_params(self, **params: Any) -> FlowDensity:
         """Makes the density anew with some of :meth:`get_params` changed: it is no longer fitted.
@@ -320,17 +369,9 @@ class FlowDensity(nn.Module):
         """
         if params:
             device, dtype, training = self.loc.device, self.dtype, self.training
-            made = FlowDensity(**{**self.get_params(), **params}).to(device, dtype)
+            made = FlowDensity(**self._changed(params)).to(device, dtype)
             self.__dict__.update(vars(made.train(training)))
         return self
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import Tags, TargetTags  # type: ignore[import-untyped]
-
-        return Tags("density_estimator", TargetTags(required=False))
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return self.history is not None
 
     # ------------------------------------------------------------------------------------ sampling
 
@@ -343,14 +384,15 @@ class FlowDensity(nn.Module):
         """
         if not isinstance(n, int | np.integer) or n < 0:
             raise ValueError(f"n must be an integer of at least 0, got {n!r}")
+        flow = self._fitted()
         c = self._context(context)
         each = 1 if c is None else max(c.shape[:-1].numel(), 1)
         chunk = max(1, DRAWN // each)
         with evaluating(self):
-            parts = [self.flow.rsample(min(chunk, n - i), c) for i in range(0, n, chunk)]
+            parts = [flow.rsample(min(chunk, n - i), c) for i in range(0, n, chunk)]
         if not parts:
             batch = () if c is None else c.shape[:-1]
-            parts = [self.loc.new_zeros(0, *batch, self.input_dim)]
+            parts = [self.loc.new_zeros(0, *batch, self.width)]
         draws = (self.loc + self.scale * u for u in parts)
         return torch.cat(
             [discrete.quantised(x, self.noise, self.values).to(self.data_dtype) for x in draws]
@@ -361,7 +403,7 @@ class FlowDensity(nn.Module):
 
         :param context: ``(..., C)``, whose batch shape it has.
         """
-        standard = self.flow.distribution(self._context(context))
+        standard = self._fitted().distribution(self._context(context))
         affine = AffineTransform(
             self.loc.to(self.dtype), self.scale.to(self.dtype), event_dim=1, cache_size=1
         )
@@ -407,7 +449,7 @@ class FlowDensity(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> FlowDensity:
         # The moments move with the module, but stay in double precision.
-        exact = dict(self._buffers)
+        exact = {name: t for name, t in self._buffers.items() if name != "like"}
         super()._apply(fn, recurse)
         for name, before in exact.items():
             after = self._buffers[name]

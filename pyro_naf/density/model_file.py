@@ -39,9 +39,10 @@ def save_model(density: FlowDensity, path: str | os.PathLike[str]) -> None:
     content = {
         "kind": "pyro_naf model",
         "version": VERSION,
-        "input_dim": operator.index(density.input_dim),
+        "input_dim": operator.index(density.width),
         "context_dim": operator.index(density.context_dim),
         **density.description(),
+        "parts": [[name, overrides] for name, overrides in density.parts],
         "dtype": str(density.dtype).removeprefix("torch."),
         "data_dtype": str(density.data_dtype).removeprefix("torch."),
         "columns": density.columns,
@@ -76,12 +77,15 @@ def _made(kind: type[Density], content: dict[str, Any]) -> Density:
     if sizes != (len(state["loc"]), len(state["context_loc"])):
         raise ValueError("its sizes differ")
     numbers = sum(t.numel() for t in state.values())
-    layers = parse(content["architecture"])[1]
-    integers = [v for v in content["overrides"].values() if isinstance(v, int)]
+    parts = [(str(name), dict(options)) for name, options in content.get("parts", [])]
+    named = [(content["architecture"], content["overrides"]), *parts]
+    layers = sum(parse(name)[1] for name, _ in named)
+    integers = [v for _, options in named for v in options.values() if isinstance(v, int)]
     if layers > len(state) or max(integers, default=0) > max(numbers, 2**16):
         raise ValueError("its weights are too few")
     with _Limit(64 * numbers + 2**20):
         density = kind(*sizes, content["architecture"], **content["overrides"])
+        density.restore_parts(parts)
     return density.to(DTYPES[content["dtype"]])
 
 
@@ -91,12 +95,12 @@ def _fill(density: FlowDensity, content: dict[str, Any]) -> None:
     if not ((density.scale > 0) & density.scale.isfinite() & density.loc.isfinite()).all():
         raise ValueError("its moments are no numbers")
     density.data_dtype = DTYPES[content["data_dtype"]]
-    density.columns = _names(content["columns"], density.input_dim)
+    density.columns = _names(content["columns"], density.width)
     density.context_columns = _names(content["context_columns"], density.context_dim)
     density.noise = {int(i): float(step) for i, step in content["noise"].items()}
     values = content.get("values", {})  # older files have none
     density.values = {int(i): known.double() for i, known in values.items()}
-    if not {*density.values} <= {*density.noise} <= {*range(density.input_dim)}:
+    if not {*density.values} <= {*density.noise} <= {*range(density.width)}:
         raise ValueError("its discrete columns differ")
     history = content["history"]
     density.history = None if history is None else History(**history)

@@ -35,6 +35,36 @@ def as_rows(value: Any, name: str, width: int, device: torch.device | None = Non
     return rows.to(device) if device is not None else rows
 
 
+def width_of(value: Any, name: str) -> int:
+    """The number of columns of rows ``(N, D)``.
+
+    :raises TypeError: when they hold no real numbers.
+    :raises ValueError: when they have another shape.
+    """
+    rows = as_tensor(value, name)
+    if rows.dim() != 2 or rows.shape[1] == 0:
+        raise ValueError(f"{name} must have shape (N, D), D >= 1, got {tuple(rows.shape)}")
+    return rows.shape[1]
+
+
+def as_weight(value: Any, rows: Tensor) -> Tensor | None:
+    """The weights of rows as a tensor ``(N,)`` on their device; None where there are none.
+
+    :raises ValueError: for another shape, a weight below 0 or not finite, or none above 0.
+    """
+    if value is None:
+        return None
+    weight = as_tensor(value, "sample_weight").detach().double().to(rows.device)
+    if weight.shape != rows.shape[:1]:
+        raise ValueError(
+            f"sample_weight must have shape ({len(rows)},), one weight for each row, got "
+            f"{tuple(weight.shape)}"
+        )
+    if not (weight.isfinite() & (weight >= 0)).all() or not weight.sum() > 0:
+        raise ValueError("sample_weight must be finite, at least 0, and above 0 somewhere")
+    return weight
+
+
 def as_tensor(value: Any, name: str) -> Tensor:
     """A floating-point tensor of an array, a tensor or nested sequences.
 

@@ -18,6 +18,7 @@ import torch
 
 from pyro_naf import cli
 from pyro_naf.density import FlowDensity
+from pyro_naf.density.sklearn_api import SETTINGS
 
 QUICK = [
     "--model", "maf-dsf-1", "--hidden", "16", "--hidden-units", "8", "--steps", "60",
@@ -291,7 +292,7 @@ def test_all_options_of_an_architecture_can_be_said(here: Path) -> None:
         "affine": ("--affine", True), "bins": ("--bins", 5), "bound": ("--bound", 3.0),
         "components": ("--components", 3), "residual": ("--residual", True),
         "linear": ("--linear", "lu"), "activation": ("--activation", "elu"),
-        "dropout": ("--dropout", 0.1), "head_dim": ("--head-dim", 2),
+        "dropout": ("--dropout", 0.1), "head_dim": ("--head-dim", 2), "whiten": ("--whiten", True),
     }  # fmt: skip
     options = [str(a) for pair in said.values() for a in pair if a is not True]
     command = ["fit", "x.npy", "--steps", "5", "--no-progress", *options]
@@ -299,7 +300,8 @@ def test_all_options_of_an_architecture_can_be_said(here: Path) -> None:
     params = FlowDensity.load(here / "out" / "model.pt").get_params()
     expected = {k: value for k, (_, value) in said.items()} | {"hidden_dims": [8, 8]}
     assert {k: params[k] for k in expected} == expected
-    assert set(params) - set(expected) == {"input_dim", "context_dim", "architecture", "kernel"}
+    others = {"input_dim", "context_dim", "architecture", "kernel", "prior_rows", *SETTINGS}
+    assert set(params) - set(expected) == others
 
 
 def test_one_dimension_and_a_vector_work(here: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,11 @@ from .use import mean_and_se
 #: All the files that a fit may write into its folder.
 FILES = ("summary.json", "model.pt", "checkpoint.pt")
 
+#: Options of the training, by their names in Training; None where they were not said.
+SETTINGS = ("batch_size", "lr", "weight_decay", "schedule", "patience", "precision")
+
 #: Options that describe the density, by their names in Options.
-OVERRIDES = [field.name for field in fields(Options) if field.name != "kernel"]
+OVERRIDES = [field.name for field in fields(Options) if field.name not in ("kernel", "prior_rows")]
 
 
 def run_fit(options: argparse.Namespace) -> None:
@@ -44,12 +48,11 @@ def _fit(options: argparse.Namespace) -> None:
     device = inputs.device(options.device or inputs.best_device())
     data = _published(options) if options.dataset else _from_file(options)
     torch.manual_seed(options.seed)
-    chosen = {
-        name: getattr(options, name) for name in OVERRIDES if getattr(options, name) is not None
-    }
+    chosen = _said(options, OVERRIDES)
     density = FlowDensity(data.x.shape[1], data.width, options.model, **chosen).to(device)
-    if density.flow.no_inverse is not None and density.flow.sampling:
-        raise CommandError(density.flow.no_inverse)
+    flow = density.flow
+    if flow is not None and flow.no_inverse is not None and flow.sampling:
+        raise CommandError(flow.no_inverse)
     density.names = options.data or options.dataset, "context"
     density.columns, density.context_columns = data.columns, data.context_columns
     density.noise, density.values = data.noise, data.values
@@ -73,11 +76,7 @@ def _fit(options: argparse.Namespace) -> None:
         max_epochs=options.epochs,
         max_steps=options.steps,
         max_seconds=options.seconds,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        schedule=options.schedule,
-        patience=options.patience,
-        precision=options.precision,
+        **_said(options, SETTINGS),
         seed=options.seed,
         progress=not options.no_progress,
         checkpoint=checkpoint,
@@ -97,6 +96,11 @@ def _fit(options: argparse.Namespace) -> None:
     output.replace(write)
     _print_summary(summary)
     print(f"Written to {output.path}")
+
+
+def _said(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The options of these names that were given."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 class _Data:
@@ -152,7 +156,6 @@ def _from_file(options: argparse.Namespace) -> _Data:
 def _summary(density: FlowDensity, data: _Data, options: argparse.Namespace) -> dict[str, Any]:
     history = density.history
     assert history is not None
-    best = next(e for e in history.evaluations if e["step"] == history.best_step)
     summary: dict[str, Any] = {
         "pyro_naf": pyro_naf.__version__,
         "data": options.data or options.dataset,
@@ -160,11 +163,13 @@ def _summary(density: FlowDensity, data: _Data, options: argparse.Namespace) -> 
         "rows": len(data.x),
         "columns": data.columns or data.x.shape[1],
         "parameters": sum(p.numel() for p in density.parameters()),
-        "validation": best["validation"],
+        "validation": history.best["validation"],
         "steps": history.steps,
         "seconds": history.seconds,
         "skipped": history.skipped,
         "stopped": history.stopped,
+        "comparison": history.comparison,
+        "overfit": history.overfit,
     }
     if data.test is not None:
         mean, se = mean_and_se(density.log_prob(data.test))
@@ -181,6 +186,11 @@ def _summary(density: FlowDensity, data: _Data, options: argparse.Namespace) -> 
 def _print_summary(summary: dict[str, Any]) -> None:
     print(f"{summary['model']}, {summary['parameters']:,} parameters")
     print(f"{summary['steps']} steps in {summary['seconds']:.0f} s, {summary['skipped']} skipped")
+    for row in summary["comparison"]:
+        error = "" if row["2se"] is None else f" ± {row['2se']:.3f}"
+        print(f"{row['name']:>14}: {row['mean']:.3f}{error} nats (2 s.e.), held out")
+    if summary["overfit"]:
+        print(summary["overfit"])
     if summary["validation"] is not None:
         print(f"validation log-likelihood {summary['validation']:.4f} nats")
     if "test" in summary:

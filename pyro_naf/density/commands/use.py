@@ -54,7 +54,7 @@ def run_sample(options: argparse.Namespace) -> None:
             each = context.to(rows).expand(options.n, -1, -1)
             rows = torch.cat([each, rows], -1).transpose(0, 1).flatten(0, 1)
             known = density.context_columns or [f"c{i}" for i in range(density.context_dim)]
-            names = [*known, *(density.columns or [f"x{i}" for i in range(density.input_dim)])]
+            names = [*known, *(density.columns or [f"x{i}" for i in range(density.width)])]
         files.write_table(options.output, rows.numpy(), names)
         print(f"{len(rows)} rows written to {options.output}")
 
