@@ -140,7 +140,7 @@ def fit(
     given: dict[str, Any],
     overrides: dict[str, Any],
     weight: Tensor | None = None,
-    offset: float = 0.0,
+    shift: Tensor | None = None,
     on_evaluation: Callable[[dict[str, Any]], None] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Fitted:
@@ -152,11 +152,12 @@ def fit(
     :param given: fields of :class:`Training` that the user chose, for all flows.
     :param overrides: options of an architecture that the user chose, for all flows.
     :param weight: of the rows, ``(N,)``; 1 by default.
-    :param offset: added to all log-likelihoods that are reported.
+    :param shift: added to the log-densities of the rows left out, in their order, when they are
+        reported; a single number is that of all rows.
     :raises RuntimeError: as :func:`~pyro_naf.density.training.train`.
     """
     with seeded(training.seed):
-        search = _Search(rows, held_out, training, given, overrides, weight, offset, dtype)
+        search = _Search(rows, held_out, training, given, overrides, weight, shift, dtype)
         search.run(on_evaluation)
         return search.result()
 
@@ -172,18 +173,20 @@ class _Search:
         given: dict[str, Any],
         overrides: dict[str, Any],
         weight: Tensor | None,
-        offset: float,
+        shift: Tensor | None,
         dtype: torch.dtype,
     ) -> None:
         self.rows, self.held_out, self.training = rows, held_out, training
         self.given, self.overrides, self.weight = given, overrides, weight
-        self.offset, self.dtype, self.device = offset, dtype, rows[0].device
+        self.dtype, self.device = dtype, rows[0].device
         n, dim = rows[0].shape
         width = rows[1].shape[1] if len(rows) > 1 else 0
         self.tried = candidates(n, dim, width, held_out is None)
         self.folds = 1 if held_out is not None or n < FEW_ROWS else FOLDS
         self.fold = torch.randperm(n, device=self.device) % self.folds
         self.left_out = n if held_out is None else len(held_out[0])
+        self.shift = torch.zeros(1).double() if shift is None else shift.double().cpu()
+        self.offset = float(self.shift.mean())
         self.log_probs = torch.full((self.left_out, len(self.tried)), -math.inf).double()
         self.parts: dict[tuple[int, int], NormalizingFlow] = {}
         self.history, self.start = History(), time.monotonic()
@@ -308,7 +311,7 @@ class _Search:
         """Completes the history: the comparison, and the mixture as its last evaluation."""
         history = self.history
         history.seconds = time.monotonic() - self.start
-        value = float(total.mean()) + self.offset
+        value = float((total + self.shift).mean())
         last = {"step": history.steps, "epoch": 0.0, "seconds": history.seconds, "lr": 0.0}
         if history.evaluations:
             last["epoch"] = history.evaluations[-1]["epoch"]
@@ -328,8 +331,9 @@ class _Search:
         history.overfit = _sentence(self.overfit)
 
     def compared(self, name: str, values: Tensor) -> dict[str, Any]:
+        values = values + self.shift
         error = 2 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
-        return {"name": name, "mean": float(values.mean()) + self.offset, "2se": error}
+        return {"name": name, "mean": float(values.mean()), "2se": error}
 
 
 def _drop(history: History) -> tuple[float, float]:
@@ -345,5 +349,5 @@ def _sentence(drops: list[tuple[float, float]]) -> str | None:
         return None
     return (
         f"{len(fallen)} of {len(drops)} flows began to overfit before training ended: the "
-        f"validation log-likelihood fell by up to {max(fallen):.2f} nats; the best weights were kept"
+        f"validation log-likelihood fell by up to {max(fallen):.2f} nats; the best were kept"
     )

@@ -1,7 +1,9 @@
-"""FlowDensity: a density estimator for rows of numbers."""
+"""FlowDensity: a density estimator for rows of numbers, and for tables."""
 
 from __future__ import annotations
 
+import math
+import operator
 import os
 from collections.abc import Callable
 from numbers import Real
@@ -14,11 +16,14 @@ from pyro.distributions.transforms import AffineTransform
 from torch import Tensor, nn
 
 from ..checks import check_integers
-from . import automatic, discrete, preparation
+from . import automatic, discrete, kinds, preparation, tables
 from .architectures import build, check_options, parse
 from .archive import plain
+from .classes import SoftmaxHead
+from .columns import Column, Encoded, Schema, ToData
 from .flow import evaluating
 from .model_file import load_model, save_model
+from .modelled import Modelled, Moments, joined
 from .settings import History, Training
 from .sklearn_api import SETTINGS, Estimator, not_fitted
 from .stacked import Stacked
@@ -26,6 +31,9 @@ from .training import log_probs, train, untrained
 
 #: Rows drawn at once by :meth:`FlowDensity.sample`.
 DRAWN = 8192
+
+#: Part of the rows that decides when the softmax of classes has learnt enough.
+CLASSES_VALIDATION = 0.2
 
 
 class FlowDensity(Estimator, nn.Module):
@@ -91,40 +99,51 @@ class FlowDensity(Estimator, nn.Module):
         check_integers(context_dim=(context_dim, 0))
         self.width = 0
         self.flow: Any = None
+        self.head: Any = None
+        self.schema = Schema([])
         self.register_buffer("like", torch.zeros(()), persistent=False)
         self.data_dtype = torch.get_default_dtype()
         self.history: History | None = None
+        self.note: str | None = None
         self.names = ("x", "context")
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
         self.noise: dict[int, float] = {}
         self.values: dict[int, Tensor] = {}
         self.parts: list[tuple[str, dict[str, Any]]] = []
-        self._allocate(0, context_dim)
+        self.from_table = False
         if input_dim is not None:
-            self._build(input_dim)
+            check_integers(input_dim=(input_dim, 1))
+        self.build_for(Schema([Column()] * operator.index(input_dim or 0)))
 
-    def _build(self, width: int) -> None:
-        """Makes what depends on the number of columns."""
-        check_integers(input_dim=(width, 1))
-        self._allocate(width, self.context_dim)
-        if parse(self.architecture)[0] != "auto":
-            made = build(self.architecture, width, self.context_dim, **self.overrides)
-            self.flow = made.to(self.like.device, self.dtype)
-
-    def _allocate(self, width: int, context_dim: int) -> None:
-        self.width = width
+    def build_for(self, schema: Schema) -> None:
+        """Makes what depends on the columns; what there is stays where it fits them."""
+        before, self.schema, self.width = self.schema, schema, len(schema.columns)
+        if self.width and (len(before.real), before.sizes) == (len(schema.real), schema.sizes):
+            return
         # In double precision whatever the flow's: a year is 2020, its hours are 1e-4 of that.
-        for name, size in (("", width), ("context_", context_dim)):
+        for name, size in (("", len(schema.real)), ("context_", self.context_dim)):
             zeros = torch.zeros(size, dtype=torch.double, device=self.like.device)
             self.register_buffer(f"{name}loc", zeros)
             self.register_buffer(f"{name}scale", torch.ones_like(zeros))
+        self.flow = self.head = None
+        if schema.sizes:
+            self.head = SoftmaxHead(schema.sizes, self.context_dim).to(self.like)
+        if parse(self.architecture)[0] != "auto" and schema.real:
+            made = build(self.architecture, len(schema.real), self._given, **self.overrides)
+            self.flow = made.to(self.like)
+
+    @property
+    def _given(self) -> int:
+        """Width of what the flow is conditioned on: the context, and the classes."""
+        return self.context_dim + sum(self.schema.sizes)
 
     def restore_parts(self, parts: list[tuple[str, dict[str, Any]]]) -> None:
         """Makes the mixture of these architectures, with weights that are to be loaded."""
         if parts:
-            made = [build(name, self.width, self.context_dim, **kw) for name, kw in parts]
-            self.flow = Stacked(self.width, made, torch.full((len(made),), 1 / len(made)))
+            dim = len(self.schema.real)
+            made = [build(name, dim, self._given, **kw) for name, kw in parts]
+            self.flow = Stacked(dim, made, torch.full((len(made),), 1 / len(made)))
             self.parts = parts
 
     # ------------------------------------------------------------------------------------ fitting
@@ -133,8 +152,9 @@ class FlowDensity(Estimator, nn.Module):
         self,
         x: Any,
         context: Any = None,
-        *,
         sample_weight: Any = None,
+        *,
+        y: Any = None,
         on_evaluation: Callable[[dict[str, Any]], None] | None = None,
         **settings: Any,
     ) -> FlowDensity:
@@ -145,7 +165,9 @@ class FlowDensity(Estimator, nn.Module):
         moved to the module's device.
 
         :param x: rows ``(N, D)``, N >= 2.
-        :param context: ``(N, C)``, with ``context_dim`` = C.
+        :param context: ``(N, C)``, with ``context_dim`` = C; ``(N,)`` where C = 1. Labels ``(N,)``
+            are not looked at where C = 0, as in scikit-learn's unsupervised estimators.
+        :param y: another name of the context, that of scikit-learn.
         :param sample_weight: of the rows, ``(N,)``, at least 0; 1 by default.
         :param on_evaluation: called with each entry of ``history.evaluations`` as it is made.
         :param settings: fields of :class:`~pyro_naf.density.settings.Training`, and ``validation``:
@@ -162,69 +184,153 @@ class FlowDensity(Estimator, nn.Module):
         """
         given = {**self.settings, **settings}
         validation = given.pop("validation", SETTINGS["validation"])
+        said = given.pop("columns", None)
         if given.get("seed") is None:
             given["seed"] = int(torch.randint(2**31, ()))
         options = Training(**given)
-        if self.width == 0:
-            self._build(preparation.width_of(x, self.names[0]))
-        rows = whole = self.checked_rows(x, context, *self.names)
+        context = preparation.as_context(context if y is None else y, self.context_dim)
+        self._find_columns(x, said)
+        whole = self.checked_rows(x, context, *self.names)
         weight = preparation.as_weight(sample_weight, whole[0])
+        real = self._real_parts(whole[0])
+        near = preparation.near_rows(real) if isinstance(validation, Real | None) else None
+        rows = whole if near is None else [t[near] for t in whole]
+        weight = weight if near is None or weight is None else weight[near]
         rows, weight, held_out = self._split(rows, weight, validation, options.seed)
-        n, taken = len(whole[0]), len(whole[0]) - len(rows[0])
-        if n - taken < 2:
+        n, taken = len(whole[0]), len(held_out[0]) if held_out is not None else 0
+        if len(rows[0]) < 2:
             raise ValueError(
                 f"{self.names[0]} must have at least 2 rows to train on, got {n} "
                 + ("rows" if n > 1 else "row")
                 + (f", of which {taken} held out for validation" if taken else "")
+                + f" (n_samples={n})"
             )
         self.data_dtype = whole[0].dtype
-        self._set_statistics(rows)
-        preparation.warn_of_atoms(whole[0], self.names[0], self.columns)
-        named = zip(whole, self.names, (self.columns, self.context_columns), strict=False)
-        for t, name, columns in named:
-            preparation.warn_of_outliers(t, name, columns)
+        noise = torch.Generator().manual_seed(options.seed)
+        modelled = Modelled.of(self.schema, rows, noise)
+        self._set_statistics(modelled)
+        self._warn(whole, real, left_out=near is not None)
         self.history = None
         try:
-            self._train(rows, weight, held_out, options, given, on_evaluation)
+            validated = None if held_out is None else Modelled.of(self.schema, held_out, noise)
+            self._train(modelled, weight, validated, options, given, on_evaluation)
         finally:
             self.eval()
         return self
 
+    def _find_columns(self, x: Any, said: Any) -> None:
+        """Learns the schema from rows: what the columns are called, and of which kinds."""
+        name, table = self.names[0], tables.matrix(x, self.names[0])
+        self.from_table = table.names is not None
+        if table.names is not None:
+            self.columns = table.names
+        width = self.width if self.input_dim is not None else preparation.width_of(table.rows, name)
+        rows = preparation.as_rows(table.rows, name, width)
+        if len(rows) == 0:
+            raise ValueError(f"{name} must have rows, got none")
+        preparation.check_finite(rows, name)
+        schema = kinds.infer(rows, self.columns, said, table.columns, name, table.whole)
+        self.note = kinds.described(schema, said, self.columns)
+        self.build_for(schema)
+
+    def _set_statistics(self, rows: Modelled) -> None:
+        names = [self.schema.called(i) for i in self.schema.real]
+        loc, scale = preparation.statistics(rows.real, self.names[0], names)
+        self.loc.copy_(loc)
+        self.scale.copy_(scale)
+        if rows.context is not None:
+            loc, scale = preparation.context_statistics(
+                rows.context, self.names[1], self.context_columns
+            )
+            self.context_loc.copy_(loc)
+            self.context_scale.copy_(scale)
+
+    @property
+    def _moments(self) -> Moments:
+        return Moments(self.loc, self.scale, self.context_loc, self.context_scale)
+
     def _train(
         self,
-        rows: list[Tensor],
+        rows: Modelled,
         weight: Tensor | None,
-        held_out: list[Tensor] | None,
+        held_out: Modelled | None,
         options: Training,
         given: dict[str, Any],
         on_evaluation: Callable[[dict[str, Any]], None] | None,
     ) -> None:
-        rows = self._standardised(rows)
-        held_out = None if held_out is None else self._standardised(held_out)
-        offset = -float(self.scale.log().sum())
+        if self.head is not None:
+            self.history = self._train_classes(rows, weight, held_out, options)
+        if not self.schema.real:
+            return
+        data = self._moments.standardised(rows, self.schema, self.dtype)
+        validation = None
+        if held_out is not None:
+            validation = self._moments.standardised(held_out, self.schema, self.dtype)
+        shift = self._shift(rows if held_out is None else held_out)
         if parse(self.architecture)[0] == "auto":
             self.flow = None
             found = automatic.fit(
-                rows, held_out, options, given=given, overrides=self.overrides, weight=weight,
-                offset=offset, on_evaluation=on_evaluation, dtype=self.dtype,
+                data, validation, options, given=given, overrides=self.overrides, weight=weight,
+                shift=shift, on_evaluation=on_evaluation, dtype=self.dtype,
             )  # fmt: skip
             self.flow, self.parts, self.history = found.density, found.parts, found.history
             return
-        model = self.description()
-        self.flow.start(rows[0], rows[1] if len(rows) > 1 else None, weight)
+        offset, model = float(shift.mean()), self.description()
+        self.flow.start(data[0], data[1] if len(data) > 1 else None, weight)
         if next(self.flow.parameters(), None) is None:
-            self.history = untrained(self.flow, rows, held_out, offset)
+            self.history = untrained(self.flow, data, validation, offset)
             return
         self.history = train(
-            self.flow, rows, held_out, options, on_evaluation, offset, model, weight
+            self.flow, data, validation, options, on_evaluation, offset, model, weight
         )
+
+    @torch.no_grad()
+    def _shift(self, rows: Modelled) -> Tensor:
+        """What rows add to the flow's log-density, ``(N,)``: slopes, and classes."""
+        shift = rows.log_slope.double() - self.scale.log().sum()
+        if self.head is None:
+            return shift
+        context = self._moments.context(rows.context, self.dtype)
+        return shift + self.head.log_prob(rows.codes, context)
+
+    def _train_classes(
+        self, rows: Modelled, weight: Tensor | None, held_out: Modelled | None, options: Training
+    ) -> History:
+        """Trains the softmax of the classes, until rows left out say that it has learnt enough."""
+        if held_out is None:
+            generator = torch.Generator().manual_seed(options.seed)
+            out = torch.rand(len(rows), generator=generator) < CLASSES_VALIDATION
+            out = out.to(rows.real.device)
+            if 0 < int(out.sum()) < len(out):
+                rows, held_out = rows[~out], rows[out]
+                weight = None if weight is None else weight[~out]
+        parts = [
+            [t for t in (part.codes.to(self.dtype), self._moments.context(part.context, self.dtype))
+             if t is not None]
+            for part in (rows, held_out) if part is not None
+        ]  # fmt: skip
+        self.head.start(rows.codes, weight)
+        limit = None if options.max_seconds is None else 0.1 * options.max_seconds
+        training = Training(
+            max_steps=1000, max_seconds=limit, batch_size=256, lr=1e-2, weight_decay=1e-2,
+            patience=20, evaluate_every=10, polyak=0.9, seed=options.seed, progress=False,
+        )  # fmt: skip
+        validation = parts[1] if len(parts) > 1 else None
+        return train(self.head, parts[0], validation, training, weight=weight)
 
     def checked_rows(self, x: Any, context: Any, x_name: str, context_name: str) -> list[Tensor]:
         """x and, where there is one, the context: as finite rows, on the module's device.
 
         :raises ValueError: for another shape, NaN or infinity; the names are those given.
         """
-        rows = [preparation.as_rows(x, x_name, self.width, self.loc.device)]
+        table = tables.matrix(x, x_name, self.schema if self.width else None)
+        shape = tuple(table.rows.shape)
+        if len(shape) == 2 and shape[1] != self.width:
+            raise ValueError(
+                f"{x_name} must have shape (N, {self.width}), got {shape}: X has {shape[1]} "
+                f"features, but {type(self).__name__} is expecting {self.width} features as input"
+            )
+        rows = [preparation.as_rows(table.rows, x_name, self.width, self.loc.device)]
         self._check_context(context, context_name)
         if context is not None:
             rows.append(
@@ -240,6 +346,29 @@ class FlowDensity(Estimator, nn.Module):
         for t, name in zip(rows, (x_name, context_name), strict=False):
             preparation.check_finite(t, name)
         return rows
+
+    def _real_parts(self, rows: Tensor) -> Tensor:
+        """The columns of real numbers ``(N, D)``, integers in the middle of their steps.
+
+        :raises ValueError: where a column has no density.
+        """
+        middle = rows.new_full((len(rows), len(self.schema.integers)), 0.5).double()
+        found = self.schema.encode(rows, middle)
+        if not found.inside.all():
+            at = preparation.listed("row", (~found.inside).nonzero().squeeze(1).tolist())
+            raise ValueError(f"{self.names[0]} lies outside the bounds of its columns in {at}")
+        return found.real
+
+    def _warn(self, rows: list[Tensor], real: Tensor, left_out: bool) -> None:
+        """Warns of what a density does badly with: atoms, outliers, dependence."""
+        called = [self.schema.called(i) for i in range(self.width)]
+        plain = [i for i in self.schema.real if i not in self.schema.integers]
+        preparation.warn_of_atoms(rows[0], self.names[0], called, plain)
+        named = [called[i] for i in self.schema.real]
+        preparation.warn_of_outliers(real, self.names[0], named, left_out)
+        if len(rows) > 1:
+            preparation.warn_of_outliers(rows[1], self.names[1], self.context_columns)
+        preparation.warn_of_dependence(real, self.names[0], named)
 
     def description(self) -> dict[str, Any]:
         """The architecture and its options, of Python's own types."""
@@ -270,23 +399,6 @@ class FlowDensity(Estimator, nn.Module):
         weight = None if weight is None else weight[kept]
         return [t[kept] for t in rows], weight, [t[order[:taken]] for t in rows]
 
-    def _set_statistics(self, rows: list[Tensor]) -> None:
-        loc, scale = preparation.statistics(rows[0], self.names[0], self.columns)
-        self.loc.copy_(loc)
-        self.scale.copy_(scale)
-        if len(rows) > 1:
-            loc, scale = preparation.context_statistics(
-                rows[1], self.names[1], self.context_columns
-            )
-            self.context_loc.copy_(loc)
-            self.context_scale.copy_(scale)
-
-    def _standardised(self, rows: list[Tensor]) -> list[Tensor]:
-        moments = ((self.loc, self.scale), (self.context_loc, self.context_scale))
-        return [
-            preparation.standardised(t, *m, self.dtype) for t, m in zip(rows, moments, strict=False)
-        ]
-
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the flow's weights, in which the flow computes."""
@@ -312,36 +424,61 @@ class FlowDensity(Estimator, nn.Module):
             return self._log_prob(x, context)
 
     def _log_prob(self, x: Any, context: Any) -> Any:
-        flow = self._fitted()
-        given = preparation.as_tensor(x, "x")
+        self._fitted()
+        given = tables.matrix(x, "x", self.schema).rows
         self._check_last(given, "x", self.width)
         c = self._context(context)
-        u = ((given.to(self.loc.device) - self.loc) / self.scale).to(self.dtype)
-        if isinstance(x, Tensor) and torch.is_grad_enabled():
-            return self._in_data_units(flow.log_prob(u, c), given)
+        with_gradient = isinstance(x, Tensor) and torch.is_grad_enabled()
+        rows = given.to(self.loc.device)
+        if not self.schema.integers:
+            values = self._encoded_log_prob(self.schema.encode(rows), c, with_gradient)
+        else:
+            noise = self.schema.noise(rows.device)
+            each = [
+                self._encoded_log_prob(
+                    self.schema.encode(rows, u.expand(*rows.shape[:-1], -1)), c, with_gradient
+                )
+                for u in noise
+            ]
+            mean = torch.stack(each).logsumexp(0) - math.log(len(noise))
+            values = mean + self.schema.log_steps
+        values = values.to(torch.promote_types(given.dtype, self.dtype))
+        return values if isinstance(x, Tensor) else values.detach().cpu().numpy()
+
+    def _encoded_log_prob(self, rows: Encoded, c: Tensor | None, with_gradient: bool) -> Tensor:
+        """The log-density ``(...)`` of encoded rows, in the units of the data."""
+        u = ((rows.real - self.loc) / self.scale).to(self.dtype)
+        total = rows.log_slope - self.scale.log().sum()
+        if self.head is not None:
+            total = total + self.head.log_prob(rows.codes, c)
+        given = joined(c, rows.codes, self.schema, self.dtype)
+        if self.schema.real:
+            density = self._flow_log_prob if not with_gradient else self.flow.log_prob
+            total = density(u, given) + total
+        return torch.where(rows.inside, total, -math.inf)
+
+    def _flow_log_prob(self, u: Tensor, given: Tensor | None) -> Tensor:
+        """The flow's log-density ``(...)``, in chunks that fit the memory."""
         batch = u.shape[:-1]
-        if c is not None:
-            batch = torch.broadcast_shapes(batch, c.shape[:-1])
-            c = c.expand(*batch, -1).reshape(-1, self.context_dim)
-        flat = [u.expand(*batch, -1).reshape(-1, self.width), *([] if c is None else [c])]
-        parts = list(log_probs(flow, flat)) if len(flat[0]) else [u.new_zeros(0)]
-        values = self._in_data_units(torch.cat(parts).view(batch), given)
-        return values if isinstance(x, Tensor) else values.cpu().numpy()
+        if given is not None:
+            batch = torch.broadcast_shapes(batch, given.shape[:-1])
+            given = given.expand(*batch, -1).reshape(-1, given.shape[-1])
+        flat = [u.expand(*batch, -1).reshape(-1, u.shape[-1]), *([] if given is None else [given])]
+        parts = list(log_probs(self.flow, flat)) if len(flat[0]) else [u.new_zeros(0)]
+        return torch.cat(parts).view(batch)
 
-    def _fitted(self) -> Any:
-        if self.flow is None:
+    def _fitted(self) -> None:
+        """Raises where there is nothing yet that could be evaluated."""
+        if self.width == 0 or (self.schema.real and self.flow is None):
             raise not_fitted(type(self).__name__)
-        return self.flow
 
-    def _in_data_units(self, log_prob: Tensor, x: Tensor) -> Tensor:
-        return (log_prob - self.scale.log().sum()).to(torch.promote_types(x.dtype, self.dtype))
-
-    def score(self, x: Any, context: Any = None) -> float:
+    def score(self, x: Any, context: Any = None, *, y: Any = None) -> float:
         """The mean log-density of rows ``(N, D)`` in nats.
 
         :raises ValueError: as :meth:`fit`, for shapes and values.
         """
         self._fitted()
+        context = preparation.as_context(context if y is None else y, self.context_dim)
         with torch.no_grad():
             return float(
                 self.log_prob(*self.checked_rows(x, context, "x", "context")).double().mean()
@@ -353,6 +490,7 @@ class FlowDensity(Estimator, nn.Module):
         :raises ValueError: as :meth:`fit`, for shapes and values.
         """
         self._fitted()
+        context = preparation.as_context(context, self.context_dim)
         with torch.no_grad():
             rows = self.checked_rows(x, context, "x", "context")
             values = self.log_prob(*rows).cpu()
@@ -376,38 +514,63 @@ class FlowDensity(Estimator, nn.Module):
     # ------------------------------------------------------------------------------------ sampling
 
     @torch.no_grad()
-    def sample(self, n: int, context: Any = None) -> Tensor:
-        """n draws ``(n, ..., D)``, of the dtype of the data, on the module's device.
+    def sample(self, n: int, context: Any = None, *, as_table: bool | None = None) -> Any:
+        """n draws ``(n, ..., P)``, a tensor of the dtype of the data on the module's device.
+
+        Text is given by its place among ``schema.columns[i].values``.
 
         :param context: ``(..., C)``: n draws for each.
+        :param as_table: draws as a pandas DataFrame, with text, dates and booleans; by default
+            where the density was fitted to a table with names that holds any of these.
         :raises NotImplementedError: for an architecture that cannot be drawn from (bnaf).
         """
         if not isinstance(n, int | np.integer) or n < 0:
             raise ValueError(f"n must be an integer of at least 0, got {n!r}")
-        flow = self._fitted()
+        self._fitted()
         c = self._context(context)
-        each = 1 if c is None else max(c.shape[:-1].numel(), 1)
-        chunk = max(1, DRAWN // each)
+        batch = torch.Size([]) if c is None else c.shape[:-1]
+        chunk = max(1, DRAWN // max(batch.numel(), 1))
         with evaluating(self):
-            parts = [flow.rsample(min(chunk, n - i), c) for i in range(0, n, chunk)]
-        if not parts:
-            batch = () if c is None else c.shape[:-1]
-            parts = [self.loc.new_zeros(0, *batch, self.width)]
-        draws = (self.loc + self.scale * u for u in parts)
-        return torch.cat(
-            [discrete.quantised(x, self.noise, self.values).to(self.data_dtype) for x in draws]
-        )
+            parts = [self._draw(min(chunk, n - i), c, batch) for i in range(0, n, chunk)]
+        empty = self.loc.new_zeros(0, *batch, self.width)
+        rows = torch.cat([part.to(self.data_dtype) for part in parts] or [empty])
+        told = any(c.kind in ("categorical", "boolean", "date") for c in self.schema.columns)
+        if as_table or (as_table is None and self.from_table and told and not batch):
+            return tables.as_frame(rows, self.schema)
+        return rows
+
+    def _draw(self, n: int, c: Tensor | None, batch: torch.Size) -> Tensor:
+        if self.head is None:
+            real = self.loc + self.scale * self.flow.rsample(n, c)
+            codes = torch.zeros(*real.shape[:-1], 0, dtype=torch.long, device=real.device)
+        else:
+            rows = n * batch.numel()
+            flat = None if c is None else c.expand(n, *batch, -1).reshape(rows, -1)
+            codes = self.head.sample(rows, flat)
+            real = self.loc.new_zeros(rows, 0)
+            if self.schema.real:
+                given = joined(flat, codes, self.schema, self.dtype)
+                real = self.loc + self.scale * self.flow.rsample(1, given)[0]
+            real, codes = (t.view(n, *batch, -1) for t in (real, codes))
+        return discrete.quantised(self.schema.decode(real, codes), self.noise, self.values)
 
     def distribution(self, context: Any = None) -> dist.TransformedDistribution:
         """The density as a Pyro distribution, in the flow's dtype; ``rsample`` has gradients.
 
         :param context: ``(..., C)``, whose batch shape it has.
         """
-        standard = self._fitted().distribution(self._context(context))
+        self._fitted()
+        if self.head is not None or self.schema.integers:
+            raise NotImplementedError(
+                "a density with columns of classes or integers has no Pyro distribution: draw with "
+                "sample, and score with log_prob"
+            )
+        standard = self.flow.distribution(self._context(context))
         affine = AffineTransform(
             self.loc.to(self.dtype), self.scale.to(self.dtype), event_dim=1, cache_size=1
         )
-        return dist.TransformedDistribution(standard.base_dist, [*standard.transforms, affine])
+        maps = [affine] if self.schema.is_plain else [affine, ToData(self.schema)]
+        return dist.TransformedDistribution(standard.base_dist, [*standard.transforms, *maps])
 
     def _context(self, context: Any) -> Tensor | None:
         """The context standardised, in the flow's dtype; None where there is none."""

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from .architectures import parse
 from .checkpoints import ModelFileError, load, save
+from .columns import Column, Schema
 from .settings import History
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def save_model(density: FlowDensity, path: str | os.PathLike[str]) -> None:
         "parts": [[name, overrides] for name, overrides in density.parts],
         "dtype": str(density.dtype).removeprefix("torch."),
         "data_dtype": str(density.data_dtype).removeprefix("torch."),
+        "schema": density.schema.content(),
+        "from_table": density.from_table,
         "columns": density.columns,
         "context_columns": density.context_columns,
         "noise": density.noise,
@@ -74,7 +77,14 @@ def load_model(kind: type[Density], path: str | os.PathLike[str]) -> Density:
 def _made(kind: type[Density], content: dict[str, Any]) -> Density:
     """A new density of what a file says, if that is no larger than the file's weights."""
     sizes, state = (content["input_dim"], content["context_dim"]), content["state"]
-    if sizes != (len(state["loc"]), len(state["context_loc"])):
+    schema = Schema([Column()] * sizes[0])  # older files have none
+    if "schema" in content:
+        schema = Schema.of(content["schema"])
+    if (len(schema.columns), len(schema.real), sizes[1]) != (
+        sizes[0],
+        len(state["loc"]),
+        len(state["context_loc"]),
+    ):
         raise ValueError("its sizes differ")
     numbers = sum(t.numel() for t in state.values())
     parts = [(str(name), dict(options)) for name, options in content.get("parts", [])]
@@ -84,7 +94,9 @@ def _made(kind: type[Density], content: dict[str, Any]) -> Density:
     if layers > len(state) or max(integers, default=0) > max(numbers, 2**16):
         raise ValueError("its weights are too few")
     with _Limit(64 * numbers + 2**20):
-        density = kind(*sizes, content["architecture"], **content["overrides"])
+        density = kind(None, sizes[1], content["architecture"], **content["overrides"])
+        density.input_dim = sizes[0]
+        density.build_for(schema)
         density.restore_parts(parts)
     return density.to(DTYPES[content["dtype"]])
 
@@ -95,6 +107,7 @@ def _fill(density: FlowDensity, content: dict[str, Any]) -> None:
     if not ((density.scale > 0) & density.scale.isfinite() & density.loc.isfinite()).all():
         raise ValueError("its moments are no numbers")
     density.data_dtype = DTYPES[content["data_dtype"]]
+    density.from_table = bool(content.get("from_table", False))
     density.columns = _names(content["columns"], density.width)
     density.context_columns = _names(content["context_columns"], density.context_dim)
     density.noise = {int(i): float(step) for i, step in content["noise"].items()}

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 from .architectures import Options
 from .settings import Training
 
 #: Arguments of the constructor that say how a density is fitted, and what they are by default.
 SETTINGS: dict[str, Any] = {
+    "columns": None,
     "validation": 0.1,
     **{option.name: option.default for option in fields(Training)},
     "seed": None,
@@ -35,6 +38,8 @@ class Estimator:
     overrides: dict[str, Any]
     settings: dict[str, Any]
     history: Any
+    columns: list[str] | None
+    width: int
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """What the density is made of: the arguments of the constructor, all options among them.
@@ -58,6 +63,20 @@ class Estimator:
         said = {"input_dim", "context_dim", "architecture", *self.overrides, *self.settings}
         whole = {name: value for name, value in self.get_params().items() if name in said}
         return {**whole, **params}
+
+    @property
+    def n_features_in_(self) -> int:
+        """The number of columns of the rows that the density was fitted to."""
+        if self.history is None:
+            raise AttributeError("n_features_in_ is known after fit")
+        return self.width
+
+    @property
+    def feature_names_in_(self) -> np.ndarray:
+        """The names of these columns, where they have any."""
+        if self.history is None or self.columns is None:
+            raise AttributeError("feature_names_in_ is known after a fit to named columns")
+        return np.array(self.columns, object)
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import Tags, TargetTags  # type: ignore[import-untyped]

@@ -147,8 +147,8 @@ def test_weights_act_as_repetitions_of_rows() -> None:
     ("weight", "message"),
     [
         ([1.0], "sample_weight must have shape (30,), one weight for each row, got (1,)"),
-        ([-1.0] * 30, "sample_weight must be finite, at least 0"),
-        ([0.0] * 30, "above 0 somewhere"),
+        ([-1.0] * 30, "sample_weight must be finite and at least 0"),
+        ([0.0] * 30, "must not be zero for all rows"),
     ],
 )
 def test_weights_that_are_none_are_refused(weight: list[float], message: str) -> None:

@@ -12,6 +12,14 @@ from ..settings import PRECISIONS, SCHEDULES, Training
 from .fit import run_fit
 from .use import run_sample, run_score
 
+#: Kinds of columns that can be said, and what they are.
+KINDS = {
+    "continuous": "columns of any numbers; by default found out",
+    "positive": "columns of positive numbers",
+    "integer": "columns of integers, or steps: probabilities of their values",
+    "categorical": "columns of classes, as all columns of text are",
+}
+
 
 def add_commands(commands: Any) -> None:
     """Adds the three to the subparsers of ``pyro-naf``."""
@@ -79,6 +87,10 @@ def _add_fit(commands: Any) -> None:
     )
     add("--output", metavar="DIR", default="pyro-naf-density", help="default: %(default)s")
     add("--dequantise", action="store_true", help="add noise to columns of few values")
+    for kind, what in KINDS.items():
+        add(f"--{kind}", action="append", metavar="A,B", help=what)
+    add("--bounded", action="append", metavar="A=0:1", help="a column between two bounds")
+    add("--periodic", action="append", metavar="A=360", help="a column of angles, say")
     add("--validation", type=float, metavar="PART", default=0.1, help="default: %(default)s")
     add("--epochs", type=at_least(1), metavar="N", help="default: 100, but 2000 steps at least")
     add("--steps", type=at_least(1), metavar="N", help="at most so many steps")

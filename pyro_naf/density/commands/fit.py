@@ -22,6 +22,7 @@ from ..architectures import Options
 from ..estimator import FlowDensity
 from ..published import published
 from . import inputs
+from .files import Table
 from .use import mean_and_se
 
 #: All the files that a fit may write into its folder.
@@ -49,7 +50,7 @@ def _fit(options: argparse.Namespace) -> None:
     data = _published(options) if options.dataset else _from_file(options)
     torch.manual_seed(options.seed)
     chosen = _said(options, OVERRIDES)
-    density = FlowDensity(data.x.shape[1], data.width, options.model, **chosen).to(device)
+    density = FlowDensity(data.input_dim, data.width, options.model, **chosen).to(device)
     flow = density.flow
     if flow is not None and flow.no_inverse is not None and flow.sampling:
         raise CommandError(flow.no_inverse)
@@ -77,6 +78,7 @@ def _fit(options: argparse.Namespace) -> None:
         max_steps=options.steps,
         max_seconds=options.seconds,
         **_said(options, SETTINGS),
+        columns=data.kinds,
         seed=options.seed,
         progress=not options.no_progress,
         checkpoint=checkpoint,
@@ -84,6 +86,8 @@ def _fit(options: argparse.Namespace) -> None:
         resume=options.resume,
     )
     density.data_dtype = data.dtype
+    if density.note is not None:
+        inputs.note(density.note)
     if not first:
         return
     summary = _summary(density, data, options)
@@ -108,7 +112,11 @@ class _Data:
 
     def __init__(self, x: Any, context: Tensor | None = None) -> None:
         self.x, self.context = x, context
-        self.dtype = preparation.as_tensor(x[:1], "x").dtype
+        columns = isinstance(x, dict)
+        self.input_dim = len(x) if columns else x.shape[1]
+        self.rows = len(next(iter(x.values()))) if columns else len(x)
+        self.dtype = torch.double if columns else preparation.as_tensor(x[:1], "x").dtype
+        self.kinds: dict[str | int, Any] | None = None
         self.validation: Any = None
         self.test: Any = None
         self.columns: list[str] | None = None
@@ -136,9 +144,12 @@ def _from_file(options: argparse.Namespace) -> _Data:
     if options.data is None:
         raise CommandError("name a file of rows, or a published set with --dataset")
     x, context = inputs.read(options, None)
-    data = _Data(x.rows, None if context is None else context.rows)
+    data = _Data(x.content(), None if context is None else context.rows)
     data.columns = x.columns
+    data.kinds = _kinds(options, x)
     data.context_columns = None if context is None else context.columns
+    if options.dequantise and x.cells:
+        raise CommandError("--dequantise is for numbers alone: name columns with --integer")
     if options.dequantise:
         few = discrete.discrete_columns(data.x)
         for i in few:
@@ -153,6 +164,32 @@ def _from_file(options: argparse.Namespace) -> _Data:
     return data
 
 
+def _kinds(options: argparse.Namespace, table: Table) -> dict[str | int, Any] | None:
+    """The kinds of columns that were said, by name or number."""
+    found: dict[str | int, Any] = {}
+
+    def say(text: str, kind: Any) -> None:
+        for name in table.listed(text):
+            (at,) = table.positions([name])
+            found[at if table.columns is None else table.columns[at]] = kind
+
+    for kind in ("continuous", "positive", "integer", "categorical"):
+        for text in getattr(options, kind) or ():
+            say(text, kind)
+    for kind, number in (("bounded", 2), ("periodic", 1)):
+        for text in getattr(options, kind) or ():
+            name, _, numbers = text.rpartition("=")
+            try:
+                values = tuple(float(part) for part in numbers.split(":"))
+            except ValueError:
+                values = ()
+            if not name or len(values) != number:
+                example = "share=0:1" if number == 2 else "angle=360"
+                raise CommandError(f"--{kind} must be like {example}, not {text!r}")
+            say(name, (kind, *values))
+    return found or None
+
+
 def _summary(density: FlowDensity, data: _Data, options: argparse.Namespace) -> dict[str, Any]:
     history = density.history
     assert history is not None
@@ -160,8 +197,9 @@ def _summary(density: FlowDensity, data: _Data, options: argparse.Namespace) -> 
         "pyro_naf": pyro_naf.__version__,
         "data": options.data or options.dataset,
         "model": options.model,
-        "rows": len(data.x),
-        "columns": data.columns or data.x.shape[1],
+        "rows": data.rows,
+        "columns": data.columns or data.input_dim,
+        "kinds": [column.kind for column in density.schema.columns],
         "parameters": sum(p.numel() for p in density.parameters()),
         "validation": history.best["validation"],
         "steps": history.steps,
@@ -177,7 +215,7 @@ def _summary(density: FlowDensity, data: _Data, options: argparse.Namespace) -> 
         summary["published"] = published(options.model, options.dataset)
     # JSON has no infinity.
     evaluations = [
-        {k: v if v is not None and math.isfinite(v) else None for k, v in row.items()}
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         for row in history.evaluations
     ]
     return {**summary, "evaluations": evaluations}
