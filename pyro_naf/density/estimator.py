@@ -6,7 +6,6 @@ import math
 import operator
 import os
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,24 +15,22 @@ from pyro.distributions.transforms import AffineTransform
 from torch import Tensor, nn
 
 from ..checks import check_integers
-from . import automatic, discrete, kinds, preparation, tables
+from . import discrete, preparation, tables
 from .architectures import build, check_options, parse
 from .archive import plain
 from .classes import SoftmaxHead
 from .columns import Column, Encoded, Schema, ToData
+from .fitting import Fitting
 from .flow import evaluating
 from .model_file import load_model, save_model
-from .modelled import Modelled, Moments, joined
-from .settings import History, Training
+from .modelled import Moments, joined
+from .settings import History
 from .sklearn_api import SETTINGS, Estimator, not_fitted
 from .stacked import Stacked
-from .training import log_probs, train, untrained
+from .training import log_probs
 
 #: Rows drawn at once by :meth:`FlowDensity.sample`.
 DRAWN = 8192
-
-#: Part of the rows that decides when the softmax of classes has learnt enough.
-CLASSES_VALIDATION = 0.2
 
 
 class FlowDensity(Estimator, nn.Module):
@@ -183,140 +180,19 @@ class FlowDensity(Estimator, nn.Module):
             is for the validation rows.
         """
         given = {**self.settings, **settings}
-        validation = given.pop("validation", SETTINGS["validation"])
-        said = given.pop("columns", None)
         if given.get("seed") is None:
             given["seed"] = int(torch.randint(2**31, ()))
-        options = Training(**given)
         context = preparation.as_context(context if y is None else y, self.context_dim)
-        self._find_columns(x, said)
-        whole = self.checked_rows(x, context, *self.names)
-        weight = preparation.as_weight(sample_weight, whole[0])
-        real = self._real_parts(whole[0])
-        near = preparation.near_rows(real) if isinstance(validation, Real | None) else None
-        rows = whole if near is None else [t[near] for t in whole]
-        weight = weight if near is None or weight is None else weight[near]
-        rows, weight, held_out = self._split(rows, weight, validation, options.seed)
-        n, taken = len(whole[0]), len(held_out[0]) if held_out is not None else 0
-        if len(rows[0]) < 2:
-            raise ValueError(
-                f"{self.names[0]} must have at least 2 rows to train on, got {n} "
-                + ("rows" if n > 1 else "row")
-                + (f", of which {taken} held out for validation" if taken else "")
-                + f" (n_samples={n})"
-            )
-        self.data_dtype = whole[0].dtype
-        noise = torch.Generator().manual_seed(options.seed)
-        modelled = Modelled.of(self.schema, rows, noise)
-        self._set_statistics(modelled)
-        self._warn(whole, real, left_out=near is not None)
-        self.history = None
         try:
-            validated = None if held_out is None else Modelled.of(self.schema, held_out, noise)
-            self._train(modelled, weight, validated, options, given, on_evaluation)
+            Fitting(self, given, on_evaluation).run(x, context, sample_weight)
         finally:
             self.eval()
         return self
 
-    def _find_columns(self, x: Any, said: Any) -> None:
-        """Learns the schema from rows: what the columns are called, and of which kinds."""
-        name, table = self.names[0], tables.matrix(x, self.names[0])
-        self.from_table = table.names is not None
-        if table.names is not None:
-            self.columns = table.names
-        width = self.width if self.input_dim is not None else preparation.width_of(table.rows, name)
-        rows = preparation.as_rows(table.rows, name, width)
-        if len(rows) == 0:
-            raise ValueError(f"{name} must have rows, got none")
-        preparation.check_finite(rows, name)
-        schema = kinds.infer(rows, self.columns, said, table.columns, name, table.whole)
-        self.note = kinds.described(schema, said, self.columns)
-        self.build_for(schema)
-
-    def _set_statistics(self, rows: Modelled) -> None:
-        names = [self.schema.called(i) for i in self.schema.real]
-        loc, scale = preparation.statistics(rows.real, self.names[0], names)
-        self.loc.copy_(loc)
-        self.scale.copy_(scale)
-        if rows.context is not None:
-            loc, scale = preparation.context_statistics(
-                rows.context, self.names[1], self.context_columns
-            )
-            self.context_loc.copy_(loc)
-            self.context_scale.copy_(scale)
-
     @property
-    def _moments(self) -> Moments:
+    def moments(self) -> Moments:
+        """Means and scales that rows and contexts are standardised with."""
         return Moments(self.loc, self.scale, self.context_loc, self.context_scale)
-
-    def _train(
-        self,
-        rows: Modelled,
-        weight: Tensor | None,
-        held_out: Modelled | None,
-        options: Training,
-        given: dict[str, Any],
-        on_evaluation: Callable[[dict[str, Any]], None] | None,
-    ) -> None:
-        if self.head is not None:
-            self.history = self._train_classes(rows, weight, held_out, options)
-        if not self.schema.real:
-            return
-        data = self._moments.standardised(rows, self.schema, self.dtype)
-        validation = None
-        if held_out is not None:
-            validation = self._moments.standardised(held_out, self.schema, self.dtype)
-        shift = self._shift(rows if held_out is None else held_out)
-        if parse(self.architecture)[0] == "auto":
-            self.flow = None
-            found = automatic.fit(
-                data, validation, options, given=given, overrides=self.overrides, weight=weight,
-                shift=shift, on_evaluation=on_evaluation, dtype=self.dtype,
-            )  # fmt: skip
-            self.flow, self.parts, self.history = found.density, found.parts, found.history
-            return
-        offset, model = float(shift.mean()), self.description()
-        self.flow.start(data[0], data[1] if len(data) > 1 else None, weight)
-        if next(self.flow.parameters(), None) is None:
-            self.history = untrained(self.flow, data, validation, offset)
-            return
-        self.history = train(
-            self.flow, data, validation, options, on_evaluation, offset, model, weight
-        )
-
-    @torch.no_grad()
-    def _shift(self, rows: Modelled) -> Tensor:
-        """What rows add to the flow's log-density, ``(N,)``: slopes, and classes."""
-        shift = rows.log_slope.double() - self.scale.log().sum()
-        if self.head is None:
-            return shift
-        context = self._moments.context(rows.context, self.dtype)
-        return shift + self.head.log_prob(rows.codes, context)
-
-    def _train_classes(
-        self, rows: Modelled, weight: Tensor | None, held_out: Modelled | None, options: Training
-    ) -> History:
-        """Trains the softmax of the classes, until rows left out say that it has learnt enough."""
-        if held_out is None:
-            generator = torch.Generator().manual_seed(options.seed)
-            out = torch.rand(len(rows), generator=generator) < CLASSES_VALIDATION
-            out = out.to(rows.real.device)
-            if 0 < int(out.sum()) < len(out):
-                rows, held_out = rows[~out], rows[out]
-                weight = None if weight is None else weight[~out]
-        parts = [
-            [t for t in (part.codes.to(self.dtype), self._moments.context(part.context, self.dtype))
-             if t is not None]
-            for part in (rows, held_out) if part is not None
-        ]  # fmt: skip
-        self.head.start(rows.codes, weight)
-        limit = None if options.max_seconds is None else 0.1 * options.max_seconds
-        training = Training(
-            max_steps=1000, max_seconds=limit, batch_size=256, lr=1e-2, weight_decay=1e-2,
-            patience=20, evaluate_every=10, polyak=0.9, seed=options.seed, progress=False,
-        )  # fmt: skip
-        validation = parts[1] if len(parts) > 1 else None
-        return train(self.head, parts[0], validation, training, weight=weight)
 
     def checked_rows(self, x: Any, context: Any, x_name: str, context_name: str) -> list[Tensor]:
         """x and, where there is one, the context: as finite rows, on the module's device.
@@ -347,57 +223,9 @@ class FlowDensity(Estimator, nn.Module):
             preparation.check_finite(t, name)
         return rows
 
-    def _real_parts(self, rows: Tensor) -> Tensor:
-        """The columns of real numbers ``(N, D)``, integers in the middle of their steps.
-
-        :raises ValueError: where a column has no density.
-        """
-        middle = rows.new_full((len(rows), len(self.schema.integers)), 0.5).double()
-        found = self.schema.encode(rows, middle)
-        if not found.inside.all():
-            at = preparation.listed("row", (~found.inside).nonzero().squeeze(1).tolist())
-            raise ValueError(f"{self.names[0]} lies outside the bounds of its columns in {at}")
-        return found.real
-
-    def _warn(self, rows: list[Tensor], real: Tensor, left_out: bool) -> None:
-        """Warns of what a density does badly with: atoms, outliers, dependence."""
-        called = [self.schema.called(i) for i in range(self.width)]
-        plain = [i for i in self.schema.real if i not in self.schema.integers]
-        preparation.warn_of_atoms(rows[0], self.names[0], called, plain)
-        named = [called[i] for i in self.schema.real]
-        preparation.warn_of_outliers(real, self.names[0], named, left_out)
-        if len(rows) > 1:
-            preparation.warn_of_outliers(rows[1], self.names[1], self.context_columns)
-        preparation.warn_of_dependence(real, self.names[0], named)
-
     def description(self) -> dict[str, Any]:
         """The architecture and its options, of Python's own types."""
         return {"architecture": self.architecture, "overrides": plain("options", self.overrides)}
-
-    def _split(
-        self, rows: list[Tensor], weight: Tensor | None, validation: Any, seed: int
-    ) -> tuple[list[Tensor], Tensor | None, list[Tensor] | None]:
-        """Rows to train on, their weights, and rows for validation, if there are any."""
-        if validation is not None and not isinstance(validation, Real):
-            x, c = validation if isinstance(validation, tuple) else (validation, None)
-            held_out = self.checked_rows(x, c, "validation", "the context of validation")
-            return rows, weight, held_out
-        part = float(validation or 0)
-        if not 0 <= part < 1:
-            raise ValueError(f"validation must lie in [0, 1), or be rows, got {validation}")
-        n = len(rows[0])
-        if self.architecture == "auto":
-            if n <= automatic.CROSS_VALIDATED:
-                return rows, weight, None
-            part = part or SETTINGS["validation"]
-        if part == 0:
-            return rows, weight, None
-        taken = max(1, int(part * n))
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        order = order.to(rows[0].device)
-        kept = order[taken:]
-        weight = None if weight is None else weight[kept]
-        return [t[kept] for t in rows], weight, [t[order[:taken]] for t in rows]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -77,20 +77,20 @@ def load_model(kind: type[Density], path: str | os.PathLike[str]) -> Density:
 def _made(kind: type[Density], content: dict[str, Any]) -> Density:
     """A new density of what a file says, if that is no larger than the file's weights."""
     sizes, state = (content["input_dim"], content["context_dim"]), content["state"]
-    schema = Schema([Column()] * sizes[0])  # older files have none
-    if "schema" in content:
-        schema = Schema.of(content["schema"])
-    if (len(schema.columns), len(schema.real), sizes[1]) != (
-        sizes[0],
-        len(state["loc"]),
-        len(state["context_loc"]),
-    ):
+    columns = content.get("schema")  # older files have none
+    if columns is None and sizes[0] != len(state["loc"]):
+        raise ValueError("its sizes differ")
+    schema = Schema([Column()] * sizes[0]) if columns is None else Schema.of(columns)
+    found = (len(schema.columns), len(schema.real), sizes[1])
+    if found != (sizes[0], len(state["loc"]), len(state["context_loc"])):
         raise ValueError("its sizes differ")
     numbers = sum(t.numel() for t in state.values())
     parts = [(str(name), dict(options)) for name, options in content.get("parts", [])]
     named = [(content["architecture"], content["overrides"]), *parts]
-    layers = sum(parse(name)[1] for name, _ in named)
+    numbered = [parse(name) for name, _ in named]
+    layers = sum(number for name, number in numbered if name != "gmm")
     integers = [v for _, options in named for v in options.values() if isinstance(v, int)]
+    integers += [number for name, number in numbered if name == "gmm"]
     if layers > len(state) or max(integers, default=0) > max(numbers, 2**16):
         raise ValueError("its weights are too few")
     with _Limit(64 * numbers + 2**20):

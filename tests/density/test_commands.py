@@ -229,6 +229,7 @@ def test_a_published_set_is_prepared_and_set_beside_its_row(here: Path, capsys: 
                    "--no-progress") == 0  # fmt: skip
     out = capsys.readouterr().out
     assert re.search(r"test log-likelihood -?\d+\.\d+ ± ", out) and "published 0.62 ± .01" in out
+    assert "tan 0.60 ± .01" in out and "TraDE 0.73" in out
 
 
 # -------------------------------------------------------------------------------------- bad input

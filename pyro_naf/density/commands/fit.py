@@ -20,7 +20,7 @@ from ...command_line import CommandError
 from .. import datasets, discrete, parallel, preparation
 from ..architectures import Options
 from ..estimator import FlowDensity
-from ..published import published
+from ..published import published, published_of
 from . import inputs
 from .files import Table
 from .use import mean_and_se
@@ -213,6 +213,7 @@ def _summary(density: FlowDensity, data: _Data, options: argparse.Namespace) -> 
         mean, se = mean_and_se(density.log_prob(data.test))
         summary |= {"test": mean, "test_2se": 2 * se}
         summary["published"] = published(options.model, options.dataset)
+        summary["published_all"] = published_of(options.dataset)
     # JSON has no infinity.
     evaluations = [
         {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
@@ -236,3 +237,5 @@ def _print_summary(summary: dict[str, Any]) -> None:
             f"test log-likelihood {summary['test']:.3f} ± {summary['test_2se']:.3f} nats (2 s.e.)"
         )
         print(f"published {summary['published'] or 'nothing for this model'}")
+        others = ", ".join(f"{name} {value}" for name, value in summary["published_all"].items())
+        print(f"all that are published: {others}")
