@@ -71,6 +71,9 @@ _PATIENCE = 10.0
 #: The same for who has pressed Ctrl-C.
 _IMPATIENCE = 2.0
 
+#: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise.
+_FALL = 0.1
+
 #: Draws of a diagnosis that time is kept for, in any case.
 _FEWEST = 200
 
@@ -372,10 +375,14 @@ def _is_good(found: ImportanceDiagnostics) -> bool:
 
 
 def _is_worse(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
-    """Whether the ELBO fell, by more than the noise of its two estimates."""
+    """Whether the ELBO fell, by more than the noise of its estimates or a tenth of a nat.
+
+    Of few draws whose weights have heavy tails the noise says that anything may be level.
+    """
     if not math.isfinite(after.elbo):
         return math.isfinite(before.elbo)
-    return after.elbo < before.elbo - 2 * math.hypot(after.elbo_se, before.elbo_se)
+    noise = 2 * math.hypot(after.elbo_se, before.elbo_se)
+    return after.elbo < before.elbo - min(noise, _FALL)
 
 
 def _is_better(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:

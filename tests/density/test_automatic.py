@@ -93,9 +93,9 @@ def test_with_a_context_it_starts_at_the_linear_regression() -> None:
 
 
 def test_the_time_limit_holds_for_all_that_is_tried() -> None:
-    start = time.monotonic()
+    start = time.process_time()  # the machine may be busy with others
     FlowDensity().fit(torch.randn(400, 6).exp(), max_seconds=3, **QUICK)
-    assert time.monotonic() - start < 20  # a busy machine; without a limit it takes minutes there
+    assert time.process_time() - start < 20  # without a limit it takes minutes
 
 
 def test_the_same_seed_gives_the_same_density() -> None:
