@@ -112,7 +112,7 @@ class RefinementReport:
         for stage, found in self._diagnostics.items():
             elbo = f"{found.elbo:.3f} ± {found.elbo_se:.3f}"
             lines.append(f"{stage:<6}  ELBO {elbo}   k-hat {found.khat:.2f}")
-        lines.append(self.refinement.verdict)
+        lines.append(self.refinement.judgement.text(command_line=True))
         if self.correction is not None:
             lines.append(f"exact   {self.correction.verdict}")
         return "\n".join(lines)
@@ -130,7 +130,7 @@ class RefinementReport:
             **self.settings,
             "steps": self.refinement.steps,
             "seconds": self.refinement.seconds,
-            "verdict": self.refinement.verdict,
+            "verdict": self.refinement.judgement.text(command_line=True),
             **{
                 stage: {key: getattr(found, key) for key in diagnostics}
                 for stage, found in self._diagnostics.items()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_naf.eight_schools import REFERENCE, Summary
+from pyro_naf.infer.verdict import Verdict
 from pyro_naf.report import FILES, RefinementReport
 
 #: What is written whether ArviZ is there or not.
@@ -31,7 +32,7 @@ class Refinement:
     losses: list[float] = field(default_factory=lambda: [34.0, 32.0, 31.5])
     steps: int = 3
     seconds: float = 1.5
-    verdict: str = "the verdict"
+    judgement: Verdict = Verdict("trust", "the reason")
 
     def save(self, path):
         path.write_bytes(b"a refinement")
@@ -93,7 +94,7 @@ def test_table_shows_every_parameter_and_what_the_refinement_gained():
     assert lines[-3:] == [
         "before  ELBO -33.400 ± 0.020   k-hat 0.80",
         "after   ELBO -31.200 ± 0.020   k-hat nan",
-        "the verdict",
+        "trust: the reason",
     ]
     assert len({len(line) for line in lines[2:14]}) == 1, "columns are not aligned"
 

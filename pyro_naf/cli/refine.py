@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pyro_naf.atomic import ReplacedFolder
 from pyro_naf.command_line import CommandError, at_least, describe, positive
 from pyro_naf.infer import Correction, Refinement, mcmc_correct, refine
 from pyro_naf.infer.diagnostics import ImportanceDiagnostics, diagnose
+from pyro_naf.infer.gaussian import Gaussian
 from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.mean_field import fit_mean_field
 from pyro_naf.infer.pointwise import deterministic
@@ -32,7 +34,7 @@ _PARTICLES, _DIAGNOSING = 64, 10_000
 #: Options that are written down beside the results.
 SETTINGS = (
     "flow", "steps", "seconds", "fit_steps", "full_rank", "seed", "draws", "dtype", "data", "load",
-    "correct",
+    "correct", "num_starts", "tempering",
 )  # fmt: skip
 
 
@@ -52,6 +54,10 @@ def add_refine(commands: Any) -> None:
     add("--flow", choices=["dsf", "ddsf"], default="dsf", help="default: %(default)s")
     add("--steps", type=at_least(1), metavar="N", help="at most so many steps of the flow")
     add("--seconds", type=positive, metavar="S", help="time for the flow; default: 60 or less")
+    add("--num-starts", type=at_least(1), metavar="N", default=16,
+        help="starts without a new mode that end the search; default: %(default)s")  # fmt: skip
+    add("--tempering", type=positive, metavar="T", default=1.0,
+        help="below 1, cover Gaussians as wide as the posterior to this power too")  # fmt: skip
     add("--fit-steps", type=at_least(1), metavar="N", default=2000,
         help="steps of the mean-field Gaussian; default: %(default)s")  # fmt: skip
     add("--full-rank", action="store_true", help="show the full-rank Gaussian before instead")
@@ -80,7 +86,8 @@ def run_refine(options: argparse.Namespace) -> int:
     result = _refined(problem, options)
     if gaussian is None:
         assert result.origin is not None
-        gaussian = GaussianProposal(joint, result.origin.start.loc, result.origin.start.factor)
+        start = result.origin.start
+        gaussian = GaussianProposal(joint, Gaussian(start.loc, start.factor, math.nan))
     correction = _corrected(problem, result, options) if options.correct else None
     stages = _stages(gaussian, result, correction, options)
     with seeded(options.seed):
@@ -130,7 +137,7 @@ def _fit(joint: Joint, options: argparse.Namespace) -> GaussianProposal:
         decay = 0.01 ** (1 / steps)
         with _reported("the fit broke down"):
             loc, scale, _ = fit_mean_field(joint, bar, _PARTICLES, decay=decay, report=report)
-    return GaussianProposal(joint, loc, torch.diag(scale))
+    return GaussianProposal(joint, Gaussian(loc, scale, math.nan))
 
 
 def _refined(problem: Problem, options: argparse.Namespace) -> Refinement:
@@ -139,7 +146,8 @@ def _refined(problem: Problem, options: argparse.Namespace) -> Refinement:
     shown = {"seed": options.seed, "progress": not options.no_progress}
     if options.load is None:
         with _reported("the refinement broke down"):
-            return refine(problem.model, flow=options.flow, **budget, **shown)
+            search = {"num_starts": options.num_starts, "tempering": options.tempering}
+            return refine(problem.model, flow=options.flow, **search, **budget, **shown)
     with _reported("the refinement cannot be loaded"):
         result = Refinement.load(options.load, problem.model)
     if options.steps is None and options.seconds is None:

@@ -1,6 +1,10 @@
 """Named architectures: the rows of the NAF paper's table, and what came later, from the same parts.
 
 ===================== ===========================================================================
+auto                  the best mixture of a Gaussian, Gaussian mixtures and flows, by rows that
+                      were left out; see :mod:`pyro_naf.density.automatic`
+gaussian              one multivariate normal, its covariance shrunk by cross-validation
+gmm-K                 a mixture of K of them
 made                  one affine layer: a Gaussian whose moments depend on the dimensions before
 made-mog              an autoregressive mixture of Gaussians
 maf-affine-K          K affine layers (MAF)
@@ -19,7 +23,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,6 +45,8 @@ from ..transformers import (
 )
 from ..transforms import AutoregressiveFlow, ConditionalAutoregressiveFlow
 from .flow import NormalizingFlow
+from .gaussian import ConditionalWhitening, Whitening
+from .gaussian_mixture import GaussianMixture
 from .linear import Diagonal, LULinear, Reversal
 from .mixture import AutoregressiveMixture, StandardNormal
 from .recurrent import RecurrentConditioner
@@ -62,7 +68,13 @@ NAMES: dict[str, int | None] = {
     "tan": 2,
     "bnaf": 5,
     "planar": None,
+    "gaussian": 0,
+    "gmm": None,
+    "auto": 0,
 }
+
+#: Names that take no number.
+UNNUMBERED = ("auto", "gaussian", "made", "made-mog")
 
 #: The architectures of the NAF paper's table, and of later work, as they stand in it.
 TABLE = (
@@ -99,10 +111,14 @@ class Options:
         see :func:`~pyro_naf.starts.spread_sigmoids`.
     :param affine: the conditioner also gives an affine map around the sigmoids.
     :param bins: bins of a spline, on [-``bound``, ``bound``].
-    :param components: Gaussians of a mixture.
+    :param components: Gaussians of an autoregressive mixture.
+    :param prior_rows: number of rows that the prior under each covariance of ``gmm-K`` is worth; by
+        default D + 2.
     :param residual: residual blocks in the conditioner, behind a first linear layer.
     :param linear: "reversal" of the dimensions between layers and a diagonal map at the end, or
         "lu": a full linear map around every layer.
+    :param whiten: put the data's Gaussian in front, as a linear map that is not trained: a flow
+        that starts near the identity then starts near this Gaussian.
     :param activation: "relu", "elu" (the paper's), "silu" or "tanh".
     :param dropout: probability with which hidden units are dropped in training.
     :param head_dim: factorises the conditioner's last layer; see
@@ -118,8 +134,10 @@ class Options:
     bins: int = 8
     bound: float = 4.0
     components: int = 10
+    prior_rows: float | None = None
     residual: bool = False
     linear: str = "reversal"
+    whiten: bool = False
     activation: str = "relu"
     dropout: float = 0.0
     head_dim: int | None = None
@@ -156,12 +174,12 @@ def build(name: str, input_dim: int, context_dim: int = 0, **overrides: Any) -> 
     """
     kind, number = parse(name)
     check_integers(input_dim=(input_dim, 1), context_dim=(context_dim, 0))
-    unknown = sorted(set(overrides) - {field.name for field in fields(Options)})
-    if unknown:
-        known = ", ".join(field.name for field in fields(Options))
-        raise TypeError(f"unknown option {unknown[0]!r} of {name}; there are: {known}")
-    options = Options(**{key: plain(key, value) for key, value in overrides.items()})
+    options = check_options(name, overrides)
     parts = _Parts(operator.index(input_dim), operator.index(context_dim), options)
+    if kind == "auto":
+        raise ValueError("architecture 'auto' is fitted by FlowDensity, and cannot be built alone")
+    if kind in ("gaussian", "gmm"):
+        return _gaussian(parts, number)
     if kind == "planar":
         return _planar(parts, number)
     if kind == "bnaf":
@@ -172,7 +190,24 @@ def build(name: str, input_dim: int, context_dim: int = 0, **overrides: Any) -> 
     transformer = {"made": "affine", "nsf-ar": "nsf"}.get(kind, kind.split("-")[-1])
     layers = [parts.flow("affine" if transformer == "mog" else transformer) for _ in range(number)]
     base = parts.mixture() if transformer == "mog" else StandardNormal(input_dim)
-    return NormalizingFlow(parts.stacked(layers), base, sampling=sampling)
+    front = [parts.whitening()] if options.whiten else []
+    if front and sampling:
+        raise ValueError(f"whiten is for flows from data to base, not for architecture {name!r}")
+    return NormalizingFlow([*front, *parts.stacked(layers)], base, sampling=sampling)
+
+
+def check_options(name: str, overrides: Mapping[str, Any]) -> Options:
+    """The options of a named architecture.
+
+    :raises ValueError: for an unknown name, or an option out of its range.
+    :raises TypeError: for an unknown option, or one that no file could hold.
+    """
+    parse(name)
+    unknown = sorted(set(overrides) - {field.name for field in fields(Options)})
+    if unknown:
+        known = ", ".join(field.name for field in fields(Options))
+        raise TypeError(f"unknown option {unknown[0]!r} of {name}; there are: {known}")
+    return Options(**{key: plain(key, value) for key, value in overrides.items()})
 
 
 def parse(name: str) -> tuple[str, int]:
@@ -189,14 +224,14 @@ def parse(name: str) -> tuple[str, int]:
         known = ", ".join(k if n is not None else f"{k}-K" for k, n in NAMES.items())
         raise ValueError(f"architecture must be one of {known}, got {name!r}")
     default = NAMES[kind]
-    if match.group(2) is not None and kind in ("made", "made-mog"):
+    if match.group(2) is not None and kind in UNNUMBERED:
         raise ValueError(f"architecture {kind!r} takes no number of layers, got {name!r}")
     if match.group(2) is None and default is None:
         raise ValueError(
             f"architecture must say its number of layers, as in '{kind}-5'; got {name!r}"
         )
     number = int(match.group(2)) if match.group(2) is not None else int(default or 0)
-    if number < 1 and kind != "made-mog":
+    if number < 1 and kind not in UNNUMBERED:
         raise ValueError(f"architecture must have at least one layer, got {name!r}")
     return kind, number
 
@@ -252,6 +287,11 @@ class _Parts:
         components = self.options.components
         return AutoregressiveMixture(conditioner or self.made(3 * components), components)
 
+    def whitening(self) -> nn.Module:
+        if self.context_dim:
+            return ConditionalWhitening(self.input_dim, self.context_dim)
+        return Whitening(self.input_dim)
+
     def recurrent(self, num_params: int, reverse: bool = False) -> RecurrentConditioner:
         width = (*self.options.hidden_dims, 32)[0]
         return RecurrentConditioner(
@@ -267,6 +307,16 @@ class _Parts:
             return [*around, LULinear(self.input_dim)]
         between = [part for flow in flows for part in (flow, Reversal())]
         return [*between[:-1], Diagonal(self.input_dim)]
+
+
+def _gaussian(parts: _Parts, components: int) -> NormalizingFlow:
+    if components == 0:
+        return NormalizingFlow([parts.whitening()], StandardNormal(parts.input_dim))
+    if parts.context_dim:
+        raise ValueError("architecture 'gmm' takes no context: name 'gaussian', or a flow")
+    return NormalizingFlow(
+        [], GaussianMixture(parts.input_dim, components, parts.options.prior_rows)
+    )
 
 
 def _tan(parts: _Parts, number: int) -> NormalizingFlow:

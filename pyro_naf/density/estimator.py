@@ -1,11 +1,11 @@
-"""FlowDensity: a density estimator for rows of numbers."""
+"""FlowDensity: a density estimator for rows of numbers, and for tables."""
 
 from __future__ import annotations
 
+import math
+import operator
 import os
 from collections.abc import Callable
-from dataclasses import fields
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,22 +15,31 @@ from pyro.distributions.transforms import AffineTransform
 from torch import Tensor, nn
 
 from ..archive import plain
-from . import discrete, preparation
-from .architectures import Options, build
+from ..checks import check_integers
+from . import discrete, preparation, tables
+from .architectures import build, check_options, parse
+from .classes import SoftmaxHead
+from .columns import Column, Encoded, Schema, ToData
+from .fitting import Fitting
 from .flow import evaluating
 from .model_file import load_model, save_model
-from .settings import History, Training
-from .training import log_probs, train
+from .modelled import Moments, joined
+from .settings import History
+from .sklearn_api import SETTINGS, Estimator, not_fitted
+from .stacked import Stacked
+from .training import log_probs
 
 #: Rows drawn at once by :meth:`FlowDensity.sample`.
 DRAWN = 8192
 
 
-class FlowDensity(nn.Module):
-    r"""A normalizing flow fitted to rows of numbers by maximum likelihood.
+class FlowDensity(Estimator, nn.Module):
+    r"""A density fitted to rows of numbers by maximum likelihood.
 
-    The rows are standardised inside: with means :math:`m` and standard deviations :math:`s` of the
-    columns and the flow's density p,
+    By default it is a mixture of Gaussians and flows, weighted by rows that they were not fitted
+    to (:mod:`pyro_naf.density.automatic`); ``architecture`` names a single flow instead. The rows
+    are standardised inside: with means :math:`m` and standard deviations :math:`s` of the columns
+    and the flow's density p,
 
     .. math:: \log p(x) = \log p\big((x - m) / s\big) - \textstyle\sum_t \log s_t
 
@@ -38,16 +47,19 @@ class FlowDensity(nn.Module):
     are taken; the flow computes in its own, that of torch's default at construction.
 
     scikit-learn takes it for an estimator, whose y is the context: ``clone``, ``Pipeline``,
-    ``cross_val_score`` and ``GridSearchCV`` over architectures and their options work, with what is
-    said to :meth:`fit` in their ``params``.
+    ``cross_val_score`` and ``GridSearchCV`` over any argument work.
 
-    :param input_dim: D >= 1, the number of columns.
+    :param input_dim: D >= 1, the number of columns; by default that of the rows given to fit.
     :param context_dim: width C of a context; p is then the density of x given it.
     :param architecture: a name of :mod:`pyro_naf.density.architectures`.
-    :param overrides: fields of :class:`~pyro_naf.density.architectures.Options`.
+    :param options: fields of :class:`~pyro_naf.density.architectures.Options`, and the arguments of
+        :meth:`fit`, which are then its defaults.
     :raises ValueError: for an unknown architecture or an option out of its range.
+    :raises TypeError: for an unknown option.
 
-    :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`.
+    :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`; its
+        ``comparison`` sets the Gaussian, the best Gaussian mixture, the best flow and the density
+        beside each other.
     :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
     :ivar names: what messages of :meth:`fit` call the rows and the contexts.
     :ivar noise: width of the noise that was added to discrete columns before the fit, by column;
@@ -56,41 +68,80 @@ class FlowDensity(nn.Module):
 
     Source: Huang et al. 2018 [arXiv:1804.00779], section 6.2.
 
-    >>> x = torch.randn(1000, 2).exp()
-    >>> density = FlowDensity(2, architecture="maf-dsf-1", hidden_dims=[16])
-    >>> density = density.fit(x, max_epochs=2, seed=0, progress=False)
+    >>> x = torch.randn(200, 2).exp()
+    >>> density = FlowDensity().fit(x, max_steps=20, seed=0, progress=False)
     >>> density.log_prob(x).shape, density.sample(5).shape
-    (torch.Size([1000]), torch.Size([5, 2]))
+    (torch.Size([200]), torch.Size([5, 2]))
     """
 
     loc: Tensor
     scale: Tensor
     context_loc: Tensor
     context_scale: Tensor
+    like: Tensor
 
     def __init__(
         self,
-        input_dim: int,
+        input_dim: int | None = None,
         context_dim: int = 0,
-        architecture: str = "maf-ddsf-5",
-        **overrides: Any,
+        architecture: str = "auto",
+        **options: Any,
     ) -> None:
         super().__init__()
-        self.flow = build(architecture, input_dim, context_dim, **overrides)
         # As they were given: scikit-learn's clone compares them by identity.
-        self.input_dim, self.context_dim = input_dim, context_dim
-        self.architecture, self.overrides = architecture, overrides
-        # In double precision whatever the flow's: a year is 2020, its hours are 1e-4 of that.
-        for name, width in (("", input_dim), ("context_", context_dim)):
-            self.register_buffer(f"{name}loc", torch.zeros(width, dtype=torch.double))
-            self.register_buffer(f"{name}scale", torch.ones(width, dtype=torch.double))
+        self.input_dim, self.context_dim, self.architecture = input_dim, context_dim, architecture
+        self.settings = {name: options.pop(name) for name in SETTINGS if name in options}
+        self.overrides = options
+        check_options(architecture, options)
+        check_integers(context_dim=(context_dim, 0))
+        self.width = 0
+        self.flow: Any = None
+        self.head: Any = None
+        self.schema = Schema([])
+        self.register_buffer("like", torch.zeros(()), persistent=False)
         self.data_dtype = torch.get_default_dtype()
         self.history: History | None = None
+        self.note: str | None = None
         self.names = ("x", "context")
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
         self.noise: dict[int, float] = {}
         self.values: dict[int, Tensor] = {}
+        self.parts: list[tuple[str, dict[str, Any]]] = []
+        self.from_table = False
+        if input_dim is not None:
+            check_integers(input_dim=(input_dim, 1))
+        self.build_for(Schema([Column()] * operator.index(input_dim or 0)))
+
+    def build_for(self, schema: Schema) -> None:
+        """Makes what depends on the columns; what there is stays where it fits them."""
+        before, self.schema, self.width = self.schema, schema, len(schema.columns)
+        if self.width and (len(before.real), before.sizes) == (len(schema.real), schema.sizes):
+            return
+        # In double precision whatever the flow's: a year is 2020, its hours are 1e-4 of that.
+        for name, size in (("", len(schema.real)), ("context_", self.context_dim)):
+            zeros = torch.zeros(size, dtype=torch.double, device=self.like.device)
+            self.register_buffer(f"{name}loc", zeros)
+            self.register_buffer(f"{name}scale", torch.ones_like(zeros))
+        self.flow = self.head = None
+        if schema.sizes:
+            self.head = SoftmaxHead(schema.sizes, self.context_dim).to(self.like)
+        if parse(self.architecture)[0] != "auto" and schema.real:
+            made = build(self.architecture, len(schema.real), self._given, **self.overrides)
+            self.flow = made.to(self.like)
+
+    @property
+    def _given(self) -> int:
+        """Width of what the flow is conditioned on: the context, and the classes."""
+        return self.context_dim + sum(self.schema.sizes)
+
+    def restore_parts(self, parts: list[tuple[str, dict[str, Any]]]) -> None:
+        """Makes the mixture of these architectures, with weights that are to be loaded."""
+        if parts:
+            dim = len(self.schema.real)
+            made = [build(name, dim, self._given, **kw) for name, kw in parts]
+            self.flow = Stacked(dim, made, torch.full((len(made),), 1 / len(made)))
+            self.parts = parts
 
     # ------------------------------------------------------------------------------------ fitting
 
@@ -98,84 +149,64 @@ class FlowDensity(nn.Module):
         self,
         x: Any,
         context: Any = None,
+        sample_weight: Any = None,
         *,
-        validation: Any = 0.1,
-        max_epochs: int | None = None,
-        max_seconds: float | None = None,
-        batch_size: int = Training.batch_size,
-        lr: float = Training.lr,
-        seed: int | None = None,
-        progress: bool = True,
+        y: Any = None,
         on_evaluation: Callable[[dict[str, Any]], None] | None = None,
-        **training: Any,
+        **settings: Any,
     ) -> FlowDensity:
-        """Fits the density to rows, from its present weights, and returns itself.
+        """Fits the density to rows, and returns itself.
 
-        The weights with the best likelihood of the validation rows are kept, also when an exception
-        or Ctrl-C ends the fit. The rows are moved to the module's device.
+        A named architecture goes on from its present weights. The weights with the best likelihood
+        of the validation rows are kept, also when an exception or Ctrl-C ends the fit. The rows are
+        moved to the module's device.
 
         :param x: rows ``(N, D)``, N >= 2.
-        :param context: ``(N, C)``, with ``context_dim`` = C.
-        :param validation: the part of the rows that is held out, 0 for none; or such rows, with a
-            context a pair of rows and contexts.
-        :param max_epochs: as in :class:`~pyro_naf.density.settings.Training`, which names the rest
-            and what can be given in ``training`` besides: patience, schedule, polyak, precision,
-            checkpoint, resume, ...
-        :param seed: of the held out rows, the batches and dropout; by default from torch's
-            generator. (The weights were initialised when the module was made.)
+        :param context: ``(N, C)``, with ``context_dim`` = C; ``(N,)`` where C = 1. Labels ``(N,)``
+            are not looked at where C = 0, as in scikit-learn's unsupervised estimators.
+        :param y: another name of the context, that of scikit-learn.
+        :param sample_weight: of the rows, ``(N,)``, at least 0; 1 by default.
         :param on_evaluation: called with each entry of ``history.evaluations`` as it is made.
-        :raises TypeError: when the data holds no real numbers.
+        :param settings: fields of :class:`~pyro_naf.density.settings.Training`, and ``validation``:
+            the part of the rows that is held out, by default 0.1, 0 for none; or such rows, with a
+            context a pair of rows and contexts. ("auto" cross-validates up to 4000 rows instead,
+            unless rows are given.) ``seed`` is that of the held out rows, the batches and dropout,
+            by default from torch's generator; weights of a named architecture were initialised when
+            the module was made.
+        :raises TypeError: when the data holds no real numbers, or for an unknown setting.
         :raises ValueError: for another shape, NaN or infinity (counted, rows named), a constant
             column, too few rows, or an argument out of its range.
         :raises RuntimeError: when the likelihood is not finite for 50 steps in a row, or never
             is for the validation rows.
         """
-        options = Training(
-            max_epochs=max_epochs,
-            max_seconds=max_seconds,
-            batch_size=batch_size,
-            lr=lr,
-            seed=int(torch.randint(2**31, ())) if seed is None else seed,
-            progress=progress,
-            **training,
-        )
-        rows = self.checked_rows(x, context, *self.names)
-        whole = rows
-        rows, held_out = self._split(rows, validation, options.seed)
-        n, taken = len(whole[0]), len(whole[0]) - len(rows[0])
-        if n - taken < 2:
-            raise ValueError(
-                f"{self.names[0]} must have at least 2 rows to train on, got {n} "
-                + ("rows" if n > 1 else "row")
-                + (f", of which {taken} held out for validation" if taken else "")
-            )
-        self.data_dtype = whole[0].dtype
-        self._set_statistics(rows)
-        preparation.warn_of_atoms(whole[0], self.names[0], self.columns)
-        named = zip(whole, self.names, (self.columns, self.context_columns), strict=False)
-        for t, name, columns in named:
-            preparation.warn_of_outliers(t, name, columns)
-        self.history = None
+        given = {**self.settings, **settings}
+        if given.get("seed") is None:
+            given["seed"] = int(torch.randint(2**31, ()))
+        context = preparation.as_context(context if y is None else y, self.context_dim)
         try:
-            self.history = train(
-                self.flow,
-                self._standardised(rows),
-                None if held_out is None else self._standardised(held_out),
-                options,
-                on_evaluation,
-                offset=-float(self.scale.log().sum()),
-                model=self.description(),
-            )
+            Fitting(self, given, on_evaluation).run(x, context, sample_weight)
         finally:
             self.eval()
         return self
+
+    @property
+    def moments(self) -> Moments:
+        """Means and scales that rows and contexts are standardised with."""
+        return Moments(self.loc, self.scale, self.context_loc, self.context_scale)
 
     def checked_rows(self, x: Any, context: Any, x_name: str, context_name: str) -> list[Tensor]:
         """x and, where there is one, the context: as finite rows, on the module's device.
 
         :raises ValueError: for another shape, NaN or infinity; the names are those given.
         """
-        rows = [preparation.as_rows(x, x_name, self.input_dim, self.loc.device)]
+        table = tables.matrix(x, x_name, self.schema if self.width else None)
+        shape = tuple(table.rows.shape)
+        if len(shape) == 2 and shape[1] != self.width:
+            raise ValueError(
+                f"{x_name} must have shape (N, {self.width}), got {shape}: X has {shape[1]} "
+                f"features, but {type(self).__name__} is expecting {self.width} features as input"
+            )
+        rows = [preparation.as_rows(table.rows, x_name, self.width, self.loc.device)]
         self._check_context(context, context_name)
         if context is not None:
             rows.append(
@@ -196,43 +227,10 @@ class FlowDensity(nn.Module):
         """The architecture and its options, of Python's own types."""
         return {"architecture": self.architecture, "overrides": plain("options", self.overrides)}
 
-    def _split(
-        self, rows: list[Tensor], validation: Any, seed: int
-    ) -> tuple[list[Tensor], list[Tensor] | None]:
-        if validation is None or (isinstance(validation, Real) and validation == 0):
-            return rows, None
-        if not isinstance(validation, Real):
-            x, c = validation if isinstance(validation, tuple) else (validation, None)
-            return rows, self.checked_rows(x, c, "validation", "the context of validation")
-        if not 0 <= float(validation) < 1:
-            raise ValueError(f"validation must lie in [0, 1), or be rows, got {validation}")
-        n = len(rows[0])
-        held_out = max(1, int(float(validation) * n))
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        order = order.to(rows[0].device)
-        return [t[order[held_out:]] for t in rows], [t[order[:held_out]] for t in rows]
-
-    def _set_statistics(self, rows: list[Tensor]) -> None:
-        loc, scale = preparation.statistics(rows[0], self.names[0], self.columns)
-        self.loc.copy_(loc)
-        self.scale.copy_(scale)
-        if len(rows) > 1:
-            loc, scale = preparation.context_statistics(
-                rows[1], self.names[1], self.context_columns
-            )
-            self.context_loc.copy_(loc)
-            self.context_scale.copy_(scale)
-
-    def _standardised(self, rows: list[Tensor]) -> list[Tensor]:
-        moments = ((self.loc, self.scale), (self.context_loc, self.context_scale))
-        return [
-            preparation.standardised(t, *m, self.dtype) for t, m in zip(rows, moments, strict=False)
-        ]
-
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the flow's weights, in which the flow computes."""
-        return next(self.flow.parameters()).dtype
+        return self.like.dtype
 
     # ------------------------------------------------------------------------------------- scoring
 
@@ -254,29 +252,61 @@ class FlowDensity(nn.Module):
             return self._log_prob(x, context)
 
     def _log_prob(self, x: Any, context: Any) -> Any:
-        given = preparation.as_tensor(x, "x")
-        self._check_last(given, "x", self.input_dim)
+        self._fitted()
+        given = tables.matrix(x, "x", self.schema).rows
+        self._check_last(given, "x", self.width)
         c = self._context(context)
-        u = ((given.to(self.loc.device) - self.loc) / self.scale).to(self.dtype)
-        if isinstance(x, Tensor) and torch.is_grad_enabled():
-            return self._in_data_units(self.flow.log_prob(u, c), given)
+        with_gradient = isinstance(x, Tensor) and torch.is_grad_enabled()
+        rows = given.to(self.loc.device)
+        if not self.schema.integers:
+            values = self._encoded_log_prob(self.schema.encode(rows), c, with_gradient)
+        else:
+            noise = self.schema.noise(rows.device)
+            each = [
+                self._encoded_log_prob(
+                    self.schema.encode(rows, u.expand(*rows.shape[:-1], -1)), c, with_gradient
+                )
+                for u in noise
+            ]
+            mean = torch.stack(each).logsumexp(0) - math.log(len(noise))
+            values = mean + self.schema.log_steps
+        values = values.to(torch.promote_types(given.dtype, self.dtype))
+        return values if isinstance(x, Tensor) else values.detach().cpu().numpy()
+
+    def _encoded_log_prob(self, rows: Encoded, c: Tensor | None, with_gradient: bool) -> Tensor:
+        """The log-density ``(...)`` of encoded rows, in the units of the data."""
+        u = ((rows.real - self.loc) / self.scale).to(self.dtype)
+        total = rows.log_slope - self.scale.log().sum()
+        if self.head is not None:
+            total = total + self.head.log_prob(rows.codes, c)
+        given = joined(c, rows.codes, self.schema, self.dtype)
+        if self.schema.real:
+            density = self._flow_log_prob if not with_gradient else self.flow.log_prob
+            total = density(u, given) + total
+        return torch.where(rows.inside, total, -math.inf)
+
+    def _flow_log_prob(self, u: Tensor, given: Tensor | None) -> Tensor:
+        """The flow's log-density ``(...)``, in chunks that fit the memory."""
         batch = u.shape[:-1]
-        if c is not None:
-            batch = torch.broadcast_shapes(batch, c.shape[:-1])
-            c = c.expand(*batch, -1).reshape(-1, self.context_dim)
-        flat = [u.expand(*batch, -1).reshape(-1, self.input_dim), *([] if c is None else [c])]
+        if given is not None:
+            batch = torch.broadcast_shapes(batch, given.shape[:-1])
+            given = given.expand(*batch, -1).reshape(-1, given.shape[-1])
+        flat = [u.expand(*batch, -1).reshape(-1, u.shape[-1]), *([] if given is None else [given])]
         parts = list(log_probs(self.flow, flat)) if len(flat[0]) else [u.new_zeros(0)]
-        values = self._in_data_units(torch.cat(parts).view(batch), given)
-        return values if isinstance(x, Tensor) else values.cpu().numpy()
+        return torch.cat(parts).view(batch)
 
-    def _in_data_units(self, log_prob: Tensor, x: Tensor) -> Tensor:
-        return (log_prob - self.scale.log().sum()).to(torch.promote_types(x.dtype, self.dtype))
+    def _fitted(self) -> None:
+        """Raises where there is nothing yet that could be evaluated."""
+        if self.width == 0 or (self.schema.real and self.flow is None):
+            raise not_fitted(type(self).__name__)
 
-    def score(self, x: Any, context: Any = None) -> float:
+    def score(self, x: Any, context: Any = None, *, y: Any = None) -> float:
         """The mean log-density of rows ``(N, D)`` in nats.
 
         :raises ValueError: as :meth:`fit`, for shapes and values.
         """
+        self._fitted()
+        context = preparation.as_context(context if y is None else y, self.context_dim)
         with torch.no_grad():
             return float(
                 self.log_prob(*self.checked_rows(x, context, "x", "context")).double().mean()
@@ -287,27 +317,12 @@ class FlowDensity(nn.Module):
 
         :raises ValueError: as :meth:`fit`, for shapes and values.
         """
+        self._fitted()
+        context = preparation.as_context(context, self.context_dim)
         with torch.no_grad():
             rows = self.checked_rows(x, context, "x", "context")
             values = self.log_prob(*rows).cpu()
         return values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
-
-    # -------------------------------------------------------------------------------- scikit-learn
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """What the density is made of: the arguments of the constructor, all options among them.
-
-        >>> FlowDensity(2, hidden_dims=[16]).get_params()["hidden_dims"]
-        [16]
-        """
-        defaults = {field.name: field.default for field in fields(Options)}
-        return {
-            "input_dim": self.input_dim,
-            "context_dim": self.context_dim,
-            "architecture": self.architecture,
-            **defaults,
-            **self.overrides,
-        }
 
     def set_params(self, **params: Any) -> FlowDensity:
         """Makes the density anew with some of :meth:`get_params` changed: it is no longer fitted.
@@ -320,52 +335,70 @@ class FlowDensity(nn.Module):
         """
         if params:
             device, dtype, training = self.loc.device, self.dtype, self.training
-            made = FlowDensity(**{**self.get_params(), **params}).to(device, dtype)
+            made = FlowDensity(**self._changed(params)).to(device, dtype)
             self.__dict__.update(vars(made.train(training)))
         return self
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import Tags, TargetTags  # type: ignore[import-untyped]
-
-        return Tags("density_estimator", TargetTags(required=False))
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return self.history is not None
 
     # ------------------------------------------------------------------------------------ sampling
 
     @torch.no_grad()
-    def sample(self, n: int, context: Any = None) -> Tensor:
-        """n draws ``(n, ..., D)``, of the dtype of the data, on the module's device.
+    def sample(self, n: int, context: Any = None, *, as_table: bool | None = None) -> Any:
+        """n draws ``(n, ..., P)``, a tensor of the dtype of the data on the module's device.
+
+        Text is given by its place among ``schema.columns[i].values``.
 
         :param context: ``(..., C)``: n draws for each.
+        :param as_table: draws as a pandas DataFrame, with text, dates and booleans; by default
+            where the density was fitted to a table with names that holds any of these.
         :raises NotImplementedError: for an architecture that cannot be drawn from (bnaf).
         """
         if not isinstance(n, int | np.integer) or n < 0:
             raise ValueError(f"n must be an integer of at least 0, got {n!r}")
+        self._fitted()
         c = self._context(context)
-        each = 1 if c is None else max(c.shape[:-1].numel(), 1)
-        chunk = max(1, DRAWN // each)
+        batch = torch.Size([]) if c is None else c.shape[:-1]
+        chunk = max(1, DRAWN // max(batch.numel(), 1))
         with evaluating(self):
-            parts = [self.flow.rsample(min(chunk, n - i), c) for i in range(0, n, chunk)]
-        if not parts:
-            batch = () if c is None else c.shape[:-1]
-            parts = [self.loc.new_zeros(0, *batch, self.input_dim)]
-        draws = (self.loc + self.scale * u for u in parts)
-        return torch.cat(
-            [discrete.quantised(x, self.noise, self.values).to(self.data_dtype) for x in draws]
-        )
+            parts = [self._draw(min(chunk, n - i), c, batch) for i in range(0, n, chunk)]
+        empty = self.loc.new_zeros(0, *batch, self.width)
+        rows = torch.cat([part.to(self.data_dtype) for part in parts] or [empty])
+        told = any(c.kind in ("categorical", "boolean", "date") for c in self.schema.columns)
+        if as_table or (as_table is None and self.from_table and told and not batch):
+            return tables.as_frame(rows, self.schema)
+        return rows
+
+    def _draw(self, n: int, c: Tensor | None, batch: torch.Size) -> Tensor:
+        if self.head is None:
+            real = self.loc + self.scale * self.flow.rsample(n, c)
+            codes = torch.zeros(*real.shape[:-1], 0, dtype=torch.long, device=real.device)
+        else:
+            rows = n * batch.numel()
+            flat = None if c is None else c.expand(n, *batch, -1).reshape(rows, -1)
+            codes = self.head.sample(rows, flat)
+            real = self.loc.new_zeros(rows, 0)
+            if self.schema.real:
+                given = joined(flat, codes, self.schema, self.dtype)
+                real = self.loc + self.scale * self.flow.rsample(1, given)[0]
+            real, codes = (t.view(n, *batch, -1) for t in (real, codes))
+        return discrete.quantised(self.schema.decode(real, codes), self.noise, self.values)
 
     def distribution(self, context: Any = None) -> dist.TransformedDistribution:
         """The density as a Pyro distribution, in the flow's dtype; ``rsample`` has gradients.
 
         :param context: ``(..., C)``, whose batch shape it has.
         """
+        self._fitted()
+        if self.head is not None or self.schema.integers:
+            raise NotImplementedError(
+                "a density with columns of classes or integers has no Pyro distribution: draw with "
+                "sample, and score with log_prob"
+            )
         standard = self.flow.distribution(self._context(context))
         affine = AffineTransform(
             self.loc.to(self.dtype), self.scale.to(self.dtype), event_dim=1, cache_size=1
         )
-        return dist.TransformedDistribution(standard.base_dist, [*standard.transforms, affine])
+        maps = [affine] if self.schema.is_plain else [affine, ToData(self.schema)]
+        return dist.TransformedDistribution(standard.base_dist, [*standard.transforms, *maps])
 
     def _context(self, context: Any) -> Tensor | None:
         """The context standardised, in the flow's dtype; None where there is none."""
@@ -407,7 +440,7 @@ class FlowDensity(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> FlowDensity:
         # The moments move with the module, but stay in double precision.
-        exact = dict(self._buffers)
+        exact = {name: t for name, t in self._buffers.items() if name != "like"}
         super()._apply(fn, recurse)
         for name, before in exact.items():
             after = self._buffers[name]

@@ -70,6 +70,15 @@ class NormalizingFlow(nn.Module):
         """:meth:`log_prob`: what a training loop, or torch's parallel wrappers, call."""
         return self.log_prob(x, context)
 
+    def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
+        """Fits the parts that are not trained, Gaussians and their mixtures, to rows ``(N, D)``.
+
+        :param weight: of the rows, ``(N,)``; 1 by default.
+        """
+        for part in (*self.layers, self.base):
+            if hasattr(part, "start"):
+                part.start(x, context, weight)
+
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``.
 

@@ -11,7 +11,7 @@ from ..checks import check_integers
 from ..kernels.precision import without_autocast
 
 
-class _Linear(TransformModule):
+class Linear(TransformModule):
     """A layer of R^D to R^D."""
 
     domain = constraints.real_vector
@@ -24,7 +24,7 @@ class _Linear(TransformModule):
         raise AttributeError(f"the sign of {type(self).__name__} is not known")
 
 
-class LULinear(_Linear):
+class LULinear(Linear):
     r"""An invertible linear map with a shift, :math:`y = L U P x + b`.
 
     P is a random permutation, fixed; L is lower triangular with a unit diagonal, U upper triangular
@@ -74,7 +74,7 @@ class LULinear(_Linear):
         return self.log_diagonal.sum().expand(x.shape[:-1])
 
 
-class Diagonal(_Linear):
+class Diagonal(Linear):
     r"""Scale and shift of every dimension, :math:`y = e^s \odot x + b`, the identity at start.
 
     The NAF paper ends its flows with one.
@@ -102,7 +102,7 @@ class Diagonal(_Linear):
         return self.log_scale.sum().expand(x.shape[:-1])
 
 
-class Reversal(_Linear):
+class Reversal(Linear):
     """The dimensions in reverse, so that the next autoregressive layer reads them from the end.
 
     >>> Reversal()(torch.tensor([1.0, 2.0, 3.0]))

@@ -82,6 +82,7 @@ class AutoregressiveMixture(nn.Module):
                 f"{components} components need {3 * components}"
             )
         self.conditioner, self.components, self.min_scale = conditioner, components, min_scale
+        self.input_dim = conditioner.input_dim
         means = torch.linspace(-1.5, 1.5, components) if components > 1 else torch.zeros(1)
         self.register_buffer("initial_means", means, persistent=False)
         self.initial_scale = max(1 - float(means.square().mean()), 0.09) ** 0.5
@@ -144,39 +145,45 @@ class AutoregressiveMixture(nn.Module):
 
     def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """The mixture as a Pyro distribution, of the context's batch shape."""
-        return _MixtureDistribution(self, context)
+        return ModuleDistribution(self, context)
 
 
-class _MixtureDistribution(dist.TorchDistribution):
+class ModuleDistribution(dist.TorchDistribution):
+    """A density that a module holds, as a Pyro distribution.
+
+    :param module: has ``input_dim``, ``log_prob(x, context)`` and ``rsample(rows, context)``, whose
+        draws ``(rows, D)`` have a context ``(rows, C)`` each.
+    :param context: ``(..., C)``, whose batch shape the distribution has.
+    """
+
     arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, mixture: AutoregressiveMixture, context: Tensor | None) -> None:
-        self.mixture, self.context = mixture, context
+    def __init__(self, module: Any, context: Tensor | None) -> None:
+        self.module, self.context = module, context
         batch = torch.Size() if context is None else context.shape[:-1]
-        event = torch.Size([mixture.conditioner.input_dim])
-        super().__init__(batch, event, validate_args=False)
+        super().__init__(batch, torch.Size([module.input_dim]), validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _MixtureDistribution:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ModuleDistribution:
         batch_shape = torch.Size(batch_shape)
         if self.context is None:
-            expanded = _MixtureDistribution(self.mixture, None)
+            expanded = ModuleDistribution(self.module, None)
             expanded._batch_shape = batch_shape
             return expanded
-        return _MixtureDistribution(self.mixture, self.context.expand(*batch_shape, -1))
+        return ModuleDistribution(self.module, self.context.expand(*batch_shape, -1))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
         context = self.context
         if context is not None:
             context = context.expand(*shape, -1).reshape(-1, context.shape[-1])
-        return self.mixture.rsample(shape.numel(), context).view(*shape, -1)
+        return self.module.rsample(shape.numel(), context).view(*shape, -1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
             return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        log_prob = self.mixture.log_prob(value, self.context)
+        log_prob = self.module.log_prob(value, self.context)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..stored import ModelFileError, load, save
 from .architectures import parse
+from .columns import Column, Schema
 from .settings import History
 
 if TYPE_CHECKING:
@@ -39,11 +40,14 @@ def save_model(density: FlowDensity, path: str | os.PathLike[str]) -> None:
     content = {
         "kind": "pyro_naf model",
         "version": VERSION,
-        "input_dim": operator.index(density.input_dim),
+        "input_dim": operator.index(density.width),
         "context_dim": operator.index(density.context_dim),
         **density.description(),
+        "parts": [[name, overrides] for name, overrides in density.parts],
         "dtype": str(density.dtype).removeprefix("torch."),
         "data_dtype": str(density.data_dtype).removeprefix("torch."),
+        "schema": density.schema.content(),
+        "from_table": density.from_table,
         "columns": density.columns,
         "context_columns": density.context_columns,
         "noise": density.noise,
@@ -73,15 +77,27 @@ def load_model(kind: type[Density], path: str | os.PathLike[str]) -> Density:
 def _made(kind: type[Density], content: dict[str, Any]) -> Density:
     """A new density of what a file says, if that is no larger than the file's weights."""
     sizes, state = (content["input_dim"], content["context_dim"]), content["state"]
-    if sizes != (len(state["loc"]), len(state["context_loc"])):
+    columns = content.get("schema")  # older files have none
+    if columns is None and sizes[0] != len(state["loc"]):
+        raise ValueError("its sizes differ")
+    schema = Schema([Column()] * sizes[0]) if columns is None else Schema.of(columns)
+    found = (len(schema.columns), len(schema.real), sizes[1])
+    if found != (sizes[0], len(state["loc"]), len(state["context_loc"])):
         raise ValueError("its sizes differ")
     numbers = sum(t.numel() for t in state.values())
-    layers = parse(content["architecture"])[1]
-    integers = [v for v in content["overrides"].values() if isinstance(v, int)]
+    parts = [(str(name), dict(options)) for name, options in content.get("parts", [])]
+    named = [(content["architecture"], content["overrides"]), *parts]
+    numbered = [parse(name) for name, _ in named]
+    layers = sum(number for name, number in numbered if name != "gmm")
+    integers = [v for _, options in named for v in options.values() if isinstance(v, int)]
+    integers += [number for name, number in numbered if name == "gmm"]
     if layers > len(state) or max(integers, default=0) > max(numbers, 2**16):
         raise ValueError("its weights are too few")
     with _Limit(64 * numbers + 2**20):
-        density = kind(*sizes, content["architecture"], **content["overrides"])
+        density = kind(None, sizes[1], content["architecture"], **content["overrides"])
+        density.input_dim = sizes[0]
+        density.build_for(schema)
+        density.restore_parts(parts)
     return density.to(DTYPES[content["dtype"]])
 
 
@@ -91,12 +107,13 @@ def _fill(density: FlowDensity, content: dict[str, Any]) -> None:
     if not ((density.scale > 0) & density.scale.isfinite() & density.loc.isfinite()).all():
         raise ValueError("its moments are no numbers")
     density.data_dtype = DTYPES[content["data_dtype"]]
-    density.columns = _names(content["columns"], density.input_dim)
+    density.from_table = bool(content.get("from_table", False))
+    density.columns = _names(content["columns"], density.width)
     density.context_columns = _names(content["context_columns"], density.context_dim)
     density.noise = {int(i): float(step) for i, step in content["noise"].items()}
     values = content.get("values", {})  # older files have none
     density.values = {int(i): known.double() for i, known in values.items()}
-    if not {*density.values} <= {*density.noise} <= {*range(density.input_dim)}:
+    if not {*density.values} <= {*density.noise} <= {*range(density.width)}:
         raise ValueError("its discrete columns differ")
     history = content["history"]
     density.history = None if history is None else History(**history)

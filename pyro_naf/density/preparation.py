@@ -15,6 +15,15 @@ from .discrete import LOOKED_AT, discrete_columns
 #: Standard deviation, in that of most rows, beyond which a column is said to hold outliers.
 OUTLYING = 20
 
+#: Number of usual standard deviations beyond which a row is left out of the fit, where fewer than
+#: this part of the rows are.
+FAR = 100
+FAR_SHARE = 0.01
+
+#: Standard deviation, in that of its column, of what other columns leave open, below which they
+#: determine it.
+DEPENDENT = 1e-6
+
 #: Rows or columns named in a message.
 NAMED = 5
 
@@ -35,23 +44,93 @@ def as_rows(value: Any, name: str, width: int, device: torch.device | None = Non
     return rows.to(device) if device is not None else rows
 
 
+def width_of(value: Any, name: str) -> int:
+    """The number of columns of rows ``(N, D)``.
+
+    :raises TypeError: when they hold no real numbers.
+    :raises ValueError: when they have another shape.
+    """
+    rows = as_tensor(value, name)
+    if rows.dim() != 2 or rows.shape[1] == 0:
+        shape = tuple(rows.shape)
+        if rows.dim() == 2:
+            raise ValueError(
+                f"{name} has 0 feature(s) (shape={shape}) while a minimum of 1 is required."
+            )
+        raise ValueError(f"{name} must have shape (N, D), D >= 1, got {shape}")
+    return rows.shape[1]
+
+
+def as_context(context: Any, width: int) -> Any:
+    """The context of rows, of which a vector is one column, and labels are none."""
+    if context is None or (isinstance(context, Tensor) and context.dim() != 1):
+        return context
+    if not isinstance(context, Tensor) and np.asarray(context).ndim != 1:
+        return context
+    if width == 0:
+        return None
+    return as_tensor(context, "context").unsqueeze(1) if width == 1 else context
+
+
+def as_weight(value: Any, rows: Tensor) -> Tensor | None:
+    """The weights of rows as a tensor ``(N,)`` on their device; None where there are none.
+
+    :raises ValueError: for another shape, a weight below 0 or not finite, or none above 0.
+    """
+    if value is None:
+        return None
+    weight = as_tensor(value, "sample_weight").detach().double().to(rows.device)
+    if weight.shape != rows.shape[:1]:
+        raise ValueError(
+            f"sample_weight must have shape ({len(rows)},), one weight for each row, got "
+            f"{tuple(weight.shape)}"
+        )
+    if not (weight.isfinite() & (weight >= 0)).all():
+        raise ValueError("sample_weight must be finite and at least 0")
+    if not weight.sum() > 0:
+        raise ValueError("sample_weight must not be zero for all rows")
+    return weight
+
+
 def as_tensor(value: Any, name: str) -> Tensor:
     """A floating-point tensor of an array, a tensor or nested sequences.
 
     :raises TypeError: when it holds no real numbers.
     """
     if not isinstance(value, Tensor):
+        if hasattr(value, "tocsr"):
+            raise TypeError(f"{name} must be dense, got a sparse matrix: pass {name}.toarray()")
         array = np.asarray(value)
+        if array.dtype.kind == "O":
+            array = _numbers_of(array, name)
         if array.dtype.kind not in "fiu":
-            raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
+            raise NotRealError(name, array.dtype)
         if array.dtype.kind == "u" or array.dtype.itemsize > 8:
             array = array.astype(np.float64)
         elif not (array.flags.writeable and array.dtype.isnative):
             array = array.astype(array.dtype.newbyteorder("="))
         value = torch.as_tensor(np.ascontiguousarray(array))
     if value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"{name} must hold real numbers, got {value.dtype}")
+        raise NotRealError(name, value.dtype)
     return value if value.is_floating_point() else value.double()
+
+
+def _numbers_of(array: np.ndarray, name: str) -> np.ndarray:
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must hold real numbers, got {array.dtype}: each argument must be a string of "
+            "a number, or a real number"
+        ) from None
+
+
+class NotRealError(TypeError, ValueError):
+    """An array of complex numbers, text or booleans: scikit-learn asks for a ValueError."""
+
+    def __init__(self, name: str, dtype: Any) -> None:
+        more = ": Complex data not supported" if "complex" in str(dtype) else ""
+        super().__init__(f"{name} must hold real numbers, got {dtype}{more}")
 
 
 def check_finite(rows: Tensor, name: str, lines: Sequence[int] | None = None) -> None:
@@ -77,6 +156,8 @@ def statistics(
     :raises ValueError: when a column is constant, which has no density, or when the square of its
         spread over- or underflows.
     """
+    if rows.shape[1] == 0:
+        return torch.zeros(0).double(), torch.ones(0).double()
     loc, scale = _moments(rows)
     _refuse_constant(rows, name, columns)
     _refuse_range(scale, name, columns)
@@ -130,13 +211,19 @@ def standardised(rows: Tensor, loc: Tensor, scale: Tensor, dtype: torch.dtype) -
     return torch.cat([((part - loc) / scale).to(dtype) for part in rows.split(CHUNK)])
 
 
-def warn_of_atoms(rows: Tensor, name: str, columns: Sequence[str] | None = None) -> None:
-    """Warns of what has no density: columns of few values, and rows that occur repeatedly."""
-    discrete = [i if columns is None else columns[i] for i in discrete_columns(rows)]
+def warn_of_atoms(rows: Tensor, name: str, columns: Sequence[str], at: Sequence[int]) -> None:
+    """Warns of what has no density: columns of few values, and rows that occur repeatedly.
+
+    :param at: the columns that are modelled as real numbers without noise.
+    """
+    if not at:
+        return
+    discrete = [columns[i] for i in discrete_columns(rows) if i in at]
     if discrete:
         warnings.warn(
             f"{name} takes few different values in {listed('column', discrete)}: a density rises "
-            "there without bound; add noise as wide as their steps (pyro-naf fit --dequantise)",
+            "there without bound; say columns={name: 'integer'}, or 'categorical', or add noise as "
+            "wide as their steps (pyro-naf fit --dequantise)",
             stacklevel=3,
         )
     repeated = repeated_rows(rows)
@@ -148,10 +235,10 @@ def warn_of_atoms(rows: Tensor, name: str, columns: Sequence[str] | None = None)
         )
 
 
-def warn_of_outliers(rows: Tensor, name: str, columns: Sequence[str] | None = None) -> None:
-    """Warns of columns whose standard deviation is due to few rows: typing errors, sentinels.
+def _outlying(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Centre, usual standard deviation and whether that is far exceeded, of each column ``(D,)``.
 
-    It is set against the shortest interval that holds half of the rows, whose width is 1.35
+    The usual one is that of the shortest interval that holds half of the rows, whose width is 1.35
     standard deviations of a Gaussian.
     """
     looked_at = rows[:: max(1, len(rows) // LOOKED_AT)].double()
@@ -161,14 +248,56 @@ def warn_of_outliers(rows: Tensor, name: str, columns: Sequence[str] | None = No
     centre = ordered.gather(0, at.unsqueeze(0) + half // 2).squeeze(0)
     usual = widths / 1.349
     _, scale = _moments(rows)
-    outlying = (usual > 0) & (scale > OUTLYING * usual)
+    return centre, usual, (usual > 0) & (scale > OUTLYING * usual)
+
+
+def near_rows(rows: Tensor) -> Tensor | None:
+    """Which rows are not so far out, in a column of outliers, that they are no measurements.
+
+    None where that is all of them, or where a hundredth of them or more are far out: tails.
+    """
+    if len(rows) < 3 or rows.shape[1] == 0:
+        return None
+    centre, usual, outlying = _outlying(rows)
+    far = (((rows - centre).abs() > FAR * usual) & outlying).any(1)
+    number = int(far.sum())
+    return ~far if 0 < number < max(FAR_SHARE * len(rows), 1.5) else None
+
+
+def warn_of_dependence(rows: Tensor, name: str, columns: Sequence[Any]) -> None:
+    """Warns of columns that others determine: the density rises there without bound."""
+    if len(rows) <= rows.shape[1] or rows.shape[1] < 2:
+        return
+    u = rows[:: max(1, len(rows) // LOOKED_AT)].double()
+    u = (u - u.mean(0)) / u.std(0, correction=0)
+    solved = torch.linalg.qr(u / len(u) ** 0.5).R.diagonal().abs() < DEPENDENT
+    if solved.any():
+        warnings.warn(
+            f"{name} is determined in {_named(solved, columns)} by the columns before: the density "
+            "rises there without bound; leave out what follows from the rest",
+            stacklevel=3,
+        )
+
+
+def warn_of_outliers(
+    rows: Tensor, name: str, columns: Sequence[str] | None = None, left_out: bool = False
+) -> None:
+    """Warns of columns whose standard deviation is due to few rows: typing errors, sentinels.
+
+    :param left_out: say that the rows are left out of the fit.
+    """
+    if len(rows) < 2 or rows.shape[1] == 0:
+        return
+    centre, usual, outlying = _outlying(rows)
     if outlying.any():
         far = ((rows - centre).abs() > OUTLYING * usual)[:, outlying].any(1)
         places = listed("row", far.nonzero().squeeze(1).tolist())
         warnings.warn(
             f"{name} has a standard deviation in {_named(outlying, columns)} more than {OUTLYING} "
-            f"times that of most rows, because of {places}: correct or leave out what is no "
-            "measurement, and take logarithms of what varies by orders of magnitude",
+            f"times that of most rows, because of {places}"
+            + (", and the farthest are left out of the fit" if left_out else "")
+            + ": correct or leave out what is no measurement, and take logarithms of what varies "
+            "by orders of magnitude",
             stacklevel=3,
         )
 

@@ -90,4 +90,9 @@ def energy_bound(
 
 
 def _rows(density: FlowDensity, n: int) -> tuple[Tensor]:
-    return (next(density.flow.parameters()).new_zeros(n, density.input_dim),)
+    if density.flow is None:
+        raise ValueError(
+            "density must have an input_dim and a named architecture, as in FlowDensity(2, "
+            "architecture='iaf-dsf-2')"
+        )
+    return (density.like.new_zeros(n, density.width),)

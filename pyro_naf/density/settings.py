@@ -26,6 +26,8 @@ class Training:
     :param batch_size: rows of a step, over all processes; the data's number of rows if that is
         less.
     :param lr: Adam's learning rate at the start.
+    :param weight_decay: part of a weight that a step takes away, per unit of the learning rate
+        (AdamW).
     :param schedule: "cosine" (falls to zero at the end of the budget), "plateau" (halved when the
         validation likelihood has not risen for a third of ``patience``) or "constant".
     :param clip: gradients are scaled down to this norm.
@@ -50,6 +52,7 @@ class Training:
     max_seconds: float | None = None
     batch_size: int = 256
     lr: float = 3e-3
+    weight_decay: float = 0.0
     schedule: str = "cosine"
     clip: float = 5.0
     polyak: float = 0.998
@@ -79,6 +82,8 @@ class Training:
         for name, number in positive.items():
             if number is not None and not 0 < number < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {number}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
         if not 0 <= self.polyak < 1:
             raise ValueError(f"polyak must lie in [0, 1), got {self.polyak}")
         for name, choice, choices in (
@@ -108,6 +113,9 @@ class History:
     :ivar skipped: steps skipped because loss or gradient was not finite.
     :ivar best_step: the step whose (averaged) weights were kept.
     :ivar stopped: why training ended: "budget" or "patience".
+    :ivar comparison: one dict for each density that was tried, of name, the mean log-likelihood of
+        rows that it was not fitted to, and twice its standard error.
+    :ivar overfit: a sentence on overfitting, where there was any.
     """
 
     evaluations: list[dict[str, Any]] = field(default_factory=list)
@@ -116,3 +124,10 @@ class History:
     skipped: int = 0
     best_step: int = 0
     stopped: str = "budget"
+    comparison: list[dict[str, Any]] = field(default_factory=list)
+    overfit: str | None = None
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The evaluation of the weights that were kept."""
+        return next(e for e in reversed(self.evaluations) if e["step"] == self.best_step)

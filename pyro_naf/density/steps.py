@@ -27,6 +27,7 @@ class Stepper:
     :param weights: its parameters.
     :param rows: the data, on the device.
     :param batch: rows of a step, over all processes.
+    :param weight: of the rows, ``(N,)``; 1 by default.
     :ivar skipped: steps without a finite loss and gradient, as of the last :meth:`look`.
     """
 
@@ -37,13 +38,18 @@ class Stepper:
         rows: Sequence[Tensor],
         batch: int,
         options: Training,
+        weight: Tensor | None = None,
     ) -> None:
+        if weight is not None:  # the last of the rows' tensors, and 1 in the mean
+            rows = [*rows, (weight / weight.mean()).unsqueeze(1).to(rows[0])]
+        self.weighted = weight is not None
         self.weights, self.rows, self.options = weights, rows, options
         self.parallel_module = parallel.wrapped(module)
         self.batch, self.device = batch, rows[0].device
         on_gpu = self.device.type == "cuda"
-        self.adam = torch.optim.Adam(
+        self.adam = torch.optim.AdamW(
             weights,
+            weight_decay=options.weight_decay,
             lr=torch.tensor(options.lr, device=self.device),  # a recorded step follows a tensor
             fused=True,
             capturable=on_gpu,
@@ -97,7 +103,11 @@ class Stepper:
             enabled=self.options.precision == "bfloat16",
             cache_enabled=False,
         ):
-            loss = -self.parallel_module(*rows).mean()
+            if self.weighted:
+                *rows, weight = rows
+                loss = -(weight.squeeze(1) * self.parallel_module(*rows)).mean()
+            else:
+                loss = -self.parallel_module(*rows).mean()
         loss.backward()
         return loss.detach()
 

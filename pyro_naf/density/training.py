@@ -30,7 +30,10 @@ MAX_BAD_STEPS = 50
 EVALUATE_EVERY = (100, 1000)
 
 #: Options that a checkpoint must agree on, beside those that the run derives others from.
-SAME = ("max_seconds", "lr", "schedule", "clip", "polyak", "patience", "precision", "seed")
+SAME = (
+    "max_seconds", "lr", "weight_decay", "schedule", "clip", "polyak", "patience", "precision",
+    "seed",
+)  # fmt: skip
 
 Rows = Sequence[Tensor]  # x (N, D), and with a context c (N, C)
 
@@ -43,6 +46,7 @@ def train(
     on_evaluation: Callable[[dict[str, Any]], None] | None = None,
     offset: float = 0.0,
     model: dict[str, Any] | None = None,
+    weight: Tensor | None = None,
 ) -> History:
     """Maximises the mean log-density of the rows; leaves the best weights in the module.
 
@@ -59,13 +63,23 @@ def train(
         differ by a constant from those of the data.
     :param model: numbers and strings that say what the module is, which a checkpoint to resume from
         must agree on.
+    :param weight: of the rows, ``(N,)``; 1 by default.
     :raises RuntimeError: when 50 steps in a row have no finite loss and gradient, or no likelihood
         that was validated was finite.
     :raises ValueError: when the checkpoint to resume from is of another run.
     """
-    with torch.enable_grad(), _seeded(training.seed), _matmul_precision(training.precision):
-        run = _Run(module, rows, validation, training, offset, model or {})
+    with torch.enable_grad(), seeded(training.seed), _matmul_precision(training.precision):
+        run = _Run(module, rows, validation, training, offset, model or {}, weight)
         return run.run(on_evaluation)
+
+
+def untrained(module: nn.Module, rows: Rows, validation: Rows | None, offset: float) -> History:
+    """The history of a module that has no weights to train: one evaluation of it."""
+    start, value = time.monotonic(), mean_log_prob(module, rows)[0] + offset
+    held_out = None if validation is None else mean_log_prob(module, validation)[0] + offset
+    seconds = time.monotonic() - start
+    entry = {"step": 0, "epoch": 0.0, "seconds": seconds, "lr": 0.0}
+    return History([{**entry, "train": value, "validation": held_out}], seconds=seconds)
 
 
 @torch.no_grad()
@@ -97,6 +111,7 @@ class _Run:
         training: Training,
         offset: float,
         model: dict[str, Any],
+        weight: Tensor | None = None,
     ) -> None:
         self.module, self.rows, self.validation, self.options = module, rows, validation, training
         self.model = model
@@ -114,7 +129,7 @@ class _Run:
         self.max_steps = min((limit for limit in limits if limit is not None), default=None)
         if self.max_steps is None and training.max_seconds is None:
             self.max_steps = min(max(100 * self.steps_per_epoch, 2000), 50_000)
-        self.stepper = Stepper(module, self.weights, rows, self.batch, training)
+        self.stepper = Stepper(module, self.weights, rows, self.batch, training, weight)
         self.average = [p.detach().clone() for p in self.weights]
         self.best = [p.detach().clone() for p in self.weights]
         self.best_value, self.factor, self.offset = -math.inf, 1.0, offset
@@ -351,7 +366,7 @@ def _restore_generators(states: dict[str, Tensor], device: torch.device) -> None
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """torch's global generators, which dropout draws from, seeded; put back afterwards."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed + parallel.rank())

@@ -20,9 +20,11 @@ from pyro.ops.einsum import torch_log
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import _bound_partial
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import Distribution
 
 
 def is_subsample(site: dict[str, Any]) -> bool:
@@ -105,6 +107,29 @@ def plates_with(indices: Callable[[str, int], Tensor | None]) -> Iterator[None]:
         yield
     finally:
         SubsampleMessenger._subsample = staticmethod(original)
+
+
+@contextmanager
+def without_checks() -> Iterator[None]:
+    """Inside, no loss is searched for NaN, and no value is compared with a support.
+
+    That is control flow that depends on data. ``pyro.validation_enabled(False)`` does not reach
+    distributions that ``expand`` made before.
+    """
+    family: Any = Distribution
+    is_nan, validate = pyro.util.torch_isnan, family._validate_sample
+    pyro.util.torch_isnan = lambda x: False
+    family._validate_sample = lambda self, value: None
+    try:
+        with pyro.validation_enabled(False):
+            yield
+    finally:
+        pyro.util.torch_isnan, family._validate_sample = is_nan, validate
+
+
+def handlers_are_active() -> bool:
+    """Whether the caller stands inside effect handlers, which see or change every statement."""
+    return bool(_PYRO_STACK)
 
 
 class _EnumMessenger(EnumMessenger):

@@ -2,6 +2,7 @@
 
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .calibration import Calibration, sbc
+from .compiled_svi import CompiledSVI
 from .correction import Correction, mcmc_correct
 from .diagnostics import ImportanceDiagnostics, draws, importance_diagnostics, importance_resample
 from .elbos import TraceDReG_ELBO, TraceSTL_ELBO
@@ -18,6 +19,7 @@ __all__ = [
     "AutoFlowNormal",
     "Calibration",
     "Comparison",
+    "CompiledSVI",
     "Correction",
     "ForwardKL",
     "ImportanceDiagnostics",

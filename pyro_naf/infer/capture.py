@@ -8,21 +8,19 @@ the next process. Whatever fails leaves the slower way in place.
 
 from __future__ import annotations
 
-import math
-import os
-import subprocess
-import sys
-import tempfile
-import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .compilation import Compilation, is_enabled
 from .lanes import FailedFactorsAreNaN
+
+__all__ = ["Graph", "check_equal", "constants_to_inputs", "is_enabled", "trace"]
 
 #: Relative difference from the function itself that a graph may have, by dtype.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -31,11 +29,6 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 _SEED = 1
 
 ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def is_enabled() -> bool:
-    """Whether graphs are captured and compiled; PYRO_NAF_COMPILE=0 turns that off."""
-    return os.environ.get("PYRO_NAF_COMPILE", "1") != "0"
 
 
 class Graph:
@@ -60,11 +53,11 @@ class Graph:
         self.count = len(example)
         with FailedFactorsAreNaN():
             # The graph of a function with annotations would name them.
-            module = make_fx(lambda u: function(u))(example)
-        self.constants = _constants_to_inputs(module)
+            module = trace(lambda u: function(u), example)
+        self.constants = constants_to_inputs(module)
         self.module: Callable[..., Any] = module
         self._code = module.code
-        self.worker: _Worker | None = None
+        self.worker: Compilation | None = None
         self.is_compiled = False
         self._like = example
         self._check(function)
@@ -91,8 +84,8 @@ class Graph:
         """Begin to compile the graph in another process; calls switch over when it has ended."""
         if self.worker is None and not self.is_compiled:
             try:
-                self.worker = _Worker(self._code, [self._like, *self.constants])
-            except OSError:  # no process, or no room on disk
+                self.worker = Compilation(self._code, [self._like, *self.constants])
+            except (OSError, RuntimeError):  # no process, or no room on disk
                 return
 
     def _switch(self) -> None:
@@ -101,17 +94,30 @@ class Graph:
         assert worker is not None
         captured = self.module
         try:
-            compiled = worker.load()
+            run = worker.load()
+
+            def compiled(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+                value, grad = run(inputs)
+                return value, grad
+
             u = _fresh(self._like)
             with torch.no_grad():
-                _check_equal(compiled(u, *self.constants), captured(u, *self.constants))
+                check_equal(compiled(u, *self.constants), captured(u, *self.constants))
         except Exception:  # noqa: BLE001 - the captured graph is right, and stays
             return
         self.module, self.is_compiled = compiled, True
 
     def _check(self, function: ValueAndGrad) -> None:
         u = _fresh(self._like)
-        _check_equal(self._part(u), function(u))
+        check_equal(self._part(u), function(u))
+
+
+def trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
+    """Record the operations of torch that a function of tensors runs."""
+    # One mode for all nodes: make_fx would make a new one for each, half its time.
+    context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+    with tracing(context):
+        return make_fx(function)(*inputs)
 
 
 def _fresh(like: Tensor) -> Tensor:
@@ -120,7 +126,11 @@ def _fresh(like: Tensor) -> Tensor:
     return like + 0.1 * noise.to(like)
 
 
-def _check_equal(found: Any, expected: Any) -> None:
+def check_equal(found: Any, expected: Any) -> None:
+    """Compare tensors with those expected, relative to the largest entry of each.
+
+    :raises RuntimeError: when two differ by more than rounding.
+    """
     for a, b in zip(found, expected, strict=True):
         scale = b.abs().nan_to_num(0.0, 0.0, 0.0).amax().clamp(min=1)
         tolerance = _TOLERANCE.get(b.dtype, 1e-4) * scale
@@ -128,7 +138,7 @@ def _check_equal(found: Any, expected: Any) -> None:
             raise RuntimeError("the graph and the function that it stands for disagree")
 
 
-def _constants_to_inputs(module: torch.fx.GraphModule) -> list[Tensor]:
+def constants_to_inputs(module: fx.GraphModule) -> list[Tensor]:
     """Turn the tensors that a graph holds into its last inputs; returns them."""
     graph = module.graph
     constants: list[Tensor] = []
@@ -140,68 +150,10 @@ def _constants_to_inputs(module: torch.fx.GraphModule) -> list[Tensor]:
         if node.target not in places:
             with graph.inserting_after(last):
                 last = places[node.target] = graph.placeholder(f"constant_{len(constants)}")
-            constants.append(getattr(module, node.target).detach())
+            constants.append(getattr(module, node.target))
         node.replace_all_uses_with(places[node.target])
         graph.erase_node(node)
     graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
     return constants
-
-
-class _Worker:
-    """Another process that compiles a graph into Inductor's cache on disk.
-
-    :param code: the graph as Python code of a method ``forward``.
-    :param inputs: an example of each of its inputs.
-    """
-
-    def __init__(self, code: str, inputs: list[Tensor]) -> None:
-        self.code, self.inputs = code, inputs
-        folder = tempfile.TemporaryDirectory(prefix="pyro-naf-")
-        path = Path(folder.name) / "graph.pt"
-        torch.save({"code": code, "inputs": inputs}, path)
-        command = [sys.executable, "-W", "ignore", "-m", __name__, str(path)]
-        quiet: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        self.process = subprocess.Popen(command, **quiet)
-        self._end = weakref.finalize(self, _end, self.process, folder)
-
-    def has_ended(self) -> bool:
-        return self.process.poll() is not None
-
-    def load(self) -> Callable[..., Any]:
-        """The compiled graph, from the cache."""
-        if self.process.returncode != 0:
-            raise RuntimeError("the graph could not be compiled")
-        self._end()
-        return _compiled(self.code, self.inputs)
-
-
-def _end(process: subprocess.Popen[bytes], folder: tempfile.TemporaryDirectory[str]) -> None:
-    if process.poll() is None:
-        process.kill()
-        process.wait()
-    folder.cleanup()
-
-
-@torch.no_grad()
-def _compiled(code: str, inputs: list[Any]) -> Callable[..., Any]:
-    """The compiled graph; both processes make it from its code, so that the cache knows it."""
-    from torch._inductor import standalone_compile
-
-    names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf}
-    names["nan"] = math.nan
-    exec(code, names)  # noqa: S102 - written by torch.fx in this process or its parent
-    module = type("Captured", (torch.nn.Module,), {"forward": names["forward"]})()
-    return standalone_compile(torch.fx.symbolic_trace(module), inputs)
-
-
-def main(path: str) -> None:
-    """Compile the graph that a file holds; :class:`_Worker` starts this in a process of its own."""
-    content = torch.load(path, weights_only=True)
-    _compiled(content["code"], content["inputs"])
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(sys.argv[1])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import check_integers
+from ..kernels.modes import values_are_unknown
 
 #: Root mean square of a context's column from which tanh units see but its sign.
 _RAW = 30.0
@@ -65,7 +66,7 @@ def check_context(context: Any, width: int) -> Tensor:
             f"context_fn must return shape (..., {width}), context_dim last, got "
             f"{tuple(context.shape)}"
         )
-    if not torch._C._get_tracing_state() and (bad := int((~context.isfinite()).any(-1).sum())):
+    if not values_are_unknown() and (bad := int((~context.isfinite()).any(-1).sum())):
         raise ValueError(
             f"context_fn must return finite values, got NaN or infinity in {bad} of "
             f"{context[..., 0].numel()} rows"

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from ..seeding import seeded
 from .autoguides import AutoFlowNormal
+from .budget import Budget
 from .capture import is_enabled
 from .gaussian import free_name
-from .refinement import _SECONDS, _STEPS, _TRAINING, _check_arguments, refine_from
+from .progress import Progress
+from .refinement import _SECONDS, _STEPS, _check_arguments, capture, refine_from
 from .results import Previous, Refinement
-from .training import Budget
 
 
 def go_on(
@@ -29,21 +30,18 @@ def go_on(
     )
     if steps is None and seconds is None:
         steps, seconds = _STEPS, _SECONDS
-    budget = Budget(steps, None if seconds is None else _TRAINING * seconds)
-    graph = start.joint.graph
-    if is_enabled() and graph is None and not start.joint.subsampled:
-        count = options["num_particles"]
-        start.joint.capture(count + max(count // 2, 2))
+    budget = Budget(steps, seconds)
+    if is_enabled():
+        capture(start.joint, options["num_particles"], seconds)
     covers = result.origin.covers
-    with seeded(seed):
+    with seeded(seed), Progress(progress, seconds) as bar:
         found = refine_from(
             start,
             budget,
             **options,
             good_ends=False,
             kernel="auto",
-            seconds=seconds,
-            progress=progress,
+            bar=bar,
             previous=Previous(_copy(result.guide), result.guide, result.after, covers),
         )
     return replace(

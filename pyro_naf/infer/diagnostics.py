@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -17,18 +17,18 @@ from torch import Tensor
 
 from ..checks import check_integers
 from ..tables import Shown, Table
+from .doubt import DRAWS, largest_doubt
 from .joint import Joint
 from .lanes import vmapped_with_help
 from .proposals import GuideProposal, Proposal, Weighted
-from .psis import khat_threshold, pareto_khat, smooth
+from .psis import khat_standard_error, khat_threshold, pareto_khat, smooth
 from .sites import batch_depth
 
 #: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
 MIN_PARTICLES = 50
 
-#: Minimum number of draws to weight before the time limit is checked.
-FEWEST = 5000
-
+#: Draws of the first batch where time is limited, and of the largest one.
+_FIRST_BATCH, _LARGEST_BATCH = 64, 1000
 
 #: Effective sample size of importance weights below which resampled draws are mostly repetitions.
 _FEW_EFFECTIVE = 100
@@ -44,6 +44,8 @@ class ImportanceDiagnostics(Shown):
         below 0.7 importance correction is sound. It does not see a mode that q has lost.
     :ivar ess: effective sample size :math:`(\sum w)^2 / \sum w^2`, in (0, N].
     :ivar log_evidence: :math:`\log \frac1N \sum w_n`; ``log_evidence_se`` its standard error.
+    :ivar doubt: how far the weights move the latent that they move most, in standard deviations
+        (see :func:`~pyro_naf.infer.doubt.doubts`), by 10,000 of the draws.
     """
 
     log_weights: Tensor = field(repr=False)
@@ -53,11 +55,17 @@ class ImportanceDiagnostics(Shown):
     ess: float
     log_evidence: float
     log_evidence_se: float
+    doubt: float = math.nan
 
     @property
     def num_particles(self) -> int:
         """The number N of draws."""
         return len(self.log_weights)
+
+    @property
+    def khat_se(self) -> float:
+        """Standard error of :attr:`khat`, that of a Pareto tail's maximum-likelihood estimate."""
+        return khat_standard_error(self.khat, self.num_particles)
 
     @property
     def smoothed_log_weights(self) -> Tensor:
@@ -68,7 +76,7 @@ class ImportanceDiagnostics(Shown):
         """ELBO, k-hat, effective sample size and log evidence."""
         cells = [
             f"{self.elbo:.3f} +- {self.elbo_se:.3f}",
-            f"{self.khat:.2f}",
+            f"{self.khat:.2f} +- {self.khat_se:.2f}",
             f"{self.ess:.0f} of {self.num_particles}",
             f"{self.log_evidence:.3f} +- {self.log_evidence_se:.3f}",
         ]
@@ -119,11 +127,17 @@ def importance_diagnostics(
 
 @torch.no_grad()
 def diagnose(
-    proposal: Proposal, num_particles: int, seconds: float = math.inf, fewest: int = FEWEST
+    proposal: Proposal, num_particles: int, seconds: float = math.inf
 ) -> ImportanceDiagnostics:
     """Diagnostics from the weighted draws of a proposal; arguments of :func:`weighted_draws`."""
-    chunks = weighted_draws(proposal, num_particles, seconds, fewest)
-    return _diagnose(torch.cat([log_weights for _, log_weights in chunks]))
+    held, kept, parts = 0, [], []
+    for chunk in weighted_draws(proposal, num_particles, seconds):
+        parts.append(chunk.log_weights)
+        if held < DRAWS:  # of the others only the weights are needed
+            kept.append(chunk)
+            held += len(chunk.log_weights)
+    found = _diagnose(torch.cat(parts))
+    return replace(found, doubt=largest_doubt(kept, found.smoothed_log_weights.exp()))
 
 
 @torch.no_grad()
@@ -200,24 +214,37 @@ def _warn_of_weights(found: ImportanceDiagnostics) -> None:
     )
 
 
-def weighted_draws(
-    proposal: Proposal, num_particles: int, seconds: float = math.inf, fewest: int = FEWEST
-) -> Iterator[Weighted]:
-    """Draws of a guide and their log-weights, on the CPU, in chunks, until ``seconds`` are over.
+def growing(total: int, largest: int = _LARGEST_BATCH) -> Iterator[int]:
+    """Sizes of batches that add up to ``total``: each twice the one before, up to the largest.
 
-    At least ``fewest`` are drawn, where as many are asked for.
+    >>> list(growing(3000))
+    [64, 128, 256, 512, 1000, 1000, 40]
+    """
+    size = min(_FIRST_BATCH, largest)
+    while total > 0:
+        yield min(size, total)
+        total, size = total - size, min(2 * size, largest)
+
+
+def weighted_draws(
+    proposal: Proposal, num_particles: int, seconds: float = math.inf
+) -> Iterator[Weighted]:
+    """Draws of a guide and their log-weights, on the CPU, in batches, until ``seconds`` are over.
+
+    The first batch of 64 draws, which k-hat needs, is made in any case.
 
     :raises ValueError: when the first thousand draws have no finite density, naming the sites.
     """
-    start, drawn, chunk, possible = time.monotonic(), 0, proposal.joint.chunk, False
-    while drawn < num_particles:
-        values, log_weights = proposal.draw(min(chunk, num_particles - drawn))
+    start, drawn, possible = time.monotonic(), 0, False
+    for count in growing(num_particles, min(_LARGEST_BATCH, proposal.joint.chunk)):
+        values, log_weights = proposal.draw(count)
         drawn += len(log_weights)
+        is_last = drawn == num_particles or time.monotonic() - start > seconds
         possible |= bool(log_weights.max() > -math.inf)
-        if not possible and drawn >= min(num_particles, 1000):
+        if not possible and (is_last or drawn >= 1000):
             _raise_for_density(proposal.joint, values, drawn)
         yield Weighted({name: v.cpu() for name, v in values.items()}, log_weights.cpu())
-        if drawn >= fewest and time.monotonic() - start > seconds:
+        if is_last:
             break
 
 

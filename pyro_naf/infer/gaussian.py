@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pyro import poutine
@@ -25,6 +25,7 @@ from torch import Tensor
 from .climbs import climb
 from .flat_priors import start_flat_priors
 from .joint import Joint
+from .pace import Pace
 
 #: Points of every path at which a Gaussian is tried. Into a funnel a path takes few steps past its
 #: mass and many beyond.
@@ -40,8 +41,11 @@ _AT_ONCE = 16
 #: Evaluations that a climb takes to its mode, roughly.
 _EVALUATIONS = 60
 
-#: Points that the start of a climb is drawn from.
-_CANDIDATES = 200
+#: Points that the start of a climb is drawn from, and the share of the time for all their values.
+_CANDIDATES, _CANDIDATES_SHARE = 200, 0.1
+
+#: Share of the time for the Hessians of one batch of points.
+_HESSIANS_SHARE = 0.1
 
 #: Draws behind every estimate of an ELBO, the same for all Gaussians; and so few of them choose so
 #: many that are worth them all.
@@ -61,7 +65,7 @@ LogDensity = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(loc, L L^T) on R^D, and its ELBO."""
+    """N(loc, L L^T) on R^D, and its ELBO; L is lower triangular, or a vector for a diagonal one."""
 
     loc: Tensor
     factor: Tensor
@@ -70,14 +74,18 @@ class Gaussian:
     @property
     def scale(self) -> Tensor:
         """Standard deviations ``(D,)``."""
-        return self.factor.norm(dim=-1)
+        return self.factor if self.factor.dim() == 1 else self.factor.norm(dim=-1)
 
     def draw(self, normal: Tensor) -> Tensor:
         """Images of standard normal points ``(N, D)``."""
+        if self.factor.dim() == 1:
+            return self.loc + normal * self.factor
         return self.loc + normal @ self.factor.T
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density ``(N,)`` at z ``(N, D)``."""
+        if self.factor.dim() == 1:
+            return torch.distributions.Normal(self.loc, self.factor).log_prob(z).sum(-1)
         law = torch.distributions.MultivariateNormal(self.loc, scale_tril=self.factor)
         return law.log_prob(z)
 
@@ -135,7 +143,7 @@ def find_gaussian(
     deadline = time.monotonic() + limit
     tried, modes = search(joint, joint.start, normal, num_starts, deadline)
     if not modes:
-        _raise_for_start(joint)
+        raise_for_start(joint)
     best = modes[0]
     tempered: LogDensity = lambda z: joint(z) / temperature  # noqa: E731
     if temperature != 1:
@@ -170,10 +178,11 @@ def search(
     tops: list[Tensor] = []
     found: list[list[Tensor]] = []  # points of all paths to each top
     climbs = futile = 0
-    at_once = min(_affordable(target, middle, deadline), num_starts)
+    thrift = _Thrift.of(target, middle, deadline)
+    at_once = min(thrift.climbs, num_starts)
     while futile < num_starts and climbs < _MOST_CLIMBS * num_starts:
         numbers = range(climbs, climbs + at_once)
-        starts = torch.stack([_start(target, i, middle, modes) for i in numbers])
+        starts = torch.stack([_start(target, i, middle, modes, thrift.candidates) for i in numbers])
         known, new = len(modes), len(tops)
         for path in filter(len, climb(target, starts, deadline=deadline)):
             led = [_leads(target, top, path[-1]) for top in tops]
@@ -183,7 +192,7 @@ def search(
             found[led.index(True) if any(led) else -1].append(_spread(path))
         for points in map(torch.cat, found[new:]):
             tried = torch.cat([tried, points])
-            if best := _best(target, points, normal, deadline):
+            if best := _best(target, points, normal, deadline, thrift.hessians):
                 best = match(target, best, normal, steps=10, deadline=deadline)
                 modes = _distinct(target, [*modes, best])
         climbs += len(numbers)
@@ -193,20 +202,40 @@ def search(
     return tried, modes
 
 
-def _affordable(target: LogDensity, middle: Tensor, deadline: float) -> int:
-    """How many climbs at once come to their end before the deadline, by the cost of a gradient."""
-    if not math.isfinite(deadline):
-        return _AT_ONCE
-    z = middle.expand(_AT_ONCE, -1).clone().requires_grad_()
-    begin = time.monotonic()
-    torch.autograd.grad(target(z).sum(), z)
-    now = time.monotonic()
-    evaluations = (deadline - now) / (now - begin)
-    return max(1, min(_AT_ONCE, int(_AT_ONCE * evaluations / _EVALUATIONS)))
+@dataclass(frozen=True)
+class _Thrift:
+    """What a search can afford at once: climbs, candidates for each start, points with Hessians."""
+
+    climbs: int = _AT_ONCE
+    candidates: int = _CANDIDATES
+    hessians: int = _AT_ONCE
+
+    @classmethod
+    def of(cls, target: LogDensity, middle: Tensor, deadline: float) -> _Thrift:
+        """By the cost of a gradient, and the time until the deadline."""
+        if not math.isfinite(deadline):
+            return cls()
+        pace, left = Pace.of(target, middle), max(deadline - time.monotonic(), 0.0)
+        climbs = pace.points(left) // _EVALUATIONS
+        candidates = pace.values(_CANDIDATES_SHARE * left) // max(1, min(climbs, _AT_ONCE))
+        # A Hessian takes some three gradients for each latent, and its Gaussian's ELBO some draws.
+        each = 3 * len(middle) + _FEW_DRAWS
+        hessians = pace.points(_HESSIANS_SHARE * left) // each
+        return cls(
+            climbs=max(1, min(climbs, _AT_ONCE)),
+            candidates=max(1, min(candidates, _CANDIDATES)),
+            hessians=max(1, min(hessians, _AT_ONCE)),
+        )
 
 
 @torch.no_grad()
-def _start(target: LogDensity, number: int, middle: Tensor, modes: list[Gaussian]) -> Tensor:
+def _start(
+    target: LogDensity,
+    number: int,
+    middle: Tensor,
+    modes: list[Gaussian],
+    candidates: int = _CANDIDATES,
+) -> Tensor:
     """By turns a point of a box, and one 3 to 10 widths from a mode: scales are not known.
 
     It is drawn from many such points by their density, to a power that leaves a choice of a tenth:
@@ -216,11 +245,13 @@ def _start(target: LogDensity, number: int, middle: Tensor, modes: list[Gaussian
         return middle
     if number % 2 or not modes:
         box = (2.0, 5.0)[number // 2 % 2]
-        z = (2 * torch.rand(_CANDIDATES, len(middle)).to(middle) - 1) * box
+        z = (2 * torch.rand(candidates, len(middle)).to(middle) - 1) * box
     else:
         mode = modes[int(torch.randint(len(modes), ()))]
-        widths = 3 + 7 * torch.rand(_CANDIDATES, 1).to(middle)
-        z = mode.draw(torch.randn(_CANDIDATES, len(middle)).to(middle) * widths)
+        widths = 3 + 7 * torch.rand(candidates, 1).to(middle)
+        z = mode.draw(torch.randn(candidates, len(middle)).to(middle) * widths)
+    if candidates == 1:
+        return z[0]
     log_p = target(z).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
     if not log_p.isfinite().any():
         return z[0]
@@ -240,14 +271,18 @@ def laplace(target: LogDensity, z: Tensor, normal: Tensor) -> list[Gaussian]:
 
 
 def _best(
-    target: LogDensity, z: Tensor, normal: Tensor, deadline: float = math.inf
+    target: LogDensity,
+    z: Tensor,
+    normal: Tensor,
+    deadline: float = math.inf,
+    at_once: int = _AT_ONCE,
 ) -> Gaussian | None:
     """The best of the Gaussians at points ``(N, D)``: few draws judge all, all draws a few.
 
     The points come one group after another, the last ones first, until the deadline.
     """
     rough: list[Gaussian] = []
-    for part in z.flip(0).split(_AT_ONCE):
+    for part in z.flip(0).split(at_once):
         rough += laplace(target, part, normal[:_FEW_DRAWS])
         if time.monotonic() > deadline:
             break
@@ -307,7 +342,7 @@ def free_name(name: str) -> str:
     return f"{name}_{secrets.token_hex(4)}"
 
 
-def _raise_for_start(joint: Joint) -> None:
+def raise_for_start(joint: Joint) -> NoReturn:
     point = {name: value[0] for name, value in joint.constrained(joint.start[None]).items()}
     for name, value in joint.culprits(point).items():
         raise ValueError(

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -30,6 +31,7 @@ from ..guides.pyro_internals import (
 from .capture import Graph
 from .flat_priors import start_flat_priors
 from .lanes import REFUSALS, RUNGS, Values, with_refusals
+from .pace import Pace
 from .sites import (
     Latents,
     Site,
@@ -165,6 +167,11 @@ class Joint:
                 self.graph = Graph(function, example)
         except Exception:  # noqa: BLE001 - what cannot be captured is run as before
             return
+
+    @cached_property
+    def pace(self) -> Pace:
+        """What value and gradient cost without a graph, measured once."""
+        return Pace.of(self.uncaptured, self.start)
 
     @property
     def way(self) -> str:

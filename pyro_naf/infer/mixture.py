@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..rootfinding import RootNotFoundError
+from .diagnostics import growing
 from .gaussian import Gaussian, LogDensity, cholesky, even_softmax
 
 #: Draws of a mixture.
@@ -17,6 +19,9 @@ DRAWS = 20_000
 
 #: Each Gaussian is a part of the mixture with these widths, as modes have wider tails.
 _WIDTHS = (1.0, 2.0)
+
+#: Draws of each part of a mixture at least.
+_LEAST_SHARE = 20
 
 #: Mass outside the heaviest mode from which on a posterior is taken to have several.
 _SECOND = 0.01
@@ -69,7 +74,7 @@ def weighed(
 
     :param like: a tensor ``(D,)`` of the draws' dtype and device.
     """
-    share = max(count // len(proposals), 100)
+    share = max(count // len(proposals), _LEAST_SHARE)
     parts = [p.draw(torch.randn(share, len(like)).to(like)) for p in proposals]
     # Part by part: a flow knows its own draws, and needs no inverse for them.
     log_q = torch.stack([torch.cat([p.log_prob(z) for z in parts]) for p in proposals])
@@ -80,14 +85,14 @@ def weighed(
 
 
 @torch.no_grad()
-def several(target: LogDensity, modes: Sequence[Gaussian]) -> bool:
+def several(target: LogDensity, modes: Sequence[Gaussian], count: int = DRAWS) -> bool:
     """Whether more than one of the modes has mass.
 
     Weights are truncated at the root of their number (Ionides 2008): no single draw decides.
     """
     if len(modes) < 2:
         return False
-    z, log_weights, _ = weighed(target, widened(modes), modes[0].loc)
+    z, log_weights, _ = weighed(target, widened(modes), modes[0].loc, count)
     nearest = torch.stack([g.log_prob(z) for g in modes]).argmax(0)
     log_weights = log_weights - log_weights.logsumexp(0)
     weights = log_weights.clamp(max=-0.5 * math.log(len(z))).softmax(0)
@@ -102,6 +107,7 @@ def missed_mass(
     log_evidence: float,
     others: Sequence[Gaussian],
     count: int = DRAWS,
+    seconds: float = math.inf,
 ) -> float:
     """The part of the posterior's mass that the guide lacks and other proposals find.
 
@@ -110,9 +116,17 @@ def missed_mass(
     difference is beyond three standard errors.
 
     :param count: draws, in equal shares of guide and Gaussians.
+    :param seconds: time after which no further batch of draws begins.
     """
-    _, log_weights, _ = weighed(target, [guide, *others], others[0].loc, count)
-    covered = (log_weights.double() - log_evidence).clamp(max=700).exp()
+    proposals: list[Proposal] = [guide, *others]
+    found = []
+    begin = time.monotonic()
+    for size in growing(count, count):
+        _, log_weights, _ = weighed(target, proposals, others[0].loc, size)
+        found.append((log_weights.double() - log_evidence).clamp(max=700).exp())
+        if time.monotonic() - begin > seconds:
+            break
+    covered = torch.cat(found)
     total, error = covered.mean(), covered.std() / len(covered) ** 0.5
     # Of mean 1 if the guide's evidence is all there is.
     return float(1 - 1 / total) if total - 1 > 3 * error else 0.0
@@ -127,13 +141,16 @@ class Pool:
     :ivar around: the Gaussian with the moments of all.
     """
 
-    def __init__(self, target: LogDensity, proposals: Sequence[Gaussian]) -> None:
+    def __init__(
+        self, target: LogDensity, proposals: Sequence[Gaussian], count: int = DRAWS
+    ) -> None:
+        self.count = count
         self._weigh(target, proposals)
         self._weigh(target, [*proposals, self._gaussian()])
         self.around = self._gaussian()
 
     def _weigh(self, target: LogDensity, proposals: Sequence[Gaussian]) -> None:
-        self.z, log_weights, self.log_p = weighed(target, proposals, proposals[0].loc)
+        self.z, log_weights, self.log_p = weighed(target, proposals, proposals[0].loc, self.count)
         self.weights = even_softmax(log_weights)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,12 @@ from torch import Tensor
 from torch.distributions import Independent
 from torch.distributions.transforms import ComposeTransform
 
+from ..kernels.modes import values_are_unknown
 from ..transforms import AutoregressiveFlow
+
+#: Dimensions up to which all iterations are recorded, where a graph is captured: which of them are
+#: needed depends on values.
+_MOST_RECORDED = 16
 
 
 def path_log_prob(guide: Any, site: dict[str, Any]) -> Tensor:
@@ -112,12 +117,14 @@ def _push_through_flow(
         tolerance = torch.finfo(x.dtype).eps ** 0.6
     allowed = tolerance * goal.abs().amax()
     # J^T v = goal by Jacobi's iteration. J is triangular: D steps are exact, a few mostly enough.
-    v = goal / slope
+    v, goes_on = goal / slope, torch.ones((), dtype=torch.bool, device=x.device)
+    recorded = values_are_unknown() and x.shape[-1] <= _MOST_RECORDED
     for _ in range(x.shape[-1] - 1):
         (image,) = torch.autograd.grad(y, x, v, retain_graph=True)
         residual = goal - image
-        v = v + residual / slope
-        if not bool((residual.abs() > allowed).any()):
+        v = torch.where(goes_on, v + residual / slope, v)
+        goes_on = goes_on & (residual.abs() > allowed).any()
+        if not recorded and not bool(goes_on):
             break
     return y.detach(), v
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..guides.pyro_internals import unconstrained_values
 from .flat_priors import FlatPriors
+from .gaussian import Gaussian
 from .joint import Joint
 from .lanes import one_by_one, vmapped_with_help
 from .sites import batch_depth, latent_sites
@@ -34,21 +35,15 @@ class Proposal(Protocol):
 
 
 class GaussianProposal:
-    """Draws of N(loc, L L^T) on the unconstrained latents, weighted by a joint density.
+    """Draws of a Gaussian on the unconstrained latents, weighted by a joint density."""
 
-    :param joint: the joint density.
-    :param loc: mean ``(D,)``.
-    :param factor: lower triangular L ``(D, D)``.
-    """
-
-    def __init__(self, joint: Joint, loc: Tensor, factor: Tensor) -> None:
-        self.joint = joint
-        self.law = torch.distributions.MultivariateNormal(loc, scale_tril=factor)
+    def __init__(self, joint: Joint, gaussian: Gaussian) -> None:
+        self.joint, self.gaussian = joint, gaussian
 
     @torch.no_grad()
     def draw(self, count: int) -> Weighted:
-        u = self.law.sample((count,))
-        log_weights = self.joint(u).double() - self.law.log_prob(u).double()
+        u = self.gaussian.draw(torch.randn(count, self.joint.dim).to(self.gaussian.loc))
+        log_weights = self.joint(u).double() - self.gaussian.log_prob(u).double()
         return Weighted(self.joint.constrained(u), log_weights)
 
 

@@ -11,43 +11,39 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions.torch_transform import ComposeTransformModule
-from pyro.infer.autoguide import AutoGuide, init_to_value
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ..checks import check_integers
 from ..conditioners import Structure
 from ..seeding import seeded
-from ..starts import sigmoids_at
-from ..transformers import Scaled
-from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
+from .autoguides import AutoFlowNormal
+from .budget import Budget
 from .capture import is_enabled
 from .diagnostics import MIN_PARTICLES, ImportanceDiagnostics, diagnose
-from .gaussian import Gaussian, fit_gaussian, free_name
+from .gaussian import Gaussian, fit_gaussian
 from .graph import check_structure
 from .joint import Joint
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
+from .progress import Progress
 from .proposals import GaussianProposal, GuideProposal
+from .refined_guides import (
+    FLOWS,
+    flow_guide,
+    forget,
+    gaussian_guide,
+    is_affordable,
+    start_at,
+)
 from .results import Origin, Previous, Refinement
 from .start import Start, affine_of, density_of, find_start
-from .training import Budget, Training
+from .training import Training
 
 #: Names that were importable from here before.
 __all__ = ["Refinement", "Start", "affine_of", "fit_gaussian", "refine"]
 
-_FLOWS = {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}
-
 #: Number of steps, and seconds, where no budget is given; whichever is over first.
 _STEPS, _SECONDS = 4000, 60.0
-
-#: Guide options for multimodal posteriors. ``min_slope`` bounds the tails of the conditionals: no
-#: training data lies between modes, and a draw that lands there must not be thrown far away.
-_SEVERAL: dict[str, Any] = {"inverse": True, "min_slope": 0.2}
-
-#: Flows, and sigmoids of each, where none are asked for: a posterior with a structure has many
-#: latents, and simple conditionals.
-_FULL = {"num_transforms": 2, "hidden_units": 16}
-_STRUCTURED = {"num_transforms": 1, "hidden_units": 8}
 
 #: Number of draws whose marginals a guide for several modes starts with.
 _PLACING = 4000
@@ -55,11 +51,19 @@ _PLACING = 4000
 #: Seconds of a budget from which on the density is compiled; compiling takes 10 to 20.
 _COMPILING = 30.0
 
-#: Share of the seconds at which training ends; diagnostics and the search for missed mass follow.
-_TRAINING = 0.85
-
 #: Share of the seconds after which each of the two diagnostics weights no more draws.
-_DIAGNOSING = 0.08
+_DIAGNOSING = 0.06
+
+#: Share of the seconds that capturing the density may take, and what it takes: so many times its
+#: gradient at one point, as both are mostly Python for each operation.
+_CAPTURING, _CAPTURE = 0.1, 100
+
+#: Fewest training steps that draws are worth: with fewer, half as many draws are taken, as long as
+#: a step is the cheaper for it by a fifth.
+_WORTH_STEPS, _FEWEST_PARTICLES, _CHEAPER = 1000, 8, 0.8
+
+#: Draws for each gradient where a budget allows them, and gradients that a step costs, roughly.
+_PARTICLES, _GRADIENTS = 64, 1.5
 
 #: Seconds after which each of them weights no more draws where no seconds are given.
 _PATIENCE = 10.0
@@ -67,8 +71,11 @@ _PATIENCE = 10.0
 #: The same for who has pressed Ctrl-C.
 _IMPATIENCE = 2.0
 
-#: Minimum number of draws of a diagnosis, whatever it takes: k-hat needs some.
-_FEWEST = 1000
+#: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise.
+_FALL = 0.1
+
+#: Draws of a diagnosis that time is kept for, in any case.
+_FEWEST = 200
 
 
 def refine(
@@ -80,7 +87,7 @@ def refine(
     hidden_units: int | None = None,
     steps: int | None = None,
     seconds: float | None = None,
-    num_particles: int = 64,
+    num_particles: int | None = None,
     num_draws: int = 50_000,
     learning_rate: float = 1e-2,
     tempering: float = 1.0,
@@ -135,11 +142,14 @@ def refine(
     :param hidden_dims: as in :class:`~pyro_naf.infer.AutoDSFNormal`.
     :param hidden_units: number of sigmoids; by default 16, and 8 for a guide with a structure.
     :param steps: at most so many steps.
-    :param seconds: time for the whole call. With neither, 4000 steps or 60 seconds, whichever is
-        first. Without a number of steps, a Gaussian that fits already is returned at once.
-    :param num_particles: draws for each gradient.
-    :param num_draws: draws for the diagnostics before and after; fewer, but 1000 at least, where
-        each would take longer than a twelfth of ``seconds``, or than ten seconds without.
+    :param seconds: time for the whole call: search, training, diagnostics. With neither, 4000
+        steps or 60 seconds, whichever is first. Without a number of steps, a Gaussian that fits
+        already is returned at once. Of a density that is very dear the start may be all that there
+        is time for.
+    :param num_particles: draws for each gradient; by default 64, and fewer where ``seconds`` would
+        be over before a thousand steps and fewer draws make a step cheaper.
+    :param num_draws: draws for the diagnostics before and after; fewer, but 64 at least, where
+        each would take longer than a sixteenth of ``seconds``, or than ten seconds without.
     :param learning_rate: Adam's, at the start.
     :param tempering: below 1, Gaussians as wide as the posterior to this power (0.02, say) are
         weighed too, and what they find is covered as several modes are: for modes that no start
@@ -180,16 +190,17 @@ def refine(
     good_ends, asked = steps is None, check_structure(structure)
     if steps is None and seconds is None:
         steps, seconds = _STEPS, _SECONDS
-    # What follows training takes part of the time too.
-    budget = Budget(steps, None if seconds is None else _TRAINING * seconds)
+    budget = Budget(steps, seconds)
     compiles = compile and is_enabled() and _is_worth_compiling(steps, seconds)
-    with seeded(seed):
+    with seeded(seed), Progress(progress, seconds) as bar:
+        bar.phase("running the model")
         joint, gaussian = density_of(guide, args, kwargs)
-        if compile and is_enabled() and not joint.subsampled:
-            joint.capture(num_particles + max(num_particles // 2, 2))
+        num_particles = num_particles or affordable_particles(joint, budget)
+        if compile and is_enabled():
+            capture(joint, num_particles, seconds)
             if joint.graph is not None and compiles:
                 joint.graph.compile()
-        start = find_start(guide, joint, gaussian, tempering, num_starts, seconds, asked)
+        start = find_start(guide, joint, gaussian, tempering, num_starts, seconds, asked, bar)
         return refine_from(
             start,
             budget,
@@ -203,9 +214,27 @@ def refine(
             tempering=tempering,
             good_ends=good_ends,
             kernel="compiled" if compiles else "auto",
-            seconds=seconds,
-            progress=progress,
+            bar=bar,
         )
+
+
+def affordable_particles(joint: Joint, budget: Budget) -> int:
+    """Draws for each gradient: 64, or fewer where that makes a step cheaper and steps are few."""
+    count, left = _PARTICLES, budget.left_for_training()
+    while count > _FEWEST_PARTICLES:
+        step, half = (joint.pace.seconds(round(_GRADIENTS * n)) for n in (count, count // 2))
+        if left >= _WORTH_STEPS * step or half > _CHEAPER * step:
+            break
+        count //= 2
+    return count
+
+
+def capture(joint: Joint, num_particles: int, seconds: float | None) -> None:
+    """Capture a joint density as a graph for training, where the time allows it."""
+    if joint.subsampled or joint.graph is not None:
+        return
+    if seconds is None or _CAPTURE * joint.pace.one < _CAPTURING * seconds:
+        joint.capture(num_particles + max(num_particles // 2, 2))
 
 
 def refine_from(
@@ -222,8 +251,7 @@ def refine_from(
     tempering: float,
     good_ends: bool,
     kernel: str,
-    seconds: float | None,
-    progress: bool,
+    bar: Progress,
     previous: Previous | None = None,
 ) -> Refinement:
     """:func:`refine` from a Gaussian that is known; its options have no defaults here.
@@ -231,18 +259,21 @@ def refine_from(
     :param previous: an earlier refinement, whose guide is trained further.
     """
     joint, loc, factor, modes = start.joint, start.loc, start.factor, start.modes
-    limit = _PATIENCE if seconds is None else _DIAGNOSING * seconds
+    count = _mixture_draws(joint, budget.seconds)
+    limit = _PATIENCE if budget.seconds is None else _DIAGNOSING * budget.seconds
+    budget.keep(joint.pace.seconds(2 * _FEWEST))
+    bar.phase("weighting the start")
     if previous is not None:
         before = previous.after
     else:
         # How many draws that takes must not change what training does.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            gaussian = GaussianProposal(joint, loc, _matrix(factor))
-            before = diagnose(gaussian, num_draws, limit, _FEWEST)
+            gaussian = GaussianProposal(joint, Gaussian(loc, factor, math.nan))
+            before = diagnose(gaussian, num_draws, limit)
     if previous is not None:
         covers = previous.covers
     else:
-        covers = tempering < 1 or (len(modes) > 1 and several(joint, modes))
+        covers = tempering < 1 or (len(modes) > 1 and several(joint, modes, count))
     others = modes + _around(loc, factor, (1.0, 3.0))
     origin = Origin(
         start,
@@ -263,57 +294,47 @@ def refine_from(
         guide = gaussian_guide(joint, loc, factor)
         return _result(origin, guide, before, before, others, budget, ended="good")
     trained = None if previous is None else previous.guide
-    refined = flow_guide(origin, kernel) if trained is None else trained
+    if trained is not None:
+        refined = trained
+    elif covers or is_affordable(origin, budget):
+        refined = flow_guide(origin, kernel)
+    else:  # the Gaussian itself is trained
+        refined = gaussian_guide(joint, loc, factor)
     pool, proposals = None, widened(modes)
     if tempering < 1:
         proposals += _around(loc, factor, start.widths)
     if covers:
         budget.several = True
-        pool = Pool(joint, proposals)
+        pool = Pool(joint, proposals, count)
         around = pool.around
         others = modes + _around(around.loc, around.factor, (1.0, 3.0))
         if trained is None:
             refined.set_affine(around.loc, around.factor if factor.dim() == 2 else around.scale)
-            _start_at(refined, pool.draw(_PLACING)[0])
+            start_at(refined, pool.draw(_PLACING)[0])
     elif trained is None:
-        refined.set_affine(loc, factor if start.pattern is None else start.pattern)
+        refined.set_affine(
+            loc, factor if refined.structure is None or start.pattern is None else start.pattern
+        )
     ended = "budget"
     # In training a NaN must reach the loss.
     with pyro.validation_enabled(False):
         estimate = joint.minibatch if joint.subsampled else joint
         training = Training(refined, joint, learning_rate, num_particles, pool, estimate)
         try:
-            training.run(budget, progress)
+            training.run(budget, bar)
         except KeyboardInterrupt:
             training.stop(budget)
             ended, limit = "interrupted", min(limit, _IMPATIENCE)
     proposal = GuideProposal(joint, refined, joint.args, joint.kwargs)
-    after = diagnose(proposal, num_draws, limit, _FEWEST)
+    bar.phase("weighting draws")
+    after = diagnose(proposal, num_draws, min(limit, max(budget.left() / 2, 0.0)))
     no_gain = not covers and _is_worse(after, before)
     if no_gain if previous is None else not _is_better(after, before):
-        _forget(refined)
+        forget(refined)
         refined = gaussian_guide(joint, loc, factor) if previous is None else previous.kept
         after = before
         ended = "no further gain" if ended == "budget" else ended
     return _result(origin, refined, before, after, others, budget, training, ended)
-
-
-def flow_guide(origin: Origin, kernel: str = "auto") -> AutoFlowNormal:
-    """A flow guide with the options of a refinement, set up and not trained."""
-    start, options = origin.start, origin.options
-    structured = start.structure is not None and not origin.covers
-    usual = _STRUCTURED if structured else _FULL
-    return _flow_guide(
-        start.joint,
-        options["flow"],
-        num_transforms=options["num_transforms"] or usual["num_transforms"],
-        hidden_dims=options["hidden_dims"],
-        hidden_units=options["hidden_units"] or usual["hidden_units"],
-        full_rank=start.factor.dim() == 2,
-        kernel=kernel,
-        **({"structure": start.structure} if structured else {}),
-        **(_SEVERAL if origin.covers else {}),
-    )
 
 
 def _result(
@@ -328,8 +349,11 @@ def _result(
 ) -> Refinement:
     joint = origin.start.joint
     # Where the density is too dear for all draws of the diagnostics it is for these as well.
-    count = max(min(DRAWS, round(0.4 * after.num_particles)), _FEWEST)
-    missed = missed_mass(joint, Pushed(guide.get_posterior()), after.log_evidence, others, count)
+    count = min(DRAWS, round(0.4 * after.num_particles))
+    law, patience = Pushed(guide.get_posterior()), _PATIENCE
+    if budget.seconds is not None:
+        patience = min(budget.left(), _DIAGNOSING * budget.seconds)
+    missed = missed_mass(joint, law, after.log_evidence, others, count, patience)
     losses = [] if training is None else training.losses
     skipped = 0 if training is None else training.skipped
     way, elapsed = joint.way, budget.elapsed
@@ -338,16 +362,27 @@ def _result(
     )
 
 
+def _mixture_draws(joint: Joint, seconds: float | None) -> int:
+    """Draws of the Gaussians at all modes, as many as a share of the time is worth."""
+    if seconds is None:
+        return DRAWS
+    return max(_FEWEST, min(joint.pace.values(_DIAGNOSING * seconds), DRAWS))
+
+
 def _is_good(found: ImportanceDiagnostics) -> bool:
     """Whether a Gaussian leaves nothing to a flow."""
     return found.khat < 0.5 and found.ess > 0.95 * found.num_particles
 
 
 def _is_worse(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
-    """Whether the ELBO fell, by more than the noise of its two estimates."""
+    """Whether the ELBO fell, by more than the noise of its estimates or a tenth of a nat.
+
+    Of few draws whose weights have heavy tails the noise says that anything may be level.
+    """
     if not math.isfinite(after.elbo):
         return math.isfinite(before.elbo)
-    return after.elbo < before.elbo - 2 * math.hypot(after.elbo_se, before.elbo_se)
+    noise = 2 * math.hypot(after.elbo_se, before.elbo_se)
+    return after.elbo < before.elbo - min(noise, _FALL)
 
 
 def _is_better(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
@@ -391,76 +426,26 @@ def _refuse_swallowed(
             )
 
 
-def _flow_guide(joint: Joint, flow: str, **options: Any) -> AutoFlowNormal:
-    """A flow guide for all the latents of a joint density, set up."""
-    guide = _set_up(joint, _FLOWS[flow], **options)
-    for part in guide.modules():
-        if isinstance(part, Scaled):  # many draws a step: no caution is needed
-            part.set_slope(1.0)
-    return guide
-
-
-def _set_up(joint: Joint, kind: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    start = {name: value[0] for name, value in joint.constrained(joint.start[None]).items()}
-    guide = kind(joint.model, *args, init_loc_fn=init_to_value(values=start), **options)
-    guide._pyro_name = free_name(f"{type(guide).__name__}_refined")
-    with joint.in_full():
-        guide._setup_prototype(*joint.args, **joint.kwargs)
-    return guide
-
-
-def gaussian_guide(joint: Joint, loc: Tensor, factor: Tensor) -> AutoFlowNormal:
-    """A guide that is this Gaussian: an affine map around no flow."""
-    options: dict[str, Any] = {"full_rank": factor.dim() == 2}
-    guide = _set_up(joint, AutoFlowNormal, _no_flow, **options)
-    guide.set_affine(loc, factor)
-    return guide
-
-
-def _forget(guide: AutoFlowNormal) -> None:
-    """Take a guide that is not returned out of Pyro's param store."""
-    store = pyro.get_param_store()
-    for key in [key for key in store.keys() if key.partition(".")[0] == guide._pyro_name]:
-        del store[key]
-
-
-def _no_flow(dim: int) -> ComposeTransformModule:
-    return ComposeTransformModule([])
-
-
-def _matrix(factor: Tensor) -> Tensor:
-    return torch.diag(factor) if factor.dim() == 1 else factor
-
-
-@torch.no_grad()
-def _start_at(guide: AutoFlowNormal, z: Tensor) -> None:
-    """Gives the first flow, from latents to base, the marginals of draws ``(N, D)``."""
-    for outer in reversed(guide._outer(None)):
-        z = outer.inv(z)
-    first: Any = guide.flow.parts[0]
-    sigmoids_at(first.arn, first.transformer, z)
-
-
 def _around(loc: Tensor, factor: Tensor, widths: Sequence[float]) -> list[Gaussian]:
     """The Gaussian of a guide's affine map, so many times as wide."""
-    return [Gaussian(loc, width * _matrix(factor), math.nan) for width in widths]
+    return [Gaussian(loc, width * factor, math.nan) for width in widths]
 
 
 def _check_arguments(
     flow: str,
     steps: int | None,
     seconds: float | None,
-    num_particles: int,
+    num_particles: int | None,
     num_draws: int,
     learning_rate: float,
     tempering: float,
     num_starts: int,
 ) -> None:
-    if flow not in _FLOWS:
-        raise ValueError(f"flow must be one of {sorted(_FLOWS)}, got {flow!r}")
+    if flow not in FLOWS:
+        raise ValueError(f"flow must be one of {sorted(FLOWS)}, got {flow!r}")
     check_integers(
         steps=(1 if steps is None else steps, 1),
-        num_particles=(num_particles, 2),
+        num_particles=(2 if num_particles is None else num_particles, 2),
         num_draws=(num_draws, MIN_PARTICLES),
         num_starts=(num_starts, 1),
     )

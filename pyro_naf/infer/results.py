@@ -12,11 +12,8 @@ from .autoguides import AutoFlowNormal
 from .diagnostics import ImportanceDiagnostics
 from .joint import Joint
 from .posterior import GuideResults
-from .psis import khat_threshold
 from .start import Start
-
-#: Minimum effective number of draws for weighted draws to be recommended.
-_ENOUGH = 400
+from .verdict import Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -119,36 +116,17 @@ class Refinement(GuideResults, Shown):
         return self.after.log_evidence
 
     @property
-    def verdict(self) -> str:
-        """What the weights allow, in one line; of modes that no start found they know nothing."""
-        if self.missed > 0.05:
-            return (
-                f"do not trust: the guide misses modes with {self.missed:.0%} of the mass; try "
-                "num_starts=64, tempering=0.02, more steps, flow='ddsf'"
-            )
-        if self.khat < 0.5 and self._efficiency > 0.8:
-            return "trust: the guide's draws are close to the posterior where it has mass"
-        if self._efficiency > 0.95:
-            even = f"trust the guide's draws: their weights are even (ESS {self._efficiency:.1%})"
-            return even if self.khat < 0.7 else f"{even}; do not weight them (k-hat above 0.7)"
-        threshold = khat_threshold(self.after.num_particles)
-        if self.khat < threshold and self.ess >= _ENOUGH:
-            near = "" if self.khat < 0.5 else f", k-hat {self.khat:.2f} below {threshold:.2f}"
-            return (
-                "use importance-weighted draws: their weights differ "
-                f"(ESS {self._efficiency:.0%}{near})"
-            )
-        reason = f"k-hat is {self.khat:.2f}, above {threshold:.2f}"
-        if self.khat < threshold:
-            reason = f"the weights are worth {self.ess:.0f} draws, fewer than {_ENOUGH}"
-        return (
-            f"do not trust: {reason}; try more seconds, flow='ddsf' or a non-centred model; "
-            "mcmc_correct gives exact draws"
-        )
+    def judgement(self) -> Verdict:
+        """What the weights allow; of modes that no start found they know nothing."""
+        options = {} if self.origin is None else self.origin.options
+        return judge(self.after, self.missed, self.losses, self.seconds, options)
 
     @property
-    def _efficiency(self) -> float:
-        return self.ess / self.after.num_particles
+    def verdict(self) -> str:
+        """What the weights allow, in one line: "trust", "trust, do not weight", "weight", or "do
+        not trust", why, and what may help.
+        """
+        return self.judgement.text()
 
     def refine(
         self,
@@ -207,7 +185,7 @@ class Refinement(GuideResults, Shown):
             [
                 name,
                 f"{d.elbo:.3f} +- {d.elbo_se:.3f}",
-                f"{d.khat:.2f}",
+                f"{d.khat:.2f} +- {d.khat_se:.2f}",
                 f"{d.ess:.0f} of {d.num_particles}",
             ]
             for name, d in (("before", self.before), ("after", self.after))

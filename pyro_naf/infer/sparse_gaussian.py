@@ -31,11 +31,11 @@ from ..conditioners.structure import Structure
 from ..linear_structured import factor_of
 from .climbs import climb
 from .graph import Colouring, LogDensity, hessian
+from .rough_gaussian import independent_gaussians
 from .score_regression import ScoreRegression
 
-#: Standard deviation of every latent where the climb to independent latents begins, its draws, its
-#: steps at most, and its share of the time.
-_FIRST_SCALE, _CLIMB_DRAWS, _CLIMB_STEPS, _CLIMB_SHARE = 0.15, 32, 150, 0.3
+#: Draws of the climbs to independent latents, their steps at most, and their share of the time.
+_CLIMB_DRAWS, _CLIMB_STEPS, _CLIMB_SHARE = 32, 150, 0.3
 
 #: Points of a climb's path at which a Gaussian is tried.
 _TRIED_POINTS = 4
@@ -212,34 +212,14 @@ class _Fit:
                     return
 
     def _independent(self, origins: Tensor, deadline: float) -> Iterator[SparseGaussian]:
-        """The best Gaussians with independent latents, from each origin, for fixed draws.
-
-        With the draws held fixed the ELBO is a function like any other, which L-BFGS climbs.
-        """
-        dim, count = origins.shape[1], _CLIMB_DRAWS
-        normal = self.draws(count).to(origins)
-
-        def elbo(parameters: Tensor) -> Tensor:
-            loc, log_scale = parameters.split(dim, 1)
-            z = loc[:, None] + log_scale.exp()[:, None] * normal
-            values = self.target(z.flatten(0, 1)).unflatten(0, (-1, count))
-            return values.mean(1) + log_scale.sum(1)
-
-        first = torch.full_like(origins, math.log(_FIRST_SCALE))
-        starts = torch.cat([origins, first], 1)
-        begin = time.monotonic()
-        elbo(starts)
-        evaluation = 3 * (time.monotonic() - begin)  # with its gradient
-        affordable = (
-            int(_CLIMB_SHARE * (deadline - begin) / evaluation)
-            if math.isfinite(deadline)
-            else _CLIMB_STEPS
+        """Gaussians with independent latents, which have the mass of a funnel."""
+        normal = self.draws(_CLIMB_DRAWS).to(origins)
+        left = _CLIMB_SHARE * (deadline - time.monotonic())
+        ends = independent_gaussians(
+            self.target, origins, normal, _CLIMB_STEPS, time.monotonic() + left
         )
-        for path in climb(elbo, starts, max_iter=max(10, min(_CLIMB_STEPS, affordable))):
-            if not len(path):
-                continue
-            loc, log_scale = path[-1].double().split(dim)
-            if found := self.gaussian(loc, torch.diag((-2 * log_scale).exp())):
+        for loc, scale in ends:
+            if found := self.gaussian(loc.double(), torch.diag(scale.double() ** -2)):
                 yield self.scored(found, few=True)
 
     def _laplace(self, z: Tensor, colouring: Colouring) -> SparseGaussian | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +20,27 @@ from torch.distributions import biject_to
 
 from ..conditioners import Structure
 from ..guides.pyro_internals import without_block, without_start
-from .gaussian import Gaussian, cholesky, find_gaussian
+from .gaussian import Gaussian, cholesky, find_gaussian, raise_for_start
 from .graph import structure_of
 from .joint import Joint
+from .pace import Pace
+from .progress import Progress
+from .rough_gaussian import fit_roughly
 from .sparse_gaussian import fit_sparse_gaussian
 
 #: The part of the seconds for the search for modes, at most.
 _SEARCH = 0.1
+
+#: Gradients of the density that a search for modes, or for a structure, takes at least, and batches
+#: that follow one another; where the time for it allows fewer, one climb has to do.
+_FEWEST_GRADIENTS, _FEWEST_BATCHES = 2000, 150
+
+#: Seconds that the matrices of a Gaussian take, for each cube of the number of latents, and the
+#: share of the time that they may take.
+_MATRICES, _MATRICES_SHARE = 5e-10, 0.5
+
+#: Gradients for each latent, at each of four points, in looking for a structure.
+_STRUCTURE_GRADIENTS = 12
 
 #: Number of latents from which on no modes are searched for: one Gaussian takes the time.
 _MANY = 60
@@ -92,20 +107,53 @@ def find_start(
     num_starts: int,
     seconds: float | None,
     structure: str | Structure = "auto",
+    progress: Progress | None = None,
 ) -> Start:
-    """The Gaussian of a fitted guide, or one found for a model."""
+    """The Gaussian of a fitted guide, or one found for a model.
+
+    :param seconds: time for the whole refinement, of which this takes a part; None without a limit.
+    """
     if isinstance(given, Start):
         return given
     if guide is not None:
         loc, factor = _in_order(joint, guide, *affine_of(guide))
         widths = [tempering ** (-power / 4) for power in range(3)]  # the Gaussian's own the first
         return Start(joint, loc, factor, widths=widths)
-    found = _structure(joint, structure) if tempering == 1 else None
+    progress = progress or Progress(is_shown=False)
+    gradients = _affordable(joint, seconds)
+    found, needed = None, _FEWEST_GRADIENTS
+    if tempering == 1 and 2 * gradients >= _STRUCTURE_GRADIENTS * joint.dim:
+        progress.phase("looking for the model's structure")
+        found = _structure(joint, structure)
+    if found is None:
+        needed = max(needed, 10 * joint.dim)
+    if seconds is not None and gradients < needed:
+        progress.phase("climbing to a mode")
+        return _rough_start(joint, seconds, joint.pace)
     if tempering == 1 and (found is not None or joint.dim >= _MANY):
+        progress.phase("fitting a Gaussian")
         return _start_of_many(joint, found, seconds)
+    progress.phase("looking for modes")
     search_seconds = None if seconds is None else _SEARCH * seconds
     best, modes = find_gaussian(joint, num_starts, 1 / tempering, search_seconds)
     return Start(joint, best.loc, best.factor, modes)  # the Gaussian is as wide as p^tempering
+
+
+def _affordable(joint: Joint, seconds: float | None) -> int:
+    """Gradients that the time for a search allows; none where it allows too few batches."""
+    if seconds is None:
+        return joint.pace.points(math.inf)
+    is_slow = _FEWEST_BATCHES * joint.pace.one > _SEARCH * seconds
+    has_many_latents = _MATRICES * joint.dim**3 > _MATRICES_SHARE * seconds
+    return 0 if is_slow or has_many_latents else joint.pace.points(_SEARCH * seconds)
+
+
+def _rough_start(joint: Joint, seconds: float, pace: Pace) -> Start:
+    """A Gaussian from one climb, where nothing else can be afforded."""
+    found = fit_roughly(joint, joint.start, _FITTING * seconds, pace)
+    if found is None:
+        raise_for_start(joint)
+    return Start(joint, found.loc, found.factor, [found])
 
 
 def _structure(joint: Joint, asked: str | Structure) -> Structure | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..labels import entry_labels
 from ..tables import Shown, Table
 from .chains import bulk_ess, mean_mcse, rank_rhat, tail_ess
+from .doubt import doubts
 
 #: Probability of the highest-density interval, as in ArviZ.
 INTERVAL = 0.94
@@ -36,7 +37,8 @@ class Summary(Shown):
         the highest-density interval, quantiles, ``mcse_mean`` and ``mcse_sd`` (Monte Carlo standard
         errors of mean and sd), ``ess`` (effective number of draws); of chains ``ess_tail`` and
         ``rhat``; of weighted draws ``doubt``, the distance in sd by which the importance weights
-        move the mean: the guide is farthest from the posterior where it is largest.
+        move the draws (:func:`~pyro_naf.infer.doubt.doubts`): the guide is farthest from the
+        posterior where it is largest.
     :ivar notes: lines on how the draws were made.
 
     >>> found = summarise({"x": torch.arange(5.0)[None]}, torch.zeros(5))
@@ -119,7 +121,7 @@ def summarise(
     columns |= {f"{100 * level:g}%": _quantile(ordered, mass, level) for level in LEVELS}
     columns |= _errors(chains, chosen, mean, sd)
     if bool((log_weights != log_weights[0]).any()):
-        columns["doubt"] = (_moments(flat, weights)[0] - _moments(flat, even)[0]).abs() / sd
+        columns["doubt"] = doubts(flat, weights)
     arrays = {title: column.numpy() for title, column in columns.items()}
     return Summary(names, arrays)
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .autoguides import AutoFlowNormal
-from .diagnostics import pareto_khat
+from .budget import Budget
+from .diagnostics import growing, pareto_khat
 from .gaussian import LogDensity
 from .mixture import Pool, Pushed
 from .path_gradient import score
+from .progress import Progress
 
 #: Steps over which the ELBO is averaged to see whether it still rises.
 _WINDOW = 250
@@ -52,18 +52,21 @@ _OUTLYING = (-0.1, 1.0)
 #: a part of the posterior is beyond the guide, as the neck of a funnel, it must not govern the fit.
 _CLOSE = 1e-3
 
-#: After a landing with a k-hat above this, another follows where the budget allows it. It is judged
-#: by so many draws, in such chunks.
-_GOOD, _JUDGING, _CHUNK = 0.6, 50_000, 1000
+#: After a landing with a k-hat above this, another follows where the budget allows it.
+_GOOD = 0.6
 
-#: Judging ends after so many chunks where it has taken such a part of the seconds that there are.
-_FEWEST_CHUNKS, _PART_JUDGING = 1, 0.03
+#: Draws that a candidate is judged by, and the share of the seconds after which no more are made.
+_JUDGING, _PART_JUDGING = 50_000, 0.03
 
 #: Seconds that a budget of steps alone is taken to have in judging.
 _SECONDS = 100.0
 
 #: ELBOs this near, in nats, are level: of such candidates that of the smallest k-hat is kept.
 _LEVEL = 0.005
+
+
+#: What the progress bar calls a phase.
+_PHASES = {"climb": "climbing", "land": "landing", "learn": "learning", "balance": "balancing"}
 
 
 class _Candidate(NamedTuple):
@@ -133,7 +136,7 @@ class Training:
         self.own: tuple[Tensor, ...] = ()
         self.candidates: list[_Candidate] = []
 
-    def run(self, budget: Budget, progress: bool) -> None:
+    def run(self, budget: Budget, progress: Progress) -> None:
         """Trains until the guide is good, or the budget is spent."""
         losses = {
             "climb": self._climb,
@@ -143,31 +146,34 @@ class Training:
         }
         faster = 1.0 if self.pool is None else _FASTER
         self.candidates = [self._judged(budget)] if self.pool is None else []
-        with tqdm(total=budget.steps, disable=not progress, desc="refine", unit="step") as bar:
-            for phase in budget:
-                if phase == "landed":
-                    self._take_average()
-                    if self.pool is None:
-                        self.candidates.append(self._judged(budget))
-                        if self.candidates[-1].khat > _GOOD:
-                            budget.land_again()
-                    continue
-                warm_up = min(1.0, (len(self.losses) + 1) / 50)
-                self.adam.param_groups[0]["lr"] = (
-                    self.learning_rate * faster * budget.rate * warm_up
-                )
-                if self._step(losses[phase]()) and phase != "climb":
-                    self._add_to_average()
-                if phase == "climb" and self._plateau(budget):
-                    budget.land()
-                bar.update()
-                if len(self.losses) % 20 == 0:
-                    # Under draws of the posterior the mean of log p - log q bounds from above.
-                    bound = "EUBO" if phase == "learn" else "ELBO"
-                    elbo = f"{-statistics.fmean(self.losses[-50:]):.2f}"
-                    way = getattr(self.target, "way", None)
-                    bar.set_postfix({bound: elbo} | ({"density": way} if way else {}))
+        for phase in budget:
+            if phase == "landed":
+                self._take_average()
+                if self.pool is None:
+                    self.candidates.append(self._judged(budget))
+                    if self.candidates[-1].khat > _GOOD:
+                        budget.land_again()
+                continue
+            warm_up = min(1.0, (len(self.losses) + 1) / 50)
+            self.adam.param_groups[0]["lr"] = self.learning_rate * faster * budget.rate * warm_up
+            if self._step(losses[phase]()) and phase != "climb":
+                self._add_to_average()
+            if phase == "climb" and self._plateau(budget):
+                budget.land()
+            if len(self.losses) % 20 == 1:
+                self._show(phase, budget, progress)
         self._keep_best()
+
+    def _show(self, phase: str, budget: Budget, progress: Progress) -> None:
+        # Under draws of the posterior the mean of log p - log q bounds from above.
+        bound = "EUBO" if phase == "learn" else "ELBO"
+        shown = {
+            "step": str(len(self.losses)),
+            bound: f"{-statistics.fmean(self.losses[-50:]):.2f}",
+        }
+        if way := getattr(self.target, "way", None):
+            shown["density"] = way
+        progress.at(_PHASES[phase], budget.fraction, shown)
 
     def stop(self, budget: Budget) -> None:
         """Keep the best so far, after a run that Ctrl-C has ended."""
@@ -197,10 +203,10 @@ class Training:
         start, limit = time.monotonic(), _PART_JUDGING * (budget.seconds or _SECONDS)
         # Looking must not change what training does next.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            for _ in range(_JUDGING // _CHUNK):
-                z, log_q = _push(posterior, self._normal(_CHUNK))
+            for count in growing(_JUDGING):
+                z, log_q = _push(posterior, self._normal(count))
                 found.append((self.target(z) - log_q).double().cpu())
-                if len(found) >= _FEWEST_CHUNKS and time.monotonic() - start > limit:
+                if time.monotonic() - start > limit:
                     break
         log_w = torch.cat(found).nan_to_num(nan=-math.inf, posinf=-math.inf)
         khat = pareto_khat(log_w) if log_w.isfinite().any() else math.inf
@@ -330,63 +336,3 @@ def _huber(log_weights: Tensor, typical: Tensor, bounds: tuple[float, float]) ->
     if not len(finite):
         return torch.zeros_like(log_weights)
     return (log_weights - finite.median()).clamp(*bounds).nan_to_num(nan=0.0)
-
-
-class Budget:
-    """Steps and seconds: iterating gives the phase of every step until they are spent.
-
-    ``rate`` is 1 until the landing and falls to 0 there. The landing begins when :meth:`land` is
-    called, or when half the budget is over. At its end the phase is "landed", which is no step;
-    :meth:`land_again` goes on from there. With ``several`` modes all is one descent of the rate,
-    learning while it is above a half, then balancing.
-    """
-
-    def __init__(self, steps: int | None, seconds: float | None) -> None:
-        self.steps, self.seconds, self.elapsed = steps, seconds, 0.0
-        self.start = time.monotonic()
-        #: It is set when it is known.
-        self.several = False
-        self.landing: float | None = None
-        self.end, self.fraction, self.steps_climbing, self.top = 1.0, 0.0, 0, 1.0
-
-    def __iter__(self) -> Iterator[str]:
-        step = 0
-        while True:
-            self.elapsed = time.monotonic() - self.start
-            self.fraction = max(
-                step / self.steps if self.steps is not None else 0.0,
-                self.elapsed / self.seconds if self.seconds is not None else 0.0,
-            )
-            if self.fraction >= self.end and step:  # one at least
-                end = self.end
-                yield "landed"
-                if self.end == end:
-                    return
-                continue
-            if self.landing is None and self.fraction >= (0.0 if self.several else 0.5):
-                self.landing = self.fraction
-            phase = "climb" if self.landing is None else "land"
-            if self.several:
-                phase = "learn" if self.rate > 0.5 else "balance"
-            self.steps_climbing += phase == "climb"
-            yield phase
-            step += 1
-
-    def land(self) -> None:
-        """Starts the landing, which takes as long as the climb did."""
-        self.landing = self.fraction
-        self.end = min(1.0, max(2 * self.fraction, self.fraction + 0.1))
-
-    def land_again(self) -> None:
-        """Starts another landing as long as the last, from half its rate, if the budget allows."""
-        if self.landing is None or self.end >= 1:
-            return
-        length, self.landing, self.top = self.end - self.landing, self.end, 0.5 * self.top
-        self.end = min(1.0, self.end + length)
-
-    @property
-    def rate(self) -> float:
-        if self.landing is None:
-            return 1.0
-        part = (self.fraction - self.landing) / max(self.end - self.landing, 1e-9)
-        return self.top * 0.5 * (1 + math.cos(math.pi * min(max(part, 0.0), 1.0)))

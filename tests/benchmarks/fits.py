@@ -24,7 +24,9 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import (
     AutoGuide,
     AutoIAFNormal,
+    AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
+    AutoNormal,
     AutoNormalizingFlow,
 )
 from targets import Target
@@ -84,7 +86,9 @@ TURNKEY: dict[str, dict[str, Any]] = {
 GUIDES: dict[str, Callable[..., AutoGuide]] = {
     "AutoDSFNormal": AutoDSFNormal,
     "AutoDDSFNormal": AutoDDSFNormal,
+    "AutoNormal": AutoNormal,
     "AutoMultivariateNormal": AutoMultivariateNormal,
+    "AutoLowRankMultivariateNormal": AutoLowRankMultivariateNormal,
     "AutoIAFNormal": partial(AutoIAFNormal, num_transforms=2),
     "Pyro spline": _flow(pyro_flows.spline_autoregressive, 2),
     "Pyro BNAF": _flow(pyro_flows.block_autoregressive, 1, hidden_factors=[8, 8]),

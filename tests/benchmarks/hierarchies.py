@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from targets import Target, evenly
 from torch import Tensor
 
 Data = Mapping[str, Tensor]
@@ -260,6 +263,55 @@ def posteriors(data_dir: Path, dtype: torch.dtype = torch.float) -> dict[str, Po
     answers = simulated_answers()
     found["irt_regression"] = (irt_regression, tuple(t.to(dtype) for t in answers))
     found["hierarchy"] = (conjugate_hierarchy, (simulated_groups().to(dtype),))
+    return found
+
+
+#: Sites of each posterior with reference draws, and their lengths, in the order of its columns.
+_SITES: dict[str, dict[str, int]] = {
+    "radon_hier": {"alpha": 85, "beta": 2, "mu_alpha": 0, "sigma_alpha": 0, "sigma_y": 0},
+    "radon_nc": {"alpha_raw": 85, "beta": 0, "mu_alpha": 0, "sigma_alpha": 0, "sigma_y": 0},
+    "irt_2pl": {"sigma_theta": 0, "theta": 100, "sigma_a": 0, "a": 20, "mu_b": 0, "sigma_b": 0}
+    | {"b": 20},
+    "rats": {"alpha": 30, "beta": 30, "mu_alpha": 0, "mu_beta": 0, "sigma_y": 0, "sigma_alpha": 0}
+    | {"sigma_beta": 0},
+    "glmm_poisson": {"alpha": 0, "beta1": 0, "beta2": 0, "beta3": 0, "eps": 40, "sigma": 0},
+    "accel_gp": {"Intercept": 0, "sdgp_1": 0, "lscale_1": 0, "zgp_1": 40, "Intercept_sigma": 0}
+    | {"sdgp_sigma_1": 0, "lscale_sigma_1": 0, "zgp_sigma_1": 20},
+    "seeds_centered": {"alpha0": 0, "alpha1": 0, "alpha12": 0, "alpha2": 0, "c": 21, "sigma": 0},
+    "dogs": {"mu_1": 0, "mu_2": 0, "s_1": 0, "s_2": 0, "L": 4, "z": 60},
+}
+
+
+def _columns(name: str, sites: dict[str, Tensor]) -> Tensor:
+    """Sites ``(n, ...)`` in the columns of the reference draws ``(n, D)``."""
+    if name == "radon_nc":
+        mu, sigma = sites["mu_alpha"][:, None], sites["sigma_alpha"][:, None]
+        sites = sites | {"alpha_raw": mu + sigma * sites["alpha_raw"]}
+    if name == "dogs":
+        mu, s = (torch.stack([sites[f"{kind}_{i}"] for i in (1, 2)], -1) for kind in ("mu", "s"))
+        z = sites["z"].unflatten(-1, (-1, 2)) @ sites["L"].mT
+        logit_ab = mu[:, None] + s[:, None] * z
+        sites = {"mu": mu, "s": s, "rho": sites["L"][:, 1, 0], "logit_ab": logit_ab}
+    return torch.cat([value.reshape(len(value), -1) for value in sites.values()], -1).double()
+
+
+def with_references(data_dir: Path, dtype: torch.dtype = torch.float) -> dict[str, Target]:
+    """The eight posteriors of ``large/`` with their reference draws."""
+    found = {}
+    for name, (model, args) in posteriors(data_dir, dtype).items():
+        if name not in _SITES:
+            continue
+        stored = np.load(data_dir / "large" / "draws" / f"{name}.npz")
+        draws = torch.from_numpy(stored["draws"]).double().flatten(0, 1)
+        found[name] = Target(
+            name=name,
+            model=model,
+            args=args,
+            sizes=_SITES[name],
+            names=tuple(stored["names"].tolist()),
+            sample=partial(evenly, draws),
+            columns_of=partial(_columns, name),
+        )
     return found
 
 

@@ -2,8 +2,9 @@
 
 PYRO_NAF_DATA=... python -W ignore tests/benchmarks/posteriors.py --output FOLDER
 
-Writes posteriors.json as it goes on, and goes on from there if it is interrupted; prints tables in
-Markdown and draws posteriors.png from it. One thread; see fits.py for how guides are trained.
+With --large, the hierarchical posteriors of large/ in PYRO_NAF_DATA. Writes posteriors.json as it goes
+on, and goes on from there if it is interrupted; prints tables in Markdown and draws posteriors.png
+from it. One thread; see fits.py for how guides are trained.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pyro
 import torch
 from distances import sliced_wasserstein, wasserstein
 from fits import GUIDES, PYRO, TURNKEY, Fit, clock, fit, names
+from hierarchies import with_references
 from matplotlib.figure import Figure
 from pyro import poutine
 from targets import Target, known, posteriordb
@@ -47,11 +49,11 @@ def constrained_draws(target: Target, guide: Any, n: int = DRAWS) -> Tensor:
     return target.columns(sites)
 
 
-def measure(name: str, target: Target, seconds: float) -> Record:
+def measure(name: str, target: Target, seconds: float, seed: int) -> Record:
     """One fit and how far it is from the truth; what a guide cannot do is recorded as its error."""
     start = clock()
     try:
-        found = fit(name, target, seconds)
+        found = fit(name, target, seconds, seed)
     except Exception as error:  # a guide that fails must not end the night's run
         return {"error": f"training: {error!r}"}
     record: Record = {
@@ -235,12 +237,17 @@ def main() -> None:
     parser.add_argument("--targets", help="names with commas between; default: all")
     parser.add_argument("--guides", help="the same, with semicolons between")
     parser.add_argument("--seconds", type=float, default=40.0, help="for each fit")
+    parser.add_argument("--seed", type=int, default=0, help="of the fits; one folder for each")
+    parser.add_argument("--large", action="store_true", help="the hierarchical ones of 26 to 144 D")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "output")
     parser.add_argument("--again", action="store_true", help="measure what was measured before")
     options = parser.parse_args()
     torch.set_num_threads(1)
     targets = known()
-    if folder := os.environ.get("PYRO_NAF_DATA"):
+    folder = os.environ.get("PYRO_NAF_DATA")
+    if options.large and folder:
+        targets = with_references(Path(folder))
+    elif folder:
         targets = posteriordb(Path(folder)) | targets
     else:
         print("PYRO_NAF_DATA is not set: only targets with exact samplers", file=sys.stderr)
@@ -254,7 +261,7 @@ def main() -> None:
             done = results.get(name, guide)
             if (asked and guide not in asked) or (done and not options.again):
                 continue
-            record = measure(guide, targets[name], options.seconds)
+            record = measure(guide, targets[name], options.seconds, options.seed)
             results.put(name, guide, record)
             shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}
             print(name, guide, json.dumps(shown), flush=True)

@@ -390,12 +390,12 @@ def _of_posteriordb(folder: Path, entry: dict[str, Any]) -> Target:
         args=arguments(data),
         sizes=sizes,
         names=tuple(stored["names"].tolist()),
-        sample=partial(_evenly, draws),
+        sample=partial(evenly, draws),
         **conversions,
     )
 
 
-def _evenly(draws: Tensor, n: int) -> Tensor:
+def evenly(draws: Tensor, n: int) -> Tensor:
     """n of the draws, evenly spaced, so that all chains have their share."""
     if n > len(draws):
         raise ValueError(f"there are {len(draws)} reference draws, not {n}")

@@ -18,6 +18,7 @@ import torch
 
 from pyro_naf import cli
 from pyro_naf.density import FlowDensity
+from pyro_naf.density.sklearn_api import SETTINGS
 
 QUICK = [
     "--model", "maf-dsf-1", "--hidden", "16", "--hidden-units", "8", "--steps", "60",
@@ -114,6 +115,39 @@ def test_columns_of_a_csv_are_chosen_by_name_and_found_again(here: Path, capsys:
     assert "no column 'z'" in refuses(capsys, "fit", "x.csv", *QUICK, "--columns", "z")
 
 
+def test_text_dates_and_kinds_of_columns_go_from_file_to_file(here: Path, capsys: Any) -> None:
+    rng = np.random.default_rng(0)
+    lines = ['"price, EUR",region,day,wind,visits']
+    for i in range(80):
+        south = rng.random() < 0.4
+        price, wind = np.exp(south + 0.5 * rng.normal()), (300 + 90 * rng.normal()) % 360
+        region = "south" if south else "north"
+        lines.append(f"{price:.4f},{region},2020-01-{1 + i % 28:02d},{wind:.3f},{rng.poisson(2)}")
+    Path("t.csv").write_text("\n".join(lines) + "\n")
+    command = ["fit", "t.csv", "--model", "gaussian", "--output", "out", "--no-progress"]
+    assert run(*command, "--periodic", "wind=360", "--integer", "visits") == 0
+    err = capsys.readouterr().err
+    assert "note: took price, EUR as positive; day as date; region as categorical" in err
+    summary = json.loads((here / "out" / "summary.json").read_text())
+    assert summary["kinds"] == ["positive", "categorical", "date", "periodic", "integer"]
+    assert run("sample", "out", "-n", "40", "--output", "s.csv") == 0
+    drawn = Path("s.csv").read_text().splitlines()
+    assert drawn[0] == lines[0] and drawn[1].split(",")[1] in ("north", "south")
+    assert run("score", "out", "s.csv") == 0
+    out = capsys.readouterr().out
+    assert float(out.splitlines()[1].split()[1]) == pytest.approx(summary["validation"], abs=1.5)
+    assert "must be a .csv file: the model" in refuses(capsys, "sample", "out", "--output", "s.npy")
+    for option, message in (
+        ("--periodic wind", "--periodic must be like angle=360, not 'wind'"),
+        ("--bounded wind=1", "--bounded must be like share=0:1, not 'wind=1'"),
+        ("--positive winds", "t.csv has no column 'winds'"),
+        ("--positive region", "column region holds text, and cannot be positive"),
+        ("--context region", "t.csv holds text in column region, which is no context"),
+        ("--dequantise", "--dequantise is for numbers alone: name columns with --integer"),
+    ):
+        assert message in refuses(capsys, *command, *option.split())
+
+
 def test_missing_values_are_counted_named_and_dropped_on_request(here: Path, capsys: Any) -> None:
     rows = np.load("x.npy")
     rows[3, 0], rows[7, 1] = np.nan, np.inf
@@ -195,6 +229,7 @@ def test_a_published_set_is_prepared_and_set_beside_its_row(here: Path, capsys: 
                    "--no-progress") == 0  # fmt: skip
     out = capsys.readouterr().out
     assert re.search(r"test log-likelihood -?\d+\.\d+ ± ", out) and "published 0.62 ± .01" in out
+    assert "tan 0.60 ± .01" in out and "TraDE 0.73" in out
 
 
 # -------------------------------------------------------------------------------------- bad input
@@ -291,7 +326,7 @@ def test_all_options_of_an_architecture_can_be_said(here: Path) -> None:
         "affine": ("--affine", True), "bins": ("--bins", 5), "bound": ("--bound", 3.0),
         "components": ("--components", 3), "residual": ("--residual", True),
         "linear": ("--linear", "lu"), "activation": ("--activation", "elu"),
-        "dropout": ("--dropout", 0.1), "head_dim": ("--head-dim", 2),
+        "dropout": ("--dropout", 0.1), "head_dim": ("--head-dim", 2), "whiten": ("--whiten", True),
     }  # fmt: skip
     options = [str(a) for pair in said.values() for a in pair if a is not True]
     command = ["fit", "x.npy", "--steps", "5", "--no-progress", *options]
@@ -299,7 +334,8 @@ def test_all_options_of_an_architecture_can_be_said(here: Path) -> None:
     params = FlowDensity.load(here / "out" / "model.pt").get_params()
     expected = {k: value for k, (_, value) in said.items()} | {"hidden_dims": [8, 8]}
     assert {k: params[k] for k in expected} == expected
-    assert set(params) - set(expected) == {"input_dim", "context_dim", "architecture", "kernel"}
+    others = {"input_dim", "context_dim", "architecture", "kernel", "prior_rows", *SETTINGS}
+    assert set(params) - set(expected) == others
 
 
 def test_one_dimension_and_a_vector_work(here: Path) -> None:

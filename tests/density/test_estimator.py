@@ -290,7 +290,7 @@ def test_draws_of_no_rows_and_of_many() -> None:
 # ------------------------------------------------------------------------------------------ files
 
 
-@pytest.mark.parametrize("name", ["maf-ddsf-2", "tan", "bnaf-2", "maf-mog-2"])
+@pytest.mark.parametrize("name", ["maf-ddsf-2", "tan", "bnaf-2", "maf-mog-2", "gaussian", "gmm-9"])
 def test_a_model_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
     density = small(3, name=name, linear="lu")
     density.columns = ["a", "b", "c"]

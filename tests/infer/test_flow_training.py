@@ -134,7 +134,7 @@ def test_a_dear_density_is_judged_by_fewer_draws_where_seconds_are_counted() -> 
 
     training = Training(guide, slow, 1e-2, 4)
     training._judged(Budget(None, 0.1))
-    assert sum(counts) == 1000
+    assert sum(counts) == 64
     counts.clear()
     training._judged(Budget(10, None))
     assert sum(counts) == 50_000

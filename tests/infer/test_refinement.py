@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -24,7 +23,7 @@ from pyro.infer.autoguide import (
 )
 from pyro.optim import Adam
 
-from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, Refinement, draws, refine
+from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, draws, refine
 from pyro_naf.infer.gaussian import Gaussian, set_gaussian
 from pyro_naf.infer.refinement import affine_of
 
@@ -211,7 +210,7 @@ def test_a_budget_of_seconds_ends_the_training(monkeypatch: pytest.MonkeyPatch) 
     guide = fitted(AutoNormal, banana, 20)
     result = refine(guide, seconds=2.0, num_draws=20_000, seed=0, progress=False)
     assert result.steps > 1 and 1 < result.seconds < 30
-    assert result.before.num_particles == result.after.num_particles == 1000
+    assert result.before.num_particles == result.after.num_particles == 64
 
 
 def test_steps_without_a_finite_loss_are_skipped_and_counted() -> None:
@@ -324,26 +323,6 @@ def test_a_model_is_refined_without_a_guide() -> None:
 
 def right_half(result: Any) -> float:
     return float((draws(result.guide)["z"][:, 0] > 0).float().mean())
-
-
-@pytest.mark.parametrize(
-    "khat, efficiency, missed, said",
-    [
-        (0.2, 0.9, 0.0, "trust"),
-        (0.2, 0.5, 0.0, "use importance-weighted draws"),  # half of them lie where no mass is
-        (0.6, 0.9, 0.0, "use importance-weighted draws"),
-        (0.6, 0.99, 0.0, "trust the guide's draws"),
-        (0.8, 0.99, 0.0, "trust the guide's draws"),
-        (0.8, 0.9, 0.0, "do not trust"),
-        (0.2, 0.99, 0.4, "do not trust: the guide misses modes"),
-    ],
-)
-def test_the_verdict_follows_from_weights_and_missed_mass(
-    khat: float, efficiency: float, missed: float, said: str
-) -> None:
-    after = SimpleNamespace(khat=khat, ess=efficiency * 1000, num_particles=1000)
-    result = Refinement(None, after, after, [], 0, 0.0, missed)  # type: ignore[arg-type]
-    assert result.verdict.startswith(said)
 
 
 def test_several_modes_are_found_and_keep_their_weights() -> None:

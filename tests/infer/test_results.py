@@ -77,7 +77,7 @@ def normal() -> Refinement:
 def eight() -> Refinement:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("pyro_naf.infer.training._JUDGING", 5000)
-        result = refine(schools, steps=150, seed=0, **SHORT)
+        result = refine(schools, steps=300, seed=0, **SHORT)
     pyro.clear_param_store()
     return result
 

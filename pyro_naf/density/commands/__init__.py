@@ -12,6 +12,14 @@ from ..settings import PRECISIONS, SCHEDULES, Training
 from .fit import run_fit
 from .use import run_sample, run_score
 
+#: Kinds of columns that can be said, and what they are.
+KINDS = {
+    "continuous": "columns of any numbers; by default found out",
+    "positive": "columns of positive numbers",
+    "integer": "columns of integers, or steps: probabilities of their values",
+    "categorical": "columns of classes, as all columns of text are",
+}
+
 
 def add_commands(commands: Any) -> None:
     """Adds the three to the subparsers of ``pyro-naf``."""
@@ -74,11 +82,15 @@ def _add_fit(commands: Any) -> None:
     add(
         "--model",
         metavar="NAME",
-        default="maf-ddsf-5",
-        help=f"one of {names}; default: %(default)s",
+        default="auto",
+        help=f"one of {names}; default: %(default)s, the best mixture of several",
     )
     add("--output", metavar="DIR", default="pyro-naf-density", help="default: %(default)s")
     add("--dequantise", action="store_true", help="add noise to columns of few values")
+    for kind, what in KINDS.items():
+        add(f"--{kind}", action="append", metavar="A,B", help=what)
+    add("--bounded", action="append", metavar="A=0:1", help="a column between two bounds")
+    add("--periodic", action="append", metavar="A=360", help="a column of angles, say")
     add("--validation", type=float, metavar="PART", default=0.1, help="default: %(default)s")
     add("--epochs", type=at_least(1), metavar="N", help="default: 100, but 2000 steps at least")
     add("--steps", type=at_least(1), metavar="N", help="at most so many steps")
@@ -87,14 +99,14 @@ def _add_fit(commands: Any) -> None:
         "--batch-size",
         type=at_least(1),
         metavar="N",
-        default=Training.batch_size,
-        help="default: %(default)s",
+        help=f"default: {Training.batch_size}; fewer for auto on few rows",
     )
-    add("--lr", type=positive, metavar="RATE", default=Training.lr, help="default: %(default)s")
-    add("--schedule", choices=SCHEDULES, default="cosine", help="default: %(default)s")
-    add("--patience", type=at_least(1), metavar="N", default=30,
-        help="evaluations without progress after which to stop; default: %(default)s")  # fmt: skip
-    add("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
+    add("--lr", type=positive, metavar="RATE", help=f"default: {Training.lr}")
+    add("--weight-decay", type=float, metavar="W", help="default: 0; 0.01 for auto on few rows")
+    add("--schedule", choices=SCHEDULES, help=f"default: {Training.schedule}")
+    add("--patience", type=at_least(1), metavar="N",
+        help=f"evaluations without progress to end it; default: {Training.patience}")  # fmt: skip
+    add("--precision", choices=PRECISIONS, help=f"default: {Training.precision}")
     add("--hidden", dest="hidden_dims", type=widths, metavar="H,H", help="hidden layers")
     add("--hidden-units", type=at_least(1), metavar="K", help="sigmoids of a dimension")
     add("--num-layers", type=at_least(1), metavar="L", help="layers of a DDSF")
@@ -106,6 +118,7 @@ def _add_fit(commands: Any) -> None:
     add("--activation", choices=list(ACTIVATIONS), help="of the hidden layers")
     add("--head-dim", type=at_least(1), metavar="N", help="factorise the last layer")
     add("--linear", choices=["reversal", "lu"], help="what lies between the layers")
+    add("--whiten", action="store_const", const=True, help="the data's Gaussian in front")
     add("--dropout", type=float, metavar="P", help="probability with which units are dropped")
     add("--residual", action="store_const", const=True, help="residual conditioners")
     add("--seed", type=at_least(0), metavar="N", default=0, help="default: %(default)s")

@@ -6,9 +6,10 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +21,7 @@ from ... import archive
 from ...atomic import check_file, open_file, replace_file
 from ...command_line import CommandError, member, numpy_file
 from .. import preparation
+from ..kinds import MANY_CLASSES
 
 #: What a cell without a value may hold, in lower case.
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
@@ -35,12 +37,14 @@ class Table:
     """Rows ``(N, W)`` of a file, and the names of their columns, where it has any.
 
     :ivar text: what is wrong with each column that holds text.
+    :ivar cells: the text, or dates, of columns that hold nothing else; their ``rows`` are 0.
     """
 
     path: str
     rows: Tensor
     columns: list[str] | None = None
     text: dict[int, str] = field(default_factory=dict)
+    cells: dict[int, np.ndarray] = field(default_factory=dict)
 
     def select(self, chosen: Sequence[str] | None) -> Table:
         """These columns, each a name, or a number from 0; None for all.
@@ -52,7 +56,22 @@ class Table:
         for i in at:
             if i in self.text:
                 raise CommandError(f"{self.path} holds text in {self.text[i]}")
-        return Table(self.path, self.rows[:, at], [names[i] for i in at] if names else None)
+        cells = {place: self.cells[i] for place, i in enumerate(at) if i in self.cells}
+        kept = [names[i] for i in at] if names else None
+        return Table(self.path, self.rows[:, at], kept, cells=cells)
+
+    def content(self) -> Tensor | dict[str, Any]:
+        """The rows, or where there is text, the columns by name."""
+        if not self.cells:
+            return self.rows
+        names = self.columns or [str(i) for i in range(self.rows.shape[1])]
+        numbers = self.rows.numpy()
+        return {name: self.cells.get(i, numbers[:, i]) for i, name in enumerate(names)}
+
+    def keep(self, kept: Tensor) -> None:
+        """Leaves out the other rows."""
+        self.rows = self.rows[kept]
+        self.cells = {i: cells[kept.numpy()] for i, cells in self.cells.items()}
 
     def positions(self, chosen: Sequence[str]) -> list[int]:
         """Where these columns are.
@@ -194,7 +213,7 @@ def _parse_csv(file: TextIO, path: str, header: bool | None) -> Table:
     columns = _different(cells) if header else None
     start = (after, before + len(first)) if header else (0, 0)
     file.seek(start[0])
-    text = dict[int, str]()
+    text, kept = dict[int, str](), dict[int, np.ndarray]()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of no rows: said below
@@ -203,12 +222,12 @@ def _parse_csv(file: TextIO, path: str, header: bool | None) -> Table:
         # Missing values, text, quotes or a ragged row: slower, and to the point.
         file.seek(start[0])
         names = columns or [str(i) for i in range(len(cells))]
-        rows, text = _parse_cells(file, path, delimiter, names, start[1])
+        rows, text, kept = _parse_cells(file, path, delimiter, names, start[1])
     if rows.size == 0:
         raise CommandError(f"{path} holds no rows")
     if len(cells) != rows.shape[1]:
         raise CommandError(f"{path} names {len(cells)} columns, but has {rows.shape[1]}")
-    return Table(path, torch.from_numpy(rows), columns, text)
+    return Table(path, torch.from_numpy(rows), columns, text, kept)
 
 
 def _first_record(file: TextIO) -> tuple[list[str], int]:
@@ -251,9 +270,10 @@ def _different(names: Sequence[str]) -> list[str]:
 
 def _parse_cells(
     file: TextIO, path: str, delimiter: str, names: Sequence[str], before: int
-) -> tuple[np.ndarray, dict[int, str]]:
-    """The rows, with NaN where there is no number; and what is wrong with columns of text."""
-    rows, text = [], {}
+) -> tuple[np.ndarray, dict[int, str], dict[int, np.ndarray]]:
+    """The rows, with NaN where there is no number; what is wrong with columns of text; and the text
+    of columns that can be modelled as classes or dates."""
+    rows, text, records = [], dict[int, str](), []
     reader = csv.reader(file, delimiter=delimiter)
     for cells in reader:
         if not any(cell.strip() for cell in cells):
@@ -268,7 +288,27 @@ def _parse_cells(
             if numbers[i] is None and cell.strip().lower() not in MISSING and i not in text:
                 text[i] = f"column {names[i]} ({cell[:20]!r} in line {line}); choose with --columns"
         rows.append([np.nan if n is None else n for n in numbers])
-    return np.array(rows, np.float64), text
+        records.append(cells)
+    found = np.array(rows, np.float64)
+    kept = dict[int, np.ndarray]()
+    for i in list(text):
+        column = _classes_or_dates([cells[i].strip() for cells in records])
+        if column is not None:
+            kept[i] = column
+            found[:, i] = 0
+            del text[i]
+    return found, text, kept
+
+
+def _classes_or_dates(cells: list[str]) -> np.ndarray | None:
+    """A column of text alone, as dates in ISO form or as it is; None where it is neither."""
+    if any(cell.lower() in MISSING or _number(cell) is not None for cell in cells):
+        return None
+    with suppress(ValueError):
+        dates = [datetime.fromisoformat(cell).replace(tzinfo=None) for cell in cells]
+        return np.array(dates, "datetime64[us]")
+    number = len(set(cells))
+    return np.array(cells) if 1 < number <= min(MANY_CLASSES, len(cells) // 2) else None
 
 
 def _number(cell: str) -> float | None:
@@ -279,6 +319,21 @@ def _number(cell: str) -> float | None:
 
 
 # ----------------------------------------------------------------------------------------- writing
+
+
+def write_columns(path: str, columns: Mapping[str, np.ndarray]) -> None:
+    """Writes columns, of text and dates too, to a .csv file.
+
+    :raises CommandError: for another kind of file.
+    :raises OSError: when it cannot be written.
+    """
+    if check_output(path) != ".csv":
+        raise CommandError(f"{path} must be a .csv file: the model has columns of text or dates")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
+    replace_file(path, text.getvalue().encode())
 
 
 def write_table(path: str, rows: np.ndarray, columns: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,19 @@ from ...command_line import CommandError
 from .. import datasets, discrete, parallel, preparation
 from ..architectures import Options
 from ..estimator import FlowDensity
-from ..published import published
+from ..published import published, published_of
 from . import inputs
+from .files import Table
 from .use import mean_and_se
 
 #: All the files that a fit may write into its folder.
 FILES = ("summary.json", "model.pt", "checkpoint.pt")
 
+#: Options of the training, by their names in Training; None where they were not said.
+SETTINGS = ("batch_size", "lr", "weight_decay", "schedule", "patience", "precision")
+
 #: Options that describe the density, by their names in Options.
-OVERRIDES = [field.name for field in fields(Options) if field.name != "kernel"]
+OVERRIDES = [field.name for field in fields(Options) if field.name not in ("kernel", "prior_rows")]
 
 
 def run_fit(options: argparse.Namespace) -> None:
@@ -44,12 +49,11 @@ def _fit(options: argparse.Namespace) -> None:
     device = inputs.device(options.device or inputs.best_device())
     data = _published(options) if options.dataset else _from_file(options)
     torch.manual_seed(options.seed)
-    chosen = {
-        name: getattr(options, name) for name in OVERRIDES if getattr(options, name) is not None
-    }
-    density = FlowDensity(data.x.shape[1], data.width, options.model, **chosen).to(device)
-    if density.flow.no_inverse is not None and density.flow.sampling:
-        raise CommandError(density.flow.no_inverse)
+    chosen = _said(options, OVERRIDES)
+    density = FlowDensity(data.input_dim, data.width, options.model, **chosen).to(device)
+    flow = density.flow
+    if flow is not None and flow.no_inverse is not None and flow.sampling:
+        raise CommandError(flow.no_inverse)
     density.names = options.data or options.dataset, "context"
     density.columns, density.context_columns = data.columns, data.context_columns
     density.noise, density.values = data.noise, data.values
@@ -73,11 +77,8 @@ def _fit(options: argparse.Namespace) -> None:
         max_epochs=options.epochs,
         max_steps=options.steps,
         max_seconds=options.seconds,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        schedule=options.schedule,
-        patience=options.patience,
-        precision=options.precision,
+        **_said(options, SETTINGS),
+        columns=data.kinds,
         seed=options.seed,
         progress=not options.no_progress,
         checkpoint=checkpoint,
@@ -85,6 +86,8 @@ def _fit(options: argparse.Namespace) -> None:
         resume=options.resume,
     )
     density.data_dtype = data.dtype
+    if density.note is not None:
+        inputs.note(density.note)
     if not first:
         return
     summary = _summary(density, data, options)
@@ -99,12 +102,21 @@ def _fit(options: argparse.Namespace) -> None:
     print(f"Written to {output.path}")
 
 
+def _said(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The options of these names that were given."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
 class _Data:
     """What a density is fitted to, validated and tested on."""
 
     def __init__(self, x: Any, context: Tensor | None = None) -> None:
         self.x, self.context = x, context
-        self.dtype = preparation.as_tensor(x[:1], "x").dtype
+        columns = isinstance(x, dict)
+        self.input_dim = len(x) if columns else x.shape[1]
+        self.rows = len(next(iter(x.values()))) if columns else len(x)
+        self.dtype = torch.double if columns else preparation.as_tensor(x[:1], "x").dtype
+        self.kinds: dict[str | int, Any] | None = None
         self.validation: Any = None
         self.test: Any = None
         self.columns: list[str] | None = None
@@ -132,9 +144,12 @@ def _from_file(options: argparse.Namespace) -> _Data:
     if options.data is None:
         raise CommandError("name a file of rows, or a published set with --dataset")
     x, context = inputs.read(options, None)
-    data = _Data(x.rows, None if context is None else context.rows)
+    data = _Data(x.content(), None if context is None else context.rows)
     data.columns = x.columns
+    data.kinds = _kinds(options, x)
     data.context_columns = None if context is None else context.columns
+    if options.dequantise and x.cells:
+        raise CommandError("--dequantise is for numbers alone: name columns with --integer")
     if options.dequantise:
         few = discrete.discrete_columns(data.x)
         for i in few:
@@ -149,30 +164,59 @@ def _from_file(options: argparse.Namespace) -> _Data:
     return data
 
 
+def _kinds(options: argparse.Namespace, table: Table) -> dict[str | int, Any] | None:
+    """The kinds of columns that were said, by name or number."""
+    found: dict[str | int, Any] = {}
+
+    def say(text: str, kind: Any) -> None:
+        for name in table.listed(text):
+            (at,) = table.positions([name])
+            found[at if table.columns is None else table.columns[at]] = kind
+
+    for kind in ("continuous", "positive", "integer", "categorical"):
+        for text in getattr(options, kind) or ():
+            say(text, kind)
+    for kind, number in (("bounded", 2), ("periodic", 1)):
+        for text in getattr(options, kind) or ():
+            name, _, numbers = text.rpartition("=")
+            try:
+                values = tuple(float(part) for part in numbers.split(":"))
+            except ValueError:
+                values = ()
+            if not name or len(values) != number:
+                example = "share=0:1" if number == 2 else "angle=360"
+                raise CommandError(f"--{kind} must be like {example}, not {text!r}")
+            say(name, (kind, *values))
+    return found or None
+
+
 def _summary(density: FlowDensity, data: _Data, options: argparse.Namespace) -> dict[str, Any]:
     history = density.history
     assert history is not None
-    best = next(e for e in history.evaluations if e["step"] == history.best_step)
     summary: dict[str, Any] = {
         "pyro_naf": pyro_naf.__version__,
         "data": options.data or options.dataset,
         "model": options.model,
-        "rows": len(data.x),
-        "columns": data.columns or data.x.shape[1],
+        "rows": data.rows,
+        "columns": data.columns or data.input_dim,
+        "kinds": [column.kind for column in density.schema.columns],
         "parameters": sum(p.numel() for p in density.parameters()),
-        "validation": best["validation"],
+        "validation": history.best["validation"],
         "steps": history.steps,
         "seconds": history.seconds,
         "skipped": history.skipped,
         "stopped": history.stopped,
+        "comparison": history.comparison,
+        "overfit": history.overfit,
     }
     if data.test is not None:
         mean, se = mean_and_se(density.log_prob(data.test))
         summary |= {"test": mean, "test_2se": 2 * se}
         summary["published"] = published(options.model, options.dataset)
+        summary["published_all"] = published_of(options.dataset)
     # JSON has no infinity.
     evaluations = [
-        {k: v if v is not None and math.isfinite(v) else None for k, v in row.items()}
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         for row in history.evaluations
     ]
     return {**summary, "evaluations": evaluations}
@@ -181,6 +225,11 @@ def _summary(density: FlowDensity, data: _Data, options: argparse.Namespace) -> 
 def _print_summary(summary: dict[str, Any]) -> None:
     print(f"{summary['model']}, {summary['parameters']:,} parameters")
     print(f"{summary['steps']} steps in {summary['seconds']:.0f} s, {summary['skipped']} skipped")
+    for row in summary["comparison"]:
+        error = "" if row["2se"] is None else f" ± {row['2se']:.3f}"
+        print(f"{row['name']:>14}: {row['mean']:.3f}{error} nats (2 s.e.), held out")
+    if summary["overfit"]:
+        print(summary["overfit"])
     if summary["validation"] is not None:
         print(f"validation log-likelihood {summary['validation']:.4f} nats")
     if "test" in summary:
@@ -188,3 +237,5 @@ def _print_summary(summary: dict[str, Any]) -> None:
             f"test log-likelihood {summary['test']:.3f} ± {summary['test_2se']:.3f} nats (2 s.e.)"
         )
         print(f"published {summary['published'] or 'nothing for this model'}")
+        others = ", ".join(f"{name} {value}" for name, value in summary["published_all"].items())
+        print(f"all that are published: {others}")

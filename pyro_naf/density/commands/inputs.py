@@ -36,15 +36,18 @@ def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Tabl
     table.positions([*(columns or ()), *(context or ())])  # none is named twice
     x = table.select(columns)
     c = None if context is None else table.select(context)
+    if c is not None and c.cells:
+        name = c.columns[min(c.cells)] if c.columns else min(c.cells)
+        raise CommandError(f"{options.data} holds text in column {name}, which is no context")
     if options.drop_missing:
         finite = torch.isfinite(x.rows).all(1)
         if c is not None:
             finite &= torch.isfinite(c.rows).all(1)
         if not finite.all():
             note(f"left out {int((~finite).sum())} of {len(finite)} rows with missing values")
-        x.rows = x.rows[finite]
+        x.keep(finite)
         if c is not None:
-            c.rows = c.rows[finite]
+            c.keep(finite)
     elif not (torch.isfinite(x.rows).all() and (c is None or torch.isfinite(c.rows).all())):
         _refuse_missing(x, c)
     return x, c

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import discrete, preparation
+from .. import discrete, preparation, tables
 from ..estimator import FlowDensity
 from . import files, inputs
 
@@ -24,7 +24,7 @@ def run_score(options: argparse.Namespace) -> None:
         if density.noise:
             generator = torch.Generator().manual_seed(0)
             x.rows = discrete.dequantised(x.rows, density.noise, generator)
-        rows = density.checked_rows(x.rows, c, options.data, "context")
+        rows = density.checked_rows(x.content(), c, options.data, "context")
         with torch.no_grad():
             values = density.log_prob(*rows).cpu().numpy()
         mean, se = mean_and_se(values)
@@ -47,14 +47,18 @@ def run_sample(options: argparse.Namespace) -> None:
             preparation.check_finite(table.rows, table.path, files.lines_of(table))
             context = table.rows
         torch.manual_seed(options.seed)
-        rows = density.sample(options.n, context).cpu()
+        rows = density.sample(options.n, context, as_table=False).cpu()
+        if context is None and density.from_table:
+            files.write_columns(options.output, tables.columns_of(rows, density.schema))
+            print(f"{len(rows)} rows written to {options.output}")
+            return
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # numpy has no bfloat16
         if context is not None:
             # Every context with its draws: its columns first.
             each = context.to(rows).expand(options.n, -1, -1)
             rows = torch.cat([each, rows], -1).transpose(0, 1).flatten(0, 1)
             known = density.context_columns or [f"c{i}" for i in range(density.context_dim)]
-            names = [*known, *(density.columns or [f"x{i}" for i in range(density.input_dim)])]
+            names = [*known, *(density.columns or [f"x{i}" for i in range(density.width)])]
         files.write_table(options.output, rows.numpy(), names)
         print(f"{len(rows)} rows written to {options.output}")
 

@@ -1,0 +1,353 @@
+"""``architecture="auto"``: densities of several sizes in one mixture, weighted by held-out rows.
+
+A Gaussian, Gaussian mixtures and two flows that start at the data's Gaussian are fitted: where rows
+are few, each to the rows outside of one fold after another; where they are many, once, beside
+validation rows. The likelihood that each gives the rows left out decides its weight in a mixture of
+all of them (Smyth & Wolpert 1998, Stacked density estimation). No part is fitted again: a part of
+one fold has learnt from four fifths of the rows, and the five together from all.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..archive import plain
+from . import parallel
+from .architectures import build
+from .flow import NormalizingFlow
+from .settings import History, Training
+from .stacked import Stacked, stacking_weights
+from .training import Rows, log_probs, seeded, train
+
+#: Rows up to which densities are chosen by cross-validation instead of validation rows.
+CROSS_VALIDATED = 4000
+
+#: Folds of the cross-validation.
+FOLDS = 5
+
+#: Rows below which only the Gaussian is fitted.
+FEW_ROWS = 20
+
+#: Weight below which a density is left out of the mixture; the Gaussian always stays.
+NEGLIGIBLE = 0.02
+
+#: Number of parts of each Gaussian mixture, and the rows that its prior is worth: few, where parts
+#: lie in planes, or the default.
+MIXTURES = ((2, 0.3), (3, 0.3), (5, 0.3), (5, None), (8, None))
+LARGE_MIXTURES = ((5, 0.3), (10, None))
+
+#: Number of rows that Gaussian mixtures, and the linear maps in front of flows, are fitted to.
+MIXTURE_ROWS = 20_000
+
+#: Fall of the validation log-likelihood in nats, from the best to the last, that is reported.
+OVERFIT = 0.1
+
+#: Part of the time limit that the two flows get; the rest is for what has no steps.
+FLOWS_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A density to try.
+
+    :param architecture: a name of :mod:`pyro_naf.density.architectures`.
+    :param overrides: its options.
+    :param training: how it is trained, as fields of :class:`Training`.
+    :param share: its part of the budget of both flows; 0 for what has no steps.
+    """
+
+    architecture: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    share: float = 0.0
+
+
+def candidates(rows: int, dim: int, context_dim: int, crossed: bool) -> list[Candidate]:
+    """The densities to try for this many rows and columns, the Gaussian first.
+
+    :param crossed: they are cross-validated, on rows that are few.
+
+    >>> [c.architecture for c in candidates(500, 8, 2, crossed=True)]
+    ['gaussian', 'maf-affine-2', 'maf-dsf-2']
+    """
+    found = [Candidate("gaussian")]
+    if rows < FEW_ROWS:
+        return found
+    if context_dim == 0:
+        found += [
+            Candidate(f"gmm-{k}", {"prior_rows": worth})
+            for k, worth in (MIXTURES if crossed else LARGE_MIXTURES)
+            if k * FEW_ROWS <= rows
+        ]
+    return found + (_small(rows, dim) if crossed else _large())
+
+
+def _small(rows: int, dim: int) -> list[Candidate]:
+    options = {"hidden_dims": (64,), "dropout": 0.1, "activation": "silu", "whiten": True}
+    batch = max(32, min(128, rows // 4))
+    training = {
+        "batch_size": batch,
+        "lr": 3e-3,
+        "weight_decay": 1e-2,
+        "schedule": "constant",
+        "polyak": 0.99,
+        "evaluate_every": max(1, rows * (FOLDS - 1) // FOLDS // batch),
+        "patience": 40,
+        "max_steps": 2000,
+    }
+    sigmoids = {"affine": True, "sharpness": 1.5, "hidden_units": 16}
+    larger = {**options, **sigmoids, "hidden_dims": (64, 64), "dropout": 0.2}
+    return [
+        Candidate("maf-affine-2", options, training, 0.4),
+        Candidate("maf-dsf-2", larger, training, 0.6),
+    ]
+
+
+def _large() -> list[Candidate]:
+    options = {"whiten": True, "affine": True, "sharpness": 2.0}
+    return [
+        Candidate("maf-dsf-2", {**options, "hidden_dims": (64, 64)}, {}, 0.2),
+        Candidate("maf-ddsf-5", {"whiten": True}, {}, 0.8),
+    ]
+
+
+@dataclass
+class Fitted:
+    """What :func:`fit` found.
+
+    :ivar density: the mixture.
+    :ivar parts: architecture and options of each of its parts.
+    """
+
+    density: Stacked
+    parts: list[tuple[str, dict[str, Any]]]
+    history: History
+
+
+def fit(
+    rows: Rows,
+    held_out: Rows | None,
+    training: Training,
+    *,
+    given: dict[str, Any],
+    overrides: dict[str, Any],
+    weight: Tensor | None = None,
+    shift: Tensor | None = None,
+    on_evaluation: Callable[[dict[str, Any]], None] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Fitted:
+    """Fits and weights the candidates.
+
+    :param rows: x ``(N, D)`` and, where there is one, the context ``(N, C)``, standardised.
+    :param held_out: the same for validation; None for cross-validation.
+    :param training: budget, seed, and how to report.
+    :param given: fields of :class:`Training` that the user chose, for all flows.
+    :param overrides: options of an architecture that the user chose, for all flows.
+    :param weight: of the rows, ``(N,)``; 1 by default.
+    :param shift: added to the log-densities of the rows left out, in their order, when they are
+        reported; a single number is that of all rows.
+    :raises RuntimeError: as :func:`~pyro_naf.density.training.train`.
+    """
+    with seeded(training.seed):
+        search = _Search(rows, held_out, training, given, overrides, weight, shift, dtype)
+        search.run(on_evaluation)
+        return search.result()
+
+
+class _Search:
+    """The candidates, the folds, and the likelihoods of the rows that were left out."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        held_out: Rows | None,
+        training: Training,
+        given: dict[str, Any],
+        overrides: dict[str, Any],
+        weight: Tensor | None,
+        shift: Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.rows, self.held_out, self.training = rows, held_out, training
+        self.given, self.overrides, self.weight = given, overrides, weight
+        self.dtype, self.device = dtype, rows[0].device
+        n, dim = rows[0].shape
+        width = rows[1].shape[1] if len(rows) > 1 else 0
+        self.tried = candidates(n, dim, width, held_out is None)
+        self.folds = 1 if held_out is not None or n < FEW_ROWS else FOLDS
+        self.fold = torch.randperm(n, device=self.device) % self.folds
+        self.left_out = n if held_out is None else len(held_out[0])
+        self.shift = torch.zeros(1).double() if shift is None else shift.double().cpu()
+        self.offset = float(self.shift.mean())
+        self.log_probs = torch.full((self.left_out, len(self.tried)), -math.inf).double()
+        self.parts: dict[tuple[int, int], NormalizingFlow] = {}
+        self.history, self.start = History(), time.monotonic()
+        self.overfit: list[tuple[float, float]] = []
+
+    def splits(self) -> Iterator[tuple[int, Rows, Tensor | None, Rows, Tensor]]:
+        """Each fold: its number, rows to fit to and their weights, rows left out, and where."""
+        if self.folds == 1:
+            validation = self.rows if self.held_out is None else self.held_out
+            everywhere = torch.arange(self.left_out, device=self.device)
+            yield 0, self.rows, self.weight, validation, everywhere
+            return
+        for k in range(self.folds):
+            kept, out = self.fold != k, self.fold == k
+            weight = None if self.weight is None else self.weight[kept]
+            yield k, [t[kept] for t in self.rows], weight, [t[out] for t in self.rows], out
+
+    def run(self, on_evaluation: Callable[[dict[str, Any]], None] | None) -> None:
+        total = self.folds * len(self.tried)
+        shown = self.training.progress and parallel.rank() == 0 and self.folds > 1
+        with tqdm(total=total, desc="fit", unit="density", disable=not shown) as bar:
+            for i, candidate in enumerate(self.tried):
+                for k, kept, weight, out, at in self.splits():
+                    part = self.make(candidate)
+                    self.begin(part, candidate, kept, weight)
+                    if candidate.share:
+                        self.train(part, candidate, k, kept, weight, out, on_evaluation)
+                    part.eval()
+                    found = torch.cat(list(log_probs(part, out)))
+                    self.log_probs[at.cpu(), i] = found.double().cpu()
+                    self.parts[i, k] = part
+                    bar.update()
+
+    def make(self, candidate: Candidate) -> NormalizingFlow:
+        dim, width = self.rows[0].shape[1], self.rows[1].shape[1] if len(self.rows) > 1 else 0
+        part = build(candidate.architecture, dim, width, **self.options(candidate))
+        return part.to(self.device, self.dtype)
+
+    def options(self, candidate: Candidate) -> dict[str, Any]:
+        return {**candidate.overrides, **(self.overrides if candidate.share else {})}
+
+    def begin(
+        self, part: NormalizingFlow, candidate: Candidate, kept: Rows, weight: Tensor | None
+    ) -> None:
+        """Fits what is not trained: mixtures to some of very many rows, which tell no more."""
+        step = max(1, len(kept[0]) // MIXTURE_ROWS) if candidate.architecture != "gaussian" else 1
+        context = kept[1][::step] if len(kept) > 1 else None
+        part.start(kept[0][::step], context, None if weight is None else weight[::step])
+
+    def train(
+        self,
+        part: NormalizingFlow,
+        candidate: Candidate,
+        k: int,
+        kept: Rows,
+        weight: Tensor | None,
+        out: Rows,
+        on_evaluation: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        """Trains a flow within its part of the time that is left."""
+        chosen = {**candidate.training, **self.given}
+        if {"max_epochs", "max_seconds"} & {*self.given} and "max_steps" not in self.given:
+            chosen["max_steps"] = None
+        if self.training.max_seconds is not None:
+            chosen["max_seconds"] = self.seconds_for(candidate, k)
+        if self.folds > 1:
+            chosen["progress"] = False
+        if self.folds > 1 or candidate is not self.tried[-1]:
+            chosen |= {"checkpoint": None, "resume": False}
+        options = replace(self.training, **chosen)
+        before = self.history.steps
+
+        def evaluated(entry: dict[str, Any]) -> None:
+            entry |= {"density": candidate.architecture, "fold": k}
+            if on_evaluation is not None:
+                on_evaluation(entry)
+
+        model = {"architecture": candidate.architecture, "overrides": self.options(candidate)}
+        found = train(part, kept, out, options, evaluated, self.offset, model, weight)
+        self.overfit.append(_drop(found))
+        for entry in found.evaluations:
+            entry["step"] += before
+        self.history.evaluations += found.evaluations
+        self.history.steps += found.steps
+        self.history.skipped += found.skipped
+        self.history.stopped = found.stopped
+
+    def seconds_for(self, candidate: Candidate, k: int) -> float:
+        """The time that one flow gets: its share of what is left for it and those after it."""
+        assert self.training.max_seconds is not None
+        left = FLOWS_SHARE * self.training.max_seconds - (time.monotonic() - self.start)
+        after = self.tried[self.tried.index(candidate) :]
+        rest = candidate.share * (self.folds - k) + self.folds * sum(c.share for c in after[1:])
+        return parallel.same(max(left * candidate.share / rest, 1e-3))
+
+    # ------------------------------------------------------------------------------- the mixture
+
+    def result(self) -> Fitted:
+        chosen, weights = self.weigh()
+        total = torch.logsumexp(self.log_probs[:, chosen] + weights.log(), 1)
+        parts, each, made = [], [], []
+        for i, weight in zip(chosen, weights.tolist(), strict=True):
+            options = self.options(self.tried[i])
+            for k in range(self.folds):
+                made.append(self.parts[i, k])
+                parts.append((self.tried[i].architecture, plain("options", options)))
+                each.append(weight / self.folds)
+        density = Stacked(self.rows[0].shape[1], made, torch.tensor(each, dtype=torch.double))
+        density = density.to(self.device, self.dtype)
+        self.finish(total)
+        return Fitted(density, parts, self.history)
+
+    def weigh(self) -> tuple[list[int], Tensor]:
+        """The candidates that stay, and their weights."""
+        weight = self.weight.cpu() if self.weight is not None and self.held_out is None else None
+        chosen = list(range(len(self.tried)))
+        weights = stacking_weights(self.log_probs, weight)
+        chosen = [i for i in chosen if i == 0 or weights[i] >= NEGLIGIBLE]
+        return chosen, stacking_weights(self.log_probs[:, chosen], weight)
+
+    def finish(self, total: Tensor) -> None:
+        """Completes the history: the comparison, and the mixture as its last evaluation."""
+        history = self.history
+        history.seconds = time.monotonic() - self.start
+        value = float((total + self.shift).mean())
+        last = {"step": history.steps, "epoch": 0.0, "seconds": history.seconds, "lr": 0.0}
+        if history.evaluations:
+            last["epoch"] = history.evaluations[-1]["epoch"]
+        history.evaluations.append(
+            {**last, "train": None, "validation": value, "density": "auto", "fold": None}
+        )
+        history.best_step = history.steps
+        means = self.log_probs.mean(0)
+        mixtures = [i for i, c in enumerate(self.tried) if c.architecture.startswith("gmm")]
+        flows = [i for i, c in enumerate(self.tried) if c.share]
+        for kind in ([0], mixtures, flows):
+            if kind:
+                i = max(kind, key=lambda i: float(means[i]))
+                name = self.tried[i].architecture
+                history.comparison.append(self.compared(name, self.log_probs[:, i]))
+        history.comparison.append(self.compared("auto", total))
+        history.overfit = _sentence(self.overfit)
+
+    def compared(self, name: str, values: Tensor) -> dict[str, Any]:
+        values = values + self.shift
+        error = 2 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
+        return {"name": name, "mean": float(values.mean()), "2se": error}
+
+
+def _drop(history: History) -> tuple[float, float]:
+    """The validation likelihood of the best weights, and of the last."""
+    values = [e["validation"] for e in history.evaluations]
+    return max(values), values[-1]
+
+
+def _sentence(drops: list[tuple[float, float]]) -> str | None:
+    """What there is to say of overfitting, or None."""
+    fallen = [best - last for best, last in drops if last < best - OVERFIT]
+    if len(fallen) * 2 <= len(drops) or not fallen:
+        return None
+    return (
+        f"{len(fallen)} of {len(drops)} flows began to overfit before training ended: the "
+        f"validation log-likelihood fell by up to {max(fallen):.2f} nats; the best were kept"
+    )

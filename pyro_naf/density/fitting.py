@@ -1,0 +1,234 @@
+"""How a density is fitted to a table: columns, splits, standardisation, training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import automatic, kinds, preparation, tables
+from .architectures import parse
+from .modelled import Modelled
+from .settings import History, Training
+from .sklearn_api import SETTINGS
+from .training import train, untrained
+
+if TYPE_CHECKING:
+    from .estimator import FlowDensity
+
+#: Part of the rows that decides when the softmax of classes has learnt enough.
+CLASSES_VALIDATION = 0.2
+
+#: Steps of the softmax of classes, at most, and its part of the time limit.
+CLASSES_STEPS = 1000
+CLASSES_SHARE = 0.1
+
+
+class Fitting:
+    """One fit of a density.
+
+    :param density: is given its columns, moments, flow and history.
+    :param given: what the user said: ``validation``, ``columns``, and fields of
+        :class:`~pyro_naf.density.settings.Training`, the seed among them.
+    :param on_evaluation: is given each entry of ``history.evaluations``.
+    """
+
+    def __init__(
+        self,
+        density: FlowDensity,
+        given: dict[str, Any],
+        on_evaluation: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self.density, self.on_evaluation = density, on_evaluation
+        self.given = dict(given)
+        self.validation = self.given.pop("validation", SETTINGS["validation"])
+        self.said = self.given.pop("columns", None)
+        self.options = Training(**self.given)
+
+    def run(self, x: Any, context: Any, sample_weight: Any) -> None:
+        """Fits the density to rows, as :meth:`FlowDensity.fit` says."""
+        density = self.density
+        self._find_columns(x)
+        whole = density.checked_rows(x, context, *density.names)
+        weight = preparation.as_weight(sample_weight, whole[0])
+        real, near = self._real_parts(whole[0]), None
+        if isinstance(self.validation, Real | None):
+            near = preparation.near_rows(real)
+        rows = whole if near is None else [t[near] for t in whole]
+        weight = weight if near is None or weight is None else weight[near]
+        rows, weight, held_out = self._split(rows, weight)
+        self._refuse_few(len(rows[0]), len(whole[0]), held_out)
+        density.data_dtype = whole[0].dtype
+        noise = torch.Generator().manual_seed(self.options.seed)
+        modelled = Modelled.of(density.schema, rows, noise)
+        self._set_statistics(modelled)
+        self._warn(whole, real, left_out=near is not None)
+        density.history = None
+        validated = None if held_out is None else Modelled.of(density.schema, held_out, noise)
+        self._train(modelled, weight, validated)
+
+    def _refuse_few(self, kept: int, n: int, held_out: list[Tensor] | None) -> None:
+        if kept >= 2:
+            return
+        taken = len(held_out[0]) if held_out is not None else 0
+        raise ValueError(
+            f"{self.density.names[0]} must have at least 2 rows to train on, got {n} "
+            + ("rows" if n > 1 else "row")
+            + (f", of which {taken} held out for validation" if taken else "")
+            + f" (n_samples={n})"
+        )
+
+    def _find_columns(self, x: Any) -> None:
+        """Learns the schema from rows: what the columns are called, and of which kinds."""
+        name, table = self.density.names[0], tables.matrix(x, self.density.names[0])
+        self.density.from_table = table.names is not None
+        if table.names is not None:
+            self.density.columns = table.names
+        width = (
+            self.density.width
+            if self.density.input_dim is not None
+            else preparation.width_of(table.rows, name)
+        )
+        rows = preparation.as_rows(table.rows, name, width)
+        if len(rows) == 0:
+            raise ValueError(f"{name} must have rows, got none")
+        preparation.check_finite(rows, name)
+        schema = kinds.infer(
+            rows, self.density.columns, self.said, table.columns, name, table.whole
+        )
+        self.density.note = kinds.described(schema, self.said, self.density.columns)
+        self.density.build_for(schema)
+
+    def _split(
+        self, rows: list[Tensor], weight: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None, list[Tensor] | None]:
+        """Rows to train on, their weights, and rows for validation, if there are any."""
+        validation = self.validation
+        if validation is not None and not isinstance(validation, Real):
+            x, c = validation if isinstance(validation, tuple) else (validation, None)
+            held_out = self.density.checked_rows(x, c, "validation", "the context of validation")
+            return rows, weight, held_out
+        part = float(validation or 0)
+        if not 0 <= part < 1:
+            raise ValueError(f"validation must lie in [0, 1), or be rows, got {validation}")
+        n = len(rows[0])
+        if self.density.architecture == "auto":
+            if n <= automatic.CROSS_VALIDATED:
+                return rows, weight, None
+            part = part or SETTINGS["validation"]
+        if part == 0:
+            return rows, weight, None
+        taken = max(1, int(part * n))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.options.seed))
+        order = order.to(rows[0].device)
+        kept = order[taken:]
+        weight = None if weight is None else weight[kept]
+        return [t[kept] for t in rows], weight, [t[order[:taken]] for t in rows]
+
+    def _real_parts(self, rows: Tensor) -> Tensor:
+        """The columns of real numbers ``(N, D)``, integers in the middle of their steps.
+
+        :raises ValueError: where a column has no density.
+        """
+        schema = self.density.schema
+        middle = rows.new_full((len(rows), len(schema.integers)), 0.5).double()
+        found = schema.encode(rows, middle)
+        if not found.inside.all():
+            at = preparation.listed("row", (~found.inside).nonzero().squeeze(1).tolist())
+            name = self.density.names[0]
+            raise ValueError(f"{name} lies outside the bounds of its columns in {at}")
+        return found.real
+
+    def _set_statistics(self, rows: Modelled) -> None:
+        density = self.density
+        named = [density.schema.called(i) for i in density.schema.real]
+        loc, scale = preparation.statistics(rows.real, density.names[0], named)
+        density.loc.copy_(loc)
+        density.scale.copy_(scale)
+        if rows.context is not None:
+            loc, scale = preparation.context_statistics(
+                rows.context, density.names[1], density.context_columns
+            )
+            density.context_loc.copy_(loc)
+            density.context_scale.copy_(scale)
+
+    def _warn(self, rows: list[Tensor], real: Tensor, left_out: bool) -> None:
+        """Warns of what a density does badly with: atoms, outliers, dependence."""
+        density, schema, name = self.density, self.density.schema, self.density.names[0]
+        called = [schema.called(i) for i in range(density.width)]
+        plain = [i for i in schema.real if i not in schema.integers]
+        preparation.warn_of_atoms(rows[0], name, called, plain)
+        named = [called[i] for i in schema.real]
+        preparation.warn_of_outliers(real, name, named, left_out)
+        if len(rows) > 1:
+            preparation.warn_of_outliers(rows[1], density.names[1], density.context_columns)
+        preparation.warn_of_dependence(real, name, named)
+
+    def _train(self, rows: Modelled, weight: Tensor | None, held_out: Modelled | None) -> None:
+        density, schema, dtype = self.density, self.density.schema, self.density.dtype
+        if density.head is not None:
+            density.history = self._train_classes(rows, weight, held_out)
+        if not schema.real:
+            return
+        data, validation = density.moments.standardised(rows, schema, dtype), None
+        if held_out is not None:
+            validation = density.moments.standardised(held_out, schema, dtype)
+        shift = self._shift(rows if held_out is None else held_out)
+        if parse(density.architecture)[0] == "auto":
+            density.flow = None
+            found = automatic.fit(
+                data, validation, self.options, given=self.given, overrides=density.overrides,
+                weight=weight, shift=shift, on_evaluation=self.on_evaluation, dtype=dtype,
+            )  # fmt: skip
+            density.flow, density.parts = found.density, found.parts
+            density.history = found.history
+            return
+        flow, offset = density.flow, float(shift.mean())
+        flow.start(data[0], data[1] if len(data) > 1 else None, weight)
+        if next(flow.parameters(), None) is None:
+            density.history = untrained(flow, data, validation, offset)
+            return
+        model = density.description()
+        density.history = train(
+            flow, data, validation, self.options, self.on_evaluation, offset, model, weight
+        )
+
+    @torch.no_grad()
+    def _shift(self, rows: Modelled) -> Tensor:
+        """What rows add to the flow's log-density, ``(N,)``: slopes, and classes."""
+        density = self.density
+        shift = rows.log_slope.double() - density.scale.log().sum()
+        if density.head is None:
+            return shift
+        context = density.moments.context(rows.context, density.dtype)
+        return shift + density.head.log_prob(rows.codes, context)
+
+    def _train_classes(
+        self, rows: Modelled, weight: Tensor | None, held_out: Modelled | None
+    ) -> History:
+        """Trains the softmax of the classes, until rows left out say that it has learnt enough."""
+        if held_out is None:
+            generator = torch.Generator().manual_seed(self.options.seed)
+            out = torch.rand(len(rows), generator=generator) < CLASSES_VALIDATION
+            out = out.to(rows.real.device)
+            if 0 < int(out.sum()) < len(out):
+                rows, held_out = rows[~out], rows[out]
+                weight = None if weight is None else weight[~out]
+        head, limit = self.density.head, self.options.max_seconds
+        head.start(rows.codes, weight)
+        training = Training(
+            max_steps=CLASSES_STEPS, max_seconds=None if limit is None else CLASSES_SHARE * limit,
+            batch_size=256, lr=1e-2, weight_decay=1e-2, patience=20, evaluate_every=10, polyak=0.9,
+            seed=self.options.seed, progress=False,
+        )  # fmt: skip
+        validation = None if held_out is None else self._classes_of(held_out)
+        return train(head, self._classes_of(rows), validation, training, weight=weight)
+
+    def _classes_of(self, rows: Modelled) -> list[Tensor]:
+        dtype = self.density.dtype
+        context = self.density.moments.context(rows.context, dtype)
+        codes = rows.codes.to(dtype)
+        return [codes] if context is None else [codes, context]

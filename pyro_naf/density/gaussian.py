@@ -1,0 +1,185 @@
+"""The Gaussian of some rows: its covariance, shrunk by cross-validation, and a whitening map."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.conditional import ConditionalTransformModule
+from torch import Tensor
+
+from ..checks import check_integers
+from ..kernels.precision import without_autocast
+from .linear import Linear
+
+#: Shares of the diagonal that a covariance can be shrunk by.
+SHRINKAGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+#: Part of a variance that is added to it: exact dependence leaves the covariance singular.
+RIDGE = 1e-7
+
+#: Folds of the cross-validation that chooses the shrinkage.
+FOLDS = 5
+
+#: Rows for each column beyond which a covariance is not shrunk.
+MANY_ROWS = 100
+
+#: Ridge on the slopes of a regression on a context, in units of one row.
+SLOPE_RIDGE = 1.0
+
+
+def shrunk_moments(x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    r"""The mean ``(D,)`` and the covariance ``(D, D)`` of rows, shrunk towards its diagonal.
+
+    :math:`(1 - a) S + a\,\mathrm{diag}\,S`, with the share a that gives rows which are left out the
+    highest Gaussian likelihood; 0 where there are a hundred rows for each column.
+
+    :param x: rows ``(N, D)``, N >= 1, in double precision.
+    :param weight: of the rows, ``(N,)``; 1 by default.
+
+    >>> x = torch.randn(40, 20).double()
+    >>> _, shrunk = shrunk_moments(x)
+    >>> bool(torch.linalg.cond(shrunk) < torch.linalg.cond(x.T.cov()))
+    True
+    """
+    weight = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
+    folds = min(FOLDS, len(x))
+    mean, covariance = _moments(x, weight)
+    if folds < 2 or len(x) >= MANY_ROWS * x.shape[1]:
+        return mean, _shrunk(covariance, 0.0 if folds > 1 else 1.0)
+    fold = torch.arange(len(x), device=x.device) % folds
+    totals = torch.zeros(len(SHRINKAGES), dtype=torch.double)
+    for k in range(folds):
+        kept = fold != k
+        centre, part = _moments(x[kept], weight[kept])
+        for i, share in enumerate(SHRINKAGES):
+            found = _log_density(x[~kept] - centre, _shrunk(part, share))
+            totals[i] += (weight[~kept] * found).sum().cpu()
+    return mean, _shrunk(covariance, SHRINKAGES[int(totals.argmax())])
+
+
+def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    total = weight.sum().clamp(min=torch.finfo(x.dtype).tiny)
+    mean = weight @ x / total
+    centred = x - mean
+    return mean, (weight.unsqueeze(1) * centred).T @ centred / total
+
+
+def _shrunk(covariance: Tensor, share: float) -> Tensor:
+    variances = covariance.diagonal().clamp(min=1e-12)
+    return (1 - share) * covariance + torch.diag((share + RIDGE) * variances)
+
+
+def _log_density(centred: Tensor, covariance: Tensor) -> Tensor:
+    lower = torch.linalg.cholesky_ex(covariance).L
+    z = torch.linalg.solve_triangular(lower, centred.T, upper=False)
+    return -0.5 * z.square().sum(0) - lower.diagonal().log().sum()
+
+
+def precision_factor(covariance: Tensor) -> Tensor:
+    r"""The lower triangular W ``(..., D, D)`` with :math:`W \Sigma W^\top = I`."""
+    lower = torch.linalg.cholesky(covariance)
+    eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+    return torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
+
+
+class Whitening(Linear):
+    r"""The map :math:`z = W (x - m)` that makes the Gaussian of some rows a standard normal.
+
+    W is lower triangular with a positive diagonal, :math:`W \Sigma W^\top = I` for the shrunk
+    covariance of the rows; neither it nor the mean m is trained. It starts as the identity.
+
+    :param input_dim: D >= 1.
+
+    >>> x = torch.randn(500, 2) @ torch.tensor([[2.0, 1.0], [0.0, 1.0]])
+    >>> whitening = Whitening(2)
+    >>> whitening.start(x)
+    >>> bool((whitening(x).T.cov() - torch.eye(2)).abs().max() < 0.02)
+    True
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, input_dim: int) -> None:
+        super().__init__()
+        check_integers(input_dim=(input_dim, 1))
+        self.register_buffer("mean", torch.zeros(input_dim))
+        self.register_buffer("factor", torch.eye(input_dim))
+
+    @torch.no_grad()
+    def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
+        """Takes mean and covariance from rows ``(N, D)`` with weights ``(N,)``."""
+        mean, covariance = shrunk_moments(x.double(), weight)
+        self.mean.copy_(mean)
+        self.factor.copy_(precision_factor(covariance))
+
+    def _call(self, x: Tensor) -> Tensor:
+        with without_autocast(x):
+            return (x.to(self.factor.dtype) - self.mean) @ self.factor.T
+
+    def _inverse(self, z: Tensor) -> Tensor:
+        solved = torch.linalg.solve_triangular(self.factor, z.unsqueeze(-1), upper=False)
+        return solved.squeeze(-1) + self.mean
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        r""":math:`\sum_t \log W_{tt}`, of shape ``(...)``."""
+        return self.factor.diagonal().log().sum().expand(x.shape[:-1])
+
+
+class ConditionalWhitening(ConditionalTransformModule):
+    r"""The map :math:`z = W (x - m - B c)` for rows x with a context c: a linear regression first.
+
+    :param input_dim: D >= 1.
+    :param context_dim: C >= 1.
+
+    >>> c = torch.randn(500, 1)
+    >>> whitening = ConditionalWhitening(2, 1)
+    >>> whitening.start(3 * c + torch.randn(500, 2), c)
+    >>> whitening.condition(torch.zeros(1))(torch.zeros(4, 2)).shape
+    torch.Size([4, 2])
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+    slopes: Tensor
+
+    def __init__(self, input_dim: int, context_dim: int) -> None:
+        super().__init__()
+        check_integers(context_dim=(context_dim, 1))
+        self.whitening = Whitening(input_dim)
+        self.register_buffer("slopes", torch.zeros(input_dim, context_dim))
+
+    @torch.no_grad()
+    def start(self, x: Tensor, context: Tensor, weight: Tensor | None = None) -> None:
+        """Takes the regression and the covariance of its residuals from rows and contexts."""
+        x, c = x.double(), context.double()
+        each = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
+        centred = c - each @ c / each.sum()
+        weighted = each.unsqueeze(1) * centred
+        gram = weighted.T @ centred
+        gram.diagonal().add_(SLOPE_RIDGE)
+        slopes = torch.linalg.solve(gram, weighted.T @ (x - each @ x / each.sum())).T
+        self.slopes.copy_(slopes)
+        self.whitening.start(x - c @ slopes.T, weight=weight)
+
+    def condition(self, context: Tensor) -> _Shifted:
+        """The map for this context ``(..., C)``."""
+        return _Shifted(self.whitening, context @ self.slopes.T)
+
+
+class _Shifted(Linear):
+    """A whitening after a shift ``(..., D)``."""
+
+    def __init__(self, whitening: Whitening, shift: Tensor) -> None:
+        super().__init__()
+        self.whitening, self.shift = whitening, shift
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.whitening._call(x - self.shift)
+
+    def _inverse(self, z: Tensor) -> Tensor:
+        return self.whitening._inverse(z) + self.shift
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.whitening.log_abs_det_jacobian(y, y)

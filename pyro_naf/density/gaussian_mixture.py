@@ -1,0 +1,146 @@
+"""A mixture of Gaussians with full covariances, fitted by expectation and maximisation."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_integers
+from ..kernels.precision import at_least_float32, without_autocast
+from .gaussian import precision_factor, shrunk_moments
+from .mixture import ModuleDistribution
+
+#: Steps of expectation and maximisation, and the gain in nats a row below which they end.
+MAX_STEPS = 200
+GAIN = 1e-5
+
+#: Starts, of which the one with the highest likelihood is taken.
+STARTS = 2
+
+#: Steps of k-means that a start is made of.
+KMEANS_STEPS = 10
+
+
+class GaussianMixture(nn.Module):
+    r"""The density :math:`p(x) = \sum_k \pi_k\, N(x; \mu_k, \Sigma_k)` with full covariances.
+
+    :meth:`start` fits it: expectation and maximisation with a prior under each covariance, whose
+    mean is the shrunk covariance of all rows over :math:`K^{2/D}`, so that a part of few rows does
+    not collapse. Nothing is left for a gradient to train.
+
+    :param input_dim: D >= 1.
+    :param components: K >= 1.
+    :param prior_rows: number of rows that the prior is worth, above 0; by default D + 2.
+
+    Source: Fraley & Raftery 2007, Bayesian regularization for normal mixture estimation and
+    model-based clustering, section 3.
+
+    >>> x = torch.cat([torch.randn(300, 2) - 5, torch.randn(100, 2) + 5])
+    >>> mixture = GaussianMixture(2, components=2)
+    >>> mixture.start(x)
+    >>> mixture.log_weights.exp().sort().values.round(decimals=2)
+    tensor([0.2500, 0.7500])
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    factors: Tensor
+
+    def __init__(self, input_dim: int, components: int, prior_rows: float | None = None) -> None:
+        super().__init__()
+        check_integers(input_dim=(input_dim, 1), components=(components, 1))
+        self.prior_rows = input_dim + 2.0 if prior_rows is None else prior_rows
+        if not 0 < self.prior_rows < math.inf:
+            raise ValueError(f"prior_rows must be positive and finite, got {prior_rows}")
+        self.input_dim, self.components = input_dim, components
+        self.register_buffer("log_weights", torch.full((components,), -math.log(components)))
+        self.register_buffer("means", torch.zeros(components, input_dim))
+        self.register_buffer("factors", torch.eye(input_dim).repeat(components, 1, 1))
+
+    @torch.no_grad()
+    def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
+        """Fits the mixture to rows ``(N, D)``; draws from torch's global generator.
+
+        :param weight: of the rows, ``(N,)``; 1 by default.
+        """
+        x, best = x.double(), -math.inf
+        weight = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
+        mean, covariance = shrunk_moments(x, weight)
+        prior = (mean, covariance / self.components ** (2 / self.input_dim), self.prior_rows)
+        for _ in range(STARTS if self.components > 1 else 1):
+            found, value = _maximised(x, weight, _clustered(x, self.components), prior)
+            if value > best:
+                best = value
+                for own, new in zip(
+                    (self.log_weights, self.means, self.factors), found, strict=True
+                ):
+                    own.copy_(new)
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The log-density ``(...)`` of x ``(..., D)``."""
+        with without_autocast(x):
+            terms = _terms(at_least_float32(x), self.log_weights, self.means, self.factors)
+            return torch.logsumexp(terms, -1)
+
+    def rsample(self, rows: int, context: Tensor | None = None) -> Tensor:
+        """Draws ``(rows, D)``."""
+        k = torch.multinomial(self.log_weights.exp(), rows, replacement=True)
+        noise = torch.randn(rows, self.input_dim).to(self.means).unsqueeze(-1)
+        solved = torch.linalg.solve_triangular(self.factors[k], noise, upper=False)
+        return self.means[k] + solved.squeeze(-1)
+
+    def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        """The mixture as a Pyro distribution, of the context's batch shape."""
+        return ModuleDistribution(self, context)
+
+
+Parameters = tuple[Tensor, Tensor, Tensor]
+
+
+def _terms(x: Tensor, log_weights: Tensor, means: Tensor, factors: Tensor) -> Tensor:
+    """The logarithms ``(..., K)`` of the weighted densities of the components."""
+    z = torch.einsum("kij,...kj->...ki", factors, x.unsqueeze(-2) - means)
+    log_det = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    constant = -0.5 * x.shape[-1] * math.log(2 * math.pi)
+    return log_weights + log_det + constant - 0.5 * z.square().sum(-1)
+
+
+def _clustered(x: Tensor, components: int) -> Tensor:
+    """Responsibilities ``(N, K)`` of clusters: k-means from far rows on (k-means++)."""
+    centres = x[torch.randint(len(x), (1,), device=x.device)]
+    while len(centres) < components:
+        nearest = torch.cdist(x, centres).square().amin(1)
+        if not nearest.sum() > 0:
+            nearest = torch.ones_like(nearest)
+        centres = torch.cat([centres, x[torch.multinomial(nearest, 1)]])
+    for _ in range(KMEANS_STEPS):
+        member = nn.functional.one_hot(torch.cdist(x, centres).argmin(1), components).to(x)
+        count = member.sum(0).unsqueeze(1)
+        centres = torch.where(count > 0, member.T @ x / count.clamp(min=1), centres)
+    return member
+
+
+def _maximised(
+    x: Tensor, weight: Tensor, member: Tensor, prior: tuple[Tensor, Tensor, float]
+) -> tuple[Parameters, float]:
+    """The parameters after expectation and maximisation, and their mean log-likelihood."""
+    before, (centre, spread, worth) = -math.inf, prior
+    for _ in range(MAX_STEPS):
+        member = weight.unsqueeze(1) * member
+        count = member.sum(0)
+        means = (member.T @ x + centre) / (count + 1).unsqueeze(1)
+        centred = x - means.unsqueeze(1)
+        scatter = (member.T.unsqueeze(-1) * centred).mT @ centred
+        covariance = (scatter + worth * spread) / (count + worth).view(-1, 1, 1)
+        log_weights = ((count + 1) / (count + 1).sum()).log()
+        found = (log_weights, means, precision_factor(covariance))
+        terms = _terms(x, *found)
+        totals = torch.logsumexp(terms, -1)
+        value, member = float(weight @ totals / weight.sum()), (terms - totals[:, None]).exp()
+        if value - before < GAIN:
+            break
+        before = value
+    return found, value

@@ -1,0 +1,268 @@
+"""Which kind each column of a table is: as the user says, or as its values tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .columns import KINDS, Column, Schema
+from .discrete import discrete_columns, values_of
+
+#: Probability that a Gaussian of a column's moments has no value beyond a bound, below which the
+#: bound is taken to be real.
+CHANCE = 0.01
+
+#: The smallest value, in units of the median, up to which values are said to come near zero.
+NEAR_ZERO = 0.25
+
+#: The intervals that a column of shares or percentages fills, and the part of it at each end that
+#: must hold one row in a hundred.
+INTERVALS = ((0.0, 1.0), (0.0, 100.0))
+END = 0.05
+AT_END = 0.01
+
+#: Rows below which no bound is inferred.
+FEW_ROWS = 30
+
+#: Bins in which the emptiest part of a period is looked for.
+BINS = 64
+
+#: Classes of a column beyond which it is refused.
+MANY_CLASSES = 200
+
+#: Parameters of each kind, in the order in which they are given.
+PARAMETERS = {"positive": 0, "bounded": 2, "periodic": 1}
+
+
+def infer(
+    rows: Tensor,
+    names: Sequence[str] | None,
+    said: Mapping[Any, Any] | str | None,
+    tables: Sequence[Column | None],
+    name: str,
+    whole: Sequence[bool],
+) -> Schema:
+    """The schema of rows ``(N, P)``.
+
+    :param names: of the columns, where they are known.
+    :param said: kinds by name or number, each one of :data:`~pyro_naf.density.columns.KINDS`, or a
+        pair such as ``("periodic", 360)`` or triple such as ``("bounded", 0, 5)``; a single kind is
+        that of all columns.
+    :param tables: columns of which the table tells the kind: text, booleans, dates.
+    :param name: what messages call the rows.
+    :param whole: which columns are of an integer dtype.
+    :raises ValueError: for a kind or column that is unknown, or values outside the bounds.
+    """
+    kinds = _said(said, names, rows.shape[1], name)
+    few = {*discrete_columns(rows)} if len(rows) else set()
+    found = []
+    for i, values in enumerate(rows.unbind(1)):
+        own = None if names is None else names[i]
+        given, known = kinds.get(i), tables[i]
+        if given is None and known is not None:
+            column = known
+        elif given is None and whole[i] and i in few and len(values.unique()) > 1:
+            column = _integer(values, own)
+        elif given is None:
+            column = _inferred(values, own)
+        else:
+            column = _of_kind(given, values, own, known, f"{name} in column {own or i}")
+        found.append(column)
+    schema = Schema(found)
+    _check_classes(schema, name, len(rows))
+    return schema
+
+
+def described(
+    schema: Schema, said: Mapping[Any, Any] | str | None, names: Sequence[str] | None
+) -> str | None:
+    """One sentence on the kinds that were inferred, or None where there is none to tell."""
+    if isinstance(said, str):
+        return None
+    told = _said(said, names, len(schema.columns), "x")
+    parts = []
+    for kind in KINDS:
+        at = [i for i, c in enumerate(schema.columns) if c.kind == kind and i not in told]
+        if at and kind != "continuous":
+            parts.append(f"{', '.join(schema.called(i) for i in at)} as {kind}")
+    if not parts:
+        return None
+    return f"took {'; '.join(parts)}: where that is wrong, say columns={{name: kind}}"
+
+
+def _said(
+    said: Mapping[Any, Any] | str | None, names: Sequence[str] | None, width: int, name: str
+) -> dict[int, tuple[str, list[float]]]:
+    """The kinds that the user gave, by the number of the column, and their parameters."""
+    if said is None:
+        return {}
+    if isinstance(said, str):
+        said = dict.fromkeys(range(width), said)
+    found = {}
+    for key, value in said.items():
+        if names is not None and key in names:
+            at = list(names).index(key)
+        elif isinstance(key, int) and not isinstance(key, bool) and 0 <= key < width:
+            at = key
+        else:
+            known = ", ".join(names) if names is not None else f"0 to {width - 1}"
+            raise ValueError(f"columns names {key!r}, but {name} has the columns {known}")
+        kind, *numbers = (value,) if isinstance(value, str) else tuple(value)
+        number = PARAMETERS.get(kind, 0)
+        if (
+            kind not in KINDS
+            or len(numbers) not in (0, number)
+            or (kind == "periodic" and len(numbers) != 1)
+        ):
+            raise ValueError(
+                f"columns[{key!r}] must be one of {', '.join(KINDS)}, ('bounded', lower, upper) or "
+                f"('periodic', period), got {value!r}"
+            )
+        found[at] = (kind, [float(number) for number in numbers])
+    return found
+
+
+def _of_kind(
+    given: tuple[str, list[float]],
+    values: Tensor,
+    own: str | None,
+    known: Column | None,
+    where: str,
+) -> Column:
+    kind, numbers = given
+    if known is not None and known.kind == "categorical" and kind not in ("categorical", "boolean"):
+        raise ValueError(f"{where} holds text, and cannot be {kind}")
+    if kind in ("categorical", "boolean"):
+        if known is not None and known.values:
+            return Column("categorical", own, values=known.values)
+        classes = tuple(values.unique().tolist())
+        return Column(kind, own, values=classes)
+    if kind == "integer":
+        return _integer(values, own)
+    if kind == "positive":
+        return _positive(values, own, where)
+    if kind == "bounded":
+        lower, upper = numbers or _interval_of(values, where)
+        return _bounded(values, own, lower, upper, where)
+    if kind == "periodic":
+        return _periodic(values, own, numbers[0], where)
+    return Column(kind, own)
+
+
+def _inferred(values: Tensor, own: str | None) -> Column:
+    """Continuous, positive or within a usual interval, as the values tell."""
+    values = values.double()
+    if len(values) < FEW_ROWS or not bool(values.min() >= 0) or not bool(values.max() > 0):
+        return Column("continuous", own)
+    for lower, upper in INTERVALS:
+        if bool(values.max() <= upper):
+            edge = END * (upper - lower)
+            low, high = (values < lower + edge).double(), (values > upper - edge).double()
+            if min(float(low.mean()), float(high.mean())) >= AT_END:
+                return _bounded(values, own, lower, upper, "")
+    spread = float(values.std(correction=0))
+    beyond = 0.5 * math.erfc(float(values.mean()) / max(spread, 1e-300) / math.sqrt(2))
+    felt = len(values) * math.log1p(-beyond) < math.log(CHANCE)
+    if felt and bool(values.min() <= NEAR_ZERO * values.median()):
+        return _positive(values, own, "")
+    return Column("continuous", own)
+
+
+def _positive(values: Tensor, own: str | None, where: str) -> Column:
+    values = values.double()
+    _refuse_outside(values < 0, where, "at least 0, to be positive")
+    positive = values[values > 0]
+    slack = 0.5 * float(positive.min()) if len(positive) < len(values) and len(positive) else 0.0
+    scale = float(values.median()) or float(values.mean()) or 1.0
+    tried = [
+        Column("positive", own, lower=0.0, slack=slack, curve=curve, scale=scale)
+        for curve in ("log", "softplus")
+    ]
+    return max(tried, key=lambda column: _profile(column, values))
+
+
+def _profile(column: Column, values: Tensor) -> float:
+    """The mean log-likelihood of values under a Gaussian of their images, up to a constant."""
+    u, slope = column.to_real(values)
+    found = float(slope.mean() - u.std(correction=0).log())
+    return found if math.isfinite(found) else -math.inf
+
+
+def _bounded(values: Tensor, own: str | None, lower: float, upper: float, where: str) -> Column:
+    values = values.double()
+    if not lower < upper:
+        raise ValueError(f"{where} must have a lower bound below the upper, got {lower}, {upper}")
+    _refuse_outside(
+        (values < lower) | (values > upper), where, f"from {lower:g} to {upper:g}, its bounds"
+    )
+    inner = values[(values > lower) & (values < upper)]
+    gaps = torch.minimum(inner - lower, upper - inner)
+    slack = 0.5 * float(gaps.min()) if len(inner) < len(values) and len(inner) else 0.0
+    if lower > -math.inf and upper < math.inf:
+        return Column("bounded", own, lower, upper, slack)
+    ends = [c for c in (lower, -upper) if c > -math.inf]
+    if not ends:
+        return Column("continuous", own)
+    distances = values - lower if lower > -math.inf else upper - values
+    like = _positive(distances, own, where)
+    return Column("positive", own, lower, upper, like.slack, like.curve, like.scale)
+
+
+def _interval_of(values: Tensor, where: str) -> tuple[float, float]:
+    for lower, upper in INTERVALS:
+        if bool((values >= lower).all() and (values <= upper).all()):
+            return lower, upper
+    raise ValueError(f"{where} lies in neither [0, 1] nor [0, 100]: say ('bounded', lower, upper)")
+
+
+def _periodic(values: Tensor, own: str | None, period: float, where: str) -> Column:
+    """The period from the emptiest part of the circle on."""
+    if not 0 < period < math.inf:
+        raise ValueError(f"{where} must have a positive and finite period, got {period}")
+    turns = torch.remainder(values.double(), period) / period
+    count = torch.histc(turns, BINS, 0, 1)
+    near = count + count.roll(1) + count.roll(-1)
+    cut = (int(near.argmin()) + 0.5) / BINS * period
+    return Column("periodic", own, cut, cut + period)
+
+
+def _integer(values: Tensor, own: str | None) -> Column:
+    known, step = values_of(values.double())
+    step = step or 1.0
+    like = Column("continuous", own) if len(known) < 2 else _inferred_integer(known, values, own)
+    return Column("integer", own, like.lower, like.upper, like.slack, like.curve, like.scale, step)
+
+
+def _inferred_integer(known: Tensor, values: Tensor, own: str | None) -> Column:
+    """Counts from 0 on have a lower bound; others none."""
+    if not bool(values.min() >= 0):
+        return Column("continuous", own)
+    scale = max(float(values.double().median()), 1.0)
+    tried = [
+        Column("positive", own, lower=0.0, curve=curve, scale=scale)
+        for curve in ("log", "softplus")
+    ]
+    middle = values.double() + 0.5 * float(known.diff().min())
+    return max(tried, key=lambda column: _profile(column, middle))
+
+
+def _refuse_outside(outside: Tensor, where: str, expected: str) -> None:
+    if outside.any():
+        from .preparation import listed
+
+        at = listed("row", outside.nonzero().squeeze(1).tolist())
+        raise ValueError(f"{where} must be {expected}; it is not in {at}")
+
+
+def _check_classes(schema: Schema, name: str, rows: int) -> None:
+    for i in schema.classes:
+        number = len(schema.columns[i].values)
+        if number > MANY_CLASSES or 2 * number > rows:
+            raise ValueError(
+                f"{name} has {number} different values in {rows} rows of column "
+                f"{schema.called(i)}, too many for classes: leave the column out"
+            )

@@ -1,0 +1,82 @@
+"""Rows of a table as a density is trained on them: real numbers, classes and a context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import preparation
+from .columns import Schema
+
+
+@dataclass
+class Modelled:
+    """N encoded rows.
+
+    :ivar real: ``(N, D)``, of the columns that are real numbers.
+    :ivar codes: ``(N, M)``, of those that are classes.
+    :ivar context: ``(N, C)``, None where there is none.
+    :ivar log_slope: ``(N,)``, the logarithm of the map's slope.
+    """
+
+    real: Tensor
+    codes: Tensor
+    context: Tensor | None
+    log_slope: Tensor
+
+    @classmethod
+    def of(cls, schema: Schema, rows: Sequence[Tensor], generator: torch.Generator) -> Modelled:
+        """Rows ``(N, P)`` and, where there is one, a context, with noise on integer columns."""
+        noise = None
+        if schema.integers:
+            shape = (len(rows[0]), len(schema.integers))
+            noise = torch.rand(shape, generator=generator, dtype=torch.double).to(rows[0].device)
+        found = schema.encode(rows[0], noise)
+        context = rows[1] if len(rows) > 1 else None
+        return cls(found.real, found.codes, context, found.log_slope)
+
+    def __getitem__(self, kept: Tensor) -> Modelled:
+        context = None if self.context is None else self.context[kept]
+        return Modelled(self.real[kept], self.codes[kept], context, self.log_slope[kept])
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means and scales of the real columns, and of the context."""
+
+    loc: Tensor
+    scale: Tensor
+    context_loc: Tensor
+    context_scale: Tensor
+
+    def context(self, context: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """A context standardised."""
+        if context is None:
+            return None
+        return preparation.standardised(context, self.context_loc, self.context_scale, dtype)
+
+    def standardised(self, rows: Modelled, schema: Schema, dtype: torch.dtype) -> list[Tensor]:
+        """The real columns and, where there is any, what they are conditioned on."""
+        real = preparation.standardised(rows.real, self.loc, self.scale, dtype)
+        given = joined(self.context(rows.context, dtype), rows.codes, schema, dtype)
+        return [real] if given is None else [real, given]
+
+
+def joined(
+    context: Tensor | None, codes: Tensor, schema: Schema, dtype: torch.dtype
+) -> Tensor | None:
+    """What a flow is conditioned on: a standardised context and classes as zeros and ones."""
+    if not schema.sizes:
+        return context
+    classes = schema.one_hot(codes)
+    if context is None:
+        return classes.to(dtype)
+    shape = torch.broadcast_shapes(context.shape[:-1], classes.shape[:-1])
+    parts = [context.expand(*shape, -1), classes.to(context).expand(*shape, -1)]
+    return torch.cat(parts, -1)

@@ -1,0 +1,180 @@
+"""Tables as people have them, DataFrames above all, as matrices of numbers; and back."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import preparation
+from .columns import Column, Schema
+
+#: What dates are counted from, in days.
+EPOCH = np.datetime64("1970-01-01", "us")
+DAY = np.timedelta64(86_400_000_000, "us")
+
+
+@dataclass
+class Matrix:
+    """A table as numbers.
+
+    :ivar rows: ``(N, P)``; text is the place of its value among those of the column.
+    :ivar names: of the columns, where the table has any.
+    :ivar columns: those whose kind the table tells, and None for the others.
+    :ivar whole: which columns are of an integer dtype.
+    """
+
+    rows: Tensor
+    names: list[str] | None
+    columns: list[Column | None]
+    whole: list[bool]
+
+
+def named_columns(x: Any) -> dict[str, Any] | None:
+    """The columns of a DataFrame (of pandas, polars, pyarrow) or a mapping by name; else None."""
+    if hasattr(x, "tocsr") or isinstance(x, np.ndarray | Tensor):
+        return None  # a sparse matrix may be a mapping
+    if isinstance(x, Mapping):
+        return {str(name): values for name, values in x.items()}
+    names = getattr(x, "column_names", None)
+    if names is None:
+        names = getattr(x, "columns", None)
+    if names is None or not hasattr(x, "__getitem__"):
+        return None
+    return {str(name): x[name] for name in names}
+
+
+def matrix(x: Any, name: str, schema: Schema | None = None) -> Matrix:
+    """A table as numbers, its columns in the order of a schema, where there is one.
+
+    :param x: an array or tensor of numbers, or named columns.
+    :raises TypeError: when a column holds neither numbers, text, booleans nor dates.
+    :raises ValueError: when a column of the schema is not there, columns differ in length, or text
+        is none of the column's values.
+    """
+    columns = named_columns(x)
+    if columns is None:
+        rows = preparation.as_tensor(x, name)
+        width = rows.shape[-1] if rows.dim() else 0
+        if isinstance(x, Tensor):
+            whole = not x.is_floating_point()
+        else:
+            whole = np.asarray(x).dtype.kind in "iu"
+        return Matrix(rows, None, [None] * width, [whole] * width)
+    if schema is not None and schema.names is not None:
+        missing = [c for c in schema.names if c not in columns]
+        if missing:
+            listed = preparation.listed("column", missing)
+            raise ValueError(f"{name} must have all columns of the fit, and lacks {listed}")
+        columns = {c: columns[c] for c in schema.names}
+    known = schema.columns if schema is not None else [None] * len(columns)
+    if len(known) != len(columns):
+        raise ValueError(f"{name} must have {len(known)} columns, got {len(columns)}")
+    read = [
+        _numbers(values, column, f"{name} in column {label}", label)
+        for (label, values), column in zip(columns.items(), known, strict=True)
+    ]
+    lengths = {len(values) for values, _, _ in read}
+    if len(lengths) != 1:
+        raise ValueError(f"{name} must have columns of one length, got {sorted(lengths)}")
+    rows = torch.from_numpy(np.stack([values for values, _, _ in read], 1))
+    return Matrix(rows, list(columns), [c for _, c, _ in read], [whole for _, _, whole in read])
+
+
+def _numbers(
+    values: Any, known: Column | None, where: str, label: str
+) -> tuple[np.ndarray, Column | None, bool]:
+    """A column as numbers, what it is where its dtype tells, and whether that is of integers."""
+    array = np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
+    if array.ndim != 1:
+        raise ValueError(f"{where} must hold one value for each row, got shape {array.shape}")
+    if array.dtype.kind in "OUS":
+        array = _plain(array, where)
+    kind = array.dtype.kind
+    if kind == "b":
+        return array.astype(np.float64), Column("boolean", label, values=(0.0, 1.0)), False
+    if kind == "M":
+        days = (array.astype("datetime64[us]") - EPOCH) / DAY
+        return days, Column("date", label, step=float(bool((days == days.round()).all()))), False
+    if kind in "iuf":
+        return array.astype(np.float64), None, kind in "iu"
+    if kind != "U":
+        raise TypeError(f"{where} must hold numbers, text, booleans or dates, got {array.dtype}")
+    column = known or Column("categorical", label, values=tuple(np.unique(array).tolist()))
+    places = {str(value): place for place, value in enumerate(column.values)}
+    other = [value for value in dict.fromkeys(array.tolist()) if value not in places]
+    if other:
+        at = int(np.flatnonzero(array == other[0])[0])
+        shown = ", ".join(list(places)[:10])
+        raise ValueError(f"{where} holds {other[0]!r} in row {at}; the fit had {shown}")
+    return np.array([places[value] for value in array.tolist()], np.float64), column, False
+
+
+def _plain(array: np.ndarray, where: str) -> np.ndarray:
+    """An array of objects as one of numbers, booleans, dates or text.
+
+    Missing numbers are NaN, as None is; missing text is refused.
+    """
+    if array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8")
+    if array.dtype.kind == "U":
+        return array
+    missing = np.array([value is None or value != value for value in array])
+    kinds = {type(value) for value, gone in zip(array, missing, strict=True) if not gone}
+    if kinds and all(issubclass(kind, bool | np.bool_) for kind in kinds):
+        found = np.full(len(array), np.nan) if missing.any() else None
+        return array.astype(bool) if found is None else _filled(found, array, missing)
+    if all(issubclass(kind, int | float | np.number | np.bool_) for kind in kinds):
+        return _filled(np.full(len(array), np.nan), array, missing)
+    if all(issubclass(kind, datetime.date | np.datetime64) for kind in kinds):
+        return array.astype("datetime64[us]")
+    if all(issubclass(kind, str) for kind in kinds):
+        if missing.any():
+            at = preparation.listed("row", np.flatnonzero(missing).tolist())
+            raise ValueError(f"{where} has missing text in {at}: give it a value, or leave it out")
+        return array.astype(str)
+    names = ", ".join(sorted(kind.__name__ for kind in kinds))
+    raise TypeError(f"{where} must hold numbers, text, booleans or dates, got {names}")
+
+
+def _filled(found: np.ndarray, array: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    found[~missing] = array[~missing].astype(np.float64)
+    return found
+
+
+def columns_of(rows: Tensor, schema: Schema) -> dict[str, np.ndarray]:
+    """Drawn rows ``(N, P)`` as named columns, with text, booleans and dates as they were given."""
+    found: dict[str, np.ndarray] = {}
+    for i, (column, values) in enumerate(zip(schema.columns, rows.cpu().numpy().T, strict=True)):
+        if column.kind == "boolean":
+            values = values.astype(bool)
+        elif column.kind == "date":
+            values = EPOCH + np.round(
+                values.astype(np.float64) * (DAY / np.timedelta64(1, "us"))
+            ).astype("timedelta64[us]")
+        elif any(isinstance(value, str) for value in column.values):
+            values = np.array(column.values, object)[values.astype(int)]
+        elif column.kind == "integer" and column.step == round(column.step):
+            values = values.round().astype(np.int64)
+        found[schema.called(i)] = values
+    return found
+
+
+def as_frame(rows: Tensor, schema: Schema) -> Any:
+    """Drawn rows as a pandas DataFrame.
+
+    :raises ImportError: where pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError(
+            "a table with names needs pandas to be drawn as one: pip install pandas, or draw "
+            "numbers with sample(n, as_table=False)"
+        ) from None
+    return pandas.DataFrame(columns_of(rows, schema))

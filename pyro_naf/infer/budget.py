@@ -1,0 +1,95 @@
+"""What a refinement may take, and in which phase of its training it is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+#: Share of the seconds that is kept for the diagnostics after training, and the largest share.
+_KEPT, _MOST_KEPT = 0.15, 0.4
+
+
+class Budget:
+    """Steps and seconds: iterating gives the phase of every step until they are spent.
+
+    ``rate`` is 1 until the landing and falls to 0 there. The landing begins when :meth:`land` is
+    called, or when half the budget is over. At its end the phase is "landed", which is no step;
+    :meth:`land_again` goes on from there. With ``several`` modes all is one descent of the rate,
+    learning while it is above a half, then balancing.
+
+    A number of steps alone is made in any case. Where time is limited, no step begins that would
+    last beyond the end of training, going by the step before.
+
+    :param steps: training steps at most.
+    :param seconds: time for the whole call, which began when the budget was made.
+    """
+
+    def __init__(self, steps: int | None, seconds: float | None) -> None:
+        self.steps, self.seconds, self.elapsed = steps, seconds, 0.0
+        self.start = time.monotonic()
+        self.kept = _KEPT
+        #: It is set when it is known.
+        self.several = False
+        self.landing: float | None = None
+        self.end, self.fraction, self.steps_climbing, self.top = 1.0, 0.0, 0, 1.0
+
+    def keep(self, seconds: float) -> None:
+        """Keep at least these seconds for what follows training, as far as that is possible."""
+        if self.seconds is not None:
+            self.kept = min(max(seconds / self.seconds, _KEPT), _MOST_KEPT)
+
+    def left(self) -> float:
+        """Seconds until the end of the whole call; infinite without a limit."""
+        if self.seconds is None:
+            return math.inf
+        return max(self.seconds - (time.monotonic() - self.start), 0.0)
+
+    def left_for_training(self) -> float:
+        """Seconds until the end of training; infinite without a limit."""
+        if self.seconds is None:
+            return math.inf
+        return max(self.left() - self.kept * self.seconds, 0.0)
+
+    def __iter__(self) -> Iterator[str]:
+        step, phase = 0, "landed"
+        while True:
+            before, self.elapsed = self.elapsed, time.monotonic() - self.start
+            last = 0.0 if phase == "landed" else self.elapsed - before
+            self.fraction = step / self.steps if self.steps is not None else 0.0
+            if self.seconds is not None:
+                ends = self.elapsed + (0.0 if last < 0.01 * self.seconds else last)
+                self.fraction = max(self.fraction, ends / ((1 - self.kept) * self.seconds))
+            if self.fraction >= self.end and (step or self.seconds is not None):
+                end, phase = self.end, "landed"
+                yield phase
+                if self.end == end:
+                    return
+                continue
+            if self.landing is None and self.fraction >= (0.0 if self.several else 0.5):
+                self.landing = self.fraction
+            phase = "climb" if self.landing is None else "land"
+            if self.several:
+                phase = "learn" if self.rate > 0.5 else "balance"
+            self.steps_climbing += phase == "climb"
+            yield phase
+            step += 1
+
+    def land(self) -> None:
+        """Starts the landing, which takes as long as the climb did."""
+        self.landing = self.fraction
+        self.end = min(1.0, max(2 * self.fraction, self.fraction + 0.1))
+
+    def land_again(self) -> None:
+        """Starts another landing as long as the last, from half its rate, if the budget allows."""
+        if self.landing is None or self.end >= 1:
+            return
+        length, self.landing, self.top = self.end - self.landing, self.end, 0.5 * self.top
+        self.end = min(1.0, self.end + length)
+
+    @property
+    def rate(self) -> float:
+        if self.landing is None:
+            return 1.0
+        part = (self.fraction - self.landing) / max(self.end - self.landing, 1e-9)
+        return self.top * 0.5 * (1 + math.cos(math.pi * min(max(part, 0.0), 1.0)))

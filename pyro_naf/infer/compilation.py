@@ -1,0 +1,165 @@
+"""Graphs of operators compiled ahead of time, by another process, into a library on disk.
+
+The library is found by the next process that has the same graph on the same kind of processor: it
+is loaded in milliseconds and needs no compiler. A compilation that fails leaves no library.
+"""
+
+from __future__ import annotations
+
+import functools
+import getpass
+import hashlib
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY, _CALLS = "graph.so", "graph.json"
+
+#: Settings of the compiler that save half of its time: the instructions that the processor lists
+#: are taken to work without a trial, and headers, 11 s once, are not prepared for later graphs.
+_QUICK = {"cpp.vec_isa_ok": True, "aot_inductor.precompile_headers": False}
+
+Compiled = Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+def is_enabled() -> bool:
+    """Whether graphs are captured and compiled; PYRO_NAF_COMPILE=0 turns that off."""
+    return os.environ.get("PYRO_NAF_COMPILE", "1") != "0"
+
+
+class Compilation:
+    """A graph that is being compiled, or was by an earlier process.
+
+    :param code: the graph as Python code of a method ``forward``, as torch.fx writes it. All its
+        inputs and outputs are tensors.
+    :param inputs: an example of each of its inputs.
+    :raises OSError: when no process can be started, or there is no room on disk.
+    """
+
+    def __init__(self, code: str, inputs: Sequence[Tensor]) -> None:
+        self.device = inputs[0].device.type if inputs else "cpu"
+        self.library = _folder(code, inputs) / _LIBRARY
+        self.process: subprocess.Popen[bytes] | None = None
+        if self._is_there():
+            return
+        work = tempfile.TemporaryDirectory(prefix="pyro-naf-")
+        path = Path(work.name) / "graph.pt"
+        content = {"code": code, "kinds": _kinds(inputs), "threads": torch.get_num_threads()}
+        torch.save(content, path)
+        command = [sys.executable, "-W", "ignore", "-m", __name__, str(path), str(self.library)]
+        quiet: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, **quiet)
+        self._end = weakref.finalize(self, _end, self.process, work)
+
+    def has_ended(self) -> bool:
+        """Whether :meth:`load` may be called."""
+        return self.process is None or self.process.poll() is not None
+
+    def load(self) -> Compiled:
+        """The compiled graph: a function of a list of inputs, which have the examples' strides.
+
+        :raises RuntimeError: when the graph could not be compiled.
+        """
+        if self.process is not None:
+            self._end()
+        if not self._is_there():
+            raise RuntimeError("the graph could not be compiled")
+        runner: Any = getattr(torch._C._aoti, f"AOTIModelContainerRunner{self.device.title()}")
+        return runner(str(self.library), 1).run
+
+    def _is_there(self) -> bool:
+        """Whether there is a library, which no other user has put there."""
+        if not self.library.exists():
+            return False
+        return not hasattr(os, "getuid") or self.library.stat().st_uid == os.getuid()
+
+
+def _end(process: subprocess.Popen[bytes], work: tempfile.TemporaryDirectory[str]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    work.cleanup()
+
+
+def _kinds(inputs: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+    """Shape, strides, dtype and device of each tensor: all that a compiler has to know of it."""
+    return [(tuple(t.shape), t.stride(), t.dtype, str(t.device)) for t in inputs]
+
+
+def _folder(code: str, inputs: Sequence[Tensor]) -> Path:
+    """Where the library of a graph is kept: beside those of torch's own compiler."""
+    where = (_processor(), torch.__version__, torch.get_num_threads())
+    what = (code, _kinds(inputs), where)
+    key = hashlib.sha256(repr(what).encode()).hexdigest()[:32]
+    default = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default) / "pyro_naf" / key
+
+
+@functools.cache
+def _processor() -> str:
+    """The instructions that the processor has, or else its name and that of the machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith(("flags", "Features")):
+            return line
+    return f"{platform.processor()} {platform.node()}"
+
+
+@torch.no_grad()
+def _compile(code: str, kinds: list[tuple[Any, ...]], library: Path) -> None:
+    from torch._inductor import aot_compile, cpu_vec_isa
+
+    names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf}
+    names["nan"] = math.nan
+    exec(code, names)  # noqa: S102 - written by torch.fx in the parent process
+    module = type("Captured", (torch.nn.Module,), {"forward": names["forward"]})()
+    graph = torch.fx.symbolic_trace(module)
+    inputs = tuple(
+        torch.empty_strided(shape, strides, dtype=dtype, device=device)
+        for shape, strides, dtype, device in kinds
+    )
+    options = {"aot_inductor.output_path": str(library)}
+    try:
+        aot_compile(graph, inputs, options=options | _QUICK)
+    except Exception:  # noqa: BLE001 - an old compiler may not know all instructions
+        cpu_vec_isa.valid_vec_isa_list.cache_clear()
+        aot_compile(graph, inputs, options=options)
+
+
+def main(path: str, library: str) -> None:
+    """Compile the graph that a file holds; :class:`Compilation` starts this in a new process."""
+    content = torch.load(path, weights_only=True)
+    torch.set_num_threads(content["threads"])
+    target = Path(library).parent
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
+    try:
+        _compile(content["code"], content["kinds"], work / _LIBRARY)
+        for calls in work.glob("*.wrapper.json"):  # of operators that have no function in C
+            calls.rename(work / _CALLS)
+        for other in work.iterdir():
+            if other.name not in (_LIBRARY, _CALLS):
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
+        # Another process may have been faster: its folder is as good.
+        if not target.exists():
+            work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,152 @@
+"""The guides that a refinement trains and returns: with flows, for several modes, or a Gaussian."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.torch_transform import ComposeTransformModule
+from pyro.infer.autoguide import init_to_value
+from torch import Tensor
+
+from ..starts import sigmoids_at
+from ..transformers import Scaled
+from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
+from .budget import Budget
+from .gaussian import free_name
+from .joint import Joint
+from .results import Origin
+
+FLOWS: dict[str, Callable[..., AutoFlowNormal]] = {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}
+
+#: Guide options for multimodal posteriors. ``min_slope`` bounds the tails of the conditionals: no
+#: training data lies between modes, and a draw that lands there must not be thrown far away.
+_SEVERAL: dict[str, Any] = {"inverse": True, "min_slope": 0.2}
+
+#: Flows, and sigmoids of each, where none are asked for: a posterior with a structure has many
+#: latents, and simple conditionals.
+_FULL = {"num_transforms": 2, "hidden_units": 16}
+_STRUCTURED = {"num_transforms": 1, "hidden_units": 8}
+
+#: Widest hidden layer of a flow by default.
+_WIDEST = 512
+
+#: Floating-point operations a second of one thread, roughly; those of a step for each weight and
+#: draw; and the fewest steps that a flow is trained with.
+_SPEED, _OPERATIONS, _FEWEST_STEPS = 2e10, 6, 100
+
+#: Numbers that training holds for each weight: itself, gradient, two moments, average, two copies.
+_COPIES = 7
+
+
+def is_affordable(origin: Origin, budget: Budget) -> bool:
+    """Whether there is time for a hundred training steps of the guide with flows.
+
+    :raises ValueError: when the weights do not fit into the memory that is free.
+    """
+    if origin.start.structure is not None:
+        return True
+    weights = _num_weights(origin)
+    size = origin.start.loc.element_size() * _COPIES * weights
+    if size > (free := _free_memory(origin.start.loc.device)):
+        raise ValueError(
+            f"a flow for all {origin.start.joint.dim} latents without a structure needs "
+            f"{size / 2**30:.1f} GiB for training, and {free / 2**30:.1f} are free; give the "
+            "latents' structure (an adjacency), or smaller hidden_dims, hidden_units or "
+            "num_transforms"
+        )
+    if origin.start.loc.device.type != "cpu":
+        return True
+    draws = 1.5 * origin.options["num_particles"]
+    step = _OPERATIONS * weights * draws / _SPEED
+    return budget.left_for_training() >= _FEWEST_STEPS * step
+
+
+def _num_weights(origin: Origin) -> int:
+    """Number of weights of the flows without a structure, but for the biases."""
+    options, dim = origin.options, origin.start.joint.dim
+    widths = options["hidden_dims"]
+    if widths is None:
+        widths = [min(max(3 * dim + 1, 32), _WIDEST)]
+    units = options["hidden_units"] or _FULL["hidden_units"]
+    outputs = (3 if options["flow"] == "dsf" else 7) * units + 2
+    layers = [dim, *widths, dim * outputs]
+    count = sum(a * b for a, b in zip(layers, layers[1:], strict=False))
+    return count * (options["num_transforms"] or _FULL["num_transforms"])
+
+
+def _free_memory(device: torch.device) -> float:
+    """Bytes, infinitely many where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
+def flow_guide(origin: Origin, kernel: str = "auto") -> AutoFlowNormal:
+    """A flow guide with the options of a refinement, set up and not trained."""
+    start, options = origin.start, origin.options
+    structured = start.structure is not None and not origin.covers
+    usual = _STRUCTURED if structured else _FULL
+    return _flow_guide(
+        start.joint,
+        options["flow"],
+        num_transforms=options["num_transforms"] or usual["num_transforms"],
+        hidden_dims=options["hidden_dims"],
+        hidden_units=options["hidden_units"] or usual["hidden_units"],
+        full_rank=start.factor.dim() == 2,
+        kernel=kernel,
+        **({"structure": start.structure} if structured else {}),
+        **(_SEVERAL if origin.covers else {}),
+    )
+
+
+def _flow_guide(joint: Joint, flow: str, **options: Any) -> AutoFlowNormal:
+    """A flow guide for all the latents of a joint density, set up."""
+    guide = _set_up(joint, FLOWS[flow], **options)
+    for part in guide.modules():
+        if isinstance(part, Scaled):  # many draws a step: no caution is needed
+            part.set_slope(1.0)
+    return guide
+
+
+def _set_up(joint: Joint, kind: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    start = {name: value[0] for name, value in joint.constrained(joint.start[None]).items()}
+    guide = kind(joint.model, *args, init_loc_fn=init_to_value(values=start), **options)
+    guide._pyro_name = free_name(f"{type(guide).__name__}_refined")
+    with joint.in_full():
+        guide._setup_prototype(*joint.args, **joint.kwargs)
+    return guide
+
+
+def gaussian_guide(joint: Joint, loc: Tensor, factor: Tensor) -> AutoFlowNormal:
+    """A guide that is this Gaussian: an affine map around no flow."""
+    options: dict[str, Any] = {"full_rank": factor.dim() == 2}
+    guide = _set_up(joint, AutoFlowNormal, _no_flow, **options)
+    guide.set_affine(loc, factor)
+    return guide
+
+
+def forget(guide: AutoFlowNormal) -> None:
+    """Take a guide that is not returned out of Pyro's param store."""
+    store = pyro.get_param_store()
+    for key in [key for key in store.keys() if key.partition(".")[0] == guide._pyro_name]:
+        del store[key]
+
+
+def _no_flow(dim: int) -> ComposeTransformModule:
+    return ComposeTransformModule([])
+
+
+@torch.no_grad()
+def start_at(guide: AutoFlowNormal, z: Tensor) -> None:
+    """Gives the first flow, from latents to base, the marginals of draws ``(N, D)``."""
+    for outer in reversed(guide._outer(None)):
+        z = outer.inv(z)
+    first: Any = guide.flow.parts[0]
+    sigmoids_at(first.arn, first.transformer, z)

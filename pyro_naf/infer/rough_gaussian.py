@@ -1,0 +1,133 @@
+"""A Gaussian for a log-density that is too dear for a search: one climb of its ELBO."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from .climbs import climb
+from .gaussian import Gaussian, LogDensity, cholesky
+from .graph import hessian
+from .pace import Pace
+
+#: Standard deviation of every latent where the climb begins.
+_FIRST_SCALE = 0.15
+
+#: Share of the time for the climb.
+_CLIMBING = 0.6
+
+#: Draws behind the ELBO that is climbed: at most, and at least. A batch of them may cost this
+#: multiple of a single point.
+_MOST_DRAWS, _FEWEST_DRAWS, _DEARER = 32, 4, 1.5
+
+#: Draws that judge a Gaussian, at most and at least, and the share of the time for them.
+_MOST_JUDGES, _FEWEST_JUDGES, _JUDGING = 64, 8, 0.1
+
+#: Most latents whose whole covariance is computed.
+_LARGEST = 1000
+
+
+def independent_gaussians(
+    target: LogDensity,
+    origins: Tensor,
+    normal: Tensor,
+    max_iter: int = 100,
+    deadline: float = math.inf,
+) -> list[tuple[Tensor, Tensor]]:
+    r"""The best Gaussians with independent latents, from each origin, for fixed draws.
+
+    With the draws held fixed the ELBO is a function like any other, which L-BFGS climbs. It finds
+    the mass of a funnel, whose mode has none.
+
+    :param target: a log-density ``(N, D)`` to ``(N,)``.
+    :param origins: where the climbs begin ``(S, D)``.
+    :param normal: standard normal draws ``(M, D)``.
+    :param deadline: value of :func:`time.monotonic` at which all climbs end where they are.
+    :return: locations ``(D,)`` and scales ``(D,)``; none of a climb with no finite ELBO.
+
+    Source: Giordano, Ingram & Broderick 2024 [arXiv:2304.05527].
+
+    >>> normal = torch.tensor([[-1.0], [1.0]])
+    >>> [(loc, scale)] = independent_gaussians(
+    ...     lambda z: -2 * (z - 3).square().sum(-1), torch.zeros(1, 1), normal)
+    >>> loc, scale
+    (tensor([3.]), tensor([0.5000]))
+    """
+    dim = origins.shape[1]
+
+    def elbo(parameters: Tensor) -> Tensor:
+        loc, log_scale = parameters.split(dim, 1)
+        z = loc[:, None] + log_scale.exp()[:, None] * normal
+        values = target(z.flatten(0, 1)).unflatten(0, (-1, len(normal)))
+        return values.mean(1) + log_scale.sum(1)
+
+    first = torch.full_like(origins, math.log(_FIRST_SCALE))
+    paths = climb(elbo, torch.cat([origins, first], 1), max_iter, deadline)
+    ends = [path[-1].split(dim) for path in paths if len(path)]
+    return [(loc, log_scale.exp()) for loc, log_scale in ends]
+
+
+def fit_roughly(target: LogDensity, middle: Tensor, seconds: float, pace: Pace) -> Gaussian | None:
+    """A Gaussian from one climb, or None where the density is finite at none of its draws.
+
+    Its latents are independent, or, where D products with the Hessian are affordable and the ELBO
+    is the larger for it, its precision is the negative Hessian at the mean.
+
+    :param target: a log-density ``(N, D)`` to ``(N,)``.
+    :param middle: the point ``(D,)`` to climb from.
+    :param seconds: time for all of it; one climbing step and one Gaussian are made in any case.
+    :param pace: what the log-density costs.
+
+    >>> _ = torch.manual_seed(0)
+    >>> def target(z):
+    ...     return -(z - 3).square().sum(-1)
+    >>> gaussian = fit_roughly(target, torch.zeros(2), 1.0, Pace(1e-4, 1e-5))
+    >>> torch.allclose(gaussian.loc, torch.tensor([3.0, 3.0]), atol=1e-3)
+    True
+    """
+    begin = time.monotonic()
+    draws = min(pace.points(_DEARER * pace.one), _MOST_DRAWS)
+    normal = _normal(max(draws, _FEWEST_DRAWS), middle)
+    deadline = begin + _CLIMBING * seconds
+    found = independent_gaussians(target, middle[None], normal, deadline=deadline)
+    if not found:
+        return None
+    judges = min(pace.values(_JUDGING * seconds), _MOST_JUDGES)
+    normal = _normal(max(judges, _FEWEST_JUDGES), middle)
+    gaussians = [_scored(target, *found[0], normal)]
+    left = seconds - (time.monotonic() - begin)
+    if len(middle) <= _LARGEST and pace.points(left / 2) >= 3 * len(middle):
+        factor = _laplace(target, found[0][0])
+        if factor is not None:
+            gaussians.append(_scored(target, found[0][0], factor, normal))
+    return max(gaussians, key=lambda gaussian: gaussian.elbo)
+
+
+def _normal(count: int, like: Tensor) -> Tensor:
+    """Standard normal points, with unit variances, in pairs of opposite signs ``(count, D)``."""
+    half = torch.randn(count // 2, len(like)).to(like)
+    half = half / half.square().mean(0).sqrt()
+    return torch.cat([half, -half])
+
+
+def _laplace(target: LogDensity, z: Tensor) -> Tensor | None:
+    """Lower triangular factor ``(D, D)`` of the inverse of the negative Hessian."""
+    precision = -hessian(target, z)
+    if not bool(precision.isfinite().all()):
+        return None
+    values, vectors = torch.linalg.eigh((precision + precision.mT) / 2)
+    # Where the density curves upwards a width of that curvature is still the best guess.
+    root = vectors * values.abs().clamp(min=1e-8).rsqrt()
+    (factor,) = cholesky((root @ root.mT)[None])
+    return factor
+
+
+@torch.no_grad()
+def _scored(target: LogDensity, loc: Tensor, factor: Tensor, normal: Tensor) -> Gaussian:
+    energy = float(target(Gaussian(loc, factor, math.nan).draw(normal)).double().mean())
+    scale = factor if factor.dim() == 1 else factor.diagonal()
+    elbo = energy + float(scale.double().log().sum())
+    return Gaussian(loc, factor, elbo if math.isfinite(elbo) else -math.inf)

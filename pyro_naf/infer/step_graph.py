@@ -1,0 +1,237 @@
+"""A loss and its gradients, as SVI computes them, in one graph of operators.
+
+The user's code is run once, with its parameters and arguments followed through every operation.
+What it draws at random stays outside of the graph: the draws are made as SVI makes them, one after
+another from the user's generator, and are inputs of the graph. So a step has fresh draws, the draws
+that SVI would have had.
+"""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.overrides import TorchFunctionMode
+
+from ..guides.pyro_internals import without_checks
+from .capture import check_equal, constants_to_inputs, trace
+from .compilation import Compilation, Compiled
+from .draw_inputs import NotCaptured, functional, without_draws
+from .lanes import FailedFactorsAreNaN
+
+#: Operations of torch in a step that is captured: each takes a millisecond or two to record.
+_MOST_OPERATIONS = 5000
+
+#: Loss and gradients of the parameters, by name, from the tensors among the arguments. The
+#: gradient is None where nothing depends on the parameter.
+Losses = Callable[[list[Tensor]], tuple[Sequence[Any], Mapping[str, Tensor | None]]]
+
+
+class StepGraph:
+    """Losses and gradients from parameters and arguments, without the user's code.
+
+    :param function: runs the user's code; it reads the parameters from where they are.
+    :param params: the parameters, by name.
+    :param inputs: the tensors among the arguments. The graph takes others of their shapes.
+    :raises NotCaptured: when the function reads numbers out of tensors that change, changes
+        tensors in place, or needs anything else that a graph does not hold.
+    """
+
+    def __init__(
+        self, function: Losses, params: Mapping[str, Tensor], inputs: Sequence[Tensor]
+    ) -> None:
+        self.params = dict(params)
+        #: Names of the parameters that have a gradient, in the order of the graph's outputs.
+        self.trained: list[str] = []
+        self.num_losses = 0
+        module = self._trace(function, inputs)
+        self.constants = constants_to_inputs(module)
+        examples = [*self.params.values(), *inputs, *self.constants]
+        _refuse_trainable(self.constants)
+        module = functional(module, examples)
+        self.draw, self.uses, self.module = without_draws(module, len(examples))
+        self.compilation: Compilation | None = None
+        self._compiled: Compiled | None = None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the compiled graph is in use."""
+        return self._compiled is not None
+
+    @torch.no_grad()
+    def __call__(
+        self, inputs: Sequence[Tensor], compiled: bool = True
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The losses and the gradients by name, with new draws from torch's generator.
+
+        :param inputs: tensors of the shapes, dtypes and devices that the graph was captured with.
+        :param compiled: whether the compiled graph is taken, where there is one.
+        """
+        values = self._values(inputs)
+        if self.compilation is not None and self.compilation.has_ended():
+            self._switch(values)
+        if compiled and self._compiled is not None:
+            out = self._compiled(values)
+        else:
+            out = self.module(*values)
+        grads = dict(zip(self.trained, out[self.num_losses :], strict=True))
+        return list(out[: self.num_losses]), grads
+
+    def compile(self) -> None:
+        """Begin to compile the graph in another process; calls switch over when it has ended."""
+        if self.compilation is None and not self.is_compiled:
+            try:
+                values = self._values(self._inputs)
+                self.compilation = Compilation(self.module.code, values)
+            except (OSError, RuntimeError):  # no process, or no room on disk
+                return
+
+    def _values(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs of the graph without draws: those it uses, and the draws."""
+        values = [*self.params.values(), *(t.contiguous() for t in inputs), *self.constants]
+        draws = self.draw(*values)
+        return [*(values[i] for i in self.uses), *draws]
+
+    def _switch(self, values: list[Tensor]) -> None:
+        """Take the compiled graph, if there is one and it agrees with the captured one."""
+        compilation, self.compilation = self.compilation, None
+        assert compilation is not None
+        try:
+            compiled = compilation.load()
+            check_equal(compiled(values), self.module(*values))
+        except Exception:  # noqa: BLE001 - the captured graph is right, and stays
+            return
+        self._compiled = compiled
+
+    def _trace(self, function: Losses, inputs: Sequence[Tensor]) -> fx.GraphModule:
+        def flat(params: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+            losses, grads = function(inputs)
+            if not all(isinstance(loss, Tensor) for loss in losses):
+                raise NotCaptured("the loss is a number that does not depend on a tensor")
+            self.num_losses = len(losses)
+            found = {name: grad for name, grad in grads.items() if grad is not None}
+            self.trained = list(found)
+            return [*losses, *found.values()]
+
+        params = list(self.params.values())
+        # Other objects than the user's: a tensor that is also a global of the model stays one.
+        self._inputs = [t.detach() for t in inputs]
+        try:
+            with (
+                warnings.catch_warnings(),
+                without_checks(),
+                _NoReading(),
+                _Limited(),
+            ):
+                warnings.simplefilter("ignore")
+                module = trace(flat, params, self._inputs)
+        except NotCaptured:
+            raise
+        except Exception as error:
+            raise NotCaptured(_reason(error)) from error
+        # Flat inputs and outputs, whatever their nesting was.
+        module.graph.set_codegen(fx.graph.CodeGen())
+        module.recompile()
+        return module
+
+
+class _NoReading(TorchFunctionMode):
+    """Numbers read out of tensors that the graph follows: one is a tensor itself, many refused."""
+
+    _MANY = frozenset(
+        (
+            torch.Tensor.numpy,
+            torch.Tensor.tolist,
+            torch.Tensor.data_ptr,
+            torch.Tensor.untyped_storage,
+            torch.Tensor.__array__,
+            torch.Tensor.__dlpack__,
+        )
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.item and _is_followed(args[0]):
+            return args[0].detach()
+        if func in self._MANY and _is_followed(args[0]):
+            raise NotCaptured(
+                f"numbers are read out of a tensor ({func.__name__}) at {_place(None)}; "
+                "compute with the tensor itself"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+class _Limited(FailedFactorsAreNaN):
+    """Refuses steps of so many operations that capturing and compiling would take too long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        if self.count > _MOST_OPERATIONS:
+            raise NotCaptured(
+                f"a step has more than {_MOST_OPERATIONS} operations of torch; put loops over data "
+                "or draws into plates or tensors (vectorize_particles=True)"
+            )
+        if torch.Tag.dynamic_output_shape in func.tags and not _has_fixed_shape(func, args):
+            raise NotCaptured(
+                f"the shape of a tensor depends on values ({func.overloadpacket.__name__}) at "
+                f"{_place(None)}; use torch.where, or a mask"
+            )
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _has_fixed_shape(func: Any, args: Any) -> bool:
+    """Whether an operator that may choose entries by values does not: the choice is a constant."""
+    if func is torch.ops.aten.index.Tensor:
+        masks = [t for t in args[1] if t is not None and t.dtype in (torch.bool, torch.uint8)]
+        return not any(_is_followed(t) for t in masks)
+    return not _is_followed(args[0])
+
+
+def _is_followed(tensor: Tensor) -> bool:
+    mode = get_proxy_mode()
+    return mode is not None and tensor in mode.tracer.tensor_tracker
+
+
+def _reason(error: Exception) -> str:
+    if "get value out of a tracing tensor" in str(error):
+        return (
+            f"a number that depends on parameters, arguments or draws is read at {_place(error)} "
+            "(control flow, float(...), validate_args=True); compute with the tensor itself"
+        )
+    first = str(error).partition("\n")[0]
+    return f"{type(error).__name__} at {_place(error)}: {first}"
+
+
+def _place(error: Exception | None) -> str:
+    """The innermost line of the user's own code."""
+    frames = list(traceback.extract_stack())
+    if error is not None:
+        frames += traceback.extract_tb(error.__traceback__)
+    ours = [str(Path(file).parent) for file in (torch.__file__, pyro.__file__, np.__file__)]
+    ours.append(str(Path(__file__).parent.parent))
+    users = [f for f in frames if not any(f.filename.startswith(folder) for folder in ours)]
+    frame = (users or frames)[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
+
+
+def _refuse_trainable(constants: Sequence[Tensor]) -> None:
+    for tensor in constants:
+        if tensor.requires_grad:
+            raise NotCaptured(
+                f"a tensor of shape {tuple(tensor.shape)} requires a gradient and is no parameter "
+                "of the param store; register it with pyro.param or pyro.module, or call "
+                "requires_grad_(False)"
+            )

@@ -1,0 +1,142 @@
+"""What importance weights allow to say about a guide, in one line with its remedy."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .diagnostics import ImportanceDiagnostics
+from .psis import khat_threshold
+
+#: Posterior mass that a guide may lack.
+_MISSED = 0.05
+
+#: Effective number of draws that weighted draws are recommended from.
+_ENOUGH = 400
+
+#: Largest distance, in standard deviations, that the weights may move a latent of a guide whose own
+#: draws are trusted; and the smaller one where the weights are less even.
+_MOVED, _MOVED_LESS = 0.1, 0.05
+
+#: Effective draws per draw from which on weights are nearly even, rather even, and not uneven.
+_NEARLY_EVEN, _EVEN, _NOT_UNEVEN = 0.95, 0.8, 0.5
+
+#: k-hat above which weights have no finite mean: nothing is told from them unless nearly even.
+_NO_MEAN = 1.0
+
+#: Steps at the end of training that are compared with as many before.
+_WINDOW = 200
+
+
+class Verdict(NamedTuple):
+    """One of "trust", "trust, do not weight", "weight", "do not trust"; why, and what to do.
+
+    ``options`` are those of :func:`~pyro_naf.infer.refine` that may help, with values.
+    """
+
+    kind: str
+    reason: str
+    options: tuple[tuple[str, str], ...] = ()
+    advice: str = ""
+
+    def text(self, command_line: bool = False) -> str:
+        """The verdict in one line, with options as Python or the command line writes them.
+
+        >>> verdict = Verdict("do not trust", "k-hat is 0.9", (("num_starts", "64"),))
+        >>> verdict.text()
+        'do not trust: k-hat is 0.9; try num_starts=64'
+        >>> verdict.text(command_line=True)
+        'do not trust: k-hat is 0.9; try --num-starts 64'
+        """
+        shown = [
+            f"--{name.replace('_', '-')} {value.strip(chr(39))}"
+            if command_line
+            else f"{name}={value}"
+            for name, value in self.options
+        ]
+        tried = f"; try {' or '.join(shown)}" if shown else ""
+        return f"{self.kind}: {self.reason}{tried}{self.advice and '; ' + self.advice}"
+
+
+def judge(
+    after: ImportanceDiagnostics,
+    missed: float,
+    losses: Sequence[float] = (),
+    seconds: float = 60.0,
+    options: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """The verdict on a guide.
+
+    :param after: diagnostics of its draws.
+    :param missed: share of the posterior's mass that other proposals find and it does not.
+    :param losses: negative ELBO of every training step.
+    :param seconds: what the refinement took.
+    :param options: those that it was given.
+    """
+    options = options or {}
+    count, khat = after.num_particles, after.khat
+    even, threshold = after.ess / count, khat_threshold(count)
+    moved = 0.0 if math.isnan(after.doubt) else after.doubt
+    shown = f"k-hat {khat:.2f} +- {after.khat_se:.2f}"
+    if missed > _MISSED:
+        return Verdict(
+            "do not trust",
+            f"the guide misses modes with {missed:.0%} of the mass",
+            _unused(options, num_starts="64", tempering="0.02"),
+        )
+    good = khat < threshold
+    if moved <= _MOVED and even > _EVEN and good:
+        reason = f"the guide's draws are close to the posterior where it has mass (ESS {even:.0%})"
+        return Verdict("trust", reason)
+    less_even = even > _NOT_UNEVEN and moved <= _MOVED_LESS
+    if not good and (
+        (moved <= _MOVED and even > _NEARLY_EVEN)
+        or (khat < _NO_MEAN and (less_even or (moved <= _MOVED and even > _EVEN)))
+    ):
+        reason = (
+            f"the weights hardly move the guide's draws (ESS {even:.0%}), but a few are too large "
+            f"to be weighted by ({shown}, above {threshold:.2f})"
+        )
+        return Verdict("trust, do not weight", reason)
+    if good and after.ess >= _ENOUGH:
+        reason = f"take importance-weighted draws; they differ from the guide's (ESS {even:.0%}, "
+        return Verdict("weight", f"{reason}{shown}, below {threshold:.2f})")
+    reason = f"{shown}, above {threshold:.2f}"
+    if good:
+        reason = f"the weights are worth {after.ess:.0f} draws, fewer than {_ENOUGH}"
+    if _is_rising(losses):
+        reason += ", and the ELBO was still rising"
+        return Verdict("do not trust", reason, (("seconds", f"{_more(seconds):g}"),))
+    advice = "write the model non-centred (poutine.reparam), or take exact draws by mcmc_correct"
+    return Verdict("do not trust", reason, _unused(options, flow="'ddsf'"), advice)
+
+
+def _unused(options: Mapping[str, Any], **proposed: str) -> tuple[tuple[str, str], ...]:
+    """The proposed options that the refinement was not given already."""
+    return tuple(
+        (name, value)
+        for name, value in proposed.items()
+        if str(options.get(name)) != value.strip("'")
+    )
+
+
+def _is_rising(losses: Sequence[float]) -> bool:
+    """Whether the mean ELBO of the last steps is above the one before by more than its noise."""
+    window = min(_WINDOW, len(losses) // 2)
+    if window < 2:
+        return len(losses) > 0  # hardly any step was made
+    recent, earlier = losses[-window:], losses[-2 * window : -window]
+    if not all(map(math.isfinite, [*recent, *earlier])):
+        return False
+    gain = statistics.fmean(earlier) - statistics.fmean(recent)
+    noise = math.hypot(statistics.stdev(recent), statistics.stdev(earlier)) / window**0.5
+    return gain > 3 * noise
+
+
+def _more(seconds: float) -> float:
+    """Four times the seconds, in a round number."""
+    more = 4 * max(seconds, 1.0)
+    scale = 10 ** math.floor(math.log10(more))
+    return math.ceil(more / scale) * scale
