@@ -3,8 +3,8 @@
 PYRO_NAF_DATA=... python -W ignore tests/benchmarks/posteriors.py --output FOLDER
 
 With --large, the hierarchical posteriors of large/ in PYRO_NAF_DATA. Writes posteriors.json as it
-goes on, and goes on from there if it is interrupted; prints tables in Markdown, and draws
-posteriors.png from them. One thread; see fits.py for how guides are trained.
+goes on, and goes on from there if it is interrupted; prints tables in Markdown and draws
+posteriors.png from it. One thread; see fits.py for how guides are trained.
 """
 
 from __future__ import annotations

@@ -353,7 +353,7 @@ def test_modes_a_hundred_times_narrower_than_they_are_apart_keep_their_weights()
 
 
 def test_a_lost_mode_that_a_start_has_found_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_naf.infer.refinement.several", lambda target, modes: False)
+    monkeypatch.setattr("pyro_naf.infer.refinement.several", lambda *_: False)
     result = refine(two_modes, steps=200, seed=1, progress=False)
     mass = right_half(result)
     assert mass < 0.01 or mass > 0.99  # one mode was lost,
