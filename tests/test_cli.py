@@ -42,6 +42,10 @@ def kinds(real, whole, truth, n, steps):
     assert n.shape == () and n == 3 and steps == 2
     pyro.sample("x", dist.Normal(0.0, 1.0))
 
+def product():
+    x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x[0] * x[1], 0.1), obs=torch.tensor(1.0))
+
 def nothing():
     pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0))
 
@@ -202,6 +206,14 @@ def test_the_same_seed_gives_the_same_draws_and_another_seed_others(here):
             draws.append(archive["after/x"])
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0], draws[2])
+
+
+def test_both_modes_are_found_where_pyros_gaussian_has_one(here):
+    arguments = ["--fit-steps", "200", "--steps", "150", "--no-progress", "--draws", "2000"]
+    assert cli.main(["refine", "user_models:product", *arguments]) == 0
+    with np.load(here / "pyro-naf-output" / "draws.npz") as draws:
+        shares = {stage: (draws[f"{stage}/x"][:, 0] > 0).mean() for stage in ("before", "after")}
+    assert shares["before"] in (0.0, 1.0) and 0.4 < shares["after"] < 0.6
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
