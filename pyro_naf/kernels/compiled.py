@@ -72,7 +72,8 @@ def _library() -> Any:
     except Exception as error:  # of whatever kind: eager evaluation needs no compiler
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         warnings.warn(
-            f"no C++ could be compiled ({reason}); kernel 'compiled' runs eagerly",
+            f"no C++ could be compiled ({reason}); flows run eagerly, at half the speed or less: "
+            "install a C++ compiler, or choose kernel='eager'",
             stacklevel=2,
         )
         return None

@@ -347,6 +347,18 @@ def test_a_new_param_store_is_trained_and_handlers_around_a_step_act() -> None:
         assert by_both(by_hand, steps).why_not is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float, torch.double])
+def test_parameters_whose_data_is_set_are_read_where_they_are(dtype: torch.dtype) -> None:
+    def steps(svi: SVI) -> list[float]:
+        losses = [svi.step() for _ in range(8)]
+        for _, p in pyro.get_param_store().named_parameters():
+            p.grad = None
+            p.data = (p.data + 1).to(dtype)
+        return losses + [svi.step() for _ in range(8)]
+
+    assert by_both(by_hand, steps, lambda: pyro.optim.SGD({"lr": 0.01})).why_not is None
+
+
 # ------------------------------------------------------------------- what no graph stands for
 
 
