@@ -216,6 +216,40 @@ def test_minibatches_of_one_shape_are_inputs_of_one_graph() -> None:
     assert svi.rung == "captured" and len(svi._plans) == 1
 
 
+def test_minibatches_may_be_strided() -> None:
+    rows = torch.randn(5, 100)
+
+    def use(encoder: Encoder, svi: SVI) -> list[float]:
+        parts = [rows[:, i : i + 9].T for i in range(0, 81, 9)]
+        return [svi.step(part if i % 2 else part.contiguous()) for i, part in enumerate(parts)]
+
+    assert by_encoders(use).rung == "captured"
+
+
+def test_a_parameter_that_only_later_steps_use_is_not_overlooked() -> None:
+    box = {"both": False}
+
+    def make() -> tuple[Any, Any, Any]:
+        def model() -> None:
+            pyro.sample("y", dist.Normal(pyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0), obs=Y[0])
+
+        def guide() -> None:
+            loc = pyro.param("loc", torch.tensor(0.1))
+            other = pyro.param("other", torch.tensor(0.0))
+            pyro.sample("mu", dist.Normal(loc + other if box["both"] else loc, 1.0))
+
+        return model, guide, Trace_ELBO()
+
+    def steps(svi: SVI) -> list[float]:
+        losses = []
+        for i in range(10):
+            box["both"] = i > 3  # from 0: neither loss nor the other gradient tells
+            losses.append(svi.step())
+        return losses
+
+    assert "disagree" in str(by_both(make, steps).why_not)
+
+
 def test_switching_a_module_to_evaluation_is_seen() -> None:
     rows = torch.randn(9, 5)
 
