@@ -6,12 +6,8 @@ is loaded in milliseconds and needs no compiler. A compilation that fails leaves
 
 from __future__ import annotations
 
-import functools
-import getpass
-import hashlib
 import math
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -23,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import libraries
 
 _LIBRARY, _CALLS = "graph.so", "graph.json"
 
@@ -49,9 +47,10 @@ class Compilation:
 
     def __init__(self, code: str, inputs: Sequence[Tensor]) -> None:
         self.device = inputs[0].device.type if inputs else "cpu"
-        self.library = _folder(code, inputs) / _LIBRARY
+        what = (code, _kinds(inputs), torch.get_num_threads())
+        self.library = libraries.folder(*what) / _LIBRARY
         self.process: subprocess.Popen[bytes] | None = None
-        if self._is_there():
+        if libraries.is_there(self.library):
             return
         work = tempfile.TemporaryDirectory(prefix="pyro-naf-")
         path = Path(work.name) / "graph.pt"
@@ -73,16 +72,10 @@ class Compilation:
         """
         if self.process is not None:
             self._end()
-        if not self._is_there():
+        if not libraries.is_there(self.library):
             raise RuntimeError("the graph could not be compiled")
         runner: Any = getattr(torch._C._aoti, f"AOTIModelContainerRunner{self.device.title()}")
         return runner(str(self.library), 1).run
-
-    def _is_there(self) -> bool:
-        """Whether there is a library, which no other user has put there."""
-        if not self.library.exists():
-            return False
-        return not hasattr(os, "getuid") or self.library.stat().st_uid == os.getuid()
 
 
 def _end(process: subprocess.Popen[bytes], work: tempfile.TemporaryDirectory[str]) -> None:
@@ -95,28 +88,6 @@ def _end(process: subprocess.Popen[bytes], work: tempfile.TemporaryDirectory[str
 def _kinds(inputs: Sequence[Tensor]) -> list[tuple[Any, ...]]:
     """Shape, strides, dtype and device of each tensor: all that a compiler has to know of it."""
     return [(tuple(t.shape), t.stride(), t.dtype, str(t.device)) for t in inputs]
-
-
-def _folder(code: str, inputs: Sequence[Tensor]) -> Path:
-    """Where the library of a graph is kept: beside those of torch's own compiler."""
-    where = (_processor(), torch.__version__, torch.get_num_threads())
-    what = (code, _kinds(inputs), where)
-    key = hashlib.sha256(repr(what).encode()).hexdigest()[:32]
-    default = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
-    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default) / "pyro_naf" / key
-
-
-@functools.cache
-def _processor() -> str:
-    """The instructions that the processor has, or else its name and that of the machine."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith(("flags", "Features")):
-            return line
-    return f"{platform.processor()} {platform.node()}"
 
 
 @torch.no_grad()

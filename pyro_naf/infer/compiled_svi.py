@@ -123,7 +123,10 @@ class CompiledSVI(SVI):
             return super().evaluate_loss(*args, **kwargs)
         assert plan.graph is not None
         before = _generators()
-        found = [float(loss) for loss in plan.graph(arguments.tensors)[0]]
+        try:
+            found = [float(loss) for loss in plan.graph(arguments.tensors)[0]]
+        except RuntimeError:  # SVI says what is wrong
+            found = [math.nan]
         if plan.evaluations >= PROOFS and all(map(math.isfinite, found)):
             return _like(plan.losses, found)
         after = _generators()
@@ -204,7 +207,9 @@ class CompiledSVI(SVI):
         expected = {name: p.grad for name, p in params.items() if p.grad is not None}
         try:
             check_equal(found, [f.new_tensor(torch_item(one)) for one, f in pairs])
-            check_equal(grads.values(), [expected[name] for name in grads])
+            check_equal(grads.values(), [expected.pop(name) for name in grads])
+            if expected:
+                raise RuntimeError("more parameters have a gradient than in the graph")
         except (RuntimeError, KeyError) as error:
             raise NotCaptured(
                 "the captured graph and SVI disagree: the model or guide changes from step to step "
@@ -268,6 +273,7 @@ class CompiledSVI(SVI):
     def _give_up(self, reason: str) -> None:
         self.why_not = reason.partition("\n")[0]  # Pyro appends the shapes of a trace
         self._plans.clear()
+        self._last = None
         warnings.warn(f"CompiledSVI runs as SVI does: {self.why_not}", stacklevel=4)
 
 

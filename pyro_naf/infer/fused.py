@@ -89,7 +89,7 @@ class FusedOptimiser:
             return None
         if optimiser._optimizer_step_pre_hooks or optimiser._optimizer_step_post_hooks:
             return None
-        if not p.is_contiguous() or p.device.type != "cpu":
+        if not p.is_contiguous() or p.device.type != "cpu" or state["exp_avg"].dtype != p.dtype:
             return None
         return _Entry(name, p, optimiser, settings, optimiser.state, state)
 

@@ -89,7 +89,8 @@ class StepGraph:
         """Begin to compile the graph in another process; calls switch over when it has ended."""
         if self.compilation is None and not self.is_compiled:
             try:
-                values = self._values(self._inputs)
+                with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                    values = self._values(self._inputs)
                 self.compilation = Compilation(self.module.code, values)
             except (OSError, RuntimeError):  # no process, or no room on disk
                 return
@@ -123,7 +124,7 @@ class StepGraph:
 
         params = list(self.params.values())
         # Other objects than the user's: a tensor that is also a global of the model stays one.
-        self._inputs = [t.detach() for t in inputs]
+        self._inputs = [t.detach().contiguous() for t in inputs]
         try:
             with (
                 warnings.catch_warnings(),

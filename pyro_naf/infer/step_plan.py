@@ -106,6 +106,9 @@ class Plan:
         #: Modules that the model and the guide call.
         self.modules: list[nn.Module] = []
         self._training: list[bool] = []
+        #: Addresses of the graph's parameters and constants, and what lies there.
+        self._places: list[int] = []
+        self._kinds: list[tuple[Any, ...]] = []
 
     @property
     def is_proven(self) -> bool:
@@ -131,7 +134,20 @@ class Plan:
         for name, p in self.graph.params.items():
             if store.get(name) is not p or not p.requires_grad or p._backward_hooks:
                 return False
-        return all(m.training == t for m, t in zip(self.modules, self._training, strict=False))
+        modes = zip(self.modules, self._training, strict=False)
+        return all(m.training == mode for m, mode in modes) and self._is_in_place()
+
+    def _is_in_place(self) -> bool:
+        """Whether a compiled graph, which looks at addresses alone, can read its tensors."""
+        assert self.graph is not None
+        tensors = [*self.graph.params.values(), *self.graph.constants]
+        places = [t.data_ptr() for t in tensors]
+        if places != self._places:  # ``tensor.data`` was set
+            kinds = [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
+            if self._kinds and kinds != self._kinds:
+                return False
+            self._places, self._kinds = places, kinds
+        return True
 
     def capture(
         self, function: Callable[..., Any], params: Mapping[str, Tensor], tensors: list[Tensor]
@@ -144,6 +160,7 @@ class Plan:
                 raise NotCaptured(f"parameter {name!r} has a hook, which a graph would not call")
         self._training = [module.training for module in self.modules]
         self.graph = StepGraph(function, params, tensors)
+        self._is_in_place()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ compiled fused loops in C++ on a CPU, compiled once a machine, in seconds (:mod:
 triton   fused kernels on a GPU, as registered operators (``triton_dsf``, ``triton_ddsf``)
 ======== =====================================================================================
 
-A transformer's ``kernel`` names one of them. "auto" takes triton on a GPU that runs it and eager
+A transformer's ``kernel`` names one of them. "auto" takes triton on a GPU that runs it and compiled
 on a CPU; "compiled" is for a CPU, and "auto" elsewhere. Where a kernel does not apply (mixed
 dtypes, tracing, ``torch.func``, forward-mode and higher derivatives, more units than
 ``TRITON_UNITS``) the plain formula steps in, and eager where there is no compiler of C++. The
@@ -102,9 +102,9 @@ def choose(transformer: SigmoidalTransformer, x: Tensor, phi: Tensor) -> str:
     if VARIABLE in os.environ:
         name = check_kernel(os.environ[VARIABLE] or name, VARIABLE)
     on_cpu = x.device.type == "cpu"
-    if name == "auto" or (name == "compiled" and not on_cpu):
+    if name in ("auto", "compiled"):
         fast = "triton" if x.device.type == "cuda" and runs_triton(x.device) else "plain"
-        name = "eager" if on_cpu else fast
+        name = "compiled" if on_cpu else fast
     supported = x.device == phi.device and x.dtype in (torch.float, torch.double)
     if name == "plain" or not (supported and transformer.has_kernels):
         return "plain"

@@ -7,8 +7,11 @@ keep what it makes; where it fails, "eager" does the work.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import os
+import shutil
 import warnings
 from collections.abc import Sequence
 from itertools import product
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from .. import libraries
 from ..rootfinding import MAX_EVALUATIONS
 from .modes import needs_plain_backward, plain_gradients
 from .pages import in_large_pages
@@ -61,21 +65,49 @@ def available() -> bool:
 @functools.cache
 def _library() -> Any:
     try:
-        from torch._inductor.codecache import CppCodeCache
-
-        source = Path(__file__).with_suffix(".cpp").read_text()
-        # load() takes no flags before torch 2.7.
-        library = CppCodeCache.load_async(source, extra_flags=FLAGS)()
+        library = _load(_place()) or _build(_place())
         for name, width in product(("forward", "backward", "inverse"), ("float32", "float64")):
             getattr(library, f"{name}_{width}").restype = ctypes.c_bool
         return library
     except Exception as error:  # of whatever kind: eager evaluation needs no compiler
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         warnings.warn(
-            f"no C++ could be compiled ({reason}); kernel 'compiled' runs eagerly",
+            f"no C++ could be compiled ({reason}); flows run eagerly, at half the speed or less: "
+            "install a C++ compiler, or choose kernel='eager'",
             stacklevel=2,
         )
         return None
+
+
+def _source() -> str:
+    return Path(__file__).with_suffix(".cpp").read_text()
+
+
+def _place() -> Path:
+    return libraries.folder(_source(), FLAGS) / "kernels.so"
+
+
+def _load(path: Path) -> Any:
+    """The library that an earlier process has built: in milliseconds, without torch's compiler."""
+    if not libraries.is_there(path):
+        return None
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # of another system
+        return None
+
+
+def _build(path: Path) -> Any:
+    from torch._inductor.codecache import CppCodeCache
+
+    # CppCodeCache.load() takes no flags before torch 2.7.
+    library = CppCodeCache.load_async(_source(), extra_flags=FLAGS)()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(library._name, new)
+        new.replace(path)
+    return library
 
 
 def reads(x: Tensor, *others: Tensor) -> bool:

@@ -132,8 +132,8 @@ def main() -> None:
     kernels = (options.kernels or default).split(",")
     peers = [*OF_PYRO, *of_zuko()]
     trained = [*CONDITIONERS, *(c for k in kernels for c in ours(k)), *peers]
-    # The inverse takes what the package chooses, and on a CPU the compiled kernel too.
-    chosen = ["auto"] if device == "cuda" else ["auto", "compiled"]
+    # The inverse takes what the package chooses, and on a CPU that without a compiler too.
+    chosen = ["auto"] if device == "cuda" else ["auto", "eager"]
     own = [c for k in chosen for c in ours(k, layers=[2])]
     inverted = [*own, *map(rough, own), *peers]
     grid, widths, dims = GRID, [100, 512], INVERSE_DIMS

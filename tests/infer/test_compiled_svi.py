@@ -216,6 +216,40 @@ def test_minibatches_of_one_shape_are_inputs_of_one_graph() -> None:
     assert svi.rung == "captured" and len(svi._plans) == 1
 
 
+def test_minibatches_may_be_strided() -> None:
+    rows = torch.randn(5, 100)
+
+    def use(encoder: Encoder, svi: SVI) -> list[float]:
+        parts = [rows[:, i : i + 9].T for i in range(0, 81, 9)]
+        return [svi.step(part if i % 2 else part.contiguous()) for i, part in enumerate(parts)]
+
+    assert by_encoders(use).rung == "captured"
+
+
+def test_a_parameter_that_only_later_steps_use_is_not_overlooked() -> None:
+    box = {"both": False}
+
+    def make() -> tuple[Any, Any, Any]:
+        def model() -> None:
+            pyro.sample("y", dist.Normal(pyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0), obs=Y[0])
+
+        def guide() -> None:
+            loc = pyro.param("loc", torch.tensor(0.1))
+            other = pyro.param("other", torch.tensor(0.0))
+            pyro.sample("mu", dist.Normal(loc + other if box["both"] else loc, 1.0))
+
+        return model, guide, Trace_ELBO()
+
+    def steps(svi: SVI) -> list[float]:
+        losses = []
+        for i in range(10):
+            box["both"] = i > 3  # from 0: neither loss nor the other gradient tells
+            losses.append(svi.step())
+        return losses
+
+    assert "disagree" in str(by_both(make, steps).why_not)
+
+
 def test_switching_a_module_to_evaluation_is_seen() -> None:
     rows = torch.randn(9, 5)
 
@@ -345,6 +379,18 @@ def test_a_new_param_store_is_trained_and_handlers_around_a_step_act() -> None:
 
     for steps in (again, scaled):
         assert by_both(by_hand, steps).why_not is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float, torch.double])
+def test_parameters_whose_data_is_set_are_read_where_they_are(dtype: torch.dtype) -> None:
+    def steps(svi: SVI) -> list[float]:
+        losses = [svi.step() for _ in range(8)]
+        for _, p in pyro.get_param_store().named_parameters():
+            p.grad = None
+            p.data = (p.data + 1).to(dtype)
+        return losses + [svi.step() for _ in range(8)]
+
+    assert by_both(by_hand, steps, lambda: pyro.optim.SGD({"lr": 0.01})).why_not is None
 
 
 # ------------------------------------------------------------------- what no graph stands for

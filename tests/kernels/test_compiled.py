@@ -6,6 +6,8 @@ import copy
 import mmap
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import pytest
@@ -105,21 +107,43 @@ def test_a_flow_runs_both_ways(make: Callable[..., Any]) -> None:
     "failure", [InvalidCxxCompiler(), OSError("No space left"), RuntimeError("C++ compile error")]
 )
 def test_a_compiler_that_fails_is_reported_once_and_replaced(
-    failure: Exception, monkeypatch: pytest.MonkeyPatch
+    failure: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # where nothing was built before
+
     def fail(*args: object, **options: object) -> None:
         raise failure
 
     monkeypatch.setattr(CppCodeCache, "load_async", fail)
     compiled._library.cache_clear()
-    dsf = DeepSigmoidal(4, kernel="compiled")
+    dsf = DeepSigmoidal(4)
     x, phi = torch.randn(5), torch.randn(5, 12)
     try:
-        with pytest.warns(UserWarning, match=rf"{type(failure).__name__}.*; .* runs eagerly"):
+        with pytest.warns(UserWarning, match=rf"{type(failure).__name__}.*; flows run eagerly"):
             got = dsf(x, phi)
         assert choose(dsf, x, phi) == "eager"
         assert torch.equal(got[0], DeepSigmoidal(4, kernel="eager")(x, phi)[0])
         dsf(x, phi)  # and does not say so twice
+    finally:
+        compiled._library.cache_clear()
+
+
+@needs_compiler
+def test_what_is_built_once_is_loaded_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise InvalidCxxCompiler()
+
+    built = compiled._library()._name
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    place = compiled._place()
+    place.parent.mkdir(parents=True)
+    copyfile(built, place)
+    monkeypatch.setattr(CppCodeCache, "load_async", fail)
+    compiled._library.cache_clear()
+    try:
+        assert choose(DeepSigmoidal(4), torch.randn(5), torch.randn(5, 12)) == "compiled"
     finally:
         compiled._library.cache_clear()
 
