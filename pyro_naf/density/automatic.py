@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -143,7 +144,8 @@ def fit(
     shift: Tensor | None = None,
     on_evaluation: Callable[[dict[str, Any]], None] | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Fitted:
+    keep: Callable[[Fitted], None],
+) -> None:
     """Fits and weights the candidates.
 
     :param rows: x ``(N, D)`` and, where there is one, the context ``(N, C)``, standardised.
@@ -154,12 +156,16 @@ def fit(
     :param weight: of the rows, ``(N,)``; 1 by default.
     :param shift: added to the log-densities of the rows left out, in their order, when they are
         reported; a single number is that of all rows.
-    :raises RuntimeError: as :func:`~pyro_naf.density.training.train`.
+    :param keep: is given what was found, also when an exception or Ctrl-C ends the search after the
+        first density.
     """
     with seeded(training.seed):
         search = _Search(rows, held_out, training, given, overrides, weight, shift, dtype)
-        search.run(on_evaluation)
-        return search.result()
+        try:
+            search.run(on_evaluation)
+        finally:
+            if search.done:
+                keep(search.result())
 
 
 class _Search:
@@ -189,6 +195,7 @@ class _Search:
         self.offset = float(self.shift.mean())
         self.log_probs = torch.full((self.left_out, len(self.tried)), -math.inf).double()
         self.parts: dict[tuple[int, int], NormalizingFlow] = {}
+        self.done: list[int] = []
         self.history, self.start = History(), time.monotonic()
         self.overfit: list[tuple[float, float]] = []
 
@@ -209,16 +216,22 @@ class _Search:
         shown = self.training.progress and parallel.rank() == 0 and self.folds > 1
         with tqdm(total=total, desc="fit", unit="density", disable=not shown) as bar:
             for i, candidate in enumerate(self.tried):
-                for k, kept, weight, out, at in self.splits():
-                    part = self.make(candidate)
-                    self.begin(part, candidate, kept, weight)
-                    if candidate.share:
-                        self.train(part, candidate, k, kept, weight, out, on_evaluation)
-                    part.eval()
-                    found = torch.cat(list(log_probs(part, out)))
-                    self.log_probs[at.cpu(), i] = found.double().cpu()
-                    self.parts[i, k] = part
-                    bar.update()
+                try:
+                    for k, kept, weight, out, at in self.splits():
+                        part = self.make(candidate)
+                        self.begin(part, candidate, kept, weight)
+                        if candidate.share:
+                            self.train(part, candidate, k, kept, weight, out, on_evaluation)
+                        part.eval()
+                        found = torch.cat(list(log_probs(part, out)))
+                        self.log_probs[at.cpu(), i] = found.double().cpu()
+                        self.parts[i, k] = part
+                        bar.update()
+                    self.done.append(i)
+                except RuntimeError as error:  # of a flow: the others stand
+                    if i == 0:
+                        raise
+                    warnings.warn(f"{candidate.architecture} is left out: {error}", stacklevel=2)
 
     def make(self, candidate: Candidate) -> NormalizingFlow:
         dim, width = self.rows[0].shape[1], self.rows[1].shape[1] if len(self.rows) > 1 else 0
@@ -302,9 +315,8 @@ class _Search:
     def weigh(self) -> tuple[list[int], Tensor]:
         """The candidates that stay, and their weights."""
         weight = self.weight.cpu() if self.weight is not None and self.held_out is None else None
-        chosen = list(range(len(self.tried)))
-        weights = stacking_weights(self.log_probs, weight)
-        chosen = [i for i in chosen if i == 0 or weights[i] >= NEGLIGIBLE]
+        weights = stacking_weights(self.log_probs[:, self.done], weight).tolist()
+        chosen = [i for i, w in zip(self.done, weights, strict=True) if i == 0 or w >= NEGLIGIBLE]
         return chosen, stacking_weights(self.log_probs[:, chosen], weight)
 
     def finish(self, total: Tensor) -> None:
@@ -320,8 +332,8 @@ class _Search:
         )
         history.best_step = history.steps
         means = self.log_probs.mean(0)
-        mixtures = [i for i, c in enumerate(self.tried) if c.architecture.startswith("gmm")]
-        flows = [i for i, c in enumerate(self.tried) if c.share]
+        mixtures = [i for i in self.done if self.tried[i].architecture.startswith("gmm")]
+        flows = [i for i in self.done if self.tried[i].share]
         for kind in ([0], mixtures, flows):
             if kind:
                 i = max(kind, key=lambda i: float(means[i]))

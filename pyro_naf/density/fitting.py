@@ -179,12 +179,11 @@ class Fitting:
         shift = self._shift(rows if held_out is None else held_out)
         if parse(density.architecture)[0] == "auto":
             density.flow = None
-            found = automatic.fit(
+            automatic.fit(
                 data, validation, self.options, given=self.given, overrides=density.overrides,
                 weight=weight, shift=shift, on_evaluation=self.on_evaluation, dtype=dtype,
+                keep=self._keep,
             )  # fmt: skip
-            density.flow, density.parts = found.density, found.parts
-            density.history = found.history
             return
         flow, offset = density.flow, float(shift.mean())
         flow.start(data[0], data[1] if len(data) > 1 else None, weight)
@@ -195,6 +194,10 @@ class Fitting:
         density.history = train(
             flow, data, validation, self.options, self.on_evaluation, offset, model, weight
         )
+
+    def _keep(self, found: automatic.Fitted) -> None:
+        self.density.flow, self.density.parts = found.density, found.parts
+        self.density.history = found.history
 
     @torch.no_grad()
     def _shift(self, rows: Modelled) -> Tensor:
