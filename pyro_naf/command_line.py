@@ -71,7 +71,7 @@ def widths(text: str) -> tuple[int, ...]:
 
 
 #: Bytes that a compressed array may unpack to whatever its size; beyond, a hundred times its size.
-_UNPACKED = 2**28
+UNPACKED = 2**28
 
 
 @contextmanager
@@ -108,6 +108,6 @@ def member(archive: Any, name: str) -> Any:
     """
     infos = (i for i in archive.zip.infolist() if i.filename in (name, f"{name}.npy"))
     for info in infos:
-        if info.file_size > max(_UNPACKED, 100 * info.compress_size):
+        if info.file_size > max(UNPACKED, 100 * info.compress_size):
             raise ValueError(f"it would unpack to {info.file_size} bytes")
     return archive[name]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,7 @@ class Fitting:
         self.validation = self.given.pop("validation", SETTINGS["validation"])
         self.said = self.given.pop("columns", None)
         self.options = Training(**self.given)
+        self.start = time.monotonic()
 
     def run(self, x: Any, context: Any, sample_weight: Any) -> None:
         """Fits the density to rows, as :meth:`FlowDensity.fit` says."""
@@ -179,12 +182,15 @@ class Fitting:
         shift = self._shift(rows if held_out is None else held_out)
         if parse(density.architecture)[0] == "auto":
             density.flow = None
-            found = automatic.fit(
-                data, validation, self.options, given=self.given, overrides=density.overrides,
+            options = self.options
+            if options.max_seconds is not None:
+                left = options.max_seconds - (time.monotonic() - self.start)
+                options = replace(options, max_seconds=max(left, 0.1))
+            automatic.fit(
+                data, validation, options, given=self.given, overrides=density.overrides,
                 weight=weight, shift=shift, on_evaluation=self.on_evaluation, dtype=dtype,
+                keep=self._keep,
             )  # fmt: skip
-            density.flow, density.parts = found.density, found.parts
-            density.history = found.history
             return
         flow, offset = density.flow, float(shift.mean())
         flow.start(data[0], data[1] if len(data) > 1 else None, weight)
@@ -195,6 +201,10 @@ class Fitting:
         density.history = train(
             flow, data, validation, self.options, self.on_evaluation, offset, model, weight
         )
+
+    def _keep(self, found: automatic.Fitted) -> None:
+        self.density.flow, self.density.parts = found.density, found.parts
+        self.density.history = found.history
 
     @torch.no_grad()
     def _shift(self, rows: Modelled) -> Tensor:

@@ -18,7 +18,7 @@ MAX_STEPS = 200
 GAIN = 1e-5
 
 #: Starts, of which the one with the highest likelihood is taken.
-STARTS = 2
+STARTS = 5
 
 #: Steps of k-means that a start is made of.
 KMEANS_STEPS = 10

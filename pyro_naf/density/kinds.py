@@ -34,6 +34,9 @@ BINS = 64
 #: Classes of a column beyond which it is refused.
 MANY_CLASSES = 200
 
+#: Number of values for each row below which a column of an integer dtype is one of integers.
+TIED = 0.9
+
 #: Parameters of each kind, in the order in which they are given.
 PARAMETERS = {"positive": 0, "bounded": 2, "periodic": 1}
 
@@ -65,7 +68,7 @@ def infer(
         given, known = kinds.get(i), tables[i]
         if given is None and known is not None:
             column = known
-        elif given is None and whole[i] and i in few and len(values.unique()) > 1:
+        elif given is None and whole[i] and (i in few or _tied(values)):
             column = _integer(values, own)
         elif given is None:
             column = _inferred(values, own)
@@ -75,6 +78,11 @@ def infer(
     schema = Schema(found)
     _check_classes(schema, name, len(rows))
     return schema
+
+
+def _tied(values: Tensor) -> bool:
+    """Whether so many of a column's values recur that it has no density."""
+    return 1 < len(values.unique()) < TIED * len(values)
 
 
 def described(

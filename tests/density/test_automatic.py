@@ -98,6 +98,32 @@ def test_the_time_limit_holds_for_all_that_is_tried() -> None:
     assert time.process_time() - start < 20  # without a limit it takes minutes
 
 
+def test_what_was_found_before_an_interruption_is_kept() -> None:
+    rows = torch.randn(100, 2).exp()
+    seen: list[Any] = []
+
+    def interrupt(entry: Any) -> None:
+        seen.append(entry)
+        if entry["density"] == "maf-dsf-2":
+            raise KeyboardInterrupt
+
+    density = FlowDensity()
+    with pytest.raises(KeyboardInterrupt):
+        density.fit(rows, max_steps=2, on_evaluation=interrupt, **QUICK)
+    assert {name for name, _ in density.parts} >= {"gaussian"} and math.isfinite(
+        density.score(rows)
+    )
+    assert density.history is not None and seen[0]["density"] == "maf-affine-2"
+
+
+def test_a_flow_that_cannot_be_trained_is_left_out_with_a_warning() -> None:
+    rows = torch.randn(60, 2)
+    density = FlowDensity(lr=1e30, max_steps=120, **QUICK)
+    with pytest.warns(UserWarning, match="maf-.* is left out: "):
+        density.fit(rows)
+    assert density.score(rows) > -0.5 * 2 * math.log(2 * math.pi * math.e) - 0.1
+
+
 def test_the_same_seed_gives_the_same_density() -> None:
     rows = torch.randn(60, 2).exp()
     one, two = (FlowDensity().fit(rows, max_steps=4, **QUICK) for _ in range(2))

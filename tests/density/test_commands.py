@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import torch
 
 from pyro_naf import cli
 from pyro_naf.density import FlowDensity
+from pyro_naf.density.commands.files import read_table
 from pyro_naf.density.sklearn_api import SETTINGS
 
 QUICK = [
@@ -271,6 +273,53 @@ def test_a_mistake_gets_one_line_and_status_2(
 ) -> None:
     assert message in refuses(capsys, *command.split())
     assert [p.name for p in here.iterdir()] == ["x.npy"]
+
+
+def table_texts() -> dict[str, tuple[bytes, list[str], float]]:
+    """Files of 40 rows of two columns, their names, and the mean of the second column, 2.5."""
+    rows = [(i, 2 + (i % 2)) for i in range(40)]
+    points = "".join(f"{a / 7:.3f},{b}.0\n" for a, b in rows)
+    commas = "".join(f"{a / 7:.3f};{b},0\n".replace(".", ",") for a, b in rows)
+    tabs = points.replace(",", "\t")
+    named = "größe,wert\n" + points
+    return {
+        "utf8.csv": (named.encode(), ["größe", "wert"], 2.5),
+        "bom.csv": (named.encode("utf-8-sig"), ["größe", "wert"], 2.5),
+        "latin.csv": (named.encode("cp1252"), ["größe", "wert"], 2.5),
+        "comma.csv": (("a;b\n" + commas).encode(), ["a", "b"], 2.5),
+        "tabs.tsv": (("a\tb\n" + tabs).encode(), ["a", "b"], 2.5),
+        "tabs.tsv.gz": (gzip.compress(("a\tb\n" + tabs).encode()), ["a", "b"], 2.5),
+        "packed.csv.gz": (gzip.compress(("a,b\n" + points).encode()), ["a", "b"], 2.5),
+        "bare.csv": (commas.encode(), [], 2.5),
+        "old mac.csv": (("a,b\r\n" + points.replace("\n", "\r\n")).encode(), ["a", "b"], 2.5),
+    }
+
+
+def test_text_files_are_read_whatever_their_encoding_decimals_and_packing(here: Path) -> None:
+    for name, (content, columns, mean) in table_texts().items():
+        Path(name).write_bytes(content)
+        table = read_table(name)
+        assert (table.columns or []) == columns, name
+        assert table.rows.shape == (40, 2) and float(table.rows[:, 1].mean()) == mean, name
+        lines = table.lines()
+        assert lines is not None and lines[0] == (2 if columns else 1)
+        noted = (
+            None if name != "latin.csv" else "latin.csv is not in UTF-8, and was read as Latin-1"
+        )
+        assert table.note == noted
+
+
+def test_packed_files_that_are_damaged_or_too_large_are_refused(
+    here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = gzip.compress(b"a,b\n" + b"1,2\n" * 3000)
+    for name, content in (("cut.csv.gz", packed[:-9]), ("no.csv.gz", b"a,b\n1,2\n")):
+        Path(name).write_bytes(content)
+        assert f"{name} is not a text file of numbers" in refuses(capsys, "fit", name, *QUICK)
+    Path("bomb.csv.gz").write_bytes(packed)
+    monkeypatch.setattr("pyro_naf.density.commands.csv_files.UNPACKED", 100)
+    said = refuses(capsys, "fit", "bomb.csv.gz", *QUICK)
+    assert said.startswith("bomb.csv.gz would unpack to more than")
 
 
 def files_that_are_no_tables() -> dict[str, tuple[bytes, str]]:

@@ -54,7 +54,7 @@ def _command(commands: Any, name: str, run: Any, short: str, long: str) -> Any:
 
 def _add_data(parser: Any, nargs: str | None = None) -> None:
     add = parser.add_argument
-    add("data", nargs=nargs, metavar="DATA", help="rows: a .npy, .npz, .csv or .pt file")
+    add("data", nargs=nargs, metavar="DATA", help="rows: a .csv, .tsv, .npy, .npz or .pt file")
     add("--columns", metavar="A,B", help="names or numbers (from 0) of the columns; default: all")
     add("--context", metavar="A,B", help="columns that the density is conditioned on")
     add("--drop-missing", action="store_true", help="leave out rows with NaN or infinity")

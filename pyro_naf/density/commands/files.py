@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ... import archive
-from ...atomic import check_file, open_file, replace_file
+from ...atomic import check_file, replace_file
 from ...command_line import CommandError, member, numpy_file
 from .. import preparation
-from ..kinds import MANY_CLASSES
+from .csv_files import are_names, is_text, lines_of, read_csv
 
-#: What a cell without a value may hold, in lower case.
-MISSING = ("", "?", "na", "n/a", "nan", "null", "none")
-
-#: Characters of a first line beyond which a quote in it begins no cell of several lines.
-LONGEST = 2**16
-
+#: What the names of files that can be written end with.
 SUFFIXES = (".npy", ".npz", ".csv", ".pt")
 
 
@@ -38,6 +30,7 @@ class Table:
 
     :ivar text: what is wrong with each column that holds text.
     :ivar cells: the text, or dates, of columns that hold nothing else; their ``rows`` are 0.
+    :ivar note: what the user should know of how the file was read.
     """
 
     path: str
@@ -45,6 +38,7 @@ class Table:
     columns: list[str] | None = None
     text: dict[int, str] = field(default_factory=dict)
     cells: dict[int, np.ndarray] = field(default_factory=dict)
+    note: str | None = None
 
     def select(self, chosen: Sequence[str] | None) -> Table:
         """These columns, each a name, or a number from 0; None for all.
@@ -67,6 +61,10 @@ class Table:
         names = self.columns or [str(i) for i in range(self.rows.shape[1])]
         numbers = self.rows.numpy()
         return {name: self.cells.get(i, numbers[:, i]) for i, name in enumerate(names)}
+
+    def lines(self) -> list[int] | None:
+        """The line, from 1, that each row of a text file is in; None where that is not so."""
+        return lines_of(self.path, len(self.rows), self.columns is not None)
 
     def keep(self, kept: Tensor) -> None:
         """Leaves out the other rows."""
@@ -126,12 +124,14 @@ def read_table(path: str, header: bool | None = None) -> Table:
     :raises OSError: when it cannot be read.
     """
     suffix = Path(path).suffix.lower()
-    if suffix == ".csv":
-        return _read_csv(path, header)
+    if is_text(path):
+        found = read_csv(path, header)
+        rows = torch.from_numpy(found.rows)
+        return Table(path, rows, found.columns, found.text, found.cells, found.note)
     if header is not None:
         raise CommandError(f"--header and --no-header are for .csv files, not {path}")
     if suffix not in SUFFIXES:
-        raise CommandError(f"{path} must be one of {', '.join(SUFFIXES)}")
+        raise CommandError(f"{path} must be one of {', '.join(SUFFIXES)}, .tsv, .csv.gz, .tsv.gz")
     value = _read_torch(path) if suffix == ".pt" else _read_numpy(path)
     try:
         rows = preparation.as_tensor(value, path)
@@ -178,146 +178,6 @@ def _only_or_x(names: Sequence[str], path: str) -> str:
     raise CommandError(f"{path} must hold one array, or one named x; it holds {', '.join(names)}")
 
 
-# --------------------------------------------------------------------------------------------- csv
-
-
-def lines_of(table: Table) -> list[int] | None:
-    """The line, from 1, that each row of a .csv file is in; None where that is not so."""
-    if Path(table.path).suffix.lower() != ".csv":
-        return None
-    with open(table.path, encoding="utf-8-sig", newline="") as file:
-        filled = [i for i, line in enumerate(file, 1) if line.strip(" ,;\t\r\n")]
-    # Without that of the names; None where a cell of text goes over several lines.
-    names = 0 if table.columns is None else 1
-    return filled[names:] if len(filled) == len(table.rows) + names else None
-
-
-def _read_csv(path: str, header: bool | None) -> Table:
-    try:
-        with io.TextIOWrapper(open_file(path), encoding="utf-8-sig", newline="") as file:
-            return _parse_csv(file, path, header)
-    except (UnicodeDecodeError, csv.Error):
-        raise CommandError(f"{path} is not a text file of numbers, in UTF-8") from None
-
-
-def _parse_csv(file: TextIO, path: str, header: bool | None) -> Table:
-    first, before = _first_record(file)
-    plain = re.sub('"[^"]*"', "", "".join(first))
-    delimiter = max(",;\t", key=plain.count)
-    cells = [cell.strip() for cell in next(csv.reader(first, delimiter=delimiter), [])]
-    after = file.tell()
-    if header is None:
-        # Quoted cells above plain ones are names, even where they are numbers.
-        quoted = first != [] and not plain.strip(f" {delimiter}\r\n") and '"' in first[0]
-        header = (quoted and '"' not in file.readline()) or _are_names(cells)
-    columns = _different(cells) if header else None
-    start = (after, before + len(first)) if header else (0, 0)
-    file.seek(start[0])
-    text, kept = dict[int, str](), dict[int, np.ndarray]()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of no rows: said below
-            rows = np.loadtxt(file, delimiter=delimiter, ndmin=2, comments=None)
-    except ValueError:
-        # Missing values, text, quotes or a ragged row: slower, and to the point.
-        file.seek(start[0])
-        names = columns or [str(i) for i in range(len(cells))]
-        rows, text, kept = _parse_cells(file, path, delimiter, names, start[1])
-    if rows.size == 0:
-        raise CommandError(f"{path} holds no rows")
-    if len(cells) != rows.shape[1]:
-        raise CommandError(f"{path} names {len(cells)} columns, but has {rows.shape[1]}")
-    return Table(path, torch.from_numpy(rows), columns, text, kept)
-
-
-def _first_record(file: TextIO) -> tuple[list[str], int]:
-    """The lines of the first record that is not blank, and the number of lines before it."""
-    before, line = 0, file.readline()
-    while line and not line.strip():
-        before, line = before + 1, file.readline()
-    lines, after = [line], file.tell()
-    # A cell of several lines is quoted. Without a second quote in the next lines, the first one is
-    # part of a name, as in 5" pipe.
-    while sum(map(len, lines)) < LONGEST and sum(line.count('"') for line in lines) % 2:
-        if not (line := file.readline()):
-            break
-        lines.append(line)
-    else:
-        if sum(map(len, lines)) < LONGEST:
-            return lines, before
-    file.seek(after)
-    return lines[:1], before
-
-
-def _are_names(cells: Sequence[str]) -> bool:
-    """Whether cells of a first line are names of columns: none is a number, not all are missing."""
-    numbers = any(_number(cell) is not None for cell in cells)
-    return not numbers and any(cell.lower() not in MISSING for cell in cells)
-
-
-def _different(names: Sequence[str]) -> list[str]:
-    """The names, made different as pandas does: "a", "a.1"; an empty one is its place, "x0"."""
-    found = list[str]()
-    for i, name in enumerate(names):
-        name = unique = name or f"x{i}"
-        number = 0
-        while unique in found or (number and unique in names):
-            number += 1
-            unique = f"{name}.{number}"
-        found.append(unique)
-    return found
-
-
-def _parse_cells(
-    file: TextIO, path: str, delimiter: str, names: Sequence[str], before: int
-) -> tuple[np.ndarray, dict[int, str], dict[int, np.ndarray]]:
-    """The rows, with NaN where there is no number; what is wrong with columns of text; and the text
-    of columns that can be modelled as classes or dates."""
-    rows, text, records = [], dict[int, str](), []
-    reader = csv.reader(file, delimiter=delimiter)
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        line = before + reader.line_num
-        if len(cells) != len(names):
-            raise CommandError(
-                f"{path} has {len(cells)} cells in line {line}, {len(names)} in the first"
-            )
-        numbers = [_number(cell) for cell in cells]
-        for i, cell in enumerate(cells):
-            if numbers[i] is None and cell.strip().lower() not in MISSING and i not in text:
-                text[i] = f"column {names[i]} ({cell[:20]!r} in line {line}); choose with --columns"
-        rows.append([np.nan if n is None else n for n in numbers])
-        records.append(cells)
-    found = np.array(rows, np.float64)
-    kept = dict[int, np.ndarray]()
-    for i in list(text):
-        column = _classes_or_dates([cells[i].strip() for cells in records])
-        if column is not None:
-            kept[i] = column
-            found[:, i] = 0
-            del text[i]
-    return found, text, kept
-
-
-def _classes_or_dates(cells: list[str]) -> np.ndarray | None:
-    """A column of text alone, as dates in ISO form or as it is; None where it is neither."""
-    if any(cell.lower() in MISSING or _number(cell) is not None for cell in cells):
-        return None
-    with suppress(ValueError):
-        dates = [datetime.fromisoformat(cell).replace(tzinfo=None) for cell in cells]
-        return np.array(dates, "datetime64[us]")
-    number = len(set(cells))
-    return np.array(cells) if 1 < number <= min(MANY_CLASSES, len(cells) // 2) else None
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return None if "_" in cell else float(cell)  # Python's "1_000" is no number elsewhere
-    except ValueError:
-        return None
-
-
 # ----------------------------------------------------------------------------------------- writing
 
 
@@ -353,7 +213,7 @@ def write_table(path: str, rows: np.ndarray, columns: Sequence[str] | None = Non
         names = columns or [f"x{i}" for i in range(rows.shape[1])]
         header = io.StringIO()
         # Names that could be taken for numbers are told from them by their quotes.
-        quotes: Any = csv.QUOTE_MINIMAL if _are_names(names) else csv.QUOTE_ALL
+        quotes: Any = csv.QUOTE_MINIMAL if are_names(names) else csv.QUOTE_ALL
         csv.writer(header, quoting=quotes, lineterminator="\n").writerow(names)
         buffer.write(header.getvalue().encode())
         digits = 17 if rows.dtype == np.float64 else 9  # as many as bring the number back

@@ -24,6 +24,8 @@ def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Tabl
     A fitted density finds its columns by their names, unless others are named.
     """
     table = files.read_table(options.data, options.header)
+    if table.note is not None:
+        note(table.note)
     columns = table.listed(options.columns) if options.columns else None
     context = table.listed(options.context) if options.context else None
     if density is not None and table.columns is not None:
@@ -56,7 +58,7 @@ def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Tabl
 def _refuse_missing(x: Table, context: Table | None) -> None:
     both = x.rows if context is None else torch.cat([x.rows, context.rows], 1)
     try:
-        preparation.check_finite(both, x.path, files.lines_of(x))
+        preparation.check_finite(both, x.path, x.lines())
     except ValueError as error:
         raise CommandError(f"{error}; --drop-missing leaves them out") from None
 

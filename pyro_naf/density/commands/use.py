@@ -44,7 +44,7 @@ def run_sample(options: argparse.Namespace) -> None:
         if options.context_file:
             table = files.read_table(options.context_file, options.header)
             table = table.select(density.context_columns if table.columns is not None else None)
-            preparation.check_finite(table.rows, table.path, files.lines_of(table))
+            preparation.check_finite(table.rows, table.path, table.lines())
             context = table.rows
         torch.manual_seed(options.seed)
         rows = density.sample(options.n, context, as_table=False).cpu()
