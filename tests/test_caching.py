@@ -115,39 +115,14 @@ def step_of(make: Callable[[Any], torch.optim.Optimizer]) -> Callable[[Autoregre
     return step
 
 
-def write(flow: AutoregressiveFlow) -> None:
-    for p in flow.parameters():
-        p.data.mul_(1.5)
-
-
-def write_one(flow: AutoregressiveFlow) -> None:
-    flow.arn.output_bias.data[0, 0] += 0.5
-
-
 @torch.no_grad()
 def multiply(flow: AutoregressiveFlow) -> None:
-    for p in flow.parameters():
-        p.mul_(1.5)
+    torch._foreach_mul_(list(flow.parameters()), 1.5)
 
 
-def assign(flow: AutoregressiveFlow) -> None:
-    for p in flow.parameters():
-        p.data = 1.5 * p.data
-
-
-def load(flow: AutoregressiveFlow) -> None:
-    flow.load_state_dict(
-        {k: 1.5 * v if v.is_floating_point() else v for k, v in flow.state_dict().items()}
-    )
-
-
-def load_in_place_of(flow: AutoregressiveFlow) -> None:
-    flow.load_state_dict(
-        copy.deepcopy(
-            {k: 1.5 * v if v.is_floating_point() else v for k, v in flow.state_dict().items()}
-        ),
-        assign=True,
-    )
+def scaled(flow: AutoregressiveFlow) -> dict[str, Tensor]:
+    state = flow.state_dict().items()
+    return {name: 1.5 * v if v.is_floating_point() else v.clone() for name, v in state}
 
 
 def replace(flow: AutoregressiveFlow) -> None:
@@ -166,12 +141,12 @@ CHANGES: dict[str, Callable[[AutoregressiveFlow], Any]] = {
     "vector_to_parameters": lambda flow: vector_to_parameters(
         1.5 * parameters_to_vector(flow.parameters()), flow.parameters()
     ),
-    "data in place": write,
-    "one number of data": write_one,
-    "data assigned": assign,
+    "data in place": lambda flow: [p.data.mul_(1.5) for p in flow.parameters()],
+    "one number of data": lambda flow: flow.arn.output_bias.data[0, 0].add_(0.5),
+    "data assigned": lambda flow: [setattr(p, "data", 1.5 * p.data) for p in flow.parameters()],
     "in place": multiply,
-    "load_state_dict": load,
-    "load_state_dict, assigned": load_in_place_of,
+    "load_state_dict": lambda flow: flow.load_state_dict(scaled(flow)),
+    "load_state_dict, assigned": lambda flow: flow.load_state_dict(scaled(flow), assign=True),
     "rounding": lambda flow: flow.half().double(),
     "another conditioner": replace,
 }

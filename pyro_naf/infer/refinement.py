@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..checks import check_integers
 from ..conditioners import Structure
+from ..kernels import compiled
 from ..seeding import seeded
 from .autoguides import AutoFlowNormal
 from .budget import Budget
@@ -161,8 +162,8 @@ def refine(
         :class:`~pyro_naf.infer.AutoDSFNormal`. From 60 latents on one Gaussian takes the place of
         the search for modes.
     :param compile: capture the log-density as a graph and, where the budget makes it worth while,
-        compile that in another process and take the flows' compiled kernel. PYRO_NAF_COMPILE=0 in
-        the environment turns both off as well.
+        compile that in another process and build the flows' compiled kernel, if there is none yet.
+        PYRO_NAF_COMPILE=0 in the environment turns both off as well.
     :param seed: seeds torch's generators for the duration of the call, which are put back after.
     :param progress: show a progress bar.
     :raises TypeError: for a guide of another kind, and where an argument of the model has the name
@@ -213,7 +214,8 @@ def refine(
             learning_rate=learning_rate,
             tempering=tempering,
             good_ends=good_ends,
-            kernel="compiled" if compiles else "auto",
+            # A short budget is not spent on compiling the flows' loops.
+            kernel="auto" if compiles or compiled.is_built() else "eager",
             bar=bar,
         )
 

@@ -62,6 +62,11 @@ def available() -> bool:
     return _library() is not None
 
 
+def is_built() -> bool:
+    """Whether this process, or an earlier one, has compiled the loops."""
+    return _library.cache_info().currsize > 0 or libraries.is_there(_place())
+
+
 @functools.cache
 def _library() -> Any:
     try:
