@@ -6,6 +6,7 @@ lane after another.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+
+from .old_functions import old_functions_under_vmap
 
 #: What a model raises where it refuses a point.
 REFUSALS = (RuntimeError, ValueError, ArithmeticError)
@@ -24,18 +27,26 @@ Batched = Callable[[Values], Any]
 
 def vmapped(function: Callable[[Values], Any]) -> Batched:
     """The function over the leading axis of all values, by :func:`torch.vmap`."""
-    return lambda values: torch.vmap(function, randomness="different")(dict(values))
+
+    def batched(values: Values) -> Any:
+        with warnings.catch_warnings():
+            # Operators without a rule of their own run lane by lane, all the same.
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            return torch.vmap(function, randomness="different")(dict(values))
+
+    return batched
 
 
 def vmapped_with_help(function: Callable[[Values], Any]) -> Batched:
     """As :func:`vmapped`, where new tensors have lanes from the start and ``.data`` is allowed.
 
-    A model may write a latent into a tensor of zeros in place, which has no lanes of its own.
+    A model may write a latent into a tensor of zeros in place, which has no lanes of its own, or
+    use autograd functions of the older form.
     """
 
     def one(values: Values) -> Any:
         lane = torch.zeros_like(next(iter(values.values())).detach().reshape(-1)[0])
-        with _Help(lane):
+        with _Help(lane), old_functions_under_vmap():
             return function(values)
 
     return vmapped(one)

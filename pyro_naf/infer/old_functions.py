@@ -1,0 +1,85 @@
+"""Autograd functions of an older form, which ``torch.func`` refuses, under ``torch.vmap``.
+
+A :class:`torch.autograd.Function` whose ``forward`` takes a context, without ``setup_context``,
+cannot be run by ``torch.vmap``; Pyro's ``safe_log`` and many models have such functions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from torch import Tensor
+from torch.autograd import Function
+
+
+class _Recorder:
+    """Stands in for the context of a forward pass, and keeps what is put into it."""
+
+    saved: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        self.saved = tensors
+
+    def mark_dirty(self, *tensors: Tensor) -> None:
+        raise RuntimeError("a function that changes its input in place cannot be run by vmap")
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None:
+        pass
+
+    def set_materialize_grads(self, value: bool) -> None:
+        pass
+
+
+@functools.cache
+def _in_the_newer_form(old: type[Function]) -> type[Function]:
+    """The same function with a ``setup_context``, which runs its forward pass once more."""
+
+    class Newer(Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return old.forward(_Recorder(), *args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            recorder = _Recorder()
+            old.forward(recorder, *inputs)
+            ctx.save_for_backward(*recorder.saved)
+            ctx.attributes = {k: v for k, v in vars(recorder).items() if k != "saved"}
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            recorder: Any = _Recorder()
+            recorder.saved_tensors = ctx.saved_tensors
+            recorder.needs_input_grad = ctx.needs_input_grad
+            vars(recorder).update(ctx.attributes)
+            return old.backward(recorder, *grads)
+
+    return Newer
+
+
+@contextmanager
+def old_functions_under_vmap() -> Iterator[None]:
+    """Inside, functions of the older form are run as ones of the newer.
+
+    >>> import torch
+    >>> from pyro.ops.special import safe_log
+    >>> with old_functions_under_vmap():
+    ...     torch.vmap(torch.func.grad(safe_log))(torch.tensor([1.0, 2.0]))
+    tensor([1.0000, 0.5000])
+    """
+    usual = Function.apply.__func__  # type: ignore[attr-defined]
+    default = Function.setup_context
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls.setup_context is default and "vmap" not in vars(cls):
+            cls = _in_the_newer_form(cls)
+        return usual(cls, *args, **kwargs)
+
+    with mock.patch.object(Function, "apply", classmethod(apply)):
+        yield
