@@ -128,11 +128,14 @@ class Fitted:
 
     :ivar density: the mixture.
     :ivar parts: architecture and options of each of its parts.
+    :ivar held_out: the log-density of each row that was left out, under the parts that were fitted
+        without it, ``(N,)``.
     """
 
     density: Stacked
     parts: list[tuple[str, dict[str, Any]]]
     history: History
+    held_out: Tensor
 
 
 def fit(
@@ -313,7 +316,7 @@ class _Search:
         density = Stacked(self.rows[0].shape[1], made, torch.tensor(each, dtype=torch.double))
         density = density.to(self.device, self.dtype)
         self.finish(total)
-        return Fitted(density, parts, self.history)
+        return Fitted(density, parts, self.history, total + self.shift)
 
     def fold_weights(self, i: int) -> dict[int, float]:
         """The weights of a candidate's parts; what has no steps is fitted to all rows too."""

@@ -60,6 +60,7 @@ class FlowDensity(Estimator, nn.Module):
     :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`; its
         ``comparison`` sets the Gaussian, the best Gaussian mixture, the best flow and the density
         beside each other.
+    :ivar held_out: log-densities ``(N,)`` of the rows that were held out in the last fit.
     :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
     :ivar names: what messages of :meth:`fit` call the rows and the contexts.
     :ivar noise: width of the noise that was added to discrete columns before the fit, by column;
@@ -102,6 +103,7 @@ class FlowDensity(Estimator, nn.Module):
         self.data_dtype = torch.get_default_dtype()
         self.history: History | None = None
         self.note: str | None = None
+        self.held_out: Tensor | None = None
         self.names = ("x", "context")
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
@@ -323,6 +325,24 @@ class FlowDensity(Estimator, nn.Module):
             rows = self.checked_rows(x, context, "x", "context")
             values = self.log_prob(*rows).cpu()
         return values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
+
+    def anomaly_score(self, x: Any, context: Any = None) -> np.ndarray:
+        """The p-value ``(N,)`` of each of the rows ``(N, D)``: small where a row is unusual.
+
+        It is the share of held-out rows whose density is no higher, the row itself counted among
+        them: under the law of those rows it is at most p with probability p or less.
+
+        :raises ValueError: as :meth:`fit`; or when no rows were held out.
+
+        >>> density = FlowDensity(architecture="gaussian").fit(torch.randn(500, 2), progress=False)
+        >>> bool(density.anomaly_score(torch.tensor([[9.0, 9.0]]))[0] < 0.03)
+        True
+        """
+        if self.held_out is None:
+            raise ValueError("no rows were held out in the fit: validation must be above 0")
+        known = np.sort(self.held_out.cpu().numpy())
+        below = np.searchsorted(known, self.score_samples(x, context), side="right")
+        return (1 + below) / (1 + len(known))
 
     def set_params(self, **params: Any) -> FlowDensity:
         """Makes the density anew with some of :meth:`get_params` changed: it is no longer fitted.

@@ -16,7 +16,7 @@ from .architectures import parse
 from .modelled import Modelled
 from .settings import History, Training
 from .sklearn_api import SETTINGS
-from .training import train, untrained
+from .training import log_probs, train, untrained
 
 if TYPE_CHECKING:
     from .estimator import FlowDensity
@@ -69,7 +69,7 @@ class Fitting:
         modelled = Modelled.of(density.schema, rows, noise)
         self._set_statistics(modelled)
         self._warn(whole, real, left_out=near is not None)
-        density.history = None
+        density.history = density.held_out = None
         validated = None if held_out is None else Modelled.of(density.schema, held_out, noise)
         self._train(modelled, weight, validated)
 
@@ -196,21 +196,23 @@ class Fitting:
         flow.start(data[0], data[1] if len(data) > 1 else None, weight)
         if next(flow.parameters(), None) is None:
             density.history = untrained(flow, data, validation, offset)
-            return
-        model = density.description()
-        density.history = train(
-            flow, data, validation, self.options, self.on_evaluation, offset, model, weight
-        )
+        else:
+            model = density.description()
+            density.history = train(
+                flow, data, validation, self.options, self.on_evaluation, offset, model, weight
+            )
+        if validation is not None:
+            density.held_out = torch.cat(list(log_probs(flow, validation))).double() + shift
 
     def _keep(self, found: automatic.Fitted) -> None:
         self.density.flow, self.density.parts = found.density, found.parts
-        self.density.history = found.history
+        self.density.history, self.density.held_out = found.history, found.held_out
 
     @torch.no_grad()
     def _shift(self, rows: Modelled) -> Tensor:
         """What rows add to the flow's log-density, ``(N,)``: slopes, and classes."""
         density = self.density
-        shift = rows.log_slope.double() - density.scale.log().sum()
+        shift = rows.log_slope.double() - density.scale.log().sum() + density.schema.log_steps
         if density.head is None:
             return shift
         context = density.moments.context(rows.context, density.dtype)

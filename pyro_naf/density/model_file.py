@@ -48,6 +48,7 @@ def save_model(density: FlowDensity, path: str | os.PathLike[str]) -> None:
         "data_dtype": str(density.data_dtype).removeprefix("torch."),
         "schema": density.schema.content(),
         "from_table": density.from_table,
+        "held_out": None if density.held_out is None else density.held_out.cpu(),
         "columns": density.columns,
         "context_columns": density.context_columns,
         "noise": density.noise,
@@ -108,6 +109,8 @@ def _fill(density: FlowDensity, content: dict[str, Any]) -> None:
         raise ValueError("its moments are no numbers")
     density.data_dtype = DTYPES[content["data_dtype"]]
     density.from_table = bool(content.get("from_table", False))
+    held_out = content.get("held_out")
+    density.held_out = None if held_out is None else held_out.double().flatten()
     density.columns = _names(content["columns"], density.width)
     density.context_columns = _names(content["context_columns"], density.context_dim)
     density.noise = {int(i): float(step) for i, step in content["noise"].items()}

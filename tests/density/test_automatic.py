@@ -139,6 +139,23 @@ def test_a_density_comes_back_from_its_file(tmp_path: Any) -> None:
     assert again.parts == density.parts and again.history == density.history
 
 
+@pytest.mark.parametrize("name", ["auto", "gaussian"])
+def test_anomaly_scores_are_p_values(name: str, tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    law = torch.distributions.LogNormal(torch.zeros(2), 0.5)
+    density = FlowDensity(architecture=name, validation=0.4, max_steps=20, **QUICK)
+    density.fit(law.sample([600]))
+    density.save(tmp_path / "model.pt")
+    density = FlowDensity.load(tmp_path / "model.pt")
+    found = density.anomaly_score(law.sample([2000]))
+    for level in (0.1, 0.5, 0.9):
+        assert float((found <= level).mean()) == pytest.approx(level, abs=0.06)
+    assert density.anomaly_score([[50.0, 1e-4]])[0] < 0.01
+    density = FlowDensity(2, architecture="gaussian", **QUICK)
+    with pytest.raises(ValueError, match="no rows were held out in the fit"):
+        density.anomaly_score([[0.0, 0.0]])
+
+
 def test_before_a_fit_it_says_that_it_is_not_fitted() -> None:
     for density in (FlowDensity(), FlowDensity(2)):
         for call in (density.score_samples, density.log_prob, density.score):
