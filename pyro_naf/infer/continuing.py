@@ -11,7 +11,7 @@ from .budget import Budget
 from .capture import is_enabled
 from .gaussian import free_name
 from .progress import Progress
-from .refinement import _SECONDS, _STEPS, _check_arguments, capture, refine_from
+from .refinement import _SECONDS, _STEPS, _check_arguments, capture, chosen_kernel, refine_from
 from .results import Previous, Refinement
 
 
@@ -40,7 +40,7 @@ def go_on(
             budget,
             **options,
             good_ends=False,
-            kernel="auto",
+            kernel=chosen_kernel(compiles=False),
             bar=bar,
             previous=Previous(_copy(result.guide), result.guide, result.after, covers),
         )

@@ -162,7 +162,7 @@ def refine(
         :class:`~pyro_naf.infer.AutoDSFNormal`. From 60 latents on one Gaussian takes the place of
         the search for modes.
     :param compile: capture the log-density as a graph and, where the budget makes it worth while,
-        compile that in another process and build the flows' compiled kernel, if there is none yet.
+        compile that in another process, and the flows' loops in a thread, for the next refinement.
         PYRO_NAF_COMPILE=0 in the environment turns both off as well.
     :param seed: seeds torch's generators for the duration of the call, which are put back after.
     :param progress: show a progress bar.
@@ -214,8 +214,7 @@ def refine(
             learning_rate=learning_rate,
             tempering=tempering,
             good_ends=good_ends,
-            # A short budget is not spent on compiling the flows' loops.
-            kernel="auto" if compiles or compiled.is_built() else "eager",
+            kernel=chosen_kernel(compiles),
             bar=bar,
         )
 
@@ -394,6 +393,15 @@ def _is_better(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> b
     is_level = not _is_worse(before, after)
     share = after.ess / after.num_particles - before.ess / before.num_particles
     return share > 0 if is_level else True
+
+
+def chosen_kernel(compiles: bool) -> str:
+    """The flows' kernel: no part of a budget is spent on waiting for a compiler."""
+    if compiled.is_built():
+        return "auto"
+    if compiles:
+        compiled.build_beside()
+    return "eager"
 
 
 def _is_worth_compiling(steps: int | None, seconds: float | None) -> bool:

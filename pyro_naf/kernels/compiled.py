@@ -12,6 +12,7 @@ import ctypes
 import functools
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Sequence
 from itertools import product
@@ -65,6 +66,13 @@ def available() -> bool:
 def is_built() -> bool:
     """Whether this process, or an earlier one, has compiled the loops."""
     return _library.cache_info().currsize > 0 or libraries.is_there(_place())
+
+
+@functools.cache
+def build_beside() -> None:
+    """Begin to compile the loops in a thread, where there is a compiler, for later use."""
+    if any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))):
+        threading.Thread(target=available, daemon=True).start()
 
 
 @functools.cache
