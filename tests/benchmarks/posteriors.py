@@ -49,7 +49,7 @@ def constrained_draws(target: Target, guide: Any, n: int = DRAWS) -> Tensor:
     return target.columns(sites)
 
 
-def measure(name: str, target: Target, seconds: float, seed: int) -> Record:
+def measure(name: str, target: Target, seconds: float, seed: int = 0) -> Record:
     """One fit and how far it is from the truth; what a guide cannot do is recorded as its error."""
     start = clock()
     try:
