@@ -40,7 +40,7 @@ def go_on(
             budget,
             **options,
             good_ends=False,
-            kernel=chosen_kernel(compiles=False),
+            kernel=chosen_kernel(),
             bar=bar,
             previous=Previous(_copy(result.guide), result.guide, result.after, covers),
         )

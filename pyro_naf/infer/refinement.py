@@ -52,6 +52,9 @@ _PLACING = 4000
 #: Seconds of a budget from which on the density is compiled; compiling takes 10 to 20.
 _COMPILING = 30.0
 
+#: Cores from which on the flows' loops are compiled at the same time, for the next refinement.
+_CORES = 4
+
 #: Share of the seconds after which each of the two diagnostics weights no more draws.
 _DIAGNOSING = 0.06
 
@@ -162,8 +165,9 @@ def refine(
         :class:`~pyro_naf.infer.AutoDSFNormal`. From 60 latents on one Gaussian takes the place of
         the search for modes.
     :param compile: capture the log-density as a graph and, where the budget makes it worth while,
-        compile that in another process, and the flows' loops in a thread, for the next refinement.
-        PYRO_NAF_COMPILE=0 in the environment turns both off as well.
+        compile that in another process. PYRO_NAF_COMPILE=0 in the environment turns both off as
+        well. The flows' loops in C++ are used where an earlier call has compiled them; with four
+        cores they are compiled beside a refinement, for the next.
     :param seed: seeds torch's generators for the duration of the call, which are put back after.
     :param progress: show a progress bar.
     :raises TypeError: for a guide of another kind, and where an argument of the model has the name
@@ -201,6 +205,8 @@ def refine(
             capture(joint, num_particles, seconds)
             if joint.graph is not None and compiles:
                 joint.graph.compile()
+        if compiles and _num_cores() >= _CORES and not compiled.is_built():
+            compiled.build_beside()
         start = find_start(guide, joint, gaussian, tempering, num_starts, seconds, asked, bar)
         return refine_from(
             start,
@@ -214,7 +220,7 @@ def refine(
             learning_rate=learning_rate,
             tempering=tempering,
             good_ends=good_ends,
-            kernel=chosen_kernel(compiles),
+            kernel=chosen_kernel(),
             bar=bar,
         )
 
@@ -395,21 +401,22 @@ def _is_better(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> b
     return share > 0 if is_level else True
 
 
-def chosen_kernel(compiles: bool) -> str:
+def chosen_kernel() -> str:
     """The flows' kernel: no part of a budget is spent on waiting for a compiler."""
-    if compiled.is_built():
-        return "auto"
-    if compiles:
-        compiled.build_beside()
-    return "eager"
+    return "auto" if compiled.is_built() else "eager"
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _is_worth_compiling(steps: int | None, seconds: float | None) -> bool:
     """Whether a budget outlasts the compiling by far; that takes a core, the fit another."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if seconds is None:
         return steps is not None and steps >= _STEPS
-    return seconds >= (_COMPILING if cores and cores > 1 else 4 * _COMPILING)
+    return seconds >= (_COMPILING if _num_cores() > 1 else 4 * _COMPILING)
 
 
 def _refuse_swallowed(
