@@ -44,6 +44,9 @@ _EVALUATIONS = 60
 #: Points that the start of a climb is drawn from, and the share of the time for all their values.
 _CANDIDATES, _CANDIDATES_SHARE = 200, 0.1
 
+#: Part of the time of a search by which it may be late: each mode that was found is to be tried.
+_LATE = 0.5
+
 #: Share of the time for the Hessians of one batch of points.
 _HESSIANS_SHARE = 0.1
 
@@ -178,6 +181,7 @@ def search(
     tops: list[Tensor] = []
     found: list[list[Tensor]] = []  # points of all paths to each top
     climbs = futile = 0
+    latest = deadline + _LATE * max(deadline - time.monotonic(), 0.0)
     thrift = _Thrift.of(target, middle, deadline)
     at_once = min(thrift.climbs, num_starts)
     while futile < num_starts and climbs < _MOST_CLIMBS * num_starts:
@@ -190,16 +194,27 @@ def search(
                 tops.append(path[-1])
                 found.append([])
             found[led.index(True) if any(led) else -1].append(_spread(path))
-        for points in map(torch.cat, found[new:]):
+        for points in _highest_first(target, found[new:]):
             tried = torch.cat([tried, points])
+            if modes and time.monotonic() > deadline:  # of the others the tops alone are tried
+                points = points[-1:]
+            if modes and time.monotonic() > latest:
+                break
             if best := _best(target, points, normal, deadline, thrift.hessians):
                 best = match(target, best, normal, steps=10, deadline=deadline)
-                modes = _distinct(target, [*modes, best])
+                modes = distinct(target, [*modes, best])
         climbs += len(numbers)
         futile = 1 if len(modes) > known else futile + len(numbers)
         if time.monotonic() > deadline:
             break
     return tried, modes
+
+
+@torch.no_grad()
+def _highest_first(target: LogDensity, paths: list[list[Tensor]]) -> list[Tensor]:
+    """Points of the paths to each top, those of the highest top first."""
+    points = [torch.cat(parts) for parts in paths]
+    return sorted(points, key=lambda z: -float(target(z[-1:])))
 
 
 @dataclass(frozen=True)
@@ -381,7 +396,10 @@ def _scored(target: LogDensity, loc: Tensor, factor: Tensor, normal: Tensor) -> 
 def _hessians(target: LogDensity, z: Tensor) -> Tensor:
     """Second derivatives ``(N, D, D)``: one backward pass a dimension, for all points at once."""
     try:
-        hessian = _second_derivatives(target, z)
+        if getattr(target, "graph", None) is not None:  # gradients cost far less than the model
+            hessian = _differences(target, z.detach())
+        else:
+            hessian = _second_derivatives(target, z)
     except (NotImplementedError, RuntimeError):  # a formula that is differentiable only once
         hessian = torch.full_like(z[:, None] * z[..., None], torch.nan)
     if not hessian.isfinite().all():
@@ -453,7 +471,7 @@ def _spread(path: Tensor) -> Tensor:
     return path[places.round().long()]
 
 
-def _distinct(target: LogDensity, gaussians: list[Gaussian]) -> list[Gaussian]:
+def distinct(target: LogDensity, gaussians: list[Gaussian]) -> list[Gaussian]:
     """The best of each mode, without negligible ones, the best first."""
     kept: list[Gaussian] = []
     for g in sorted(gaussians, key=lambda g: -g.elbo):

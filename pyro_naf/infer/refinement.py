@@ -60,7 +60,7 @@ _DIAGNOSING = 0.06
 
 #: Share of the seconds that capturing the density may take, and what it takes: so many times its
 #: gradient at one point, as both are mostly Python for each operation.
-_CAPTURING, _CAPTURE = 0.1, 100
+_CAPTURING, _CAPTURE = 0.15, 80
 
 #: Fewest training steps that draws are worth: with fewer, half as many draws are taken, as long as
 #: a step is the cheaper for it by a fifth.

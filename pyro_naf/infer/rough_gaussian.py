@@ -21,7 +21,10 @@ _CLIMBING = 0.6
 
 #: Draws behind the ELBO that is climbed: at most, and at least. A batch of them may cost this
 #: multiple of a single point.
-_MOST_DRAWS, _FEWEST_DRAWS, _DEARER = 32, 4, 1.5
+_MOST_DRAWS, _FEWEST_DRAWS, _DEARER = 16, 4, 1.5
+
+#: Climbs at once, at most.
+_MOST_CLIMBS = 12
 
 #: Draws that judge a Gaussian, at most and at least, and the share of the time for them.
 _MOST_JUDGES, _FEWEST_JUDGES, _JUDGING = 64, 8, 0.1
@@ -70,11 +73,12 @@ def independent_gaussians(
     return [(loc, log_scale.exp()) for loc, log_scale in ends]
 
 
-def fit_roughly(target: LogDensity, middle: Tensor, seconds: float, pace: Pace) -> Gaussian | None:
-    """A Gaussian from one climb, or None where the density is finite at none of its draws.
+def fit_roughly(target: LogDensity, middle: Tensor, seconds: float, pace: Pace) -> list[Gaussian]:
+    """Gaussians from a few climbs at once, the best first; none where no draw has a density.
 
-    Its latents are independent, or, where D products with the Hessian are affordable and the ELBO
-    is the larger for it, its precision is the negative Hessian at the mean.
+    Latents are independent; of the best one, where D products with the Hessian are affordable and
+    the ELBO is the larger for it, the precision is the negative Hessian at the mean. Where a batch
+    costs hardly more than a point, several climbs begin at points of [-2, 2], for other modes.
 
     :param target: a log-density ``(N, D)`` to ``(N,)``.
     :param middle: the point ``(D,)`` to climb from.
@@ -84,26 +88,37 @@ def fit_roughly(target: LogDensity, middle: Tensor, seconds: float, pace: Pace) 
     >>> _ = torch.manual_seed(0)
     >>> def target(z):
     ...     return -(z - 3).square().sum(-1)
-    >>> gaussian = fit_roughly(target, torch.zeros(2), 1.0, Pace(1e-4, 1e-5))
+    >>> gaussian, *_ = fit_roughly(target, torch.zeros(2), 1.0, Pace(1e-4, 1e-5))
     >>> torch.allclose(gaussian.loc, torch.tensor([3.0, 3.0]), atol=1e-3)
     True
     """
     begin = time.monotonic()
-    draws = min(pace.points(_DEARER * pace.one), _MOST_DRAWS)
-    normal = _normal(max(draws, _FEWEST_DRAWS), middle)
+    affordable = pace.points(_DEARER * pace.one)
+    normal = _normal(max(min(affordable, _MOST_DRAWS), _FEWEST_DRAWS), middle)
+    origins = _origins(target, middle, min(affordable // len(normal), _MOST_CLIMBS))
     deadline = begin + _CLIMBING * seconds
-    found = independent_gaussians(target, middle[None], normal, deadline=deadline)
-    if not found:
-        return None
+    ends = independent_gaussians(target, origins, normal, deadline=deadline)
     judges = min(pace.values(_JUDGING * seconds), _MOST_JUDGES)
     normal = _normal(max(judges, _FEWEST_JUDGES), middle)
-    gaussians = [_scored(target, *found[0], normal)]
+    found = [_scored(target, loc, scale, normal) for loc, scale in ends]
+    found.sort(key=lambda gaussian: -gaussian.elbo)
     left = seconds - (time.monotonic() - begin)
-    if len(middle) <= _LARGEST and pace.points(left / 2) >= 3 * len(middle):
-        factor = _laplace(target, found[0][0])
+    if found and len(middle) <= _LARGEST and pace.points(left / 2) >= 3 * len(middle):
+        factor = _laplace(target, found[0].loc)
         if factor is not None:
-            gaussians.append(_scored(target, found[0][0], factor, normal))
-    return max(gaussians, key=lambda gaussian: gaussian.elbo)
+            full = _scored(target, found[0].loc, factor, normal)
+            found[0] = max(full, found[0], key=lambda gaussian: gaussian.elbo)
+    return found
+
+
+@torch.no_grad()
+def _origins(target: LogDensity, middle: Tensor, count: int) -> Tensor:
+    """The middle, and the likeliest of some points of [-2, 2]: ``(count, D)``, one at least."""
+    if count < 2:
+        return middle[None]
+    box = 4 * torch.rand(8 * count, len(middle)).to(middle) - 2
+    best = target(box).nan_to_num(nan=-torch.inf, posinf=-torch.inf).topk(count - 1).indices
+    return torch.cat([middle[None], box[best]])
 
 
 def _normal(count: int, like: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.distributions import biject_to
 
 from ..conditioners import Structure
 from ..guides.pyro_internals import without_block, without_start
-from .gaussian import Gaussian, cholesky, find_gaussian, raise_for_start
+from .gaussian import Gaussian, cholesky, distinct, find_gaussian, raise_for_start
 from .graph import structure_of
 from .joint import Joint
 from .pace import Pace
@@ -32,8 +32,8 @@ from .sparse_gaussian import fit_sparse_gaussian
 _SEARCH = 0.1
 
 #: Gradients of the density that a search for modes, or for a structure, takes at least, and batches
-#: that follow one another; where the time for it allows fewer, one climb has to do.
-_FEWEST_GRADIENTS, _FEWEST_BATCHES = 2000, 150
+#: that follow one another; where twice the time for it allows fewer, a few climbs have to do.
+_FEWEST_GRADIENTS, _FEWEST_BATCHES = 2000, 60
 
 #: Seconds that the matrices of a Gaussian take, for each cube of the number of latents, and the
 #: share of the time that they may take.
@@ -143,7 +143,7 @@ def _affordable(joint: Joint, seconds: float | None) -> int:
     """Gradients that the time for a search allows; none where it allows too few batches."""
     if seconds is None:
         return joint.pace.points(math.inf)
-    is_slow = _FEWEST_BATCHES * joint.pace.one > _SEARCH * seconds
+    is_slow = _FEWEST_BATCHES * joint.pace.one > 2 * _SEARCH * seconds
     has_many_latents = _MATRICES * joint.dim**3 > _MATRICES_SHARE * seconds
     return 0 if is_slow or has_many_latents else joint.pace.points(_SEARCH * seconds)
 
@@ -151,9 +151,9 @@ def _affordable(joint: Joint, seconds: float | None) -> int:
 def _rough_start(joint: Joint, seconds: float, pace: Pace) -> Start:
     """A Gaussian from one climb, where nothing else can be afforded."""
     found = fit_roughly(joint, joint.start, _FITTING * seconds, pace)
-    if found is None:
+    if not found:
         raise_for_start(joint)
-    return Start(joint, found.loc, found.factor, [found])
+    return Start(joint, found[0].loc, found[0].factor, distinct(joint, found))
 
 
 def _structure(joint: Joint, asked: str | Structure) -> Structure | None:
