@@ -17,7 +17,7 @@ from .pace import Pace
 _FIRST_SCALE = 0.15
 
 #: Share of the time for the climb.
-_CLIMBING = 0.6
+_CLIMBING = 0.5
 
 #: Draws behind the ELBO that is climbed: at most, and at least. A batch of them may cost this
 #: multiple of a single point.

@@ -48,6 +48,9 @@ _MANY = 60
 #: The part of the seconds for that Gaussian, and its seconds where there is no limit.
 _FITTING, _PATIENCE = 0.2, 20.0
 
+#: The part of the seconds for a rough start, where steps of training are dear.
+_ROUGH = 0.3
+
 
 @dataclass(frozen=True)
 class Start:
@@ -150,7 +153,7 @@ def _affordable(joint: Joint, seconds: float | None) -> int:
 
 def _rough_start(joint: Joint, seconds: float, pace: Pace) -> Start:
     """A Gaussian from one climb, where nothing else can be afforded."""
-    found = fit_roughly(joint, joint.start, _FITTING * seconds, pace)
+    found = fit_roughly(joint, joint.start, _ROUGH * seconds, pace)
     if not found:
         raise_for_start(joint)
     return Start(joint, found[0].loc, found[0].factor, distinct(joint, found))
