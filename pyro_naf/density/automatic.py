@@ -7,6 +7,9 @@ all of them (Smyth & Wolpert 1998, Stacked density estimation). No flow is fitte
 fold has learnt from four fifths of the rows, and the five together from all. Gaussians and their
 mixtures, which take no time, have a sixth part, fitted to all rows, that weighs as much as the
 five.
+
+Where cells are missing, all candidates are Gaussians, their mixtures and those of normal scores,
+whose likelihood of the cells seen is a closed form.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from tqdm.auto import tqdm
 
 from ..archive import plain
 from . import parallel
-from .architectures import build
+from .architectures import build, parse
 from .flow import NormalizingFlow
 from .settings import History, Training
 from .stacked import Stacked, stacking_weights
@@ -46,6 +49,13 @@ NEGLIGIBLE = 0.02
 #: lie in planes, or the default.
 MIXTURES = ((2, 0.3), (3, 0.3), (5, 0.3), (5, None), (8, None))
 LARGE_MIXTURES = ((5, 0.3), (10, None))
+
+#: Mixtures tried where cells are missing, and those tried beside where rows are many.
+WITH_GAPS = ("gmm-2", "gmm-3", "gmm-5", "copula-1", "copula-2")
+LARGE_WITH_GAPS = ("gmm-8", "copula-3", "copula-5")
+
+#: Gaussians in the marginal law of a column, in a copula, from this number of rows on.
+MARGINALS = {2000: 8, 300: 4, 0: 2}
 
 #: Number of rows that Gaussian mixtures, and the linear maps in front of flows, are fitted to.
 MIXTURE_ROWS = 20_000
@@ -73,10 +83,13 @@ class Candidate:
     share: float = 0.0
 
 
-def candidates(rows: int, dim: int, context_dim: int, crossed: bool) -> list[Candidate]:
+def candidates(
+    rows: int, dim: int, context_dim: int, crossed: bool, gaps: bool = False
+) -> list[Candidate]:
     """The densities to try for this many rows and columns, the Gaussian first.
 
     :param crossed: they are cross-validated, on rows that are few.
+    :param gaps: cells are missing: only Gaussians and their mixtures are tried.
 
     >>> [c.architecture for c in candidates(500, 8, 2, crossed=True)]
     ['gaussian', 'maf-affine-2', 'maf-dsf-2']
@@ -84,6 +97,8 @@ def candidates(rows: int, dim: int, context_dim: int, crossed: bool) -> list[Can
     found = [Candidate("gaussian")]
     if rows < FEW_ROWS:
         return found
+    if gaps:
+        return found + _with_gaps(rows, crossed)
     if context_dim == 0:
         found += [
             Candidate(f"gmm-{k}", {"prior_rows": worth})
@@ -91,6 +106,16 @@ def candidates(rows: int, dim: int, context_dim: int, crossed: bool) -> list[Can
             if k * FEW_ROWS <= rows
         ]
     return found + (_small(rows, dim) if crossed else _large())
+
+
+def _with_gaps(rows: int, crossed: bool) -> list[Candidate]:
+    marginal = {"components": next(j for n, j in MARGINALS.items() if rows >= n)}
+    few = {"prior_rows": MIXTURES[0][1]} if crossed else {}
+    return [
+        Candidate(name, {**few, **(marginal if name.startswith("copula") else {})})
+        for name in WITH_GAPS + (() if crossed else LARGE_WITH_GAPS)
+        if parse(name)[1] * FEW_ROWS <= rows
+    ]
 
 
 def _small(rows: int, dim: int) -> list[Candidate]:
@@ -192,7 +217,7 @@ class _Search:
         self.dtype, self.device = dtype, rows[0].device
         n, dim = rows[0].shape
         width = rows[1].shape[1] if len(rows) > 1 else 0
-        self.tried = candidates(n, dim, width, held_out is None)
+        self.tried = candidates(n, dim, width, held_out is None, bool(rows[0].isnan().any()))
         self.folds = 1 if held_out is not None or n < FEW_ROWS else FOLDS
         self.fold = torch.randperm(n, device=self.device) % self.folds
         self.left_out = n if held_out is None else len(held_out[0])
@@ -348,7 +373,8 @@ class _Search:
         )
         history.best_step = history.steps
         means = self.log_probs.mean(0)
-        mixtures = [i for i in self.done if self.tried[i].architecture.startswith("gmm")]
+        kinds = [parse(tried.architecture)[0] for tried in self.tried]
+        mixtures = [i for i in self.done if kinds[i] in ("gmm", "copula")]
         flows = [i for i in self.done if self.tried[i].share]
         for kind in ([0], mixtures, flows):
             if kind:
