@@ -54,6 +54,9 @@ LARGE_MIXTURES = ((5, 0.3), (10, None))
 WITH_GAPS = ("gmm-2", "gmm-3", "gmm-5", "copula-1", "copula-2")
 LARGE_WITH_GAPS = ("gmm-8", "copula-3", "copula-5")
 
+#: Each Gaussian of such a mixture needs this number of rows for each column.
+ROWS_A_COLUMN = 5
+
 #: Gaussians in the marginal law of a column, in a copula, from this number of rows on.
 MARGINALS = {2000: 8, 300: 4, 0: 2}
 
@@ -98,7 +101,7 @@ def candidates(
     if rows < FEW_ROWS:
         return found
     if gaps:
-        return found + _with_gaps(rows, crossed)
+        return found + _with_gaps(rows, dim, crossed)
     if context_dim == 0:
         found += [
             Candidate(f"gmm-{k}", {"prior_rows": worth})
@@ -108,13 +111,13 @@ def candidates(
     return found + (_small(rows, dim) if crossed else _large())
 
 
-def _with_gaps(rows: int, crossed: bool) -> list[Candidate]:
+def _with_gaps(rows: int, dim: int, crossed: bool) -> list[Candidate]:
     marginal = {"components": next(j for n, j in MARGINALS.items() if rows >= n)}
     few = {"prior_rows": MIXTURES[0][1]} if crossed else {}
     return [
         Candidate(name, {**few, **(marginal if name.startswith("copula") else {})})
         for name in WITH_GAPS + (() if crossed else LARGE_WITH_GAPS)
-        if parse(name)[1] * FEW_ROWS <= rows
+        if parse(name)[1] * max(FEW_ROWS, ROWS_A_COLUMN * dim) <= rows
     ]
 
 
@@ -246,6 +249,8 @@ class _Search:
         shown = self.training.progress and parallel.rank() == 0 and self.folds > 1
         with tqdm(total=total, desc="fit", unit="density", disable=not shown) as bar:
             for i, candidate in enumerate(self.tried):
+                if self.done and candidate.share == 0 and self.spent():
+                    continue
                 try:
                     for k, kept, weight, out, at in self.splits():
                         part = self.make(candidate)
@@ -262,6 +267,11 @@ class _Search:
                     if i == 0:
                         raise
                     warnings.warn(f"{candidate.architecture} is left out: {error}", stacklevel=2)
+
+    def spent(self) -> bool:
+        """Whether the time limit is over."""
+        limit = self.training.max_seconds
+        return limit is not None and time.monotonic() - self.start > limit
 
     def make(self, candidate: Candidate) -> NormalizingFlow:
         dim, width = self.rows[0].shape[1], self.rows[1].shape[1] if len(self.rows) > 1 else 0

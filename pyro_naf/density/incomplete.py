@@ -1,10 +1,13 @@
 r"""Gaussian mixtures of rows with missing cells: likelihood of the cells seen, EM, and draws.
 
-Rows are grouped by which of their cells are seen. Where O are those of a row, and
-:math:`\Sigma_{OO}` is the part of a covariance that belongs to them, the density of the cells seen
-is :math:`N(x_O; \mu_O, \Sigma_{OO})`, and the missing cells have the mean
-:math:`\mu + \Sigma_{\cdot O} \Sigma_{OO}^{-1} (x_O - \mu_O)`. Matrices keep their full size: in
-them a missing cell has a unit variance and no covariance.
+Rows are grouped by which of their cells are missing. Where M are those of a row, O the others, and
+:math:`Q = \Sigma^{-1}`, the missing cells have, given the cells seen, the covariance
+:math:`Q_{MM}^{-1}` and the mean :math:`\mu_M - Q_{MM}^{-1} Q_{MO} (x_O - \mu_O)`. Let d be the
+distance :math:`x - \mu`, 0 in missing cells, and :math:`h = (Q d)_M`. The density of the cells seen
+is
+
+.. math:: \log N(x_O) = -\tfrac12 \big(d^\top Q d - h^\top Q_{MM}^{-1} h + \log|\Sigma| +
+    \log|Q_{MM}| + |O| \log 2\pi\big).
 
 Source: Ghahramani & Jordan 1994, Supervised learning from incomplete data via an EM approach.
 """
@@ -57,12 +60,12 @@ class Gaussians:
         tensor([[1.]])
         """
         group = _Group(self, x.isnan().logical_not().unsqueeze(0))
-        rows, here = x.unsqueeze(0), torch.zeros(1, dtype=torch.long, device=x.device)
-        terms = group.terms(rows, here)[0]
+        here = torch.zeros(1, dtype=torch.long, device=x.device)
+        centred, square = group.expected(group.centred(x.unsqueeze(0)), here)
+        terms = group.terms(square, here)[0]
         rest = x.isnan().nonzero().squeeze(1)
-        means = group.filled(rows, here)[0][:, rest]
-        left = group.left_open()[0][:, rest.unsqueeze(1), rest]
-        return Gaussians(terms - terms.logsumexp(0), means, left)
+        means = self.means[:, rest] + centred[0][:, rest]
+        return Gaussians(terms - terms.logsumexp(0), means, group.left_open[0])
 
 
 class _Group:
@@ -72,46 +75,56 @@ class _Group:
     """
 
     def __init__(self, law: Gaussians, seen: Tensor) -> None:
-        self.law, self.seen = law, seen
-        own = seen.to(law.means)
-        self.both = (own.unsqueeze(-1) * own.unsqueeze(-2)).unsqueeze(1)
-        masked = self.both * law.covariances + torch.diag_embed(1 - own).unsqueeze(1)
-        lower = torch.linalg.cholesky(masked)
-        eye = torch.eye(own.shape[1]).to(own)
-        self.factors = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
-        precision = (self.factors.mT @ self.factors) * self.both
-        self.slopes = law.covariances @ precision
-        log_det = self.factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        count = own.sum(1, keepdim=True)
-        self.constants = law.log_weights + log_det - 0.5 * math.log(2 * math.pi) * count
+        self.law, self.dim = law, seen.shape[1]
+        lower = torch.linalg.cholesky(law.covariances)
+        self.precisions = torch.cholesky_inverse(lower)
+        number = int((~seen).sum(1).max())
+        self.gone = seen.long().argsort(dim=1, stable=True)[
+            :, :number
+        ]  # the missing cells come first
+        self.real = ~seen.gather(1, self.gone)
+        i, j = self.gone.unsqueeze(-1), self.gone.unsqueeze(-2)
+        both = (self.real.unsqueeze(-1) & self.real.unsqueeze(-2)).unsqueeze(1)
+        eye = torch.eye(number).to(law.means)
+        own = torch.where(both, self.precisions[:, i, j].transpose(0, 1), eye)
+        factors = torch.linalg.cholesky(own)
+        self.left_open = torch.cholesky_inverse(factors) if number else own  # (P, K, M, M)
+        log_det = 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_det = log_det + 2 * factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        count = seen.to(law.means).sum(1, keepdim=True)
+        self.constants = law.log_weights - 0.5 * (log_det + math.log(2 * math.pi) * count)
 
     def centred(self, x: Tensor) -> Tensor:
         """The distances ``(n, K, D)`` of rows from the means, 0 in missing cells."""
         return (x.unsqueeze(1) - self.law.means).nan_to_num(nan=0.0)
 
-    def terms(self, x: Tensor, at: Tensor) -> Tensor:
+    def expected(self, centred: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances with their conditional means in the missing cells, and their squared length.
+
+        The length, in units of the covariance, is that of the cells seen.
+
+        :param centred: ``(n, K, D)``, 0 in missing cells.
+        """
+        pulled = torch.einsum("kij,nkj->nki", self.precisions, centred)
+        square = (pulled * centred).sum(-1)
+        places = self.gone[at].unsqueeze(1).expand(-1, centred.shape[1], -1)
+        force = pulled.gather(2, places) * self.real[at].unsqueeze(1)
+        moved = (self.left_open[at] @ force.unsqueeze(-1)).squeeze(-1)
+        return centred.scatter_add(2, places, -moved), square - (force * moved).sum(-1)
+
+    def terms(self, square: Tensor, at: Tensor) -> Tensor:
         """The logarithms ``(n, K)`` of the weighted densities of the cells seen."""
-        z = _product(self.factors, at, self.centred(x))
-        return self.constants[at] - 0.5 * z.square().sum(-1)
+        return self.constants[at] - 0.5 * square
 
-    def filled(self, x: Tensor, at: Tensor) -> Tensor:
-        """Rows ``(n, K, D)`` with each Gaussian's conditional means in the missing cells."""
-        means = self.law.means + _product(self.slopes, at, self.centred(x))
-        x = x.unsqueeze(1)
-        return torch.where(x.isnan(), means, x)
-
-    def left_open(self) -> Tensor:
-        """The conditional covariances ``(P, K, D, D)`` of the missing cells."""
-        rest = self.law.covariances - self.slopes @ self.law.covariances
-        gone = (~self.seen).to(rest)
-        return rest * (gone.unsqueeze(-1) * gone.unsqueeze(-2)).unsqueeze(1)
-
-
-def _product(matrices: Tensor, at: Tensor, x: Tensor) -> Tensor:
-    """Each row's matrix ``(K, D, D)``, of P, times its vectors ``(n, K, D)``."""
-    if len(matrices) == 1:
-        return torch.einsum("kij,nkj->nki", matrices[0], x)
-    return (matrices[at] @ x.unsqueeze(-1)).squeeze(-1)
+    def spread(self, member: Tensor, at: Tensor) -> Tensor:
+        """The sum ``(K, D, D)`` of the conditional covariances of rows with weights ``(n, K)``."""
+        each = member.new_zeros(len(self.gone), member.shape[1]).index_add(0, at, member)
+        both = (self.real.unsqueeze(-1) & self.real.unsqueeze(-2)).unsqueeze(1)
+        parts = self.left_open * both * each[:, :, None, None]
+        places = (self.gone.unsqueeze(-1) * self.dim + self.gone.unsqueeze(-2)).flatten()
+        parts = parts.transpose(0, 1).flatten(1)
+        found = member.new_zeros(member.shape[1], self.dim**2).index_add(1, places, parts)
+        return found.view(-1, self.dim, self.dim)
 
 
 class Patterns:
@@ -141,7 +154,8 @@ def log_terms(law: Gaussians, x: Tensor) -> Tensor:
     patterns = Patterns(x, len(law.log_weights))
     found = x.new_zeros(len(x), len(law.log_weights))
     for rows, at, group in patterns.groups(law):
-        found[rows] = group.terms(x[rows], at)
+        _, square = group.expected(group.centred(x[rows]), at)
+        found[rows] = group.terms(square, at)
     return found
 
 
@@ -149,25 +163,27 @@ def filled(law: Gaussians, x: Tensor) -> Tensor:
     """Rows ``(N, D)`` with the conditional means of one Gaussian in the missing cells."""
     found = x.clone()
     for rows, at, group in Patterns(x, 1).groups(law):
-        found[rows] = group.filled(x[rows], at)[:, 0]
+        centred, _ = group.expected(group.centred(x[rows]), at)
+        found[rows] = torch.where(x[rows].isnan(), law.means[0] + centred[:, 0], x[rows])
     return found
 
 
 def drawn(law: Gaussians, x: Tensor) -> Tensor:
     r"""Rows ``(N, D)`` with draws from their conditional law in the missing cells.
 
-    A draw y of all cells is moved by what the cells seen say of its error:
-    :math:`y + \Sigma_{\cdot O} \Sigma_{OO}^{-1} (x_O - y_O)`.
+    A draw y of all cells is moved by what the cells seen say of its error, :math:`x_O - y_O`.
     """
     lower, result = torch.linalg.cholesky(law.covariances), x.clone()
     for rows, at, group in Patterns(x, len(law.log_weights)).groups(law):
         own = x[rows]
-        k = torch.multinomial(group.terms(own, at).softmax(1), 1).squeeze(1)
+        _, square = group.expected(group.centred(own), at)
+        k = torch.multinomial(group.terms(square, at).softmax(1), 1).squeeze(1)
         noise = torch.randn(len(rows), x.shape[1], dtype=torch.double).to(x).unsqueeze(-1)
         y = law.means[k] + (lower[k] @ noise).squeeze(-1)
-        error = (own - y).nan_to_num(nan=0.0).unsqueeze(-1)
-        moved = y + (group.slopes[at, k] @ error).squeeze(-1)
-        result[rows] = torch.where(own.isnan(), moved, own)
+        error = (own - y).nan_to_num(nan=0.0).unsqueeze(1).expand(-1, len(law.means), -1)
+        moved, _ = group.expected(error, at)
+        chosen = moved[torch.arange(len(rows), device=x.device), k]
+        result[rows] = torch.where(own.isnan(), y + chosen, own)
     return result
 
 
@@ -212,17 +228,16 @@ def _step(
     sums, scatter = torch.zeros_like(law.means), torch.zeros_like(law.covariances)
     for rows, at, group in patterns.groups(law):
         x = patterns.x[rows]
-        terms = group.terms(x, at)
+        centred, square = group.expected(group.centred(x), at)
+        terms = group.terms(square, at)
         likelihood = terms.logsumexp(1, keepdim=True)
         member = (terms - likelihood).exp() * weight[rows].unsqueeze(1)
         total = total + (weight[rows] * likelihood.squeeze(1)).sum()
         count = count + member.sum(0)
-        centred = group.filled(x, at) - law.means
         weighted = member.unsqueeze(-1) * centred
         sums = sums + weighted.sum(0)
-        each = member.new_zeros(len(group.seen), member.shape[1]).index_add(0, at, member)
-        left = torch.einsum("pk,pkij->kij", each, group.left_open())
-        scatter = scatter + weighted.permute(1, 2, 0) @ centred.transpose(0, 1) + left
+        scatter = scatter + weighted.permute(1, 2, 0) @ centred.transpose(0, 1)
+        scatter = scatter + group.spread(member, at)
     # The scatter about the old means, moved to the new ones, which the prior draws to the centre.
     shift = (sums + centre - law.means) / (count + 1).unsqueeze(1)
     cross = sums.unsqueeze(-1) * shift.unsqueeze(-2)

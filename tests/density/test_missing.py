@@ -275,7 +275,7 @@ def test_rows_without_a_value_are_named_and_left_out() -> None:
     rows[[3, 8]] = math.nan
     with pytest.warns(UserWarning, match="x has no value in rows 3, 8, which are left out"):
         density = FlowDensity(architecture="gaussian").fit(rows, **QUICK)
-    assert torch.equal(density.log_prob(rows)[[3, 8]], torch.zeros(2).double())
+    assert density.log_prob(rows)[[3, 8]].abs().max() < 1e-12  # nothing is certain to be seen
 
 
 GAPS = with_gaps(normal_rows(60, 19)).numpy()
