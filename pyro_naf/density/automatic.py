@@ -177,6 +177,7 @@ def fit(
     shift: Tensor | None = None,
     on_evaluation: Callable[[dict[str, Any]], None] | None = None,
     dtype: torch.dtype = torch.float32,
+    gaps: bool = False,
     keep: Callable[[Fitted], None],
 ) -> None:
     """Fits and weights the candidates.
@@ -189,11 +190,12 @@ def fit(
     :param weight: of the rows, ``(N,)``; 1 by default.
     :param shift: added to the log-densities of the rows left out, in their order, when they are
         reported; a single number is that of all rows.
+    :param gaps: cells of x are missing, here or in the rows left out.
     :param keep: is given what was found, also when an exception or Ctrl-C ends the search after the
         first density.
     """
     with seeded(training.seed):
-        search = _Search(rows, held_out, training, given, overrides, weight, shift, dtype)
+        search = _Search(rows, held_out, training, given, overrides, weight, shift, dtype, gaps)
         try:
             search.run(on_evaluation)
         finally:
@@ -214,13 +216,14 @@ class _Search:
         weight: Tensor | None,
         shift: Tensor | None,
         dtype: torch.dtype,
+        gaps: bool,
     ) -> None:
         self.rows, self.held_out, self.training = rows, held_out, training
         self.given, self.overrides, self.weight = given, overrides, weight
         self.dtype, self.device = dtype, rows[0].device
         n, dim = rows[0].shape
         width = rows[1].shape[1] if len(rows) > 1 else 0
-        self.tried = candidates(n, dim, width, held_out is None, bool(rows[0].isnan().any()))
+        self.tried = candidates(n, dim, width, held_out is None, gaps)
         self.folds = 1 if held_out is not None or n < FEW_ROWS else FOLDS
         self.fold = torch.randperm(n, device=self.device) % self.folds
         self.left_out = n if held_out is None else len(held_out[0])

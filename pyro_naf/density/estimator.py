@@ -231,7 +231,15 @@ class FlowDensity(Estimator, nn.Module):
         if len(rows[0]) == 0:
             raise ValueError(f"{x_name} must have rows, got none")
         gaps = self.takes_gaps if gaps is None else gaps
-        preparation.check_finite(rows[0], x_name, gaps=gaps)
+        try:
+            preparation.check_finite(rows[0], x_name, gaps=gaps)
+        except ValueError as error:
+            if rows[0].isinf().any():
+                raise
+            raise ValueError(
+                f"{error}; this density has no closed form for the other cells of a row: leave "
+                "these rows out, or fit architecture 'auto' to a table with missing cells"
+            ) from None
         for c in rows[1:]:
             preparation.check_finite(c, context_name)
         return rows

@@ -242,7 +242,7 @@ class Fitting:
             automatic.fit(
                 data, validation, options, given=self.given, overrides=density.overrides,
                 weight=weight, shift=shift, on_evaluation=self.on_evaluation, dtype=dtype,
-                keep=self._keep,
+                gaps=self.gaps, keep=self._keep,
             )  # fmt: skip
             return
         flow, offset = density.flow, float(shift.mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,18 @@ def test_columns_of_a_table_may_hold_none_nan_and_nat() -> None:
     assert np.isfinite(density.impute(frame, 2, seed=0)).all()
     later = density.condition({"day": pandas.Timestamp("2024-02-01"), "age": 50})
     assert later.columns == ["count", "text"]
+
+
+def test_one_missing_cell_is_enough_for_gaps_to_be_scored() -> None:
+    rows = normal_rows(40, 22)
+    rows[7, 2] = math.nan
+    alone = with_gaps(normal_rows(60, 23)[:, :1])
+    alone[::5] = math.nan
+    for x, given in ((rows, 0.1), (rows, rows[5:]), (alone, 0.1)):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "x has no value in rows")
+            density = FlowDensity(validation=given).fit(x, max_steps=5, **QUICK)
+        assert density.takes_gaps and density.log_prob(x).isfinite().all()
 
 
 def test_rows_without_a_value_are_named_and_left_out() -> None:
