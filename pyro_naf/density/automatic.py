@@ -36,6 +36,10 @@ from .training import Rows, log_probs, seeded, train
 #: Rows up to which densities are chosen by cross-validation instead of validation rows.
 CROSS_VALIDATED = 4000
 
+#: Rows times squared columns from which mixtures of rows with missing cells, of which each has its
+#: own covariance to invert, are fitted once, beside validation rows.
+COSTLY_WITH_GAPS = 2**21
+
 #: Folds of the cross-validation.
 FOLDS = 5
 

@@ -172,7 +172,8 @@ class Fitting:
             raise ValueError(f"validation must lie in [0, 1), or be rows, got {validation}")
         n = len(rows[0])
         if self.density.architecture == "auto":
-            if n <= automatic.CROSS_VALIDATED:
+            costly = self.gaps and n * rows[0].shape[1] ** 2 > automatic.COSTLY_WITH_GAPS
+            if n <= automatic.CROSS_VALIDATED and not costly:
                 return rows, weight, None
             part = part or SETTINGS["validation"]
         if part == 0:
