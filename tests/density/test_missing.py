@@ -372,6 +372,10 @@ def test_a_file_with_empty_cells_is_fitted_and_scored(
     assert f"note: t.csv has {number} missing cells in columns a, b, c" in capsys.readouterr().err
     assert cli.main(["score", "out", "t.csv"]) == 0
     assert "90 rows" in capsys.readouterr().out
+    np.save("more.npy", np.vstack([rows, np.full((2, 3), np.nan)]))
+    assert cli.main(["score", "out", "more.npy"]) == 0
+    told = capsys.readouterr()
+    assert "90 rows" in told.out and "no value in rows 90, 91, which do not count" in told.err
     assert cli.main([*command, "--drop-missing"]) == 0
     assert "with missing values" in capsys.readouterr().err
     assert cli.main(["fit", "t.csv", "--model", "maf-dsf-1", "--output", "no"]) == 2
