@@ -5,6 +5,8 @@ auto                  the best mixture of a Gaussian, Gaussian mixtures and flow
                       were left out; see :mod:`pyro_naf.density.automatic`
 gaussian              one multivariate normal, its covariance shrunk by cross-validation
 gmm-K                 a mixture of K of them
+copula-K              the same of normal scores: every column is first mapped by a mixture of
+                      Gaussians of its own values; copula-1 is a Gaussian copula
 made                  one affine layer: a Gaussian whose moments depend on the dimensions before
 made-mog              an autoregressive mixture of Gaussians
 maf-affine-K          K affine layers (MAF)
@@ -49,6 +51,7 @@ from .gaussian import ConditionalWhitening, Whitening
 from .gaussian_mixture import GaussianMixture
 from .linear import Diagonal, LULinear, Reversal
 from .mixture import AutoregressiveMixture, StandardNormal
+from .normal_scores import NormalScores
 from .recurrent import RecurrentConditioner
 
 #: Names without their number of layers, and that number where none is given (None: required).
@@ -70,6 +73,7 @@ NAMES: dict[str, int | None] = {
     "planar": None,
     "gaussian": 0,
     "gmm": None,
+    "copula": None,
     "auto": 0,
 }
 
@@ -178,8 +182,8 @@ def build(name: str, input_dim: int, context_dim: int = 0, **overrides: Any) -> 
     parts = _Parts(operator.index(input_dim), operator.index(context_dim), options)
     if kind == "auto":
         raise ValueError("architecture 'auto' is fitted by FlowDensity, and cannot be built alone")
-    if kind in ("gaussian", "gmm"):
-        return _gaussian(parts, number)
+    if kind in ("gaussian", "gmm", "copula"):
+        return _gaussian(parts, kind, number)
     if kind == "planar":
         return _planar(parts, number)
     if kind == "bnaf":
@@ -309,13 +313,14 @@ class _Parts:
         return [*between[:-1], Diagonal(self.input_dim)]
 
 
-def _gaussian(parts: _Parts, components: int) -> NormalizingFlow:
-    if components == 0:
+def _gaussian(parts: _Parts, kind: str, components: int) -> NormalizingFlow:
+    if kind == "gaussian":
         return NormalizingFlow([parts.whitening()], StandardNormal(parts.input_dim))
     if parts.context_dim:
-        raise ValueError("architecture 'gmm' takes no context: name 'gaussian', or a flow")
+        raise ValueError(f"architecture {kind!r} takes no context: name 'gaussian', or a flow")
+    scores = [NormalScores(parts.input_dim, parts.options.components)] if kind == "copula" else []
     return NormalizingFlow(
-        [], GaussianMixture(parts.input_dim, components, parts.options.prior_rows)
+        scores, GaussianMixture(parts.input_dim, components, parts.options.prior_rows)
     )
 
 

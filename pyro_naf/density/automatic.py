@@ -7,6 +7,9 @@ all of them (Smyth & Wolpert 1998, Stacked density estimation). No flow is fitte
 fold has learnt from four fifths of the rows, and the five together from all. Gaussians and their
 mixtures, which take no time, have a sixth part, fitted to all rows, that weighs as much as the
 five.
+
+Where cells are missing, all candidates are Gaussians, their mixtures and those of normal scores,
+whose likelihood of the cells seen is a closed form.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from tqdm.auto import tqdm
 
 from ..archive import plain
 from . import parallel
-from .architectures import build
+from .architectures import build, parse
 from .flow import NormalizingFlow
 from .settings import History, Training
 from .stacked import Stacked, stacking_weights
@@ -32,6 +35,10 @@ from .training import Rows, log_probs, seeded, train
 
 #: Rows up to which densities are chosen by cross-validation instead of validation rows.
 CROSS_VALIDATED = 4000
+
+#: Rows times squared columns from which mixtures of rows with missing cells, of which each has its
+#: own covariance to invert, are fitted once, beside validation rows.
+COSTLY_WITH_GAPS = 2**21
 
 #: Folds of the cross-validation.
 FOLDS = 5
@@ -46,6 +53,16 @@ NEGLIGIBLE = 0.02
 #: lie in planes, or the default.
 MIXTURES = ((2, 0.3), (3, 0.3), (5, 0.3), (5, None), (8, None))
 LARGE_MIXTURES = ((5, 0.3), (10, None))
+
+#: Mixtures tried where cells are missing, and those tried beside where rows are many.
+WITH_GAPS = ("gmm-2", "gmm-3", "gmm-5", "copula-1", "copula-2")
+LARGE_WITH_GAPS = ("gmm-8", "copula-3", "copula-5")
+
+#: Each Gaussian of such a mixture needs this number of rows for each column.
+ROWS_A_COLUMN = 5
+
+#: Gaussians in the marginal law of a column, in a copula, from this number of rows on.
+MARGINALS = {2000: 8, 300: 4, 0: 2}
 
 #: Number of rows that Gaussian mixtures, and the linear maps in front of flows, are fitted to.
 MIXTURE_ROWS = 20_000
@@ -73,10 +90,13 @@ class Candidate:
     share: float = 0.0
 
 
-def candidates(rows: int, dim: int, context_dim: int, crossed: bool) -> list[Candidate]:
+def candidates(
+    rows: int, dim: int, context_dim: int, crossed: bool, gaps: bool = False
+) -> list[Candidate]:
     """The densities to try for this many rows and columns, the Gaussian first.
 
     :param crossed: they are cross-validated, on rows that are few.
+    :param gaps: cells are missing: only Gaussians and their mixtures are tried.
 
     >>> [c.architecture for c in candidates(500, 8, 2, crossed=True)]
     ['gaussian', 'maf-affine-2', 'maf-dsf-2']
@@ -84,6 +104,8 @@ def candidates(rows: int, dim: int, context_dim: int, crossed: bool) -> list[Can
     found = [Candidate("gaussian")]
     if rows < FEW_ROWS:
         return found
+    if gaps:
+        return found + _with_gaps(rows, dim, crossed)
     if context_dim == 0:
         found += [
             Candidate(f"gmm-{k}", {"prior_rows": worth})
@@ -91,6 +113,16 @@ def candidates(rows: int, dim: int, context_dim: int, crossed: bool) -> list[Can
             if k * FEW_ROWS <= rows
         ]
     return found + (_small(rows, dim) if crossed else _large())
+
+
+def _with_gaps(rows: int, dim: int, crossed: bool) -> list[Candidate]:
+    marginal = {"components": next(j for n, j in MARGINALS.items() if rows >= n)}
+    few = {"prior_rows": MIXTURES[0][1]} if crossed else {}
+    return [
+        Candidate(name, {**few, **(marginal if name.startswith("copula") else {})})
+        for name in WITH_GAPS + (() if crossed else LARGE_WITH_GAPS)
+        if parse(name)[1] * max(FEW_ROWS, ROWS_A_COLUMN * dim) <= rows
+    ]
 
 
 def _small(rows: int, dim: int) -> list[Candidate]:
@@ -149,6 +181,7 @@ def fit(
     shift: Tensor | None = None,
     on_evaluation: Callable[[dict[str, Any]], None] | None = None,
     dtype: torch.dtype = torch.float32,
+    gaps: bool = False,
     keep: Callable[[Fitted], None],
 ) -> None:
     """Fits and weights the candidates.
@@ -161,11 +194,12 @@ def fit(
     :param weight: of the rows, ``(N,)``; 1 by default.
     :param shift: added to the log-densities of the rows left out, in their order, when they are
         reported; a single number is that of all rows.
+    :param gaps: cells of x are missing, here or in the rows left out.
     :param keep: is given what was found, also when an exception or Ctrl-C ends the search after the
         first density.
     """
     with seeded(training.seed):
-        search = _Search(rows, held_out, training, given, overrides, weight, shift, dtype)
+        search = _Search(rows, held_out, training, given, overrides, weight, shift, dtype, gaps)
         try:
             search.run(on_evaluation)
         finally:
@@ -186,13 +220,14 @@ class _Search:
         weight: Tensor | None,
         shift: Tensor | None,
         dtype: torch.dtype,
+        gaps: bool,
     ) -> None:
         self.rows, self.held_out, self.training = rows, held_out, training
         self.given, self.overrides, self.weight = given, overrides, weight
         self.dtype, self.device = dtype, rows[0].device
         n, dim = rows[0].shape
         width = rows[1].shape[1] if len(rows) > 1 else 0
-        self.tried = candidates(n, dim, width, held_out is None)
+        self.tried = candidates(n, dim, width, held_out is None, gaps)
         self.folds = 1 if held_out is not None or n < FEW_ROWS else FOLDS
         self.fold = torch.randperm(n, device=self.device) % self.folds
         self.left_out = n if held_out is None else len(held_out[0])
@@ -221,6 +256,8 @@ class _Search:
         shown = self.training.progress and parallel.rank() == 0 and self.folds > 1
         with tqdm(total=total, desc="fit", unit="density", disable=not shown) as bar:
             for i, candidate in enumerate(self.tried):
+                if self.done and candidate.share == 0 and self.spent():
+                    continue
                 try:
                     for k, kept, weight, out, at in self.splits():
                         part = self.make(candidate)
@@ -237,6 +274,11 @@ class _Search:
                     if i == 0:
                         raise
                     warnings.warn(f"{candidate.architecture} is left out: {error}", stacklevel=2)
+
+    def spent(self) -> bool:
+        """Whether the time limit is over."""
+        limit = self.training.max_seconds
+        return limit is not None and time.monotonic() - self.start > limit
 
     def make(self, candidate: Candidate) -> NormalizingFlow:
         dim, width = self.rows[0].shape[1], self.rows[1].shape[1] if len(self.rows) > 1 else 0
@@ -348,7 +390,8 @@ class _Search:
         )
         history.best_step = history.steps
         means = self.log_probs.mean(0)
-        mixtures = [i for i in self.done if self.tried[i].architecture.startswith("gmm")]
+        kinds = [parse(tried.architecture)[0] for tried in self.tried]
+        mixtures = [i for i in self.done if kinds[i] in ("gmm", "copula")]
         flows = [i for i in self.done if self.tried[i].share]
         for kind in ([0], mixtures, flows):
             if kind:

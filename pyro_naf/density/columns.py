@@ -147,7 +147,8 @@ class Encoded:
 
     :ivar real: ``(..., D)``, of the columns that are real numbers.
     :ivar codes: ``(..., M)``, of those that are classes.
-    :ivar log_slope: ``(...)``, the logarithm of the map's slope.
+    :ivar log_slope: ``(...)``, the logarithm of the map's slope, and of the steps of integers,
+        whose density over a step is their probability; a missing cell adds nothing.
     :ivar inside: ``(...)``, whether all values lie where the columns have a density.
     """
 
@@ -192,6 +193,8 @@ class Schema:
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Encoded:
         """Rows ``(..., P)`` as a density models them.
 
+        NaN, a missing cell, stays NaN.
+
         :param noise: from 0 to 1, ``(..., I)``, for the integer columns, in units of their steps.
         """
         inside = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
@@ -207,6 +210,7 @@ class Schema:
             valid = column.inside(value)
             middle = column.from_real(torch.zeros((), dtype=x.dtype)).to(x)
             u, slope = column.to_real(torch.where(valid, value, middle))
+            slope = torch.where(value.isnan(), 0.0, slope + math.log(column.step or 1.0))
             inside, log_slope = inside & valid, log_slope + slope
             real.append(u)
         codes = torch.zeros(*x.shape[:-1], len(self.classes), dtype=torch.long, device=x.device)
@@ -247,11 +251,6 @@ class Schema:
         j = torch.arange(len(self.integers), dtype=torch.double, device=device)
         rational = (s + 0.5) / NOISE_POINTS
         return torch.where(j == 0, rational, torch.remainder(rational * 0 + s * GOLDEN**j + 0.5, 1))
-
-    @property
-    def log_steps(self) -> float:
-        """The sum of the logarithms of the integer columns' steps."""
-        return sum(math.log(self.columns[i].step) for i in self.integers)
 
     def one_hot(self, codes: Tensor) -> Tensor:
         """Zeros and ones ``(..., E)``, one for each class of each column."""

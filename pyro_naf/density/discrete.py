@@ -21,8 +21,14 @@ def discrete_columns(rows: Tensor) -> list[int]:
     """Columns with at least ten rows for each of their values."""
     n = len(rows)
     looked_at = rows[:: max(1, n // LOOKED_AT)]
-    distinct = [len(column.unique()) for column in looked_at.unbind(1)]
-    return [i for i, count in enumerate(distinct) if count * ROWS_EACH <= len(looked_at)]
+    seen = [present(column) for column in looked_at.unbind(1)]
+    return [i for i, c in enumerate(seen) if len(c.unique()) * ROWS_EACH <= len(c)]
+
+
+def present(column: Tensor) -> Tensor:
+    """The cells of a column ``(N,)`` that are not missing."""
+    missing = column.isnan()
+    return column[~missing] if missing.any() else column
 
 
 def values_of(column: Tensor) -> tuple[Tensor, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..archive import plain
 from ..checks import check_integers
-from . import discrete, preparation, tables
+from ..seeding import seeded
+from . import discrete, preparation, questions, tables
 from .architectures import build, check_options, parse
 from .classes import SoftmaxHead
 from .columns import Column, Encoded, Schema, ToData
@@ -45,6 +46,10 @@ class FlowDensity(Estimator, nn.Module):
 
     in nats, for x in the units of the data. Numpy arrays and tensors of any floating-point dtype
     are taken; the flow computes in its own, that of torch's default at construction.
+
+    Cells may be missing (NaN, None, NaT) in tables without a context and without classes: by
+    default, and with the architectures of Gaussians ("gaussian", "gmm-K", "copula-K"), the
+    likelihood of the cells seen is what is fitted and scored.
 
     scikit-learn takes it for an estimator, whose y is the context: ``clone``, ``Pipeline``,
     ``cross_val_score`` and ``GridSearchCV`` over any argument work.
@@ -176,8 +181,9 @@ class FlowDensity(Estimator, nn.Module):
             by default from torch's generator; weights of a named architecture were initialised when
             the module was made.
         :raises TypeError: when the data holds no real numbers, or for an unknown setting.
-        :raises ValueError: for another shape, NaN or infinity (counted, rows named), a constant
-            column, too few rows, or an argument out of its range.
+        :raises ValueError: for another shape, infinity, NaN where missing cells cannot be fitted
+            (counted, rows named), a column without any value, a constant column, too few rows, or
+            an argument out of its range.
         :raises RuntimeError: when the likelihood is not finite for 50 steps in a row, or never
             is for the validation rows.
         """
@@ -196,9 +202,12 @@ class FlowDensity(Estimator, nn.Module):
         """Means and scales that rows and contexts are standardised with."""
         return Moments(self.loc, self.scale, self.context_loc, self.context_scale)
 
-    def checked_rows(self, x: Any, context: Any, x_name: str, context_name: str) -> list[Tensor]:
+    def checked_rows(
+        self, x: Any, context: Any, x_name: str, context_name: str, gaps: bool | None = None
+    ) -> list[Tensor]:
         """x and, where there is one, the context: as finite rows, on the module's device.
 
+        :param gaps: whether cells of x may be missing; by default where they can be scored.
         :raises ValueError: for another shape, NaN or infinity; the names are those given.
         """
         table = tables.matrix(x, x_name, self.schema if self.width else None)
@@ -221,9 +230,25 @@ class FlowDensity(Estimator, nn.Module):
                 )
         if len(rows[0]) == 0:
             raise ValueError(f"{x_name} must have rows, got none")
-        for t, name in zip(rows, (x_name, context_name), strict=False):
-            preparation.check_finite(t, name)
+        gaps = self.takes_gaps if gaps is None else gaps
+        try:
+            preparation.check_finite(rows[0], x_name, gaps=gaps)
+        except ValueError as error:
+            if rows[0].isinf().any():
+                raise
+            raise ValueError(
+                f"{error}; this density has no closed form for the other cells of a row: leave "
+                "these rows out, or fit architecture 'auto' to a table with missing cells"
+            ) from None
+        for c in rows[1:]:
+            preparation.check_finite(c, context_name)
         return rows
+
+    @property
+    def takes_gaps(self) -> bool:
+        """Whether rows to be scored may have missing cells."""
+        alone = self.context_dim == 0 and self.head is None and self.flow is not None
+        return alone and self.flow.closed_form() is not None
 
     def description(self) -> dict[str, Any]:
         """The architecture and its options, of Python's own types."""
@@ -244,8 +269,10 @@ class FlowDensity(Estimator, nn.Module):
         """The log-density of x ``(..., D)`` in nats, shape ``(...)``.
 
         A tensor for a tensor, with gradients where they are enabled; a numpy array for an array. It
-        is minus infinity where x is infinite, and NaN where x is NaN. Like all methods but
-        :meth:`forward`, it evaluates the flow in evaluation mode, and puts the modes back.
+        is minus infinity where x is infinite. Where x has NaN, it is the log-density of the other
+        columns if that is a closed form (of Gaussians, gmm-K, copula-K, and of what is fitted to
+        tables with missing cells), and else NaN. Like all methods but :meth:`forward`, it evaluates
+        the flow in evaluation mode, and puts the modes back.
 
         :param context: ``(..., C)``; batch shapes broadcast.
         :raises NotImplementedError: for an architecture that cannot score data (planar flows).
@@ -270,15 +297,14 @@ class FlowDensity(Estimator, nn.Module):
                 )
                 for u in noise
             ]
-            mean = torch.stack(each).logsumexp(0) - math.log(len(noise))
-            values = mean + self.schema.log_steps
+            values = torch.stack(each).logsumexp(0) - math.log(len(noise))
         values = values.to(torch.promote_types(given.dtype, self.dtype))
         return values if isinstance(x, Tensor) else values.detach().cpu().numpy()
 
     def _encoded_log_prob(self, rows: Encoded, c: Tensor | None, with_gradient: bool) -> Tensor:
         """The log-density ``(...)`` of encoded rows, in the units of the data."""
         u = ((rows.real - self.loc) / self.scale).to(self.dtype)
-        total = rows.log_slope - self.scale.log().sum()
+        total = rows.log_slope - self.log_scale(u)
         if self.head is not None:
             total = total + self.head.log_prob(rows.codes, c)
         given = joined(c, rows.codes, self.schema, self.dtype)
@@ -286,6 +312,11 @@ class FlowDensity(Estimator, nn.Module):
             density = self._flow_log_prob if not with_gradient else self.flow.log_prob
             total = density(u, given) + total
         return torch.where(rows.inside, total, -math.inf)
+
+    def log_scale(self, real: Tensor) -> Tensor:
+        """The sum ``(...)`` of the logarithms of the scales, over the cells that are not NaN."""
+        logs = self.scale.log()
+        return torch.where(real.isnan(), 0.0, logs).sum(-1) if real.isnan().any() else logs.sum()
 
     def _flow_log_prob(self, u: Tensor, given: Tensor | None) -> Tensor:
         """The flow's log-density ``(...)``, in chunks that fit the memory."""
@@ -343,6 +374,63 @@ class FlowDensity(Estimator, nn.Module):
         known = np.sort(self.held_out.cpu().numpy())
         below = np.searchsorted(known, self.score_samples(x, context), side="right")
         return (1 + below) / (1 + len(known))
+
+    # ------------------------------------------------------------- missing cells and conditionals
+
+    def impute(self, x: Any, num_samples: int = 1, *, seed: int | None = None) -> Any:
+        """Draws of the missing cells of rows ``(N, P)`` from their law given the other cells.
+
+        Cells that are not missing stay as they are.
+
+        :param num_samples: S >= 1 draws of each row.
+        :param seed: of the draws; by default they are from torch's generator.
+        :return: ``(S, N, P)``: a tensor for a tensor, and else a numpy array.
+        :raises ValueError: as :meth:`score`; or when the density is none of Gaussians.
+
+        >>> x = torch.randn(300, 1).repeat(1, 2) + 0.1 * torch.randn(300, 2)
+        >>> density = FlowDensity(architecture="gaussian").fit(x, progress=False)
+        >>> bool((density.impute([[1.0, math.nan]], 50, seed=0)[..., 1].mean() - 1) < 0.2)
+        True
+        """
+        check_integers(num_samples=(num_samples, 1))
+        self._fitted()
+        questions.parts_of(self, "impute")
+        (rows,) = self.checked_rows(x, None, "x", "context")
+        with torch.no_grad(), evaluating(self), seeded(seed):
+            found = questions.imputed(self, rows, operator.index(num_samples))
+        found = discrete.quantised(found, self.noise, self.values)
+        return found if isinstance(x, Tensor) else found.cpu().numpy()
+
+    @torch.no_grad()
+    def marginal(self, columns: Sequence[Any]) -> FlowDensity:
+        """The density of some of the columns, exact.
+
+        :param columns: names, or numbers from 0, in the order that the density is to have.
+        :raises ValueError: when there is no such column, or the density is none of Gaussians.
+
+        >>> density = FlowDensity(architecture="gmm-2").fit(torch.randn(300, 3), progress=False)
+        >>> density.marginal([2, 0]).sample(5).shape
+        torch.Size([5, 2])
+        """
+        self._fitted()
+        return questions.marginal(self, columns)
+
+    @torch.no_grad()
+    def condition(self, given: Mapping[Any, Any]) -> FlowDensity:
+        """The density of the other columns, given values of some, exact.
+
+        Where a given column is one of integers, it is as exact as their probabilities are.
+
+        :param given: a number or date for each of some columns, by name or number.
+        :raises ValueError: when there is no such column, a value is outside its bounds, or the
+            density is none of Gaussians.
+
+        >>> density = FlowDensity(architecture="gmm-2").fit(torch.randn(300, 3), progress=False)
+        >>> density.condition({1: 0.5}).log_prob(torch.zeros(4, 2)).shape
+        torch.Size([4])
+        """
+        self._fitted()
+        return questions.condition(self, given)
 
     def set_params(self, **params: Any) -> FlowDensity:
         """Makes the density anew with some of :meth:`get_params` changed: it is no longer fitted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from numbers import Real
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from . import automatic, kinds, preparation, tables
 from .architectures import parse
+from .closed_form import CLOSED
+from .columns import Schema
 from .modelled import Modelled
 from .settings import History, Training
 from .sklearn_api import SETTINGS
@@ -55,8 +58,9 @@ class Fitting:
         """Fits the density to rows, as :meth:`FlowDensity.fit` says."""
         density = self.density
         self._find_columns(x)
-        whole = density.checked_rows(x, context, *density.names)
+        whole = density.checked_rows(x, context, *density.names, gaps=self.gaps)
         weight = preparation.as_weight(sample_weight, whole[0])
+        whole, weight = self._without_empty(whole, weight)
         real, near = self._real_parts(whole[0]), None
         if isinstance(self.validation, Real | None):
             near = preparation.near_rows(real)
@@ -98,12 +102,61 @@ class Fitting:
         rows = preparation.as_rows(table.rows, name, width)
         if len(rows) == 0:
             raise ValueError(f"{name} must have rows, got none")
-        preparation.check_finite(rows, name)
+        self._check_gaps(rows)
         schema = kinds.infer(
             rows, self.density.columns, self.said, table.columns, name, table.whole
         )
+        self._check_classes(rows, schema)
         self.density.note = kinds.described(schema, self.said, self.density.columns)
         self.density.build_for(schema)
+
+    def _check_gaps(self, rows: Tensor) -> None:
+        """Refuses what is not finite, but missing cells where the density takes them."""
+        density, name = self.density, self.density.names[0]
+        closed = parse(density.architecture)[0] in ("auto", *CLOSED)
+        try:
+            preparation.check_finite(rows, name, gaps=closed and density.context_dim == 0)
+        except ValueError as error:
+            if rows.isinf().any():
+                raise
+            what = "with a context" if closed else f"by architecture {density.architecture!r}"
+            raise ValueError(
+                f"{error}; missing cells cannot be fitted {what}: leave these rows out "
+                "(--drop-missing)" + ("" if closed else ", or choose 'auto'")
+            ) from None
+        self.gaps = bool(rows.isnan().any())
+        empty = rows.isnan().all(0)
+        if empty.any():
+            names = density.columns or [str(i) for i in range(rows.shape[1])]
+            at = [names[i] for i in empty.nonzero().squeeze(1).tolist()]
+            raise ValueError(
+                f"{name} has no value in {preparation.listed('column', at)}: leave the column out"
+            )
+
+    def _check_classes(self, rows: Tensor, schema: Schema) -> None:
+        """Refuses missing cells where there are columns of classes."""
+        if not (self.gaps and schema.classes):
+            return
+        classes = preparation.listed("column", [schema.called(i) for i in schema.classes])
+        gone = rows.isnan().any(0).nonzero().squeeze(1).tolist()
+        cells = preparation.listed("column", [schema.called(i) for i in gone])
+        raise ValueError(
+            f"{self.density.names[0]} has missing cells in {cells}, and classes in {classes}, "
+            "which cannot be fitted together: leave these rows out (--drop-missing), or the classes"
+        )
+
+    def _without_empty(
+        self, rows: list[Tensor], weight: Tensor | None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The rows with at least one cell that is not missing; the others are named."""
+        empty = rows[0].isnan().all(1)
+        if not empty.any():
+            return rows, weight
+        at = preparation.listed("row", empty.nonzero().squeeze(1).tolist())
+        warnings.warn(
+            f"{self.density.names[0]} has no value in {at}, which are left out", stacklevel=4
+        )
+        return [t[~empty] for t in rows], None if weight is None else weight[~empty]
 
     def _split(
         self, rows: list[Tensor], weight: Tensor | None
@@ -112,14 +165,15 @@ class Fitting:
         validation = self.validation
         if validation is not None and not isinstance(validation, Real):
             x, c = validation if isinstance(validation, tuple) else (validation, None)
-            held_out = self.density.checked_rows(x, c, "validation", "the context of validation")
-            return rows, weight, held_out
+            names = ("validation", "the context of validation")
+            return rows, weight, self.density.checked_rows(x, c, *names, gaps=self.gaps)
         part = float(validation or 0)
         if not 0 <= part < 1:
             raise ValueError(f"validation must lie in [0, 1), or be rows, got {validation}")
         n = len(rows[0])
         if self.density.architecture == "auto":
-            if n <= automatic.CROSS_VALIDATED:
+            costly = self.gaps and n * rows[0].shape[1] ** 2 > automatic.COSTLY_WITH_GAPS
+            if n <= automatic.CROSS_VALIDATED and not costly:
                 return rows, weight, None
             part = part or SETTINGS["validation"]
         if part == 0:
@@ -189,7 +243,7 @@ class Fitting:
             automatic.fit(
                 data, validation, options, given=self.given, overrides=density.overrides,
                 weight=weight, shift=shift, on_evaluation=self.on_evaluation, dtype=dtype,
-                keep=self._keep,
+                gaps=self.gaps, keep=self._keep,
             )  # fmt: skip
             return
         flow, offset = density.flow, float(shift.mean())
@@ -212,7 +266,7 @@ class Fitting:
     def _shift(self, rows: Modelled) -> Tensor:
         """What rows add to the flow's log-density, ``(N,)``: slopes, and classes."""
         density = self.density
-        shift = rows.log_slope.double() - density.scale.log().sum() + density.schema.log_steps
+        shift = rows.log_slope.double() - density.log_scale(rows.real)
         if density.head is None:
             return shift
         context = density.moments.context(rows.context, density.dtype)

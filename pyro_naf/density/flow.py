@@ -12,6 +12,11 @@ from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 
 from ..transforms import AutoregressiveFlow
+from . import closed_form
+from .gaussian import Whitening
+from .gaussian_mixture import GaussianMixture
+from .mixture import StandardNormal
+from .normal_scores import NormalScores
 
 #: Standard deviations beyond which a log-density that cannot be computed is minus infinity.
 FAR = 1e6
@@ -75,14 +80,18 @@ class NormalizingFlow(nn.Module):
 
         :param weight: of the rows, ``(N,)``; 1 by default.
         """
-        for part in (*self.layers, self.base):
-            if hasattr(part, "start"):
-                part.start(x, context, weight)
+        for layer in self.layers:
+            start = getattr(layer, "start", None)
+            if start is not None:
+                start(x, context, weight)
+        if isinstance(self.base, GaussianMixture):
+            self.base.start(self._through(x, context)[0], context, weight)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``.
 
-        It is minus infinity where x is infinite, and NaN where x is NaN.
+        It is minus infinity where x is infinite. Where x is NaN, it is the log-density of the other
+        dimensions, if that is a closed form, and else NaN.
 
         :raises NotImplementedError: where that needs an inverse which the layers do not have.
         """
@@ -92,7 +101,27 @@ class NormalizingFlow(nn.Module):
         # So far out that squares and exponentials overflow, their difference is NaN.
         far = (x.abs() > FAR).any(-1)
         value = torch.where(x.isinf().any(-1) | (far & value.isnan()), -torch.inf, value)
-        return torch.where(x.isnan().any(-1), torch.nan, value)
+        gaps, parts = x.isnan().any(-1), self.closed_form()
+        if parts is None or not gaps.any():
+            return torch.where(gaps, torch.nan, value)
+        seen = closed_form.log_prob(parts, x[gaps].double()).to(value)
+        return value.masked_scatter(gaps & ~x.isinf().any(-1), seen[~x[gaps].isinf().any(-1)])
+
+    def closed_form(self) -> list[closed_form.Part] | None:
+        """The density by Gaussians, whose marginals are closed forms; None where it has none.
+
+        >>> from pyro_naf.density.architectures import build
+        >>> len(build("gmm-3", 2).closed_form()), build("maf-dsf-1", 2).closed_form()
+        (1, None)
+        """
+        layer = self.layers[0] if len(self.layers) else None
+        if len(self.layers) > 1 or self.sampling:
+            return None
+        if isinstance(self.base, GaussianMixture) and isinstance(layer, NormalScores | None):
+            return [closed_form.Part(0.0, layer, self.base.gaussians)]
+        if isinstance(self.base, StandardNormal) and isinstance(layer, Whitening):
+            return [closed_form.Part(0.0, None, layer.gaussians)]
+        return None
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         if self.sampling:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checks import check_integers
 from ..kernels.precision import without_autocast
+from . import incomplete
 from .linear import Linear
 
 #: Shares of the diagonal that a covariance can be shrunk by.
@@ -33,7 +34,8 @@ def shrunk_moments(x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Ten
     :math:`(1 - a) S + a\,\mathrm{diag}\,S`, with the share a that gives rows which are left out the
     highest Gaussian likelihood; 0 where there are a hundred rows for each column.
 
-    :param x: rows ``(N, D)``, N >= 1, in double precision.
+    :param x: rows ``(N, D)``, N >= 1, in double precision; NaN where a cell is missing, where the
+        covariance is the likeliest by expectation and maximisation.
     :param weight: of the rows, ``(N,)``; 1 by default.
 
     >>> x = torch.randn(40, 20).double()
@@ -58,6 +60,8 @@ def shrunk_moments(x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Ten
 
 
 def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    if x.isnan().any():
+        return incomplete.moments(x, weight)
     total = weight.sum().clamp(min=torch.finfo(x.dtype).tiny)
     mean = weight @ x / total
     centred = x - mean
@@ -70,6 +74,10 @@ def _shrunk(covariance: Tensor, share: float) -> Tensor:
 
 
 def _log_density(centred: Tensor, covariance: Tensor) -> Tensor:
+    if centred.isnan().any():
+        zero = torch.zeros_like(centred[:1])
+        law = incomplete.Gaussians(zero[:, 0], zero, covariance.unsqueeze(0))
+        return incomplete.log_terms(law, centred).squeeze(1)
     lower = torch.linalg.cholesky_ex(covariance).L
     z = torch.linalg.solve_triangular(lower, centred.T, upper=False)
     return -0.5 * z.square().sum(0) - lower.diagonal().log().sum()
@@ -112,6 +120,14 @@ class Whitening(Linear):
         mean, covariance = shrunk_moments(x.double(), weight)
         self.mean.copy_(mean)
         self.factor.copy_(precision_factor(covariance))
+
+    @property
+    def gaussians(self) -> incomplete.Gaussians:
+        """The Gaussian that the map makes a standard normal, in double precision."""
+        factor, mean = self.factor.detach().double(), self.mean.detach().double()
+        eye = torch.eye(len(mean)).to(mean)
+        lower = torch.linalg.solve_triangular(factor, eye, upper=False)
+        return incomplete.Gaussians(mean.new_zeros(1), mean[None], (lower @ lower.T)[None])
 
     def _call(self, x: Tensor) -> Tensor:
         with without_autocast(x):

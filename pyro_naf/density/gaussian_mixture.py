@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..checks import check_integers
 from ..kernels.precision import at_least_float32, without_autocast
+from . import incomplete
 from .gaussian import precision_factor, shrunk_moments
 from .mixture import ModuleDistribution
 
@@ -19,6 +20,10 @@ GAIN = 1e-5
 
 #: Starts, of which the one with the highest likelihood is taken.
 STARTS = 5
+
+#: Starts where cells are missing, and steps that each makes with gaps filled before.
+STARTS_WITH_GAPS = 1
+FIRST_STEPS = 10
 
 #: Steps of k-means that a start is made of.
 KMEANS_STEPS = 10
@@ -64,14 +69,27 @@ class GaussianMixture(nn.Module):
     def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Fits the mixture to rows ``(N, D)``; draws from torch's global generator.
 
+        NaN is a missing cell: the likelihood is then that of the cells seen, and expectation and
+        maximisation begins with few steps on rows whose gaps have a single Gaussian's conditional
+        means.
+
         :param weight: of the rows, ``(N,)``; 1 by default.
         """
         x, best = x.double(), -math.inf
         weight = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
         mean, covariance = shrunk_moments(x, weight)
         prior = (mean, covariance / self.components ** (2 / self.input_dim), self.prior_rows)
-        for _ in range(STARTS if self.components > 1 else 1):
-            found, value = _maximised(x, weight, _clustered(x, self.components), prior)
+        whole, gaps = x, bool(x.isnan().any())
+        if gaps:
+            pooled = incomplete.Gaussians(mean.new_zeros(1), mean[None], covariance[None])
+            whole = incomplete.filled(pooled, x)
+        for _ in range((STARTS_WITH_GAPS if gaps else STARTS) if self.components > 1 else 1):
+            steps = FIRST_STEPS if gaps else MAX_STEPS
+            member = _clustered(whole, self.components)
+            found, value = maximised(whole, weight, member, prior, steps)
+            if gaps:
+                law, value = incomplete.maximised(x, weight, _gaussians(found), prior)
+                found = law.log_weights, law.means, precision_factor(law.covariances)
             if value > best:
                 best = value
                 for own, new in zip(
@@ -84,6 +102,18 @@ class GaussianMixture(nn.Module):
         with without_autocast(x):
             terms = _terms(at_least_float32(x), self.log_weights, self.means, self.factors)
             return torch.logsumexp(terms, -1)
+
+    @property
+    def gaussians(self) -> incomplete.Gaussians:
+        """The mixture by its covariances, in double precision."""
+        return _gaussians((self.log_weights, self.means, self.factors))
+
+    @torch.no_grad()
+    def take(self, law: incomplete.Gaussians) -> None:
+        """Becomes this mixture of as many Gaussians."""
+        self.log_weights.copy_(law.log_weights)
+        self.means.copy_(law.means)
+        self.factors.copy_(precision_factor(law.covariances))
 
     def rsample(self, rows: int, context: Tensor | None = None) -> Tensor:
         """Draws ``(rows, D)``."""
@@ -98,6 +128,13 @@ class GaussianMixture(nn.Module):
 
 
 Parameters = tuple[Tensor, Tensor, Tensor]
+
+
+def _gaussians(found: Parameters) -> incomplete.Gaussians:
+    log_weights, means, factors = (t.detach().double() for t in found)
+    eye = torch.eye(means.shape[-1]).to(means)
+    lower = torch.linalg.solve_triangular(factors, eye.expand_as(factors), upper=False)
+    return incomplete.Gaussians(log_weights, means, lower @ lower.mT)
 
 
 def _terms(x: Tensor, log_weights: Tensor, means: Tensor, factors: Tensor) -> Tensor:
@@ -123,12 +160,16 @@ def _clustered(x: Tensor, components: int) -> Tensor:
     return member
 
 
-def _maximised(
-    x: Tensor, weight: Tensor, member: Tensor, prior: tuple[Tensor, Tensor, float]
+def maximised(
+    x: Tensor,
+    weight: Tensor,
+    member: Tensor,
+    prior: tuple[Tensor, Tensor, float],
+    max_steps: int = MAX_STEPS,
 ) -> tuple[Parameters, float]:
     """The parameters after expectation and maximisation, and their mean log-likelihood."""
     before, (centre, spread, worth) = -math.inf, prior
-    for _ in range(MAX_STEPS):
+    for _ in range(max_steps):
         member = weight.unsqueeze(1) * member
         count = member.sum(0)
         means = (member.T @ x + centre) / (count + 1).unsqueeze(1)

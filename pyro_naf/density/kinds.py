@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .columns import KINDS, Column, Schema
-from .discrete import discrete_columns, values_of
+from .discrete import discrete_columns, present, values_of
 
 #: Probability that a Gaussian of a column's moments has no value beyond a bound, below which the
 #: bound is taken to be real.
@@ -51,6 +51,7 @@ def infer(
 ) -> Schema:
     """The schema of rows ``(N, P)``.
 
+    :param rows: NaN where a cell is missing.
     :param names: of the columns, where they are known.
     :param said: kinds by name or number, each one of :data:`~pyro_naf.density.columns.KINDS`, or a
         pair such as ``("periodic", 360)`` or triple such as ``("bounded", 0, 5)``; a single kind is
@@ -63,7 +64,7 @@ def infer(
     kinds = _said(said, names, rows.shape[1], name)
     few = {*discrete_columns(rows)} if len(rows) else set()
     found = []
-    for i, values in enumerate(rows.unbind(1)):
+    for i, (cells, values) in enumerate((c, present(c)) for c in rows.unbind(1)):
         own = None if names is None else names[i]
         given, known = kinds.get(i), tables[i]
         if given is None and known is not None:
@@ -73,7 +74,7 @@ def infer(
         elif given is None:
             column = _inferred(values, own)
         else:
-            column = _of_kind(given, values, own, known, f"{name} in column {own or i}")
+            column = _of_kind(given, cells, own, known, f"{name} in column {own or i}")
         found.append(column)
     schema = Schema(found)
     _check_classes(schema, name, len(rows))
@@ -147,17 +148,17 @@ def _of_kind(
     if kind in ("categorical", "boolean"):
         if known is not None and known.values:
             return Column("categorical", own, values=known.values)
-        classes = tuple(values.unique().tolist())
+        classes = tuple(present(values).unique().tolist())
         return Column(kind, own, values=classes)
     if kind == "integer":
-        return _integer(values, own)
+        return _integer(present(values), own)
     if kind == "positive":
         return _positive(values, own, where)
     if kind == "bounded":
         lower, upper = numbers or _interval_of(values, where)
         return _bounded(values, own, lower, upper, where)
     if kind == "periodic":
-        return _periodic(values, own, numbers[0], where)
+        return _periodic(present(values), own, numbers[0], where)
     return Column(kind, own)
 
 
@@ -183,6 +184,7 @@ def _inferred(values: Tensor, own: str | None) -> Column:
 def _positive(values: Tensor, own: str | None, where: str) -> Column:
     values = values.double()
     _refuse_outside(values < 0, where, "at least 0, to be positive")
+    values = present(values)
     positive = values[values > 0]
     slack = 0.5 * float(positive.min()) if len(positive) < len(values) and len(positive) else 0.0
     scale = float(values.median()) or float(values.mean()) or 1.0
@@ -207,6 +209,7 @@ def _bounded(values: Tensor, own: str | None, lower: float, upper: float, where:
     _refuse_outside(
         (values < lower) | (values > upper), where, f"from {lower:g} to {upper:g}, its bounds"
     )
+    values = present(values)
     inner = values[(values > lower) & (values < upper)]
     gaps = torch.minimum(inner - lower, upper - inner)
     slack = 0.5 * float(gaps.min()) if len(inner) < len(values) and len(inner) else 0.0
@@ -221,6 +224,7 @@ def _bounded(values: Tensor, own: str | None, lower: float, upper: float, where:
 
 
 def _interval_of(values: Tensor, where: str) -> tuple[float, float]:
+    values = present(values)
     for lower, upper in INTERVALS:
         if bool((values >= lower).all() and (values <= upper).all()):
             return lower, upper

@@ -89,9 +89,10 @@ def _made(kind: type[Density], content: dict[str, Any]) -> Density:
     parts = [(str(name), dict(options)) for name, options in content.get("parts", [])]
     named = [(content["architecture"], content["overrides"]), *parts]
     numbered = [parse(name) for name, _ in named]
-    layers = sum(number for name, number in numbered if name != "gmm")
+    mixtures = ("gmm", "copula")
+    layers = sum(number for name, number in numbered if name not in mixtures)
     integers = [v for _, options in named for v in options.values() if isinstance(v, int)]
-    integers += [number for name, number in numbered if name == "gmm"]
+    integers += [number for name, number in numbered if name in mixtures]
     if layers > len(state) or max(integers, default=0) > max(numbers, 2**16):
         raise ValueError("its weights are too few")
     with _Limit(64 * numbers + 2**20):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .discrete import LOOKED_AT, discrete_columns
+from .discrete import LOOKED_AT, discrete_columns, present
 
 #: Standard deviation, in that of most rows, beyond which a column is said to hold outliers.
 OUTLYING = 20
@@ -133,16 +133,19 @@ class NotRealError(TypeError, ValueError):
         super().__init__(f"{name} must hold real numbers, got {dtype}{more}")
 
 
-def check_finite(rows: Tensor, name: str, lines: Sequence[int] | None = None) -> None:
+def check_finite(
+    rows: Tensor, name: str, lines: Sequence[int] | None = None, *, gaps: bool = False
+) -> None:
     """Refuses NaN and infinity, counts them and names the rows.
 
+    :param gaps: take NaN, a missing cell.
     :param lines: the lines of a file that the rows are in, where those are to be named.
     :raises ValueError: so.
     """
-    bad = ~torch.isfinite(rows)
+    bad = rows.isinf() if gaps else ~rows.isfinite()
     if not bad.any():
         return
-    nan, infinite = int(rows.isnan().sum()), int(rows.isinf().sum())
+    nan, infinite = 0 if gaps else int(rows.isnan().sum()), int(rows.isinf().sum())
     at = bad.any(1).nonzero().squeeze(1).tolist()
     where = listed("row", at) if lines is None else listed("line", [lines[i] for i in at])
     raise ValueError(f"{name} holds {nan} NaN and {infinite} infinite values, in {where}")
@@ -158,14 +161,21 @@ def statistics(
     """
     if rows.shape[1] == 0:
         return torch.zeros(0).double(), torch.ones(0).double()
-    loc, scale = _moments(rows)
     _refuse_constant(rows, name, columns)
+    loc, scale = _moments(rows)
     _refuse_range(scale, name, columns)
     return loc, scale
 
 
 def _refuse_constant(rows: Tensor, name: str, columns: Sequence[str] | None) -> None:
-    constant = (rows == rows[0]).all(0)
+    seen = [present(column) for column in rows.unbind(1)]
+    empty = torch.tensor([len(column) == 0 for column in seen])
+    if empty.any():
+        raise ValueError(
+            f"{name} has no value in {_named(empty, columns)} among the rows that are fitted to: "
+            "leave the column out"
+        )
+    constant = torch.stack([(column == column[0]).all() for column in seen])
     if constant.any():
         raise ValueError(
             f"{name} is constant in {_named(constant, columns)}, and has no density there: leave "
@@ -201,7 +211,8 @@ def _named(chosen: Tensor, columns: Sequence[str] | None) -> str:
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     # One column at a time: all at once in double precision can be more than the data itself.
-    moments = [torch.std_mean(column.double(), correction=0) for column in rows.unbind(1)]
+    seen = [present(column).double() for column in rows.unbind(1)]
+    moments = [torch.std_mean(column, correction=0) for column in seen]
     scale, loc = (torch.stack(parts) for parts in zip(*moments, strict=True))
     return loc, scale
 
@@ -226,7 +237,7 @@ def warn_of_atoms(rows: Tensor, name: str, columns: Sequence[str], at: Sequence[
             "wide as their steps (pyro-naf fit --dequantise)",
             stacklevel=3,
         )
-    repeated = repeated_rows(rows)
+    repeated = repeated_rows(rows[~rows.isnan().any(1)])
     if repeated and not discrete:
         warnings.warn(
             f"{repeated} of {len(rows)} rows of {name} occur before: the likelihood of "
@@ -241,12 +252,16 @@ def _outlying(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     The usual one is that of the shortest interval that holds half of the rows, whose width is 1.35
     standard deviations of a Gaussian.
     """
-    looked_at = rows[:: max(1, len(rows) // LOOKED_AT)].double()
-    half = (len(looked_at) + 1) // 2
-    ordered = looked_at.sort(0).values
-    widths, at = (ordered[half:] - ordered[:-half]).min(0)
-    centre = ordered.gather(0, at.unsqueeze(0) + half // 2).squeeze(0)
-    usual = widths / 1.349
+    found = []
+    for column in rows[:: max(1, len(rows) // LOOKED_AT)].double().unbind(1):
+        ordered = present(column).sort().values
+        if len(ordered) < 3:
+            found.append((ordered.new_zeros(()), ordered.new_zeros(())))
+            continue
+        half = (len(ordered) + 1) // 2
+        width, at = (ordered[half:] - ordered[:-half]).min(0)
+        found.append((ordered[at + half // 2], width / 1.349))
+    centre, usual = (torch.stack(parts) for parts in zip(*found, strict=True))
     _, scale = _moments(rows)
     return centre, usual, (usual > 0) & (scale > OUTLYING * usual)
 
@@ -266,6 +281,7 @@ def near_rows(rows: Tensor) -> Tensor | None:
 
 def warn_of_dependence(rows: Tensor, name: str, columns: Sequence[Any]) -> None:
     """Warns of columns that others determine: the density rises there without bound."""
+    rows = rows[~rows.isnan().any(1)]
     if len(rows) <= rows.shape[1] or rows.shape[1] < 2:
         return
     u = rows[:: max(1, len(rows) // LOOKED_AT)].double()

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .architectures import Options
+from .architectures import Options, parse
+from .closed_form import CLOSED
 from .settings import Training
 
 #: Arguments of the constructor that say how a density is fitted, and what they are by default.
@@ -79,9 +80,14 @@ class Estimator:
         return np.array(self.columns, object)
 
     def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import Tags, TargetTags  # type: ignore[import-untyped]
+        from sklearn.utils import InputTags, Tags, TargetTags  # type: ignore[import-untyped]
 
-        return Tags("density_estimator", TargetTags(required=False))
+        gaps = self.context_dim == 0 and parse(self.architecture)[0] in ("auto", *CLOSED)
+        return Tags(
+            "density_estimator",
+            TargetTags(required=False),
+            input_tags=InputTags(allow_nan=gaps),
+        )
 
     def __sklearn_is_fitted__(self) -> bool:
         return self.history is not None

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from .closed_form import Part
+from .flow import NormalizingFlow
+from .gaussian_mixture import GaussianMixture
 from .mixture import ModuleDistribution
 
 #: Steps of expectation and maximisation that find the weights.
@@ -54,6 +58,16 @@ class Stacked(nn.Module):
     def _densities(self) -> Iterator[Any]:
         yield from self.parts
 
+    def closed_form(self) -> list[Part] | None:
+        """The density by Gaussians; None where one of its parts is none."""
+        found: list[Part] = []
+        for weight, part in zip(self.log_weights.tolist(), self._densities(), strict=True):
+            own = part.closed_form()
+            if own is None:
+                return None
+            found += [replace(p, log_weight=p.log_weight + weight) for p in own]
+        return found
+
     def rsample(self, n: int, context: Tensor | None = None) -> Tensor:
         """n draws ``(n, ..., D)``; their gradient is that of the parts' parameters.
 
@@ -89,6 +103,21 @@ class Stacked(nn.Module):
     def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
         """The density as a Pyro distribution with batch shape ``(...)`` of the context."""
         return dist.TransformedDistribution(ModuleDistribution(_Flat(self), context), [])
+
+
+def of_closed_form(parts: Sequence[Part]) -> tuple[Stacked, list[tuple[str, dict[str, Any]]]]:
+    """A density of these parts, and the architecture and options of each."""
+    weights = torch.tensor([p.log_weight for p in parts], dtype=torch.double).softmax(0)
+    kept = [i for i, weight in enumerate(weights.tolist()) if weight > 0]
+    dim, made, named = parts[0].law.means.shape[1], list[nn.Module](), []
+    for scores, law in ((parts[i].scores, parts[i].law) for i in kept):
+        number = len(law.log_weights)
+        base = GaussianMixture(dim, number)
+        base.take(law)
+        made.append(NormalizingFlow([] if scores is None else [scores], base))
+        options: dict[str, Any] = {} if scores is None else {"components": scores.components}
+        named.append((f"{'gmm' if scores is None else 'copula'}-{number}", options))
+    return Stacked(dim, made, weights[kept]), named
 
 
 class _Flat:

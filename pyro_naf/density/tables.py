@@ -100,9 +100,14 @@ def _numbers(
         return array.astype(np.float64), Column("boolean", label, values=(0.0, 1.0)), False
     if kind == "M":
         days = (array.astype("datetime64[us]") - EPOCH) / DAY
-        return days, Column("date", label, step=float(bool((days == days.round()).all()))), False
+        seen = days[~np.isnan(days)]
+        return days, Column("date", label, step=float(bool((seen == seen.round()).all()))), False
     if kind in "iuf":
-        return array.astype(np.float64), None, kind in "iu"
+        numbers = array.astype(np.float64)
+        seen = numbers[~np.isnan(numbers)]
+        # With gaps, pandas makes integers floats.
+        gaps = 0 < len(seen) < len(numbers) and bool((seen == seen.round()).all())
+        return numbers, None, kind in "iu" or gaps
     if kind != "U":
         raise TypeError(f"{where} must hold numbers, text, booleans or dates, got {array.dtype}")
     column = known or Column("categorical", label, values=tuple(np.unique(array).tolist()))
@@ -118,28 +123,41 @@ def _numbers(
 def _plain(array: np.ndarray, where: str) -> np.ndarray:
     """An array of objects as one of numbers, booleans, dates or text.
 
-    Missing numbers are NaN, as None is; missing text is refused.
+    Missing numbers are NaN, missing dates NaT; missing text and booleans are refused.
     """
     if array.dtype.kind == "S":
         return np.char.decode(array, "utf-8")
     if array.dtype.kind == "U":
         return array
-    missing = np.array([value is None or value != value for value in array])
+    missing = np.array([_is_missing(value) for value in array], bool)
     kinds = {type(value) for value, gone in zip(array, missing, strict=True) if not gone}
-    if kinds and all(issubclass(kind, bool | np.bool_) for kind in kinds):
-        found = np.full(len(array), np.nan) if missing.any() else None
-        return array.astype(bool) if found is None else _filled(found, array, missing)
+    classes = "booleans" if kinds and all(issubclass(k, bool | np.bool_) for k in kinds) else None
+    if kinds and all(issubclass(kind, str) for kind in kinds):
+        classes = "text"
+    if classes is not None and missing.any():
+        at = preparation.listed("row", np.flatnonzero(missing).tolist())
+        raise ValueError(
+            f"{where} has missing {classes} in {at}, and only cells of numbers and dates may be "
+            "missing: give them a value of their own, or leave these rows out (--drop-missing)"
+        )
+    if classes is not None:
+        return array.astype(bool if classes == "booleans" else str)
     if all(issubclass(kind, int | float | np.number | np.bool_) for kind in kinds):
         return _filled(np.full(len(array), np.nan), array, missing)
     if all(issubclass(kind, datetime.date | np.datetime64) for kind in kinds):
-        return array.astype("datetime64[us]")
-    if all(issubclass(kind, str) for kind in kinds):
-        if missing.any():
-            at = preparation.listed("row", np.flatnonzero(missing).tolist())
-            raise ValueError(f"{where} has missing text in {at}: give it a value, or leave it out")
-        return array.astype(str)
+        dates = array.copy()
+        dates[missing] = None
+        return dates.astype("datetime64[us]")
     names = ", ".join(sorted(kind.__name__ for kind in kinds))
     raise TypeError(f"{where} must hold numbers, text, booleans or dates, got {names}")
+
+
+def _is_missing(value: Any) -> bool:
+    """None, NaN, NaT, or pandas' NA, which can be compared with nothing."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:
+        return True
 
 
 def _filled(found: np.ndarray, array: np.ndarray, missing: np.ndarray) -> np.ndarray:

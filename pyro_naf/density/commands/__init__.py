@@ -57,7 +57,12 @@ def _add_data(parser: Any, nargs: str | None = None) -> None:
     add("data", nargs=nargs, metavar="DATA", help="rows: a .csv, .tsv, .npy, .npz or .pt file")
     add("--columns", metavar="A,B", help="names or numbers (from 0) of the columns; default: all")
     add("--context", metavar="A,B", help="columns that the density is conditioned on")
-    add("--drop-missing", action="store_true", help="leave out rows with NaN or infinity")
+    add(
+        "--drop-missing",
+        action="store_true",
+        help="leave out rows with missing cells or infinity; default: the model is fitted to the "
+        "cells seen, and scores them, where it can",
+    )
     _add_header(parser)
 
 

@@ -148,6 +148,8 @@ def _from_file(options: argparse.Namespace) -> _Data:
     data.columns = x.columns
     data.kinds = _kinds(options, x)
     data.context_columns = None if context is None else context.columns
+    if options.dequantise and x.rows.isnan().any():
+        raise CommandError("--dequantise is for whole tables: name columns with --integer")
     if options.dequantise and x.cells:
         raise CommandError("--dequantise is for numbers alone: name columns with --integer")
     if options.dequantise:

@@ -13,6 +13,8 @@ import torch
 
 from ...command_line import CommandError
 from .. import parallel, preparation
+from ..architectures import parse
+from ..closed_form import CLOSED
 from ..estimator import FlowDensity
 from . import files
 from .files import Table
@@ -21,7 +23,8 @@ from .files import Table
 def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Table, Table | None]:
     """The rows and contexts of a file, those that are not finite left out where it is asked for.
 
-    A fitted density finds its columns by their names, unless others are named.
+    A fitted density finds its columns by their names, unless others are named. Missing cells of
+    rows stay where the density takes them.
     """
     table = files.read_table(options.data, options.header)
     if table.note is not None:
@@ -50,17 +53,33 @@ def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Tabl
         x.keep(finite)
         if c is not None:
             c.keep(finite)
-    elif not (torch.isfinite(x.rows).all() and (c is None or torch.isfinite(c.rows).all())):
-        _refuse_missing(x, c)
+    else:
+        _check_missing(x, c, _takes_gaps(options, density, c))
     return x, c
 
 
-def _refuse_missing(x: Table, context: Table | None) -> None:
+def _takes_gaps(
+    options: argparse.Namespace, density: FlowDensity | None, context: Table | None
+) -> bool:
+    if density is not None:
+        return density.takes_gaps
+    return context is None and parse(options.model)[0] in ("auto", *CLOSED)
+
+
+def _check_missing(x: Table, context: Table | None, takes: bool) -> None:
     both = x.rows if context is None else torch.cat([x.rows, context.rows], 1)
-    try:
-        preparation.check_finite(both, x.path, x.lines())
-    except ValueError as error:
-        raise CommandError(f"{error}; --drop-missing leaves them out") from None
+    bad = both.isinf() if takes else ~both.isfinite()
+    if bad.any():
+        try:
+            preparation.check_finite(both, x.path, x.lines(), gaps=takes)
+        except ValueError as error:
+            raise CommandError(f"{error}; --drop-missing leaves them out") from None
+    gaps = x.rows.isnan().sum(0)
+    if gaps.any():
+        at = gaps.nonzero().squeeze(1).tolist()
+        named = preparation.listed("column", [x.columns[i] if x.columns else i for i in at])
+        number = int(gaps.sum())
+        note(f"{x.path} has {number} missing cell{'s' if number > 1 else ''} in {named}")
 
 
 def best_device() -> str:

@@ -27,10 +27,15 @@ def run_score(options: argparse.Namespace) -> None:
         rows = density.checked_rows(x.content(), c, options.data, "context")
         with torch.no_grad():
             values = density.log_prob(*rows).cpu().numpy()
-        mean, se = mean_and_se(values)
+        empty = rows[0].isnan().all(1).cpu().numpy()
+        if empty.any():
+            at = preparation.listed("row", np.flatnonzero(empty).tolist())
+            inputs.note(f"{options.data} has no value in {at}, which do not count in the mean")
+        mean, se = mean_and_se(values[~empty] if not empty.all() else values)
         if options.output:
             files.write_table(options.output, values[:, None], ["log_likelihood"])
-        print(f"log-likelihood {mean:.4f} ± {2 * se:.4f} nats (2 s.e.), {len(values)} rows")
+        counted = len(values) - int(empty.sum())
+        print(f"log-likelihood {mean:.4f} ± {2 * se:.4f} nats (2 s.e.), {counted} rows")
         if options.output:
             print(f"Written to {options.output}")
 

@@ -1,0 +1,250 @@
+r"""Gaussian mixtures of rows with missing cells: likelihood of the cells seen, EM, and draws.
+
+Rows are grouped by which of their cells are missing. Where M are those of a row, O the others, and
+:math:`Q = \Sigma^{-1}`, the missing cells have, given the cells seen, the covariance
+:math:`Q_{MM}^{-1}` and the mean :math:`\mu_M - Q_{MM}^{-1} Q_{MO} (x_O - \mu_O)`. Let d be the
+distance :math:`x - \mu`, 0 in missing cells, and :math:`h = (Q d)_M`. The density of the cells seen
+is
+
+.. math:: \log N(x_O) = -\tfrac12 \big(d^\top Q d - h^\top Q_{MM}^{-1} h + \log|\Sigma| +
+    \log|Q_{MM}| + |O| \log 2\pi\big).
+
+Source: Ghahramani & Jordan 1994, Supervised learning from incomplete data via an EM approach.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Numbers in the matrices that are gathered for the rows at once.
+CHUNK = 2**22
+
+#: Steps of expectation and maximisation, and the gain in nats a row below which they end: of one
+#: Gaussian, and of several.
+MAX_STEPS = 200
+GAINS = (1e-5, 1e-4)
+
+#: Part of a variance that is added to it.
+RIDGE = 1e-7
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """K weighted Gaussians of D dimensions, in double precision.
+
+    :ivar log_weights: ``(K,)``.
+    :ivar means: ``(K, D)``.
+    :ivar covariances: ``(K, D, D)``.
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    covariances: Tensor
+
+    def marginal(self, at: Tensor) -> Gaussians:
+        """The law of these dimensions ``(E,)``."""
+        return Gaussians(
+            self.log_weights, self.means[:, at], self.covariances[:, at.unsqueeze(1), at]
+        )
+
+    def conditional(self, x: Tensor) -> Gaussians:
+        """The law of the dimensions in which x ``(D,)`` is NaN, given the others.
+
+        >>> joint = Gaussians(torch.zeros(1), torch.zeros(1, 2), torch.eye(2).unsqueeze(0) + 1)
+        >>> joint.conditional(torch.tensor([2.0, math.nan])).means
+        tensor([[1.]])
+        """
+        group = _Group(self, x.isnan().logical_not().unsqueeze(0))
+        here = torch.zeros(1, dtype=torch.long, device=x.device)
+        centred, square = group.expected(group.centred(x.unsqueeze(0)), here)
+        terms = group.terms(square, here)[0]
+        rest = x.isnan().nonzero().squeeze(1)
+        means = self.means[:, rest] + centred[0][:, rest]
+        return Gaussians(terms - terms.logsumexp(0), means, group.left_open[0])
+
+
+class _Group:
+    """What rows that see one of P sets of cells need of K Gaussians.
+
+    :param seen: ``(P, D)``.
+    """
+
+    def __init__(self, law: Gaussians, seen: Tensor) -> None:
+        self.law, self.dim = law, seen.shape[1]
+        lower = torch.linalg.cholesky(law.covariances)
+        self.precisions = torch.cholesky_inverse(lower)
+        number = int((~seen).sum(1).max())
+        self.gone = seen.long().argsort(dim=1, stable=True)[
+            :, :number
+        ]  # the missing cells come first
+        self.real = ~seen.gather(1, self.gone)
+        i, j = self.gone.unsqueeze(-1), self.gone.unsqueeze(-2)
+        both = (self.real.unsqueeze(-1) & self.real.unsqueeze(-2)).unsqueeze(1)
+        eye = torch.eye(number).to(law.means)
+        own = torch.where(both, self.precisions[:, i, j].transpose(0, 1), eye)
+        factors = torch.linalg.cholesky(own)
+        self.left_open = torch.cholesky_inverse(factors) if number else own  # (P, K, M, M)
+        log_det = 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_det = log_det + 2 * factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        count = seen.to(law.means).sum(1, keepdim=True)
+        self.constants = law.log_weights - 0.5 * (log_det + math.log(2 * math.pi) * count)
+
+    def centred(self, x: Tensor) -> Tensor:
+        """The distances ``(n, K, D)`` of rows from the means, 0 in missing cells."""
+        return (x.unsqueeze(1) - self.law.means).nan_to_num(nan=0.0)
+
+    def expected(self, centred: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances with their conditional means in the missing cells, and their squared length.
+
+        The length, in units of the covariance, is that of the cells seen.
+
+        :param centred: ``(n, K, D)``, 0 in missing cells.
+        """
+        pulled = torch.einsum("kij,nkj->nki", self.precisions, centred)
+        square = (pulled * centred).sum(-1)
+        places = self.gone[at].unsqueeze(1).expand(-1, centred.shape[1], -1)
+        force = pulled.gather(2, places) * self.real[at].unsqueeze(1)
+        moved = (self.left_open[at] @ force.unsqueeze(-1)).squeeze(-1)
+        return centred.scatter_add(2, places, -moved), square - (force * moved).sum(-1)
+
+    def terms(self, square: Tensor, at: Tensor) -> Tensor:
+        """The logarithms ``(n, K)`` of the weighted densities of the cells seen."""
+        return self.constants[at] - 0.5 * square
+
+    def spread(self, member: Tensor, at: Tensor) -> Tensor:
+        """The sum ``(K, D, D)`` of the conditional covariances of rows with weights ``(n, K)``."""
+        each = member.new_zeros(len(self.gone), member.shape[1]).index_add(0, at, member)
+        both = (self.real.unsqueeze(-1) & self.real.unsqueeze(-2)).unsqueeze(1)
+        parts = self.left_open * both * each[:, :, None, None]
+        places = (self.gone.unsqueeze(-1) * self.dim + self.gone.unsqueeze(-2)).flatten()
+        parts = parts.transpose(0, 1).flatten(1)
+        found = member.new_zeros(member.shape[1], self.dim**2).index_add(1, places, parts)
+        return found.view(-1, self.dim, self.dim)
+
+
+class Patterns:
+    """Rows with missing cells, grouped by which are seen.
+
+    :param x: ``(N, D)``, NaN where a cell is missing.
+    :param components: number K of Gaussians that the rows will meet.
+    """
+
+    def __init__(self, x: Tensor, components: int) -> None:
+        self.x = x
+        seen, which = (~x.isnan()).unique(dim=0, return_inverse=True)
+        size = max(1, CHUNK // (components * x.shape[1] ** 2))
+        self.chunks = []
+        for rows in which.argsort(stable=True).split(size):
+            own, at = which[rows].unique(return_inverse=True)
+            self.chunks.append((rows, seen[own], at))
+
+    def groups(self, law: Gaussians) -> Iterator[tuple[Tensor, Tensor, _Group]]:
+        """Rows by number, the place of their set of cells in the group, and the group."""
+        for rows, seen, at in self.chunks:
+            yield rows, at, _Group(law, seen)
+
+
+def log_terms(law: Gaussians, x: Tensor) -> Tensor:
+    """The logarithms ``(N, K)`` of the weighted densities of the cells seen in rows ``(N, D)``."""
+    patterns = Patterns(x, len(law.log_weights))
+    found = x.new_zeros(len(x), len(law.log_weights))
+    for rows, at, group in patterns.groups(law):
+        _, square = group.expected(group.centred(x[rows]), at)
+        found[rows] = group.terms(square, at)
+    return found
+
+
+def filled(law: Gaussians, x: Tensor) -> Tensor:
+    """Rows ``(N, D)`` with the conditional means of one Gaussian in the missing cells."""
+    found = x.clone()
+    for rows, at, group in Patterns(x, 1).groups(law):
+        centred, _ = group.expected(group.centred(x[rows]), at)
+        found[rows] = torch.where(x[rows].isnan(), law.means[0] + centred[:, 0], x[rows])
+    return found
+
+
+def drawn(law: Gaussians, x: Tensor) -> Tensor:
+    r"""Rows ``(N, D)`` with draws from their conditional law in the missing cells.
+
+    A draw y of all cells is moved by what the cells seen say of its error, :math:`x_O - y_O`.
+    """
+    lower, result = torch.linalg.cholesky(law.covariances), x.clone()
+    for rows, at, group in Patterns(x, len(law.log_weights)).groups(law):
+        own = x[rows]
+        _, square = group.expected(group.centred(own), at)
+        k = torch.multinomial(group.terms(square, at).softmax(1), 1).squeeze(1)
+        noise = torch.randn(len(rows), x.shape[1], dtype=torch.double).to(x).unsqueeze(-1)
+        y = law.means[k] + (lower[k] @ noise).squeeze(-1)
+        error = (own - y).nan_to_num(nan=0.0).unsqueeze(1).expand(-1, len(law.means), -1)
+        moved, _ = group.expected(error, at)
+        chosen = moved[torch.arange(len(rows), device=x.device), k]
+        result[rows] = torch.where(own.isnan(), y + chosen, own)
+    return result
+
+
+def moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean ``(D,)`` and covariance ``(D, D)`` of the likeliest Gaussian of rows with gaps."""
+    seen = (~x.isnan()).to(x) * weight.unsqueeze(1)
+    count = seen.sum(0).clamp(min=torch.finfo(x.dtype).tiny)
+    mean = (seen * x.nan_to_num(nan=0.0)).sum(0) / count
+    variance = (seen * (x - mean).nan_to_num(nan=0.0).square()).sum(0) / count
+    spread = torch.diag(variance.clamp(min=1e-12))
+    start = Gaussians(torch.zeros(1).to(x), mean.unsqueeze(0), spread.unsqueeze(0))
+    # One row of the columns' own variances keeps what few rows see together from being singular.
+    found, _ = maximised(x, weight, start, (mean, spread, 1.0))
+    return found.means[0], found.covariances[0]
+
+
+def maximised(
+    x: Tensor, weight: Tensor, law: Gaussians, prior: tuple[Tensor, Tensor, float]
+) -> tuple[Gaussians, float]:
+    """The Gaussians after expectation and maximisation, and their mean log-likelihood.
+
+    :param x: ``(N, D)``, NaN where a cell is missing.
+    :param weight: of the rows, ``(N,)``.
+    :param prior: mean of the means, mean of the covariances, and the rows that the latter is worth.
+    """
+    patterns, before = Patterns(x, len(law.log_weights)), -math.inf
+    gain = GAINS[min(len(law.log_weights), 2) - 1]
+    for _ in range(MAX_STEPS):
+        updated, value = _step(patterns, weight, law, prior)
+        if value - before < gain:
+            break
+        law, before = updated, value
+    return law, max(value, before)
+
+
+def _step(
+    patterns: Patterns, weight: Tensor, law: Gaussians, prior: tuple[Tensor, Tensor, float]
+) -> tuple[Gaussians, float]:
+    """One step of expectation and maximisation, and the mean log-likelihood before it."""
+    centre, spread, worth = prior
+    count, total = torch.zeros_like(law.log_weights), weight.new_zeros(())
+    sums, scatter = torch.zeros_like(law.means), torch.zeros_like(law.covariances)
+    for rows, at, group in patterns.groups(law):
+        x = patterns.x[rows]
+        centred, square = group.expected(group.centred(x), at)
+        terms = group.terms(square, at)
+        likelihood = terms.logsumexp(1, keepdim=True)
+        member = (terms - likelihood).exp() * weight[rows].unsqueeze(1)
+        total = total + (weight[rows] * likelihood.squeeze(1)).sum()
+        count = count + member.sum(0)
+        weighted = member.unsqueeze(-1) * centred
+        sums = sums + weighted.sum(0)
+        scatter = scatter + weighted.permute(1, 2, 0) @ centred.transpose(0, 1)
+        scatter = scatter + group.spread(member, at)
+    # The scatter about the old means, moved to the new ones, which the prior draws to the centre.
+    shift = (sums + centre - law.means) / (count + 1).unsqueeze(1)
+    cross = sums.unsqueeze(-1) * shift.unsqueeze(-2)
+    square = count.view(-1, 1, 1) * shift.unsqueeze(-1) * shift.unsqueeze(-2)
+    covariances = scatter - cross - cross.mT + square
+    covariances = (covariances + worth * spread) / (count + worth).view(-1, 1, 1)
+    covariances = covariances + RIDGE * torch.diag_embed(covariances.diagonal(dim1=-2, dim2=-1))
+    log_weights = ((count + 1) / (count + 1).sum()).log()
+    updated = Gaussians(log_weights, law.means + shift, covariances)
+    return updated, float(total / weight.sum())

@@ -1,0 +1,162 @@
+"""What is asked of a density beside its values: missing cells, marginals and conditionals."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import closed_form, preparation
+from .closed_form import Part
+from .columns import Encoded, Schema
+from .stacked import of_closed_form
+from .tables import DAY, EPOCH
+
+if TYPE_CHECKING:
+    from .estimator import FlowDensity
+
+
+def parts_of(density: FlowDensity, what: str) -> list[Part]:
+    """The Gaussians of a fitted density.
+
+    :param what: is asked for, as a message says it.
+    :raises ValueError: when the density is none of Gaussians alone.
+    """
+    parts = None
+    if density.head is None and density.context_dim == 0:
+        parts = density.flow.closed_form()
+    if parts is None:
+        remedy = "fit one with architecture='copula-3' or 'gmm-5'"
+        if density.head is not None:
+            at = [density.schema.called(i) for i in density.schema.classes]
+            remedy += f", without the classes of {preparation.listed('column', at)}"
+        raise ValueError(
+            f"{what} needs a density of Gaussians without a context, and this one is no such: "
+            + remedy
+        )
+    return parts
+
+
+def encoded(density: FlowDensity, rows: Tensor, s: Tensor | None) -> Encoded:
+    """Rows ``(N, P)`` as the Gaussians have them, with this noise ``(I,)`` on integers."""
+    schema = density.schema
+    noise = None if s is None else s.expand(len(rows), -1)
+    found = schema.encode(rows.double(), noise)
+    found.real = (found.real - density.loc) / density.scale
+    return found
+
+
+def noises(density: FlowDensity) -> list[Tensor | None]:
+    """The points of the noise on integers over which densities are averaged."""
+    if not density.schema.integers:
+        return [None]
+    return list(density.schema.noise(density.loc.device))
+
+
+def imputed(density: FlowDensity, rows: Tensor, number: int) -> Tensor:
+    """Rows ``(S, N, P)`` with draws from their conditional law in the cells that are NaN.
+
+    :param number: S, the draws of each row ``(N, P)``.
+    """
+    parts = parts_of(density, "impute")
+    # The noise that makes an integer a real number has the law that the other cells leave.
+    each = [encoded(density, rows, s) for s in noises(density)]
+    shifts = [torch.where(e.inside, e.log_slope, -math.inf) for e in each]
+    if not torch.stack(shifts).isfinite().any(0).all():
+        raise ValueError("x lies outside the bounds of its columns: nothing can be imputed there")
+    real = closed_form.imputed(parts, [e.real for e in each], shifts, number)
+    none = torch.zeros(*real.shape[:-1], 0, dtype=torch.long, device=rows.device)
+    drawn = density.schema.decode(density.loc + density.scale * real, none).to(rows)
+    return torch.where(rows.isnan(), drawn, rows)
+
+
+def marginal(density: FlowDensity, columns: Sequence[Any]) -> FlowDensity:
+    """The density of some of the columns."""
+    at = _positions(density, columns, "columns")
+    if not at:
+        raise ValueError("columns must name at least one column, got none")
+    parts = parts_of(density, "marginal")
+    places = torch.tensor(at, device=density.loc.device)
+    return _made(density, at, closed_form.marginal(parts, places))
+
+
+def condition(density: FlowDensity, given: Mapping[Any, Any]) -> FlowDensity:
+    """The density of the other columns, where these have such values."""
+    at = _positions(density, list(given), "given")
+    rest = [i for i in range(density.width) if i not in at]
+    if not at or not rest:
+        raise ValueError(
+            f"given must hold values of some but not all of the {density.width} columns, "
+            f"got {len(at)}"
+        )
+    parts = parts_of(density, "condition")
+    row = torch.full((1, density.width), math.nan, dtype=torch.double, device=density.loc.device)
+    for i, value in zip(at, given.values(), strict=True):
+        row[0, i] = _number(value, density.schema.called(i))
+    found: list[Part] = []
+    for s in noises(density):
+        e = encoded(density, row, s)
+        if e.inside.all():
+            shift = float(e.log_slope)
+            own = closed_form.conditional(parts, e.real[0])
+            found += [replace(p, log_weight=p.log_weight + shift) for p in own]
+    if not found:
+        names = preparation.listed("column", [density.schema.called(i) for i in at])
+        raise ValueError(f"given lies outside the bounds of {names}")
+    if not max(part.log_weight for part in found) > -math.inf:
+        raise ValueError("given is so far from all rows of the fit that its density is zero")
+    return _made(density, rest, found)
+
+
+def _number(value: Any, name: str) -> float:
+    """A number, or a date in days."""
+    try:
+        if isinstance(value, datetime.date | np.datetime64):
+            moment = np.asarray(value, "datetime64[us]")
+            return float((moment - EPOCH) / DAY)
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"given[{name!r}] must be one finite number or date, got {value!r}")
+    return number
+
+
+def _positions(density: FlowDensity, columns: Sequence[Any], argument: str) -> list[int]:
+    """Where these columns are, each a name or a number from 0."""
+    if isinstance(columns, str | int):
+        columns = [columns]
+    names, at = density.columns, list[int]()
+    for key in columns:
+        if names is not None and key in names:
+            at.append(names.index(key))
+        elif isinstance(key, int) and not isinstance(key, bool) and 0 <= key < density.width:
+            at.append(key)
+        else:
+            known = ", ".join(names) if names is not None else f"0 to {density.width - 1}"
+            raise ValueError(f"{argument} names {key!r}, but the density has the columns {known}")
+    if len({*at}) < len(at):
+        raise ValueError(f"{argument} must name every column once, got {list(columns)}")
+    return at
+
+
+def _made(density: FlowDensity, at: list[int], parts: list[Part]) -> FlowDensity:
+    """A density of these columns, with these Gaussians."""
+    made = type(density)()
+    made.to(density.loc.device, density.dtype)
+    made.build_for(Schema([density.schema.columns[i] for i in at]))
+    flow, made.parts = of_closed_form(parts)
+    made.flow = flow.to(density.loc.device, density.dtype)
+    made.loc.copy_(density.loc[at])
+    made.scale.copy_(density.scale[at])
+    made.data_dtype, made.from_table = density.data_dtype, density.from_table
+    made.columns = None if density.columns is None else [density.columns[i] for i in at]
+    made.noise = {j: density.noise[i] for j, i in enumerate(at) if i in density.noise}
+    made.values = {j: density.values[i] for j, i in enumerate(at) if i in density.values}
+    return made.eval()
