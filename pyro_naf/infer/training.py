@@ -225,7 +225,7 @@ class Training:
         z, log_p = self.pool.draw(count)
         around = self.pool.around.draw(self._normal(max(count // 16, 1)))
         log_q = self.guide.get_posterior().log_prob(torch.cat([z, around]))
-        self.losses.append((log_q[:count].detach() - log_p).mean().item())
+        self.losses.append(_mean(log_q[:count].detach() - log_p).item())
         return -log_q[:count].mean() - _AROUND * log_q[count:].mean()
 
     def _balance(self) -> Tensor:
@@ -242,7 +242,7 @@ class Training:
         log_q = posterior.log_prob(z)
         with torch.no_grad():
             log_w = log_p - log_q
-            self.losses.append(-log_w[count:].mean().item())
+            self.losses.append(_mean(-log_w[count:]).item())
             deviations = _huber(log_w, log_w[:count], _UNEVEN)
         return -((deviations - deviations.mean()) * log_q).mean()
 
