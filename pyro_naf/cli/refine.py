@@ -52,7 +52,7 @@ def add_refine(commands: Any) -> None:
     add("model", nargs="?", metavar="MODEL", help="module:function or file.py:function")
     add("--data", metavar="FILE.npz", help="the model's keyword arguments, one array each")
     add("--flow", choices=["dsf", "ddsf"], default="dsf", help="default: %(default)s")
-    add("--steps", type=at_least(1), metavar="N", help="at most so many steps of the flow")
+    add("--steps", type=at_least(1), metavar="N", help="largest number of training steps")
     add("--seconds", type=positive, metavar="S", help="time for the flow; default: 60 or less")
     add("--num-starts", type=at_least(1), metavar="N", default=16,
         help="starts without a new mode that end the search; default: %(default)s")  # fmt: skip

@@ -82,7 +82,7 @@ def infer(
 
 
 def _tied(values: Tensor) -> bool:
-    """Whether so many of a column's values recur that it has no density."""
+    """Whether values of a column recur so often that it has no density."""
     return 1 < len(values.unique()) < TIED * len(values)
 
 

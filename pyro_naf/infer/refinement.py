@@ -145,7 +145,7 @@ def refine(
     :param num_transforms: number of flows; by default 2, and 1 for a guide with a structure.
     :param hidden_dims: as in :class:`~pyro_naf.infer.AutoDSFNormal`.
     :param hidden_units: number of sigmoids; by default 16, and 8 for a guide with a structure.
-    :param steps: at most so many steps.
+    :param steps: largest number of training steps.
     :param seconds: time for the whole call: search, training, diagnostics. With neither, 4000
         steps or 60 seconds, whichever is first. Without a number of steps, a Gaussian that fits
         already is returned at once. Of a density that is very dear the start may be all that there
