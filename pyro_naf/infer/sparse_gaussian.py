@@ -37,11 +37,17 @@ from .score_regression import ScoreRegression
 #: Draws of the climbs to independent latents, their steps at most, and their share of the time.
 _CLIMB_DRAWS, _CLIMB_STEPS, _CLIMB_SHARE = 32, 150, 0.3
 
+#: Origins of these climbs besides the start and zero, an even number: normal points.
+_MORE_ORIGINS = 6
+
 #: Points of a climb's path at which a Gaussian is tried.
 _TRIED_POINTS = 4
 
 #: Draws of every estimate of an ELBO, common to all Gaussians, and the fewer for a first choice.
 _ELBO_DRAWS, _FEW_DRAWS = 512, 64
+
+#: Number of starts that are judged by all draws: few draws miss a heavy tail.
+_FINALISTS = 16
 
 #: Draws of a regression: at first at least, for each number of a row, and at most. They are doubled
 #: where the gain of a step in nats is below the last number.
@@ -112,13 +118,14 @@ def fit_sparse_gaussian(
     """
     deadline = time.monotonic() + seconds
     fit = _Fit(target, structure, middle, generator)
-    best = max(fit.starts(deadline), key=lambda g: g.elbo, default=None)
+    starts = sorted(fit.starts(deadline), key=lambda g: -g.elbo)
+    finalists = [fit.scored(start, few=False) for start in starts[:_FINALISTS]]
+    best = max(finalists, key=lambda g: g.elbo, default=None)
     if best is None or not math.isfinite(best.elbo):
         raise ValueError(
             "the model's log-density is finite nowhere around its start; look for NaN in its data "
             "and for impossible values, or try another init_loc_fn"
         )
-    best = fit.scored(best, few=False)
     for _ in range(max_steps):
         found = fit.step(best, deadline)
         gain = found.elbo - best.elbo
@@ -198,7 +205,8 @@ class _Fit:
 
     def starts(self, deadline: float) -> Iterator[SparseGaussian]:
         """Gaussians to step from: with independent latents, and with the Hessian on a climb."""
-        origins = torch.stack([self.middle, torch.zeros_like(self.middle)])
+        more = self.draws(_MORE_ORIGINS).to(self.middle)
+        origins = torch.cat([torch.stack([self.middle, torch.zeros_like(self.middle)]), more])
         yield from self._independent(origins, deadline)
         if time.monotonic() > deadline:
             return
