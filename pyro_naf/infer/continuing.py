@@ -38,7 +38,7 @@ def go_on(
         found = refine_from(
             start,
             budget,
-            **options,
+            options,
             good_ends=False,
             kernel=chosen_kernel(),
             bar=bar,

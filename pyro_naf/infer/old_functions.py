@@ -36,7 +36,7 @@ class _Recorder:
 
 @functools.cache
 def _in_the_newer_form(old: type[Function]) -> type[Function]:
-    """The same function with a ``setup_context``, which runs its forward pass once more."""
+    """Give a function a ``setup_context``, which runs the forward pass a second time."""
 
     class Newer(Function):
         generate_vmap_rule = True

@@ -144,7 +144,7 @@ class Simulated(Messenger):
 def _summed_out(
     joint: Joint, values: Values, shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
-    """The same, each observation the only one that counts, for models with discrete latents."""
+    """Log-likelihoods of models with discrete latents: one run for each observation, alone."""
     count = len(next(iter(values.values())))
     places = [(name, i) for name, shape in shapes.items() for i in range(shape.numel())]
 

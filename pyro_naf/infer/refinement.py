@@ -58,8 +58,8 @@ _CORES = 4
 #: Share of the seconds after which each of the two diagnostics weights no more draws.
 _DIAGNOSING = 0.06
 
-#: Share of the seconds that capturing the density may take, and what it takes: so many times its
-#: gradient at one point, as both are mostly Python for each operation.
+#: Share of the seconds that capturing the density may take, and the price of capturing in gradients
+#: at one point; both are mostly Python for each operation.
 _CAPTURING, _CAPTURE = 0.15, 80
 
 #: Fewest training steps that draws are worth: with fewer, half as many draws are taken, as long as
@@ -208,9 +208,7 @@ def refine(
         if compiles and _num_cores() >= _CORES and not compiled.is_built():
             compiled.build_beside()
         start = find_start(guide, joint, gaussian, tempering, num_starts, seconds, asked, bar)
-        return refine_from(
-            start,
-            budget,
+        options = dict(
             flow=flow,
             num_transforms=num_transforms,
             hidden_dims=hidden_dims,
@@ -219,10 +217,9 @@ def refine(
             num_draws=num_draws,
             learning_rate=learning_rate,
             tempering=tempering,
-            good_ends=good_ends,
-            kernel=chosen_kernel(),
-            bar=bar,
         )
+        kernel = chosen_kernel()
+        return refine_from(start, budget, options, good_ends=good_ends, kernel=kernel, bar=bar)
 
 
 def affordable_particles(joint: Joint, budget: Budget) -> int:
@@ -247,25 +244,20 @@ def capture(joint: Joint, num_particles: int, seconds: float | None) -> None:
 def refine_from(
     start: Start,
     budget: Budget,
+    options: dict[str, Any],
     *,
-    flow: str,
-    num_transforms: int | None,
-    hidden_dims: Sequence[int] | None,
-    hidden_units: int | None,
-    num_particles: int,
-    num_draws: int,
-    learning_rate: float,
-    tempering: float,
     good_ends: bool,
     kernel: str,
     bar: Progress,
     previous: Previous | None = None,
 ) -> Refinement:
-    """:func:`refine` from a Gaussian that is known; its options have no defaults here.
+    """:func:`refine` from a Gaussian that is known.
 
+    :param options: those of :func:`refine` from ``flow`` to ``tempering``, all of them.
     :param previous: an earlier refinement, whose guide is trained further.
     """
     joint, loc, factor, modes = start.joint, start.loc, start.factor, start.modes
+    num_draws, tempering = options["num_draws"], options["tempering"]
     count = _mixture_draws(joint, budget.seconds)
     limit = _PATIENCE if budget.seconds is None else _DIAGNOSING * budget.seconds
     budget.keep(joint.pace.seconds(2 * _FEWEST))
@@ -282,20 +274,7 @@ def refine_from(
     else:
         covers = tempering < 1 or (len(modes) > 1 and several(joint, modes, count))
     others = modes + _around(loc, factor, (1.0, 3.0))
-    origin = Origin(
-        start,
-        covers,
-        dict(
-            flow=flow,
-            num_transforms=num_transforms,
-            hidden_dims=hidden_dims,
-            hidden_units=hidden_units,
-            num_particles=num_particles,
-            num_draws=num_draws,
-            learning_rate=learning_rate,
-            tempering=tempering,
-        ),
-    )
+    origin = Origin(start, covers, options)
     if good_ends and not covers and _is_good(before):
         budget.elapsed = time.monotonic() - budget.start
         guide = gaussian_guide(joint, loc, factor)
@@ -326,7 +305,8 @@ def refine_from(
     # In training a NaN must reach the loss.
     with pyro.validation_enabled(False):
         estimate = joint.minibatch if joint.subsampled else joint
-        training = Training(refined, joint, learning_rate, num_particles, pool, estimate)
+        rate, particles = options["learning_rate"], options["num_particles"]
+        training = Training(refined, joint, rate, particles, pool, estimate)
         try:
             training.run(budget, bar)
         except KeyboardInterrupt:
