@@ -14,8 +14,10 @@ from unittest import mock
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from pyro_naf.cli import main
@@ -25,6 +27,7 @@ _SIMPLER = [
     (r"\\[bB]igg?[lr]?(?![a-zA-Z])", ""),
     (r"\\textstyle\s*", ""),
     (r"\\dots\b", r"\\ldots"),
+    (r"\\[td]?frac(\d)(\\[a-zA-Z]+|\w)", r"\\frac{\1}{\2}"),
 ]
 
 #: A function's name without brackets after it, and the space that sets its argument apart.
@@ -32,23 +35,29 @@ _APPLIED = re.compile(r"<mo>&ApplyFunction;</mo>(?!\s*(<mrow>\s*)?<mo[^>]*>[(\[{
 _SPACE = '<mspace width="0.25em"></mspace>'
 
 
-def mathml(tex: str, as_block: bool) -> str:
-    """A formula as MathML, which browsers show by themselves; the text of a ``\\tag`` before it."""
-    tag = re.search(r"\\tag\{(.*?)\}", tex)
-    tex = re.sub(r"\\tag\{.*?\}", "", tex)
+def mathml(node: nodes.math | nodes.math_block) -> str:
+    r"""A formula as MathML, which browsers show by themselves, and before it its ``\tag``."""
+    tex = node.astext()
+    tag = re.search(r"\\tag(\*?)\{(.*?)\}", tex)
+    tex = re.sub(r"\\tag\*?\{.*?\}", "", tex)
     for pattern, simpler in _SIMPLER:
         tex = re.sub(pattern, simpler, tex)
-    number = f'<span class="eqno">({tag[1]})</span>' if tag else ""
-    return number + _APPLIED.sub(_SPACE, tex2mathml(tex.strip(), as_block=as_block))
+    try:
+        found = tex2mathml(tex.strip(), as_block=isinstance(node, nodes.math_block))
+    except MathError as error:
+        logging.getLogger(__name__).warning("%s in %r", error, tex, location=node)
+        return ""
+    number = (tag[2] if tag[1] else f"({tag[2]})") if tag else ""
+    return f'<span class="eqno">{number}</span>{_APPLIED.sub(_SPACE, found)}'
 
 
 def _inline(translator: Any, node: nodes.math) -> None:
-    translator.body.append(mathml(node.astext(), as_block=False))
+    translator.body.append(mathml(node))
     raise nodes.SkipNode
 
 
 def _block(translator: Any, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="math">{mathml(node.astext(), as_block=True)}</div>')
+    translator.body.append(f'<div class="math">{mathml(node)}</div>')
     raise nodes.SkipNode
 
 
