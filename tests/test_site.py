@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import importlib
+import re
 import subprocess
 import sys
 import urllib.parse
@@ -77,6 +78,13 @@ def dead_links(pages: dict[Path, Page]) -> list[tuple[str, str]]:
     return dead
 
 
+def unrendered(pages: dict[Path, Page]) -> list[str]:
+    """Pages of the reference that show the markup of a docstring: backquotes, a role's name."""
+    shown = re.compile(r"[`]{2}|:(class|func|meth|mod|math|attr):")
+    reference = [path for path in pages if path.parent.name == "reference"]
+    return [path.name for path in reference if shown.search(path.read_text(encoding="utf-8"))]
+
+
 def loaded_from_elsewhere(pages: dict[Path, Page]) -> list[str]:
     """Pages that a browser would need a network for."""
     wants = ('src="http', 'rel="stylesheet" href="http', 'src="//')
@@ -92,6 +100,7 @@ def test_the_site_is_built_without_a_warning_and_is_whole(tmp_path: Path) -> Non
     assert len(pages) > 40
     assert missing_names(pages) == set()
     assert dead_links(pages) == []
+    assert unrendered(pages) == []
     assert loaded_from_elsewhere(pages) == []
     assert [picture for page in pages.values() for picture in page.unnamed] == []
 
