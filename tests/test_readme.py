@@ -79,6 +79,14 @@ def test_snippets_run_one_after_the_other_in_one_notebook(page: Path) -> None:
         run(snippet, names)
 
 
+def test_every_how_to_page_has_snippets_and_is_listed() -> None:
+    contents = next(page for page in HOW_TO if page.name == "README.md")
+    listed = re.findall(r"\]\((\w+\.md)\)", contents.read_text(encoding="utf-8"))
+    pages = [page for page in HOW_TO if page != contents]
+    assert sorted(listed) == [page.name for page in pages]
+    assert all(snippets(page) for page in pages)
+
+
 def test_readme_is_short() -> None:
     assert len(README.splitlines()) <= 150 and len(SNIPPETS) >= 5
     benchmarks = (ROOT / "tests" / "benchmarks" / "README.md").read_text(encoding="utf-8")
