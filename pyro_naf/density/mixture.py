@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..checks import check_integers
 from ..conditioners import sweep
+from ..formulas.elementary import log_sum_exp, positive
 from ..implicit import attach_gradient
 from ..kernels.precision import at_least_float32, without_autocast
-from ..transformers.base import log_sum_exp, positive
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 

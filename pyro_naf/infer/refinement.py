@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..checks import check_integers
 from ..conditioners import Structure
-from ..kernels import compiled
+from ..kernels import library
 from ..seeding import seeded
 from .autoguides import AutoFlowNormal
 from .budget import Budget
@@ -205,8 +205,8 @@ def refine(
             capture(joint, num_particles, seconds)
             if joint.graph is not None and compiles:
                 joint.graph.compile()
-        if compiles and _num_cores() >= _CORES and not compiled.is_built():
-            compiled.build_beside()
+        if compiles and _num_cores() >= _CORES and not library.is_built():
+            library.build_beside()
         start = find_start(guide, joint, gaussian, tempering, num_starts, seconds, asked, bar)
         options = dict(
             flow=flow,
@@ -383,7 +383,7 @@ def _is_better(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> b
 
 def chosen_kernel() -> str:
     """The flows' kernel: no part of a budget is spent on waiting for a compiler."""
-    return "auto" if compiled.is_built() else "eager"
+    return "auto" if library.is_built() else "plain"
 
 
 def _num_cores() -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..formulas.elementary import log_sigmoids
 from ..kernels.precision import in_float32
-from .base import Transformer, log_sigmoids
+from .base import Transformer
 
 
 class Affine(Transformer):

@@ -1,4 +1,4 @@
-"""What the formulas promise, of every kernel: one battery for plain, eager, compiled and Triton.
+"""What the formulas promise, of every kernel: one battery for plain, compiled and Triton.
 
 The truth is the plain formula in float64 under autograd, which the tests of the transformers hold
 against mpmath.
@@ -15,7 +15,6 @@ from registry import needs_compiler, roughen, sharp_phi
 from torch import Tensor
 
 from pyro_naf import deep_dense_sigmoidal_flow, deep_sigmoidal_flow, kernels
-from pyro_naf.kernels import eager
 from pyro_naf.transformers import DeepDenseSigmoidal, DeepSigmoidal, Scaled
 
 Sigmoidal = DeepSigmoidal | DeepDenseSigmoidal
@@ -23,26 +22,20 @@ Sigmoidal = DeepSigmoidal | DeepDenseSigmoidal
 #: The layers of a DDSF, 0 for a DSF.
 LAYERS = [0, 1, 2, 4]
 
-needs_triton = pytest.mark.skipif(not kernels.has_triton(), reason="needs the package triton")
+needs_triton = pytest.mark.skipif(
+    not kernels.triton.is_installed(), reason="needs the package triton"
+)
 
 
 @pytest.fixture(
     params=[
         "plain",
-        "eager",
-        "eager in chunks",
         pytest.param("compiled", marks=needs_compiler),
         pytest.param("triton", marks=needs_triton),
     ]
 )
-def kernel(
-    request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> str:
-    name = request.param.split()[0]
-    if request.param != "eager":
-        # A few lanes a chunk, and no state kept from forward to backward.
-        monkeypatch.setattr(eager, "CHUNK", 1 << 10)
-        monkeypatch.setattr(eager, "SMALL", 0)
+def kernel(request: pytest.FixtureRequest, device: torch.device) -> str:
+    name: str = request.param
     if name == "triton" and device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
         pytest.skip("needs a GPU or Triton's interpreter")
     return name
@@ -127,7 +120,7 @@ def test_an_affine_map_around_them_is_that_of_the_plain_formula(
     transformer = Scaled(make(layers, kernel=kernel)).to(device).double()
     phi = torch.randn(30, 4, transformer.num_params).to(device).double()
     x = torch.randn(30, 4).to(device).double()
-    x[:3] *= 1e3  # lanes that the linear-space formula leaves to the plain one
+    x[:3] *= 1e3  # lanes whose sums underflow in linear space
     grads = [torch.randn(30, 4), torch.randn(30, 4)]
     true = everything(exact(transformer), x, phi, grads)
     assert_equal(everything(transformer, x, phi, grads), true, 1e-11)
