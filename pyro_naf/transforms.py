@@ -17,14 +17,14 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-from .caching import Evaluation, Memory
-from .checks import check_integers
 from .conditioners import MADE, GraphConditioner, as_conditioner, sweep
 from .conditioners.protocol import check_overrides, is_unchanged
-from .kernels.modes import needs_plain_operations
-from .kernels.precision import widened, without_autocast
-from .overrides import has_hooks, redefined, refuse
+from .flows.cache import Evaluation, Memory
 from .rootfinding import RootNotFoundError, check_roots
+from .support.checks import check_integers
+from .support.modes import needs_plain_operations
+from .support.overrides import has_hooks, redefined, refuse
+from .support.precision import widened, without_autocast
 from .transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Scaled, Transformer
 
 __all__ = [

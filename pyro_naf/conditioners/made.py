@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integers
-from ..kernels.masked_linear import masked_linear, staircase
-from ..kernels.modes import needs_plain_operations
+from ..support.checks import check_integers
+from ..support.modes import needs_plain_operations
+from .masked_linear import masked_linear, staircase
 from .order import cumulative, hidden_degrees, permutation_of
 from .protocol import Sweep
 

@@ -25,10 +25,10 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..checks import check_integers
 from ..guides.pyro_internals import unconstrained_values
-from ..labels import entry_labels
-from ..tables import Shown, Table
+from ..support.checks import check_integers
+from ..support.labels import entry_labels
+from ..support.tables import Shown, Table
 from .capture import Graph, is_enabled
 from .chains import bulk_ess, rank_rhat, stood_still, tail_ess
 from .hmc import sample_hmc

@@ -14,10 +14,10 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ..checks import check_integers
 from ..conditioners import Structure
 from ..kernels import library
-from ..seeding import seeded
+from ..support.checks import check_integers
+from ..support.seeding import seeded
 from .autoguides import AutoFlowNormal
 from .budget import Budget
 from .capture import is_enabled

@@ -10,9 +10,9 @@ from pyro.distributions.torch_transform import ComposeTransformModule
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform, Transform
 
-from ..checks import check_integers
 from ..conditioners import GraphConditioner, Structure
-from ..linear_structured import StructuredAffine, factor_of, has_pattern, triangular
+from ..flows.linear import StructuredAffine, factor_of, has_pattern, triangular
+from ..support.checks import check_integers
 from ..transforms import DeepDenseSigmoidalFlow, DeepSigmoidalFlow
 from .graph import structure_of
 

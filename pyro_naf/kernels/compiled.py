@@ -16,9 +16,9 @@ from torch.nn import Parameter
 from .. import formulas
 from ..formulas import SigmoidSpec
 from ..rootfinding import MAX_EVALUATIONS
+from ..support.modes import needs_plain_backward, needs_plain_operations, plain_gradients
+from ..support.pages import in_large_pages
 from . import library
-from .modes import needs_plain_backward, needs_plain_operations, plain_gradients
-from .pages import in_large_pages
 from .protocol import column, on_lanes
 
 #: Hidden units of all lanes below which another thread costs more than it saves.

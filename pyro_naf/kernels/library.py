@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from .. import libraries
+from ..support import libraries
 from . import prebuilt
 
 #: Past what users may set for Inductor's kernels: sums are rounded as they are written.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..formulas.elementary import log_sigmoids
-from ..kernels.precision import in_float32
+from ..support.precision import in_float32
 from .base import Transformer
 
 

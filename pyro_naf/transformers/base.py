@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..implicit import attach_gradient, search_once
-from ..kernels.modes import needs_plain_operations, values_are_unknown
-from ..kernels.precision import in_float32
-from ..overrides import parent, redefined, refuse
-from ..rootfinding import check_roots, find_root
+from ..rootfinding import attach_gradient, check_roots, find_root, search_once
+from ..support.modes import needs_plain_operations, values_are_unknown
+from ..support.overrides import parent, redefined, refuse
+from ..support.precision import in_float32
 
 
 class Transformer(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..kernels.precision import at_least_float32
+from ..support.precision import at_least_float32
 from .sigmoids import SigmoidalTransformer
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import kernels
 from ..formulas import SigmoidSpec
-from ..kernels.precision import in_float32
+from ..support.precision import in_float32
 from .base import Transformer
 from .sigmoids import SigmoidalTransformer
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from .. import formulas, kernels
-from ..checks import check_integers
 from ..formulas import SigmoidSpec
 from ..formulas.elementary import softplus_inverse
 from ..formulas.spec import count_params, spread_biases
-from ..kernels.precision import in_float32
-from ..overrides import parent, redefined
+from ..support.checks import check_integers
+from ..support.overrides import parent, redefined
+from ..support.precision import in_float32
 from .base import Transformer
 
 

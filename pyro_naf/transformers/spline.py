@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_integers
 from ..formulas import spline
-from ..kernels.precision import in_float32
+from ..support.checks import check_integers
+from ..support.precision import in_float32
 from .base import Transformer
 
 

@@ -21,8 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_naf import deep_dense_sigmoidal_flow, deep_sigmoidal_flow
 from pyro_naf.kernels import choose as choose_kernel
-from pyro_naf.kernels import compiled, library, pages
+from pyro_naf.kernels import compiled, library
 from pyro_naf.rootfinding import RootNotFoundError
+from pyro_naf.support import pages
 from pyro_naf.transformers import DeepDenseSigmoidal, DeepSigmoidal, Scaled
 
 FACTORIES = [DeepSigmoidal, DeepDenseSigmoidal]

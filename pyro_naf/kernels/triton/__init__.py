@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...formulas import SigmoidSpec
-from ..modes import needs_plain_operations
+from ...support.modes import needs_plain_operations
 from ..protocol import OnLanes, column, on_lanes
 
 #: Hidden units of which a kernel holds all in registers without spilling most.

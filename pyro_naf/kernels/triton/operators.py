@@ -16,7 +16,7 @@ from torch import Tensor
 from ... import formulas
 from ...formulas import SigmoidSpec
 from ...rootfinding import MAX_EVALUATIONS
-from ..modes import needs_plain_backward, plain_gradients
+from ...support.modes import needs_plain_backward, plain_gradients
 from . import ddsf, dsf
 from .common import LANGUAGE_DTYPE, arithmetic
 

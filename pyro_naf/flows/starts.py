@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from .conditioners import MADE
-from .formulas.affine import unbounded
-from .transformers import Scaled, Transformer
-from .transformers.sigmoids import SigmoidalTransformer
+from ..conditioners import MADE
+from ..formulas.affine import unbounded
+from ..transformers import Scaled, Transformer
+from ..transformers.sigmoids import SigmoidalTransformer
 
 #: A sigmoid is at least so wide that so many different draws lie around its place.
 _DISTINCT = 12
