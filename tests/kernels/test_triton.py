@@ -163,34 +163,6 @@ def test_float32_is_as_right_as_the_plain_formula_for_sharp_parameters(
     assert all(bool(torch.isfinite(t).all()) for t in found)
 
 
-@pytest.mark.parametrize("layers", [0, 1])
-def test_deep_plateau_keeps_its_log_slope(layers: int, device: torch.device) -> None:
-    # Between steep steps the slope is exp(-245): far below the smallest float32.
-    transformer = make(2, layers, torch.device("cpu"), torch.float)
-    for matrix in transformer.parameters():
-        torch.nn.init.zeros_(matrix)
-    params = [torch.tensor([p]) for p in ([50.0, 50.0], [250.0, -250.0], [0.0, -0.5])]
-    phi = unconstrained(transformer, params).float().unsqueeze(1).expand(5, -1, -1).to(device)
-    x = torch.tensor([-4.0, -0.5, 0.0, 0.25, 3.0], device=device).unsqueeze(1)
-    got = gradients(kernel, transformer.to(device), x, phi)
-    exact = exactly(gradients, transformer, x, phi)
-    assert exact[1].min() < -240
-    assert max(relative(g, e) for g, e in zip(got, exact, strict=True)) <= 5e-6
-
-
-@pytest.mark.parametrize(("units", "layers"), SOME)
-def test_what_is_not_a_number_stays_so_and_stays_in_its_lane(
-    units: int, layers: int, device: torch.device
-) -> None:
-    transformer = make(units, layers, device, torch.float).requires_grad_(False)
-    x, phi = inputs(transformer, device, torch.float, (5, 1))
-    expected = kernel(transformer, x, phi)
-    x[0], phi[1, 0, 0], phi[2, 0, units], phi[3, 0, -1] = 4 * [torch.nan]
-    for got, want in zip(kernel(transformer, x, phi), expected, strict=True):
-        assert torch.isnan(got[:4]).all()
-        assert torch.equal(got[4], want[4])
-
-
 # --------------------------------------------------------------------- memory orders, dtypes, sizes
 
 
@@ -392,40 +364,6 @@ def test_compiles_without_a_graph_break(
     )
     got = gradients(lambda _, *args: compiled(*args), transformer, x, phi)
     torch.testing.assert_close(got, gradients(kernel, transformer, x, phi))
-
-
-@pytest.mark.parametrize(("units", "layers"), [(3, 0), (2, 2)])
-def test_second_derivatives_are_those_of_the_plain_formula(
-    units: int, layers: int, device: torch.device
-) -> None:
-    transformer = make(units, layers, device, torch.double)
-    x, phi = inputs(transformer, device, torch.double, (3, 2))
-    leaves = [x.requires_grad_(), phi.requires_grad_(), *transformer.parameters()]
-
-    def second(f: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
-        y, log_slope = f(transformer, x, phi)
-        first = torch.autograd.grad(y.sin().sum() + log_slope.sum(), leaves, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-
-    torch.testing.assert_close(second(kernel), second(plain), rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize(("units", "layers"), [(3, 0), (2, 2)])
-def test_gradients_can_be_batched_and_partial(
-    units: int, layers: int, device: torch.device
-) -> None:
-    transformer = make(units, layers, device, torch.double).requires_grad_(False)
-    x, phi = inputs(transformer, device, torch.double, (3, 1))
-    phi.requires_grad_()
-    lanes = torch.eye(3, device=device, dtype=torch.double).unsqueeze(-1)
-    found = [
-        torch.autograd.grad(f(transformer, x, phi)[0], phi, lanes, is_grads_batched=True)
-        for f in (kernel, plain)
-    ]
-    torch.testing.assert_close(*found)
-    (alone,) = torch.autograd.grad(kernel(transformer, x, phi)[1].sum(), phi)
-    (expected,) = torch.autograd.grad(plain(transformer, x, phi)[1].sum(), phi)
-    torch.testing.assert_close(alone, expected)
 
 
 # -------------------------------------------------------------------------------------- compilation
