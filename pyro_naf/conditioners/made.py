@@ -47,7 +47,7 @@ class MADE(nn.Module):
         with ELU (the NAF paper's) or ReLU preimages of far points explode along the order.
     :raises ValueError: when an argument is out of its range; it is named.
 
-    Source: Germain et al. 2015 [arXiv:1502.03509]; slides eq. 10 and 25.
+    Source: Germain et al. 2015 [arXiv:1502.03509].
 
     Shapes: ``x`` ``(..., D)``, ``context`` ``(..., C)``; batch shapes broadcast; returns
     ``(..., D, P)``.

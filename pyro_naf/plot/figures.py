@@ -183,7 +183,7 @@ def plot_transformer(
     limits: tuple[float, float] = (-5.0, 5.0),
     labels: Sequence[str] | None = None,
 ) -> Figure:
-    r"""A transformer as a function of x_t: its value y_t and its slope, slides eq. 26 to 29.
+    r"""A transformer as a function of x_t: its value y_t and its slope.
 
     :param transformer: any :class:`~pyro_naf.transformers.Transformer`.
     :param phi: pseudo-parameters ``(P,)``, or ``(N, P)`` for N curves; those of a flow for inputs

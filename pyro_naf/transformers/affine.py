@@ -1,4 +1,4 @@
-"""The affine transformers of MAF and IAF (slides eq. 15, 24 and 26)."""
+"""The affine transformers of MAF and IAF (Kingma et al. 2016, Papamakarios et al. 2017)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Affine(Transformer):
     r"""Shift and scale: :math:`y = e^s x + m`, or IAF's gated form :math:`y = g x + (1 - g) m`.
 
     The pseudo-parameters are :math:`(m, s)`, the gate is
-    :math:`g = \sigma(s + \mathrm{gate\_bias})` (slides eq. 23, 24 and 26). Both invert in closed
+    :math:`g = \sigma(s + \mathrm{gate\_bias})`. Both invert in closed
     form on all of R. The scale is not clamped: :math:`s` is the log-slope.
 
     :param gated: use the gated form, whose slope lies in (0, 1).

@@ -20,7 +20,7 @@ class Transformer(nn.Module):
 
     A subclass sets :attr:`num_params` and defines :meth:`constrain`, :meth:`evaluate` and
     :meth:`bracket`. All maps act elementwise: ``x`` has any shape ``(...)`` and ``phi`` has shape
-    ``(..., P)``. (Huang et al. 2018, section 3; slides eq. 27.)
+    ``(..., P)``. (Huang et al. 2018, section 3.)
 
     :ivar num_params: the number P of unconstrained pseudo-parameters of one dimension.
     """
