@@ -43,8 +43,8 @@ def spread_sigmoids(made: MADE, transformer: Transformer, sharpness: float) -> N
     places[0] = 0.0
     logits = torch.zeros(k, dtype=torch.double)
     logits[0] = math.log(k - 1)
-    layer = _layer(sigmoids, slopes, places, logits)
-    made.output_bias[:, : 3 * k * sigmoids.num_layers] = layer.repeat(sigmoids.num_layers)
+    layers = _layer(sigmoids, slopes, places, logits).repeat(sigmoids.num_layers)
+    made.output_bias[:, : len(layers)] = layers
 
 
 @torch.no_grad()
@@ -81,9 +81,8 @@ def sigmoids_at(made: MADE, transformer: Transformer, draws: Tensor) -> None:
     columns = [_places_and_slopes(column, sigmoids.hidden_units) for column in draws.T]
     places, slopes = (torch.stack(parts) for parts in zip(*columns, strict=True))
     made.output_bias.zero_()
-    made.output_bias[:, : 3 * sigmoids.hidden_units] = _layer(
-        sigmoids, slopes, places, torch.zeros_like(places)
-    )
+    layer = _layer(sigmoids, slopes, places, torch.zeros_like(places))
+    made.output_bias[:, : layer.shape[-1]] = layer
     if isinstance(transformer, Scaled):
         some = draws[:: max(len(draws) // _MEASURED, 1)]
         image, _ = transformer.plain(some, made.output_bias.expand(len(some), -1, -1))
