@@ -17,12 +17,12 @@ plain formula steps in. The environment variable PYRO_NAF_KERNEL overrides what 
 from __future__ import annotations
 
 import os
-import warnings
 
 import torch
 from torch import Tensor
 
 from ..formulas import SigmoidSpec
+from ..support.deprecation import warn_deprecated
 from . import triton
 from .compiled import Compiled
 from .plain import Plain
@@ -45,11 +45,9 @@ def check_kernel(name: str, argument: str = "kernel") -> str:
     if triton.is_installed() and (name == "triton" or torch.cuda.is_available()):
         triton.load_operators()  # not in the middle of a compilation
     if name == "eager":
-        warnings.warn(
+        warn_deprecated(
             f"{argument} 'eager' is no more and is taken as 'auto'; choose 'auto', or 'plain' for "
-            "the formula without compiled loops",
-            DeprecationWarning,
-            stacklevel=4,
+            "the formula without compiled loops"
         )
         return "auto"
     if name not in NAMES:

@@ -26,12 +26,15 @@ def choose(transformer: DeepSigmoidal | DeepDenseSigmoidal, x: Tensor, phi: Tens
 
 
 def test_the_eager_kernel_of_earlier_versions_is_the_automatic_choice() -> None:
-    with pytest.warns(DeprecationWarning, match="'auto', or 'plain'"):
-        old = DeepSigmoidal(4, kernel="eager")
+    for make in (DeepSigmoidal, deep_sigmoidal_flow):
+        with pytest.warns(DeprecationWarning, match="'auto', or 'plain'") as caught:
+            made: Any = make(4, kernel="eager")
+        assert [warning.filename for warning in caught] == [__file__]
+    old = made.transformer
     assert old.kernel == "auto"
     old.kernel = "eager"  # as in a pickle of such a version
-    x, phi = torch.randn(3), torch.randn(3, 12)
-    assert choose(old, x, phi) == choose(DeepSigmoidal(4), x, phi)
+    x, phi = torch.randn(3), torch.randn(3, old.num_params)
+    assert choose(old, x, phi) == choose(DeepSigmoidal(), x, phi)
 
 
 @pytest.mark.parametrize("factory", [*FACTORIES, lambda **kw: deep_sigmoidal_flow(2, **kw)])
