@@ -442,5 +442,5 @@ def ideal_points(legislators: int, bills: int) -> Any:
 
 
 def test_modes_that_no_gaussian_fits_never_end_far_below_the_start() -> None:
-    result = refine(ideal_points(10, 8), steps=60, seed=0, num_draws=4000, progress=False)
+    result = refine(ideal_points(8, 6), steps=40, seed=0, num_draws=2000, progress=False)
     assert result.elbo > result.before.elbo - 1
