@@ -1,11 +1,22 @@
-"""The log-scale of an affine map, kept within a bound."""
+"""Affine maps :math:`y = e^s x + m`, alone or around another map, and the bound on a log-scale."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 #: Argument at which the bound is reached to rounding: the square of a larger one could overflow.
 _MOST = 1e9
+
+
+def evaluate(x: Tensor, shift: Tensor, log_scale: Tensor) -> Tensor:
+    """The map's value; its log-slope is the log-scale."""
+    return log_scale.exp() * x + shift
+
+
+def inverse(y: Tensor, shift: Tensor, log_scale: Tensor) -> Tensor:
+    """The preimage of y."""
+    return (y - shift) * torch.exp(-log_scale)
 
 
 def bounded(raw: Tensor, limits: Tensor) -> Tensor:
@@ -19,7 +30,6 @@ def bounded(raw: Tensor, limits: Tensor) -> Tensor:
     :param limits: B and g, shape ``(2,)``.
     :return: s, of the shape of ``raw``.
 
-    >>> import torch
     >>> bounded(torch.tensor([0.01, 4.0, 1e20]), torch.tensor([4.0, 1.0]))
     tensor([0.0100, 2.8284, 4.0000])
     """
@@ -31,7 +41,6 @@ def bounded(raw: Tensor, limits: Tensor) -> Tensor:
 def unbounded(log_scale: Tensor, limits: Tensor) -> Tensor:
     """The pseudo-parameter of a log-scale, which is brought within the bound.
 
-    >>> import torch
     >>> limits = torch.tensor([4.0, 0.1])
     >>> bounded(unbounded(torch.tensor([-1.0, 2.0]), limits), limits)
     tensor([-1.,  2.])

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import affine
 from .elementary import log_matvec, log_sigmoids, log_sum_exp
 from .spec import SigmoidSpec
 
@@ -25,7 +26,7 @@ def evaluate(spec: SigmoidSpec, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]
         return sigmoids(x, spec.constrain(phi), spec.matrices)
     phi, shift, log_scale = spec.split(phi)
     y, log_slope = sigmoids(x, spec.constrain(phi), spec.matrices)
-    return log_scale.exp() * y + shift, log_slope + log_scale
+    return affine.evaluate(y, shift, log_scale), log_slope + log_scale
 
 
 def sigmoids(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from ..formulas import affine
 from ..formulas.elementary import log_sigmoids
 from ..support.precision import in_float32
 from .base import Transformer
@@ -23,6 +23,7 @@ class Affine(Transformer):
     Source: Kingma et al. 2016 [arXiv:1606.04934], eq. 10 to 14; Papamakarios et al. 2017
     [arXiv:1705.07057].
 
+    >>> import torch
     >>> y, log_slope = Affine()(torch.tensor(3.0), torch.tensor([1.0, 0.0]))
     >>> y.item(), log_slope.item()
     (4.0, 0.0)
@@ -45,13 +46,13 @@ class Affine(Transformer):
     def evaluate(self, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
         """Value and log-slope, each ``(...)``."""
         shift, log_scale = params
-        y = log_scale.exp() * x + shift
+        y = affine.evaluate(x, shift, log_scale)
         return y, log_scale.expand_as(y)
 
     def bracket(self, y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
         """The preimage itself, twice."""
         shift, log_scale = params
-        x = (y - shift) * torch.exp(-log_scale)
+        x = affine.inverse(y, shift, log_scale)
         return x, x
 
     @in_float32

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import kernels
-from ..formulas import SigmoidSpec
+from ..formulas import SigmoidSpec, affine
 from ..support.precision import in_float32
 from .base import Transformer
 from .sigmoids import SigmoidalTransformer
@@ -91,7 +91,7 @@ class Scaled(Transformer):
     def plain(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         phi, m, s = self.spec().split(phi)
         y, log_slope = self.inner.plain(x, phi)
-        return s.exp() * y + m, log_slope + s
+        return affine.evaluate(y, m, s), log_slope + s
 
     def spec(self) -> SigmoidSpec:
         """That of the inner transformer, with an affine map."""
@@ -106,15 +106,15 @@ class Scaled(Transformer):
         """Value and log-slope, each ``(...)``."""
         m, s, *inner = params
         y, log_slope = self.inner.evaluate(x, *inner)
-        return s.exp() * y + m, log_slope + s
+        return affine.evaluate(y, m, s), log_slope + s
 
     def bracket(self, y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
         """That of the inner transformer."""
         m, s, *inner = params
-        return self.inner.bracket((y - m) * s.neg().exp(), *inner)
+        return self.inner.bracket(affine.inverse(y, m, s), *inner)
 
     @in_float32
     def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
         """The inner transformer's preimage of ``(y - m) / e^s``."""
         phi, m, s = self.spec().split(phi)
-        return self.inner.preimage((y - m) * s.neg().exp(), phi)
+        return self.inner.preimage(affine.inverse(y, m, s), phi)

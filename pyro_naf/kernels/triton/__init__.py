@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...formulas import SigmoidSpec
+from ...formulas import SigmoidSpec, affine
 from ...support.modes import needs_plain_operations
 from ..protocol import OnLanes, column, on_lanes
 
@@ -41,7 +41,7 @@ class Triton:
             return on_lanes(_operator("evaluate"), spec, x, phi)
         phi, shift, log_scale = spec.split(phi)
         y, log_slope = self.evaluate(spec._replace(limits=None), x, phi)
-        return log_scale.exp() * y + shift, log_slope + log_scale
+        return affine.evaluate(y, shift, log_scale), log_slope + log_scale
 
     def root(self, spec: SigmoidSpec, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`~pyro_naf.kernels.Kernel.root`."""
