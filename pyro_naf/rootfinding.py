@@ -170,7 +170,7 @@ def attach_gradient(f: Increasing, root: Tensor, y: Tensor, *params: Tensor) -> 
     if needs_plain_operations(y, autocast=False):
         return refined(f, root, y, *params)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (y, *params)):
-        return ImplicitRoot.apply(f, root, y, *params)
+        root = ImplicitRoot.apply(f, root, y, *params)
     return root
 
 
@@ -232,4 +232,5 @@ def search_once(search: Callable[..., Tensor], lanes: int, *tensors: Tensor) -> 
 
     :param search: from tensors, the first ``lanes`` of them ``(N, ...)``, to roots ``(N,)``.
     """
-    return _Search.apply(search, lanes, *(t.detach() for t in tensors)).detach()
+    found: Tensor = _Search.apply(search, lanes, *(t.detach() for t in tensors))
+    return found.detach()

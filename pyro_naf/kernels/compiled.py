@@ -81,7 +81,8 @@ class _Call(ctypes.Structure):
 
 def _evaluate(spec: SigmoidSpec, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
     _check_width(spec, phi)
-    return _Evaluation.apply(spec, x, phi, *spec.matrices)
+    found: tuple[Tensor, Tensor] = _Evaluation.apply(spec, x, phi, *spec.matrices)
+    return found
 
 
 @torch.no_grad()

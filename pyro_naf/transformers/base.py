@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -121,7 +121,7 @@ class _Method(nn.Module):
         return getattr(self.transformer, self.name)(x, phi)
 
 
-def _as_function(transformer: Transformer, method: str, names: Sequence[str]) -> Callable[..., Any]:
+def _as_function(transformer: Transformer, method: str, names: Sequence[str]) -> Any:
     """``f(x, phi, *own)``: a method with these tensors in place of the transformer's own."""
     if not names:
         return getattr(transformer, method)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,4 +104,4 @@ def _installed_version() -> tuple[int, ...]:
 
 
 _VERSION = _installed_version()
-_operators: dict[str, Any] = {}
+_operators: dict[str, OnLanes] = {}

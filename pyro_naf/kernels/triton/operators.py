@@ -29,7 +29,9 @@ def evaluate(spec: SigmoidSpec, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]
 
     :raises TypeError: when x is not float32 or float64, or phi neither these nor 16 bits wide.
     """
-    return forward(x, phi, spec.biases, spec.packed(), spec.layers, spec.shift, spec.floor)
+    args = spec.biases, spec.packed(), spec.layers, spec.shift, spec.floor
+    found: tuple[Tensor, Tensor] = forward(x, phi, *args)
+    return found
 
 
 @torch.no_grad()
@@ -38,7 +40,9 @@ def root(spec: SigmoidSpec, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
 
     :raises TypeError: as :func:`evaluate`.
     """
-    return inverse(y, phi, spec.biases, spec.packed(), spec.layers, spec.shift, spec.floor)
+    args = spec.biases, spec.packed(), spec.layers, spec.shift, spec.floor
+    found: tuple[Tensor, Tensor] = inverse(y, phi, *args)
+    return found
 
 
 # -------------------------------------------------------------------------------------- launches
