@@ -32,10 +32,10 @@ from typing import Any
 from pyro.distributions.transforms import BlockAutoregressive, Planar
 from torch import nn
 
-from ..archive import plain
-from ..checks import check_integers
 from ..conditioners import MADE
-from ..starts import spread_sigmoids
+from ..files.archive import plain
+from ..flows.starts import spread_sigmoids
+from ..support.checks import check_integers
 from ..transformers import (
     Affine,
     DeepDenseSigmoidal,
@@ -112,7 +112,7 @@ class Options:
     :param hidden_units: K, the sigmoids of DSF and DDSF; the width of BNAF a dimension.
     :param num_layers: layers of a DDSF transformer.
     :param sharpness: slope at which all sigmoids but one start, at places spread over the data;
-        see :func:`~pyro_naf.starts.spread_sigmoids`.
+        see :func:`~pyro_naf.flows.starts.spread_sigmoids`.
     :param affine: the conditioner also gives an affine map around the sigmoids.
     :param bins: bins of a spline, on [-``bound``, ``bound``].
     :param components: Gaussians of an autoregressive mixture.

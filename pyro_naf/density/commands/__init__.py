@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import BooleanOptionalAction
 from typing import Any
 
-from ...command_line import at_least, positive, widths
+from ...support.command_line import at_least, positive, widths
 from .. import datasets
 from ..architectures import ACTIVATIONS, NAMES
 from ..settings import PRECISIONS, SCHEDULES, Training
