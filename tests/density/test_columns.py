@@ -253,7 +253,7 @@ def test_tables_that_do_not_fit_the_schema_are_refused() -> None:
     with pytest.raises(NotImplementedError, match="has no Pyro distribution"):
         density.distribution()
     for values, message in (
-        (np.array(["a", None] * 50, object), "has missing text in rows 1, 3"),
+        (np.array(["a", None] * 50, object), "has missing cells in column region, and classes"),
         (np.array([{}] * 100, object), "must hold numbers, text, booleans or dates, got dict"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):

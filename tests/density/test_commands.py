@@ -95,7 +95,10 @@ def test_columns_of_a_csv_are_chosen_by_name_and_found_again(here: Path, capsys:
     Path("x.csv").write_text("\n".join(lines) + "\n")
     chosen = ["--columns", "y", "--context", "x"]
     said = refuses(capsys, "fit", "x.csv", *QUICK)
-    assert said == "x.csv holds text in column city ('Paris' in line 2); choose with --columns"
+    assert said == (
+        "x.csv holds text in column city ('Paris' in line 2), 1 value in 400 rows; leave it out "
+        "with --exclude city"
+    )
     assert run("fit", "x.csv", *QUICK, *chosen, "--output", "out") == 0
     density = FlowDensity.load(here / "out" / "model.pt")
     assert (density.columns, density.context_columns) == (["y"], ["x"])
@@ -242,7 +245,10 @@ def test_a_published_set_is_prepared_and_set_beside_its_row(here: Path, capsys: 
     [
         ("fit", "name a file of rows, or a published set with --dataset"),
         ("fit none.npy", "No such file or directory: 'none.npy'"),
-        ("fit x.txt", "x.txt must be one of .npy, .npz, .csv, .pt"),
+        (
+            "fit x.doc",
+            "x.doc must be one of .npy, .npz, .csv, .pt, .tsv, .txt, .gz, .zip",
+        ),
         ("fit x.npy --model vae", "architecture must be one of made, made-mog"),
         ("fit x.npy --model planar-4", "planar flows have no inverse, so that data cannot be"),
         ("fit x.npy --dropout 2", "dropout must lie in [0, 1), got 2.0"),
@@ -301,8 +307,7 @@ def test_text_files_are_read_whatever_their_encoding_decimals_and_packing(here: 
         table = read_table(name)
         assert (table.columns or []) == columns, name
         assert table.rows.shape == (40, 2) and float(table.rows[:, 1].mean()) == mean, name
-        lines = table.lines()
-        assert lines is not None and lines[0] == (2 if columns else 1)
+        assert table.lines is not None and table.lines[0] == (2 if columns else 1)
         noted = (
             None if name != "latin.csv" else "latin.csv is not in UTF-8, and was read as Latin-1"
         )
@@ -313,11 +318,14 @@ def test_packed_files_that_are_damaged_or_too_large_are_refused(
     here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = gzip.compress(b"a,b\n" + b"1,2\n" * 3000)
-    for name, content in (("cut.csv.gz", packed[:-9]), ("no.csv.gz", b"a,b\n1,2\n")):
+    for name, content, message in (
+        ("cut.csv.gz", packed[:-9], "is truncated: its packed content has no end"),
+        ("no.csv.gz", b"a,b\n1,2\n", "cannot be unpacked: it is damaged, or not packed so"),
+    ):
         Path(name).write_bytes(content)
-        assert f"{name} is not a text file of numbers" in refuses(capsys, "fit", name, *QUICK)
+        assert refuses(capsys, "fit", name, *QUICK) == f"{name} {message}"
     Path("bomb.csv.gz").write_bytes(packed)
-    monkeypatch.setattr("pyro_naf.density.commands.csv_files.UNPACKED", 100)
+    monkeypatch.setattr("pyro_naf.density.commands.text_files.UNPACKED", 100)
     said = refuses(capsys, "fit", "bomb.csv.gz", *QUICK)
     assert said.startswith("bomb.csv.gz would unpack to more than")
 
@@ -330,7 +338,7 @@ def files_that_are_no_tables() -> dict[str, tuple[bytes, str]]:
         "d.pt": (b"garbage", "d.pt is not a whole file of tensors"),
         "e.csv": (b"a,b\n", "e.csv holds no rows"),
         "f.csv": (b"a,b\n1,2\n3\n", "f.csv has 1 cells in line 3, 2 in the first"),
-        "g.csv": (b"\xff\xfe\x00\x01", "g.csv is not a text file of numbers"),
+        "g.csv": (b"\xff\xfe\x00", "g.csv is not whole: line 1 is no utf-16"),
         "h.csv": (
             b"1,2\n",
             "h.csv must have at least 2 rows to train on, got 1 row, of which 1 held out",
@@ -339,7 +347,7 @@ def files_that_are_no_tables() -> dict[str, tuple[bytes, str]]:
         "j.csv": (b"a,b\n1,2\n1,3\n1,4\n", "j.csv is constant in column a"),
         "k.csv": (b"", "k.csv holds no rows"),
         "l.csv": (b"a,1\nb,2\n", "l.csv holds text in column 0 ('a' in line 1)"),
-        "m.csv": (b"a,b,c\n1,2\n", "m.csv names 3 columns, but has 2"),
+        "m.csv": (b"a,b,c\n1,2\n", "m.csv has 2 cells in line 2, 3 in the first"),
     }
 
 

@@ -30,7 +30,11 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
     score.add_argument("model", metavar="MODEL", help="a model.pt, or the folder that it is in")
     _add_data(score)
-    score.add_argument("--output", metavar="FILE", help="write each row's log-likelihood there")
+    score.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write each row's log-likelihood there, - to standard output",
+    )
     score.add_argument("--device", metavar="NAME", default="cpu", help="default: %(default)s")
     sample = _command(
         commands, "sample", run_sample, "rows drawn from a fitted density",
@@ -41,7 +45,12 @@ def add_commands(commands: Any) -> None:
     add("-n", type=at_least(1), metavar="N", default=1000, help="rows; default: %(default)s")
     add("--context-file", metavar="DATA", help="contexts, for each of which N rows are drawn")
     _add_header(sample)
-    add("--output", metavar="FILE", required=True, help="a .npy, .npz, .csv or .pt file")
+    add(
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="a .npy, .npz, .csv or .pt file, or - for standard output",
+    )
     add("--seed", type=at_least(0), metavar="N", default=0, help="default: %(default)s")
     add("--device", metavar="NAME", default="cpu", help="default: %(default)s")
 
@@ -54,8 +63,10 @@ def _command(commands: Any, name: str, run: Any, short: str, long: str) -> Any:
 
 def _add_data(parser: Any, nargs: str | None = None) -> None:
     add = parser.add_argument
-    add("data", nargs=nargs, metavar="DATA", help="rows: a .csv, .tsv, .npy, .npz or .pt file")
+    kinds = "text (.csv, .tsv, .txt, .gz, .zip), .parquet, .feather, .xlsx, .npy, .npz or .pt"
+    add("data", nargs=nargs, metavar="DATA", help=f"rows: {kinds}; - is text on standard input")
     add("--columns", metavar="A,B", help="names or numbers (from 0) of the columns; default: all")
+    add("--exclude", metavar="A,B", help="columns to leave out")
     add("--context", metavar="A,B", help="columns that the density is conditioned on")
     add(
         "--drop-missing",
@@ -72,6 +83,8 @@ def _add_header(parser: Any) -> None:
         action=BooleanOptionalAction,
         help="the first line of a .csv names the columns; default: where it holds no number",
     )
+    parser.add_argument("--decimal", choices=(".", ","), help="decimal mark; default: found out")
+    parser.add_argument("--sheet", metavar="NAME", help="of an .xlsx file; default: the first")
 
 
 def _add_fit(commands: Any) -> None:
