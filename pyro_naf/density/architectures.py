@@ -80,6 +80,27 @@ NAMES: dict[str, int | None] = {
 #: Names that take no number.
 UNNUMBERED = ("auto", "gaussian", "made", "made-mog")
 
+_MADE = ("hidden_dims", "residual", "activation", "dropout", "head_dim", "linear")
+_DSF = (*_MADE, "hidden_units", "sharpness", "affine", "kernel")
+
+#: The fields of :class:`Options` that architectures make use of.
+USED: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("auto", "maf-ddsf"): (*_DSF, "num_layers", "whiten"),
+    ("maf-dsf",): (*_DSF, "whiten"),
+    ("maf-affine", "made"): (*_MADE, "whiten"),
+    ("maf-mog", "made-mog"): (*_MADE, "components", "whiten"),
+    ("maf-nsf", "nsf-ar"): (*_MADE, "bins", "bound", "whiten"),
+    ("iaf-affine",): _MADE,
+    ("iaf-dsf",): _DSF,
+    ("iaf-ddsf",): (*_DSF, "num_layers"),
+    ("iaf-nsf",): (*_MADE, "bins", "bound"),
+    ("tan",): ("hidden_dims", "components"),
+    ("bnaf",): ("hidden_dims", "hidden_units", "linear"),
+    ("gmm",): ("prior_rows",),
+    ("copula",): ("components", "prior_rows"),
+    ("gaussian", "planar"): (),
+}
+
 #: The architectures of the NAF paper's table, and of later work, as they stand in it.
 TABLE = (
     "made",
@@ -212,6 +233,17 @@ def check_options(name: str, overrides: Mapping[str, Any]) -> Options:
         known = ", ".join(field.name for field in fields(Options))
         raise TypeError(f"unknown option {unknown[0]!r} of {name}; there are: {known}")
     return Options(**{key: plain(key, value) for key, value in overrides.items()})
+
+
+def unused_options(name: str, overrides: Mapping[str, Any]) -> list[str]:
+    """The options that a named architecture makes no use of.
+
+    >>> unused_options("maf-nsf-5", {"bins": 16, "hidden_units": 8})
+    ['hidden_units']
+    """
+    kind, _ = parse(name)
+    used = next(options for kinds, options in USED.items() if kind in kinds)
+    return [option for option in overrides if option not in used]
 
 
 def parse(name: str) -> tuple[str, int]:

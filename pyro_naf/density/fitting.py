@@ -227,9 +227,10 @@ class Fitting:
     def _train(self, rows: Modelled, weight: Tensor | None, held_out: Modelled | None) -> None:
         density, schema, dtype = self.density, self.density.schema, self.density.dtype
         if density.head is not None:
-            density.history = self._train_classes(rows, weight, held_out)
-        if not schema.real:
-            return
+            history = self._train_classes(rows, weight, held_out)
+            if not schema.real:
+                density.history = history
+                return
         data, validation = density.moments.standardised(rows, schema, dtype), None
         if held_out is not None:
             validation = density.moments.standardised(held_out, schema, dtype)
@@ -251,10 +252,20 @@ class Fitting:
         if next(flow.parameters(), None) is None:
             density.history = untrained(flow, data, validation, offset)
         else:
-            model = density.description()
-            density.history = train(
-                flow, data, validation, self.options, self.on_evaluation, offset, model, weight
-            )
+            model, seen = density.description(), list[dict[str, Any]]()
+
+            def evaluated(entry: dict[str, Any]) -> None:
+                seen.append(entry)
+                if self.on_evaluation is not None:
+                    self.on_evaluation(entry)
+
+            try:
+                density.history = train(
+                    flow, data, validation, self.options, evaluated, offset, model, weight
+                )
+            except KeyboardInterrupt:
+                density.history = History.interrupted(seen) if seen else None
+                raise
         if validation is not None:
             density.held_out = torch.cat(list(log_probs(flow, validation))).double() + shift
 

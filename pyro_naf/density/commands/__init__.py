@@ -1,4 +1,4 @@
-"""The commands ``pyro-naf fit``, ``score`` and ``sample``."""
+"""The commands ``pyro-naf fit``, ``score``, ``sample`` and ``plot``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .. import datasets
 from ..architectures import ACTIVATIONS, NAMES
 from ..settings import PRECISIONS, SCHEDULES, Training
 from .fit import run_fit
+from .plot import run_plot
 from .use import run_sample, run_score
 
 #: Kinds of columns that can be said, and what they are.
@@ -22,7 +23,7 @@ KINDS = {
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the three to the subparsers of ``pyro-naf``."""
+    """Adds the four to the subparsers of ``pyro-naf``."""
     _add_fit(commands)
     score = _command(
         commands, "score", run_score, "log-likelihood of rows under a fitted density",
@@ -53,6 +54,15 @@ def add_commands(commands: Any) -> None:
     )
     add("--seed", type=at_least(0), metavar="N", default=0, help="default: %(default)s")
     add("--device", metavar="NAME", default="cpu", help="default: %(default)s")
+    plot = _command(
+        commands, "plot", run_plot, "a picture of a fitted density",
+        "Draw a fitted density beside data, and how it was trained. Needs matplotlib.",
+    )  # fmt: skip
+    plot.add_argument("model", metavar="MODEL", help="a model.pt, or the folder that it is in")
+    _add_data(plot, "?")
+    output = "a .png, .pdf or .svg file; default: fit.png beside the model"
+    plot.add_argument("--output", metavar="FILE", help=output)
+    plot.add_argument("--seed", type=at_least(0), metavar="N", default=0, help="of the draws")
 
 
 def _command(commands: Any, name: str, run: Any, short: str, long: str) -> Any:
@@ -141,7 +151,10 @@ def _add_fit(commands: Any) -> None:
     add("--residual", action="store_const", const=True, help="residual conditioners")
     add("--seed", type=at_least(0), metavar="N", default=0, help="default: %(default)s")
     add("--device", metavar="NAME", help="default: a GPU where there is one")
-    add("--resume", action="store_true", help="go on with a run that was interrupted")
+    add("--resume", action="store_true",
+        help="go on with a run that was interrupted; its budget may be another")  # fmt: skip
+    add("--force", action="store_true", help="replace a model that is there")
     add("--checkpoint-seconds", type=float, metavar="S", default=30.0,
         help="time between two checkpoints; default: %(default)s")  # fmt: skip
     add("--no-progress", action="store_true", help="show no progress bar")
+    add("--no-picture", action="store_true", help="draw no fit.png")

@@ -18,7 +18,7 @@ def run_score(options: argparse.Namespace) -> None:
     with inputs.one_line():
         if options.output:
             files.check_output(options.output)
-        density = _load(options.model).to(inputs.device(options.device))
+        density = load(options.model).to(inputs.device(options.device))
         x, context = inputs.read(options, density)
         c = None if context is None else context.rows
         if density.noise:
@@ -45,7 +45,7 @@ def run_sample(options: argparse.Namespace) -> None:
     """``pyro-naf sample``."""
     with inputs.one_line():
         files.check_output(options.output)
-        density = _load(options.model).to(inputs.device(options.device))
+        density = load(options.model).to(inputs.device(options.device))
         context, names, say = None, density.columns, files.telling(options.output)
         if options.context_file:
             table = files.read_table(options.context_file, inputs.reading(options, None))
@@ -69,7 +69,11 @@ def run_sample(options: argparse.Namespace) -> None:
         say(f"{len(rows)} rows written to {options.output}")
 
 
-def _load(path: str) -> FlowDensity:
+def load(path: str) -> FlowDensity:
+    """The density in a file, or in a folder of ``pyro-naf fit``.
+
+    :raises ModelFileError: as :meth:`FlowDensity.load`.
+    """
     folder = Path(path)
     return FlowDensity.load(folder / "model.pt" if folder.is_dir() else folder)
 
