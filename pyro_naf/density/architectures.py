@@ -77,6 +77,9 @@ NAMES: dict[str, int | None] = {
     "auto": 0,
 }
 
+#: Architectures that model numbers and classes together.
+WITH_CLASSES = ("gmm", "copula")
+
 #: Names that take no number.
 UNNUMBERED = ("auto", "gaussian", "made", "made-mog")
 
@@ -182,15 +185,24 @@ class Options:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
 
 
-def build(name: str, input_dim: int, context_dim: int = 0, **overrides: Any) -> NormalizingFlow:
+def build(
+    name: str,
+    input_dim: int,
+    context_dim: int = 0,
+    *,
+    sizes: Sequence[int] = (),
+    **overrides: Any,
+) -> NormalizingFlow:
     """The named architecture, freshly initialised (from torch's global generator).
 
     :param name: see the table above; a number at its end is that of the layers.
     :param input_dim: D >= 1.
     :param context_dim: width C of a context, 0 for none.
+    :param sizes: number of values of each of M classes, which x ``(..., D + M)`` then holds too, by
+        their places: for "gmm-K" and "copula-K".
     :param overrides: fields of :class:`Options`.
     :raises ValueError: for an unknown name, an option out of its range, or an architecture that
-        takes no context.
+        takes no context, or no classes.
     :raises TypeError: for an unknown option, or one that no file could hold.
 
     >>> import torch
@@ -198,13 +210,15 @@ def build(name: str, input_dim: int, context_dim: int = 0, **overrides: Any) -> 
     torch.Size([5])
     """
     kind, number = parse(name)
-    check_integers(input_dim=(input_dim, 1), context_dim=(context_dim, 0))
+    check_integers(input_dim=(input_dim, 0 if sizes else 1), context_dim=(context_dim, 0))
     options = check_options(name, overrides)
     parts = _Parts(operator.index(input_dim), operator.index(context_dim), options)
     if kind == "auto":
         raise ValueError("architecture 'auto' is fitted by FlowDensity, and cannot be built alone")
-    if kind in ("gaussian", "gmm", "copula"):
-        return _gaussian(parts, kind, number)
+    if sizes and kind not in WITH_CLASSES:
+        raise ValueError(f"architecture {name!r} takes no classes beside numbers: name 'gmm-5'")
+    if kind in ("gaussian", *WITH_CLASSES):
+        return _gaussian(parts, kind, number, sizes)
     if kind == "planar":
         return _planar(parts, number)
     if kind == "bnaf":
@@ -345,14 +359,15 @@ class _Parts:
         return [*between[:-1], Diagonal(self.input_dim)]
 
 
-def _gaussian(parts: _Parts, kind: str, components: int) -> NormalizingFlow:
+def _gaussian(parts: _Parts, kind: str, components: int, sizes: Sequence[int]) -> NormalizingFlow:
     if kind == "gaussian":
         return NormalizingFlow([parts.whitening()], StandardNormal(parts.input_dim))
     if parts.context_dim:
         raise ValueError(f"architecture {kind!r} takes no context: name 'gaussian', or a flow")
-    scores = [NormalScores(parts.input_dim, parts.options.components)] if kind == "copula" else []
+    copula = kind == "copula" and parts.input_dim > 0
+    scores = [NormalScores(parts.input_dim, parts.options.components)] if copula else []
     return NormalizingFlow(
-        scores, GaussianMixture(parts.input_dim, components, parts.options.prior_rows)
+        scores, GaussianMixture(parts.input_dim, components, parts.options.prior_rows, sizes)
     )
 
 

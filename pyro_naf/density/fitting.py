@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import automatic, kinds, preparation, tables
-from .architectures import parse
+from .architectures import WITH_CLASSES, parse
 from .closed_form import CLOSED
 from .columns import Schema
 from .modelled import Modelled
@@ -108,7 +108,7 @@ class Fitting:
         )
         self._check_classes(rows, schema)
         self.density.note = kinds.described(schema, self.said, self.density.columns)
-        self.density.build_for(schema)
+        self.density.build_for(schema, self.gaps)
 
     def _check_gaps(self, rows: Tensor) -> None:
         """Refuses what is not finite, but missing cells where the density takes them."""
@@ -134,15 +134,17 @@ class Fitting:
             )
 
     def _check_classes(self, rows: Tensor, schema: Schema) -> None:
-        """Refuses missing cells where there are columns of classes."""
-        if not (self.gaps and schema.classes):
+        """Refuses missing cells beside classes where these are no part of the mixture."""
+        kind = parse(self.density.architecture)[0]
+        if not (self.gaps and schema.classes) or kind in ("auto", *WITH_CLASSES):
             return
         classes = preparation.listed("column", [schema.called(i) for i in schema.classes])
         gone = rows.isnan().any(0).nonzero().squeeze(1).tolist()
         cells = preparation.listed("column", [schema.called(i) for i in gone])
         raise ValueError(
             f"{self.density.names[0]} has missing cells in {cells}, and classes in {classes}, "
-            "which cannot be fitted together: leave these rows out (--drop-missing), or the classes"
+            f"which architecture {kind!r} cannot fit together: choose 'auto' or 'gmm-5', or leave "
+            "these rows out (--drop-missing)"
         )
 
     def _without_empty(
@@ -228,12 +230,12 @@ class Fitting:
         density, schema, dtype = self.density, self.density.schema, self.density.dtype
         if density.head is not None:
             history = self._train_classes(rows, weight, held_out)
-            if not schema.real:
+            if not density.has_flow:
                 density.history = history
                 return
-        data, validation = density.moments.standardised(rows, schema, dtype), None
+        data, validation = self._standardised(rows), None
         if held_out is not None:
-            validation = density.moments.standardised(held_out, schema, dtype)
+            validation = self._standardised(held_out)
         shift = self._shift(rows if held_out is None else held_out)
         if parse(density.architecture)[0] == "auto":
             density.flow = None
@@ -244,7 +246,7 @@ class Fitting:
             automatic.fit(
                 data, validation, options, given=self.given, overrides=density.overrides,
                 weight=weight, shift=shift, on_evaluation=self.on_evaluation, dtype=dtype,
-                gaps=self.gaps, keep=self._keep,
+                gaps=self.gaps, sizes=schema.sizes if density.together else (), keep=self._keep,
             )  # fmt: skip
             return
         flow, offset = density.flow, float(shift.mean())
@@ -268,6 +270,10 @@ class Fitting:
                 raise
         if validation is not None:
             density.held_out = torch.cat(list(log_probs(flow, validation))).double() + shift
+
+    def _standardised(self, rows: Modelled) -> list[Tensor]:
+        density = self.density
+        return density.moments.standardised(rows, density.schema, density.dtype, density.together)
 
     def _keep(self, found: automatic.Fitted) -> None:
         self.density.flow, self.density.parts = found.density, found.parts

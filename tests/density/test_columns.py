@@ -253,11 +253,11 @@ def test_tables_that_do_not_fit_the_schema_are_refused() -> None:
     with pytest.raises(NotImplementedError, match="has no Pyro distribution"):
         density.distribution()
     for values, message in (
-        (np.array(["a", None] * 50, object), "has missing cells in column region, and classes"),
+        (np.array(["a", None] * 50, object), "cannot be fitted by architecture 'maf-affine-1'"),
         (np.array([{}] * 100, object), "must hold numbers, text, booleans or dates, got dict"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):
-            FlowDensity(**QUICK).fit({**table, "region": values})
+            FlowDensity(architecture="maf-affine-1", **QUICK).fit({**table, "region": values})
 
 
 def test_a_sentinel_costs_nothing_and_is_named() -> None:
