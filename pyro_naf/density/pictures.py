@@ -35,8 +35,9 @@ WIDTH, HEIGHT = 4, 3
 #: Scatter plots, of the pairs of columns that depend most on one another.
 PAIRS = 2
 
-#: Number of values of an integer column up to which each has a bar of its own.
-BARS = 25
+#: Number of values of an integer column up to which each has a bar of its own, and number of
+#: classes that have one.
+BARS, CLASSES = 25, 8
 
 #: Characters of a label that are shown.
 LABEL = 12
@@ -159,7 +160,10 @@ def _draw_bars(axes: Axes, column: Column, data: np.ndarray | None, draws: np.nd
     if column.is_real:
         labels = [f"{value:g}" for value in values]
     else:
-        values = np.sort(values[np.argsort(-counts)][:BARS])
+        if len(values) > CLASSES:
+            title = f"the {CLASSES} most frequent of {len(values)}"
+            axes.set_title(title, fontsize="small")
+        values = np.sort(values[np.argsort(-counts)][:CLASSES])
         text = any(isinstance(value, str) for value in column.values)
         labels = [str(column.values[int(v)]) if text else f"{v:g}" for v in values]
         if column.kind == "boolean":
@@ -170,8 +174,8 @@ def _draw_bars(axes: Axes, column: Column, data: np.ndarray | None, draws: np.nd
         axes.bar(places, shares, 0.8, color=REFERENCE, label="data")
     shares = [(draws == value).mean() for value in values]
     axes.bar(places, shares, 0.55, fill=False, edgecolor=AFTER, linewidth=1.6, label="draws")
-    labels = [label if len(label) <= LABEL else f"{label[:LABEL]}..." for label in labels]
-    every = -(-len(values) // (8 if column.is_real else BARS))
+    labels = [s if len(s) <= LABEL else f"{s[: LABEL // 2]}...{s[-LABEL // 3 :]}" for s in labels]
+    every = -(-len(values) // CLASSES)
     axes.set_xticks(places[::every], labels[::every], parse_math=False)
     if sum(map(len, labels[::every])) > 1.5 * LABEL:
         axes.tick_params("x", rotation=90 if len(labels) > 6 else 30, labelsize="small")
@@ -225,7 +229,10 @@ def _draw_curves(axes: Axes, curves: Curves, levels: dict[str, float]) -> None:
     high = max([*levels.values(), *(h.max() for h in heights if len(h))])
     margin = 0.1 * ((high - low) or 1.0)
     axes.set_ylim(low - margin, high + margin)
-    axes.set_xlabel("step")
+    if curves:
+        axes.set_xlabel("step")
+    else:
+        axes.set_xticks([])
     axes.set_title("held-out log-likelihood in nats", fontsize="medium")
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     hide_frame(axes, "top", "right")

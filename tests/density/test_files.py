@@ -75,6 +75,7 @@ READ: dict[str, Any] = {
         "count": [1200, 2500, 3750],
         "share": [0.25, 0.5, 0.75],
     },
+    "minus.csv": {"weight": WEIGHT[:3], "change": [-1.5, 2.0, -0.5]},
     "missing.csv": {
         "a": [1, NAN, 3, NAN],
         "b": [2.5, NAN, NAN, 1],
@@ -127,6 +128,11 @@ REFUSED = {
     "it, or leave the column out with --exclude weight",
     "word.csv": "holds text in column weight ('broken' in line 5) among numbers; correct it, or "
     "leave the column out with --exclude weight",
+    "number_among_names.csv": "holds text in column 0 ('weight' in line 1) among numbers; correct "
+    "it, or leave the column out with --exclude 0; say --header where the first line names the "
+    "columns",
+    "several_texts.csv": "holds text in column name ('Ann' in line 2), 6 values in 6 rows; leave "
+    "it out with --exclude name; likewise column cabin",
     "currency.csv": "holds text in column price ('$1.50' in line 2), 3 values in 3 rows; leave it "
     "out with --exclude price",
     "too_many_codes.csv": "holds text in column plz ('01067' in line 2), 6 values in 6 rows; leave "

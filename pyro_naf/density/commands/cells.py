@@ -20,6 +20,9 @@ MISSING = frozenset(
 #: Characters, beside the other mark, that stand between groups of three digits.
 GROUPING = " '\u00a0\u202f\u2019"
 
+#: The minus sign of typographers.
+MINUS = "\u2212"
+
 #: Numbers by their decimal mark; digits before it may be in groups of three.
 NUMBERS = {
     mark: re.compile(
@@ -72,7 +75,7 @@ class Written:
     lines: Sequence[int]
 
     def __post_init__(self) -> None:
-        self.cells = [cell.strip() for cell in self.cells]
+        self.cells = [cell.strip().replace(MINUS, "-") for cell in self.cells]
         self.missing = np.array([cell.lower() in MISSING for cell in self.cells], bool)
         gone = self.missing.tolist()
         self.seen = [c for c, missing in zip(self.cells, gone, strict=True) if not missing]

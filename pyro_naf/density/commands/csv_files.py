@@ -137,6 +137,9 @@ class _Layout:
                 raise CommandError(f"{self.path} holds no rows")
             found = parse(records, names, lines, decimal, as_text)
             found.note = note
+            if self.columns is None:
+                remedy = "; say --header where the first line names the columns"
+                found.text = {i: wrong + remedy for i, wrong in found.text.items()}
         found.columns = self.columns
         return found
 

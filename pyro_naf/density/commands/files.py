@@ -89,9 +89,11 @@ class Table:
         """
         names = self.columns or []
         at = list(range(self.rows.shape[1])) if chosen is None else self.positions(chosen)
-        for i in at:
-            if i in self.text:
-                raise CommandError(f"{self.path} holds {self.text[i]}")
+        wrong = [i for i in at if i in self.text]
+        if wrong:
+            others = [names[i] if names else str(i) for i in wrong[1:]]
+            more = f"; likewise {preparation.listed('column', others)}" if others else ""
+            raise CommandError(f"{self.path} holds {self.text[wrong[0]]}{more}")
         cells = {place: self.cells[i] for place, i in enumerate(at) if i in self.cells}
         kept = [names[i] for i in at] if names else None
         return Table(self.path, self.rows[:, at], kept, cells=cells, lines=self.lines)
