@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import zipfile
 from collections.abc import Callable, Collection
 from datetime import datetime, time
@@ -42,15 +43,16 @@ def read_data(
             f"{path} is read by {package}, which is not installed: pip install 'pyro_naf[data]'"
         ) from None
     with open_file(path) as file:
-        try:
-            if suffix == ".xlsx":
-                return _sheet(_Workbook(path, file, reader, sheet), header, decimal, as_text)
-            return _columns(path, reader.read_table(file))
-        except (CommandError, OSError):
-            raise
-        except Exception as error:  # what a reader of foreign bytes may raise is written nowhere
-            reason = (str(error).splitlines() or [""])[0][:300]
-            raise CommandError(f"{path} cannot be read as {suffix}: {reason}") from None
+        content = io.BytesIO(file.read())
+    try:
+        if suffix == ".xlsx":
+            return _sheet(_Workbook(path, content, reader, sheet), header, decimal, as_text)
+        return _columns(path, reader.read_table(content))
+    except CommandError:
+        raise
+    except Exception as error:  # what a reader of foreign bytes may raise is written nowhere
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise CommandError(f"{path} cannot be read as {suffix}: {reason}") from None
 
 
 def _columns(path: str, table: Any) -> Parsed:
@@ -83,7 +85,7 @@ def _columns(path: str, table: Any) -> Parsed:
 class _Workbook:
     """A sheet's rows as written cells, and where they are."""
 
-    def __init__(self, path: str, file: Any, reader: Any, sheet: str | None) -> None:
+    def __init__(self, path: str, file: io.BytesIO, reader: Any, sheet: str | None) -> None:
         self.path, self.note = path, None
         with zipfile.ZipFile(file) as archive:
             size = sum(info.file_size for info in archive.infolist())
