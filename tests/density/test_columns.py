@@ -260,6 +260,16 @@ def test_tables_that_do_not_fit_the_schema_are_refused() -> None:
             FlowDensity(architecture="maf-affine-1", **QUICK).fit({**table, "region": values})
 
 
+def test_values_that_all_lie_on_bounds_have_a_density() -> None:
+    rows = np.random.default_rng(0).integers(2, size=(60, 1)).astype(float)
+    rows = np.hstack([rows, np.random.default_rng(1).normal(size=(60, 1))])
+    for said in (None, {0: ("bounded", 0, 1)}):
+        density = FlowDensity(architecture="gaussian", columns=said, **QUICK)
+        with pytest.warns(UserWarning, match="takes few different values in column 0"):
+            density.fit(rows)
+        assert np.isfinite(density.score_samples(rows)).all()
+
+
 def test_a_sentinel_costs_nothing_and_is_named() -> None:
     torch.manual_seed(0)
     clean = torch.randn(500, 2) @ torch.tensor([[1.0, 0.5], [0.0, 1.0]])

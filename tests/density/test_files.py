@@ -221,6 +221,22 @@ def test_a_text_column_is_told_from_numbers_when_it_is_scored(tmp_path: Path, ca
     assert "2 rows" in capsys.readouterr().out
 
 
+def test_columns_written_as_integers_are_such(tmp_path: Path, capsys: Any) -> None:
+    for name, whole in (("plain.csv", [1]), ("missing.csv", [0, 2, 3, 4, 5]), ("tab.tsv", [1])):
+        assert list(read_table(str(FILES / name)).whole) == whole
+    path, out = tmp_path / "t.csv", str(tmp_path / "out")
+    path.write_text(
+        "n,x,sold\n" + "".join(f"{i % 3},{i * i % 31 / 7},{i % 2}\n" for i in range(60))
+    )
+    assert cli.main(["fit", str(path), "--model", "gaussian", "--no-picture", "--output", out]) == 0
+    assert "took n, sold as integer: where that is wrong, say --cont" in capsys.readouterr().err
+    assert cli.main(["sample", out, "-n", "5", "--output", "-"]) == 0
+    for line in capsys.readouterr().out.splitlines()[-5:]:
+        assert line.split(",")[0].lstrip("-").isdigit()
+    assert cli.main(["sample", out, "-n", "5", "--output", str(tmp_path / "d.npy")]) == 0
+    assert (np.load(tmp_path / "d.npy")[:, [0, 2]] % 1 == 0).all()
+
+
 # ---------------------------------------------------------------------------------- packed, foreign
 
 

@@ -34,6 +34,8 @@ NUMBERS = {
 #: The code of a place or thing, whose zeros in front are part of it.
 CODE = re.compile(r"0\d{2,}")
 
+INTEGER = re.compile(r"[+-]?\d+")
+
 #: Integers beyond it are rounded in double precision.
 EXACT = 2**53
 
@@ -55,6 +57,7 @@ class Parsed:
     :ivar lines: the line, from 1, of each row.
     :ivar text: what the file holds in columns that cannot be modelled, and where.
     :ivar cells: columns of text, with None for a missing cell, and of dates, with NaT.
+    :ivar whole: columns whose numbers are written as integers.
     :ivar note: what the user should know of the reading.
     """
 
@@ -63,6 +66,7 @@ class Parsed:
     lines: Sequence[int]
     text: dict[int, str] = field(default_factory=dict)
     cells: dict[int, np.ndarray] = field(default_factory=dict)
+    whole: list[int] = field(default_factory=list)
     note: str | None = None
 
 
@@ -152,6 +156,8 @@ def parse(
             found.text[i] = kept
         elif kept is number:
             found.rows[:, i] = kept
+            if all(map(INTEGER.fullmatch, column.seen)):
+                found.whole.append(i)
         else:
             found.cells[i] = kept
     return found

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from ...command_line import CommandError
-from .cells import CODE, EXACT, MISSING, NUMBERS, Parsed, numbers, parse
+from .cells import CODE, EXACT, INTEGER, MISSING, NUMBERS, Parsed, numbers, parse
 from .text_files import read_text
 
 #: What may stand between cells, from the most certain to the least; None are runs of blanks.
@@ -160,7 +160,13 @@ class _Layout:
         exact = rows.size and not (np.abs(rows[np.isfinite(rows)]) >= EXACT).any()
         if not exact or rows.shape != (len(lines), len(self.cells)):
             return None
-        return Parsed(rows, None, lines)
+        first = next(iter(self._reader(body[lines[0] - self.start - 1 :])))
+        whole = [
+            i
+            for i, cell in enumerate(first)
+            if INTEGER.fullmatch(cell.strip()) and bool((rows[:, i] == rows[:, i].round()).all())
+        ]
+        return Parsed(rows, None, lines, whole=whole)
 
     def _records(self) -> tuple[list[list[str]], list[int]]:
         """Rows of cells, all as long as the first, and the line, from 1, that each begins in."""

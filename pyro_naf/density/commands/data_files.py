@@ -74,6 +74,7 @@ def _columns(path: str, table: Any) -> Parsed:
             found.text[i] = f"{wrong}; leave it out with --exclude {name}"
         elif array.dtype.kind in "iuf":
             rows[:, i] = array
+            found.whole += [i] if whole else []
         else:
             found.cells[i] = array
     return found

@@ -56,6 +56,7 @@ class Table:
     :ivar text: what it holds in columns that cannot be modelled, and where.
     :ivar cells: the text, booleans or dates of columns that hold such, None or NaT where a cell is
         missing; their ``rows`` are 0.
+    :ivar whole: columns whose numbers are written as integers.
     :ivar lines: the line, from 1, that each row of a text file is in; None for other files.
     :ivar note: what the user should know of how the file was read.
     """
@@ -65,6 +66,7 @@ class Table:
     columns: list[str] | None = None
     text: dict[int, str] = field(default_factory=dict)
     cells: dict[int, np.ndarray] = field(default_factory=dict)
+    whole: Collection[int] = ()
     lines: Sequence[int] | None = None
     note: str | None = None
 
@@ -72,7 +74,8 @@ class Table:
     def of(cls, path: str, found: Parsed) -> Table:
         """What was read of a file."""
         rows = torch.from_numpy(found.rows)
-        return cls(path, rows, found.columns, found.text, found.cells, found.lines, found.note)
+        told = found.text, found.cells, found.whole
+        return cls(path, rows, found.columns, *told, found.lines, found.note)
 
     def missing(self) -> Tensor:
         """Which cells have no value, ``(N, W)``."""
@@ -96,15 +99,20 @@ class Table:
             raise CommandError(f"{self.path} holds {self.text[wrong[0]]}{more}")
         cells = {place: self.cells[i] for place, i in enumerate(at) if i in self.cells}
         kept = [names[i] for i in at] if names else None
-        return Table(self.path, self.rows[:, at], kept, cells=cells, lines=self.lines)
+        whole = [place for place, i in enumerate(at) if i in self.whole]
+        return Table(self.path, self.rows[:, at], kept, {}, cells, whole, self.lines)
 
     def content(self) -> Tensor | dict[str, Any]:
-        """The rows, or where there is text, the columns by name."""
-        if not self.cells:
+        """The rows, or where there is more to a column than its numbers, the columns by name."""
+        if not self.cells and not (self.columns and self.whole):
             return self.rows
         names = self.columns or [str(i) for i in range(self.rows.shape[1])]
-        numbers = self.rows.numpy()
-        return {name: self.cells.get(i, numbers[:, i]) for i, name in enumerate(names)}
+        found = dict[str, Any]()
+        for i, name in enumerate(names):
+            numbers = self.rows[:, i].numpy()
+            whole = i in self.whole and bool(np.isfinite(numbers).all())
+            found[name] = self.cells.get(i, numbers.astype(np.int64) if whole else numbers)
+        return found
 
     def keep(self, kept: Tensor) -> None:
         """Leaves out the other rows."""

@@ -103,7 +103,9 @@ def _fit(options: argparse.Namespace) -> int:
         inputs.note("interrupted: the best density so far is kept")
     density.data_dtype = data.dtype
     if density.note is not None:
-        inputs.note(density.note)
+        inputs.note(
+            density.note.replace("columns={name: kind}", "--continuous NAME, or another kind")
+        )
     if first:
         _write(density, data, options, output)
     return status
@@ -194,7 +196,8 @@ def _from_file(options: argparse.Namespace) -> _Data:
     if options.data is None:
         raise CommandError("name a file of rows, or a published set with --dataset")
     x, context = inputs.read(options, None)
-    data = _Data(x.content(), None if context is None else context.rows)
+    content = x.rows if options.dequantise else x.content()
+    data = _Data(content, None if context is None else context.rows)
     data.columns = x.columns
     data.kinds = _kinds(options, x)
     data.context_columns = None if context is None else context.columns
