@@ -22,7 +22,7 @@ from .architectures import WITH_CLASSES, build, check_options, parse
 from .classes import SoftmaxHead
 from .columns import Column, Encoded, Schema, ToData, beside
 from .fitting import Fitting
-from .flow import NormalizingFlow, evaluating
+from .flow import NormalizingFlow, evaluating, finite_draws
 from .model_file import load_model, save_model
 from .modelled import Moments, joined
 from .settings import History
@@ -477,6 +477,8 @@ class FlowDensity(Estimator, nn.Module):
         :param as_table: draws as a pandas DataFrame, with text, dates and booleans; by default
             where the density was fitted to a table with names that holds any of these.
         :raises NotImplementedError: for an architecture that cannot be drawn from (bnaf).
+
+        Draws so far out that the flow overflows are drawn again, with a warning.
         """
         if not isinstance(n, int | np.integer) or n < 0:
             raise ValueError(f"n must be an integer of at least 0, got {n!r}")
@@ -494,19 +496,17 @@ class FlowDensity(Estimator, nn.Module):
         return rows
 
     def _draw(self, n: int, c: Tensor | None, batch: torch.Size) -> Tensor:
-        if self.head is None:
-            drawn = self.flow.rsample(n, c)
-            real = self.loc + self.scale * drawn[..., : len(self.schema.real)]
-            codes = drawn[..., len(self.schema.real) :].long()
-        else:
-            rows = n * batch.numel()
-            flat = None if c is None else c.expand(n, *batch, -1).reshape(rows, -1)
-            codes = self.head.sample(rows, flat)
-            real = self.loc.new_zeros(rows, 0)
-            if self.schema.real:
-                given = joined(flat, codes, self.schema, self.dtype)
-                real = self.loc + self.scale * self.flow.rsample(1, given)[0]
-            real, codes = (t.view(n, *batch, -1) for t in (real, codes))
+        rows, dim = n * batch.numel(), len(self.schema.real)
+        given = None if c is None else c.expand(n, *batch, -1).reshape(rows, -1)
+        codes = torch.zeros(rows, 0, dtype=torch.long, device=self.loc.device)
+        if self.head is not None:
+            codes = self.head.sample(rows, given)
+            given = joined(given, codes, self.schema, self.dtype)
+        real = self.loc.new_zeros(rows, 0)
+        if self.has_flow:
+            drawn = finite_draws(self.flow, rows, given)
+            real, codes = drawn[:, :dim], torch.cat([drawn[:, dim:].long(), codes], 1)
+        real, codes = (t.view(n, *batch, -1) for t in (self.loc + self.scale * real, codes))
         return discrete.quantised(self.schema.decode(real, codes), self.noise, self.values)
 
     def distribution(self, context: Any = None) -> dist.TransformedDistribution:

@@ -19,7 +19,7 @@ from .columns import Schema
 from .modelled import Modelled
 from .settings import History, Training
 from .sklearn_api import SETTINGS
-from .training import log_probs, train, untrained
+from .training import Rows, log_probs, train, untrained
 
 if TYPE_CHECKING:
     from .estimator import FlowDensity
@@ -249,27 +249,34 @@ class Fitting:
                 gaps=self.gaps, sizes=schema.sizes if density.together else (), keep=self._keep,
             )  # fmt: skip
             return
-        flow, offset = density.flow, float(shift.mean())
+        self._train_flow(data, validation, weight, float(shift.mean()))
+        if validation is not None:
+            found = torch.cat(list(log_probs(density.flow, validation))).double()
+            density.held_out = found + shift
+
+    def _train_flow(
+        self, data: Rows, validation: Rows | None, weight: Tensor | None, offset: float
+    ) -> None:
+        """Trains a named architecture, and remembers what is known when Ctrl-C ends it."""
+        density, flow, seen = self.density, self.density.flow, list[dict[str, Any]]()
         flow.start(data[0], data[1] if len(data) > 1 else None, weight)
         if next(flow.parameters(), None) is None:
             density.history = untrained(flow, data, validation, offset)
-        else:
-            model, seen = density.description(), list[dict[str, Any]]()
+            return
 
-            def evaluated(entry: dict[str, Any]) -> None:
-                seen.append(entry)
-                if self.on_evaluation is not None:
-                    self.on_evaluation(entry)
+        def evaluated(entry: dict[str, Any]) -> None:
+            seen.append(entry)
+            if self.on_evaluation is not None:
+                self.on_evaluation(entry)
 
-            try:
-                density.history = train(
-                    flow, data, validation, self.options, evaluated, offset, model, weight
-                )
-            except KeyboardInterrupt:
-                density.history = History.interrupted(seen) if seen else None
-                raise
-        if validation is not None:
-            density.held_out = torch.cat(list(log_probs(flow, validation))).double() + shift
+        try:
+            density.history = train(
+                flow, data, validation, self.options, evaluated, offset,
+                density.description(), weight,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            density.history = History.interrupted(seen) if seen else None
+            raise
 
     def _standardised(self, rows: Modelled) -> list[Tensor]:
         density = self.density
