@@ -425,7 +425,7 @@ def affine_autoregressive_flow(
 ) -> AffineAutoregressiveFlow:
     """An :class:`AffineAutoregressiveFlow` on a fresh :class:`~pyro_naf.conditioners.MADE`.
 
-    :param input_dim: D.
+    :param input_dim: number D of dimensions.
     :param hidden_dims: as in MADE; by default one layer of 3 D + 1 units, but at least 32 and at
         most 512.
     :param kw: further arguments of MADE (``order``, ``residual``, ``head_dim``, ``activation``)
@@ -447,7 +447,7 @@ def deep_sigmoidal_flow(
 ) -> DeepSigmoidalFlow:
     """A :class:`DeepSigmoidalFlow` on a fresh :class:`~pyro_naf.conditioners.MADE`.
 
-    :param input_dim: D.
+    :param input_dim: number D of dimensions.
     :param hidden_dims: as in :func:`affine_autoregressive_flow`.
     :param hidden_units: K, the number of sigmoids.
     :param affine: an affine map around the sigmoids, as in :class:`DeepSigmoidalFlow`.
