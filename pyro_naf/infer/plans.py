@@ -48,10 +48,10 @@ _FALL, _WASTE = 0.1, 0.05
 #: Draws of a diagnosis that time is kept for, in any case.
 _FEWEST = 200
 
-#: Effective share of a pool's draws from which on they are learnt from at once; the number of them
-#: below which they never are; the part of the budget in which a guide climbs from one mode else;
-#: and the draws that judge it.
-_EVEN_POOL, _POOR_POOL, _TRIAL, _JUDGES = 0.1, 100, 0.25, 20_000
+#: Effective share of a pool's draws from which on they are learnt from at once, as they are in few
+#: dimensions in any case; the number of them below which they never are; the part of the budget in
+#: which a guide climbs from one mode else; and the draws that judge it.
+_EVEN_POOL, _FEW, _POOR_POOL, _TRIAL, _JUDGES = 0.1, 10, 100, 0.25, 20_000
 
 
 def refine_from(
@@ -135,7 +135,8 @@ class _Plan:
         around = pool.around
         self.others = start.modes + _around(around.loc, around.factor, (1.0, 3.0))
         trained = None if self.previous is None else self.previous.guide
-        if trained is None and tempering == 1 and pool.ess < _EVEN_POOL * len(pool.z):
+        is_poor = self.joint.dim >= _FEW and pool.ess < _EVEN_POOL * len(pool.z)
+        if trained is None and tempering == 1 and is_poor:
             if (training := self._trial(pool)) is not None:
                 return training
         self.budget.several = True
