@@ -41,9 +41,8 @@ _DIAGNOSING, _PATIENCE = 0.06, 10.0
 #: The same for who has pressed Ctrl-C.
 _IMPATIENCE = 2.0
 
-#: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise. One
-#: for several modes has mass that its start lacks: it must also waste all but so many of its draws.
-_FALL, _WASTE = 0.1, 0.05
+#: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise.
+_FALL = 0.1
 
 #: Draws of a diagnosis that time is kept for, in any case.
 _FEWEST = 200
@@ -193,8 +192,8 @@ class _Plan:
         after = self._weighed(guide, self.origin.options["num_draws"], limit)
         if previous is None:
             no_gain = _is_worse(after, self.before)
-            if self.origin.covers:  # a few draws between modes cost the ELBO much, and little else
-                no_gain &= after.ess < _WASTE * after.num_particles
+            # A few draws between modes cost the ELBO much, and the evidence little.
+            no_gain &= not (self.origin.covers and _finds_more(after, self.before))
         else:
             no_gain = not _is_better(after, self.before)
         if no_gain:
@@ -267,6 +266,12 @@ def _is_worse(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bo
         return math.isfinite(before.elbo)
     noise = 2 * math.hypot(after.elbo_se, before.elbo_se)
     return after.elbo < before.elbo - min(noise, _FALL)
+
+
+def _finds_more(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
+    """Whether the estimate of the evidence rose, by more than its noise."""
+    noise = math.hypot(after.log_evidence_se, before.log_evidence_se)
+    return after.log_evidence > before.log_evidence + 2 * noise
 
 
 def _is_better(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:

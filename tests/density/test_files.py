@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pyro_naf.support.command_line import CommandError
 from test_readers_fuzz import damaged, modest
 
 from pyro_naf import cli
 from pyro_naf.density import tables
 from pyro_naf.density.commands.files import Reading, Table, read_table
+from pyro_naf.support.command_line import CommandError
 
 FILES = Path(__file__).parent / "files"
 PLAIN = (FILES / "plain.csv").read_bytes()
