@@ -12,6 +12,7 @@ from torch.distributions.transforms import AffineTransform, Transform
 
 from ..checks import check_integers
 from ..conditioners import GraphConditioner, Structure
+from ..conditioners.choice import OPTIONS
 from ..linear_structured import StructuredAffine, factor_of, has_pattern, triangular
 from ..transforms import DeepDenseSigmoidalFlow, DeepSigmoidalFlow
 from .graph import structure_of
@@ -100,7 +101,7 @@ def structured_flows(
     widths = [16] if hidden_dims is None else list(hidden_dims)
     if len(widths) != 1:
         raise ValueError(f"hidden_dims must be one width with a structure, got {widths}")
-    if unknown := sorted({"order", "residual", "head_dim"} & kw.keys()):
+    if unknown := sorted({"conditioner", *OPTIONS} & kw.keys()):
         raise ValueError(f"{', '.join(unknown)} cannot be chosen with a structure")
     factor = 3 if flow is DeepSigmoidalFlow else 4 * kw.get("num_layers", 2) - 1
     num_params = factor * hidden_units + 2 * affine
