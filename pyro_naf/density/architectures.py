@@ -5,6 +5,7 @@ auto                  the best mixture of a Gaussian, Gaussian mixtures and flow
                       were left out; see :mod:`pyro_naf.density.automatic`
 gaussian              one multivariate normal, its covariance shrunk by cross-validation
 gmm-K                 a mixture of K of them
+student-K             a mixture of K multivariate Student's t's, which has heavy tails
 copula-K              the same of normal scores: every column is first mapped by a mixture of
                       Gaussians of its own values; copula-1 is a Gaussian copula
 made                  one affine layer: a Gaussian whose moments depend on the dimensions before
@@ -15,6 +16,9 @@ maf-dsf-K, maf-ddsf-K K neural autoregressive layers (NAF)
 maf-nsf-K, nsf-ar     K (by default 5) rational-quadratic spline layers
 iaf-affine-K, ...     affine, dsf, ddsf or nsf in the sampling direction: draws are one pass,
                       densities of data are numerical
+attention-affine-K, attention-dsf-K, attention-ddsf-K, attention-mog
+                      maf-affine-K, maf-dsf-K, maf-ddsf-K (by default one layer) and made-mog on
+                      an :class:`~pyro_naf.conditioners.AttentionConditioner`
 tan                   a linear map, two recurrent shifts and an autoregressive mixture
 bnaf, bnaf-K          K (by default 5) of Pyro's block neural autoregressive flows; no draws
 planar-K              K of Pyro's planar flows; no density of data
@@ -25,8 +29,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from pyro.distributions.transforms import BlockAutoregressive, Planar
@@ -34,7 +38,8 @@ from torch import nn
 
 from ..archive import plain
 from ..checks import check_integers
-from ..conditioners import MADE
+from ..conditioners import MADE, AttentionConditioner
+from ..conditioners import choice as conditioners
 from ..starts import spread_sigmoids
 from ..transformers import (
     Affine,
@@ -46,13 +51,16 @@ from ..transformers import (
     Transformer,
 )
 from ..transforms import AutoregressiveFlow, ConditionalAutoregressiveFlow
+from .closed_form import CLOSED
 from .flow import NormalizingFlow
 from .gaussian import ConditionalWhitening, Whitening
 from .gaussian_mixture import GaussianMixture
 from .linear import Diagonal, LULinear, Reversal
 from .mixture import AutoregressiveMixture, StandardNormal
 from .normal_scores import NormalScores
+from .options import ACTIVATIONS, BASES, Options
 from .recurrent import RecurrentConditioner
+from .student import Student
 
 #: Names without their number of layers, and that number where none is given (None: required).
 NAMES: dict[str, int | None] = {
@@ -68,17 +76,22 @@ NAMES: dict[str, int | None] = {
     "iaf-dsf": None,
     "iaf-ddsf": None,
     "iaf-nsf": None,
+    "attention-affine": 1,
+    "attention-dsf": 1,
+    "attention-ddsf": 1,
+    "attention-mog": 0,
     "tan": 2,
     "bnaf": 5,
     "planar": None,
     "gaussian": 0,
     "gmm": None,
+    "student": None,
     "copula": None,
     "auto": 0,
 }
 
 #: Names that take no number.
-UNNUMBERED = ("auto", "gaussian", "made", "made-mog")
+UNNUMBERED = ("auto", "gaussian", "made", "made-mog", "attention-mog")
 
 #: The architectures of the NAF paper's table, and of later work, as they stand in it.
 TABLE = (
@@ -94,71 +107,6 @@ TABLE = (
     "bnaf",
     "nsf-ar",
 )
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "elu": nn.ELU,
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What an architecture leaves open.
-
-    :param hidden_dims: widths of the conditioner's hidden layers (``tan``: the first is the
-        recurrent state's; ``bnaf``: so many layers of ``hidden_units`` a dimension).
-    :param hidden_units: K, the sigmoids of DSF and DDSF; the width of BNAF a dimension.
-    :param num_layers: layers of a DDSF transformer.
-    :param sharpness: slope at which all sigmoids but one start, at places spread over the data;
-        see :func:`~pyro_naf.starts.spread_sigmoids`.
-    :param affine: the conditioner also gives an affine map around the sigmoids.
-    :param bins: bins of a spline, on [-``bound``, ``bound``].
-    :param components: Gaussians of an autoregressive mixture.
-    :param prior_rows: number of rows that the prior under each covariance of ``gmm-K`` is worth; by
-        default D + 2.
-    :param residual: residual blocks in the conditioner, behind a first linear layer.
-    :param linear: "reversal" of the dimensions between layers and a diagonal map at the end, or
-        "lu": a full linear map around every layer.
-    :param whiten: put the data's Gaussian in front, as a linear map that is not trained: a flow
-        that starts near the identity then starts near this Gaussian.
-    :param activation: "relu", "elu" (the paper's), "silu" or "tanh".
-    :param dropout: probability with which hidden units are dropped in training.
-    :param head_dim: factorises the conditioner's last layer; see
-        :class:`~pyro_naf.conditioners.MADE`.
-    :param kernel: how sigmoids are evaluated; see :mod:`pyro_naf.kernels`.
-    """
-
-    hidden_dims: Sequence[int] = (128, 128)
-    hidden_units: int = 16
-    num_layers: int = 2
-    sharpness: float = 4.0
-    affine: bool = False
-    bins: int = 8
-    bound: float = 4.0
-    components: int = 10
-    prior_rows: float | None = None
-    residual: bool = False
-    linear: str = "reversal"
-    whiten: bool = False
-    activation: str = "relu"
-    dropout: float = 0.0
-    head_dim: int | None = None
-    kernel: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.hidden_dims, Sequence):
-            raise TypeError(f"hidden_dims must be a sequence of widths, got {self.hidden_dims!r}")
-        object.__setattr__(self, "hidden_dims", tuple(self.hidden_dims))  # lists come from files
-        if self.linear not in ("reversal", "lu"):
-            raise ValueError(f"linear must be 'reversal' or 'lu', got {self.linear!r}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
 
 
 def build(name: str, input_dim: int, context_dim: int = 0, **overrides: Any) -> NormalizingFlow:
@@ -179,11 +127,15 @@ def build(name: str, input_dim: int, context_dim: int = 0, **overrides: Any) -> 
     kind, number = parse(name)
     check_integers(input_dim=(input_dim, 1), context_dim=(context_dim, 0))
     options = check_options(name, overrides)
+    if kind.startswith("attention"):
+        options = replace(options, conditioner="attention")
     parts = _Parts(operator.index(input_dim), operator.index(context_dim), options)
     if kind == "auto":
         raise ValueError("architecture 'auto' is fitted by FlowDensity, and cannot be built alone")
-    if kind in ("gaussian", "gmm", "copula"):
-        return _gaussian(parts, kind, number)
+    if options.base != "normal" and (kind in (*CLOSED, "tan") or kind.endswith("mog")):
+        raise ValueError(f"architecture {name!r} takes no base: it has one of its own")
+    if kind in CLOSED:
+        return _closed(parts, kind, number)
     if kind == "planar":
         return _planar(parts, number)
     if kind == "bnaf":
@@ -193,7 +145,7 @@ def build(name: str, input_dim: int, context_dim: int = 0, **overrides: Any) -> 
     sampling = kind.startswith("iaf")
     transformer = {"made": "affine", "nsf-ar": "nsf"}.get(kind, kind.split("-")[-1])
     layers = [parts.flow("affine" if transformer == "mog" else transformer) for _ in range(number)]
-    base = parts.mixture() if transformer == "mog" else StandardNormal(input_dim)
+    base = parts.mixture() if transformer == "mog" else parts.base()
     front = [parts.whitening()] if options.whiten else []
     if front and sampling:
         raise ValueError(f"whiten is for flows from data to base, not for architecture {name!r}")
@@ -246,20 +198,18 @@ class _Parts:
     def __init__(self, input_dim: int, context_dim: int, options: Options) -> None:
         self.input_dim, self.context_dim, self.options = input_dim, context_dim, options
 
-    def made(self, num_params: int) -> MADE:
+    def conditioner(self, num_params: int) -> MADE | AttentionConditioner:
         o = self.options
         activation = ACTIVATIONS[o.activation]()
-        if o.dropout:
-            activation = nn.Sequential(activation, nn.Dropout(o.dropout))
-        return MADE(
-            self.input_dim,
-            o.hidden_dims,
-            num_params,
-            context_dim=self.context_dim,
-            order="natural",
-            residual=o.residual,
-            head_dim=o.head_dim,
-            activation=activation,
+        options = {"context_dim": self.context_dim, "order": "natural", "activation": activation}
+        if o.conditioner == "attention":
+            options |= {"num_heads": o.num_heads, "dropout": o.dropout}
+        else:
+            options |= {"residual": o.residual, "head_dim": o.head_dim}
+            if o.dropout:
+                options["activation"] = nn.Sequential(activation, nn.Dropout(o.dropout))
+        return conditioners.make(
+            o.conditioner, self.input_dim, o.hidden_dims, num_params, **options
         )
 
     def transformer(self, kind: str) -> Transformer:
@@ -277,19 +227,22 @@ class _Parts:
 
     def flow(self, kind: str) -> nn.Module:
         transformer = self.transformer(kind)
-        made = self.made(transformer.num_params)
+        conditioner = self.conditioner(transformer.num_params)
         if kind in ("dsf", "ddsf"):
-            spread_sigmoids(made, transformer, self.options.sharpness)
-        return self.autoregressive(made, transformer)
+            spread_sigmoids(conditioner, transformer, self.options.sharpness)
+        return self.autoregressive(conditioner, transformer)
 
     def autoregressive(self, conditioner: nn.Module, transformer: Transformer) -> nn.Module:
         if self.context_dim:
             return ConditionalAutoregressiveFlow(conditioner, transformer)
         return AutoregressiveFlow(conditioner, transformer)
 
+    def base(self) -> StandardNormal | Student:
+        return BASES[self.options.base](self.input_dim)
+
     def mixture(self, conditioner: nn.Module | None = None) -> AutoregressiveMixture:
         components = self.options.components
-        return AutoregressiveMixture(conditioner or self.made(3 * components), components)
+        return AutoregressiveMixture(conditioner or self.conditioner(3 * components), components)
 
     def whitening(self) -> nn.Module:
         if self.context_dim:
@@ -313,15 +266,16 @@ class _Parts:
         return [*between[:-1], Diagonal(self.input_dim)]
 
 
-def _gaussian(parts: _Parts, kind: str, components: int) -> NormalizingFlow:
+def _closed(parts: _Parts, kind: str, components: int) -> NormalizingFlow:
     if kind == "gaussian":
         return NormalizingFlow([parts.whitening()], StandardNormal(parts.input_dim))
     if parts.context_dim:
         raise ValueError(f"architecture {kind!r} takes no context: name 'gaussian', or a flow")
     scores = [NormalScores(parts.input_dim, parts.options.components)] if kind == "copula" else []
-    return NormalizingFlow(
-        scores, GaussianMixture(parts.input_dim, components, parts.options.prior_rows)
+    mixture = GaussianMixture(
+        parts.input_dim, components, parts.options.prior_rows, heavy_tails=kind == "student"
     )
+    return NormalizingFlow(scores, mixture)
 
 
 def _tan(parts: _Parts, number: int) -> NormalizingFlow:
@@ -378,7 +332,7 @@ def _bnaf(parts: _Parts, number: int) -> NormalizingFlow:
     flows = [_BlockAutoregressive(parts.input_dim, factors) for _ in range(number)]
     return NormalizingFlow(
         parts.stacked(flows),
-        StandardNormal(parts.input_dim),
+        parts.base(),
         no_inverse=_BlockAutoregressive.no_inverse,
     )
 
@@ -388,7 +342,7 @@ def _planar(parts: _Parts, number: int) -> NormalizingFlow:
         raise ValueError("architecture 'planar' takes no context")
     return NormalizingFlow(
         [*(_Planar(parts.input_dim) for _ in range(number)), Diagonal(parts.input_dim)],
-        StandardNormal(parts.input_dim),
+        parts.base(),
         sampling=True,
         no_inverse=_Planar.no_inverse,
     )

@@ -16,13 +16,14 @@ from pyro_naf.density.flow import NormalizingFlow
 
 SMALL = {"hidden_dims": (12, 12), "hidden_units": 4, "components": 3}
 
-SCORED = [*TABLE, "maf-nsf-2", "iaf-affine-2", "iaf-dsf-2"]
+SCORED = [*TABLE, "maf-nsf-2", "iaf-affine-2", "iaf-dsf-2", "attention-ddsf", "attention-mog"]
 DRAWN = [name for name in SCORED if name != "bnaf"]
 CONDITIONAL = DRAWN
 VARIANTS: dict[str, dict[str, Any]] = {
     "maf-dsf-2": {"residual": True, "linear": "lu", "dropout": 0.2},
     "maf-ddsf-2": {"affine": True, "activation": "tanh"},
     "maf-nsf-2": {"head_dim": 2, "activation": "silu"},
+    "maf-nsf-1": {"conditioner": "attention", "num_heads": 2, "base": "student"},
 }
 
 

@@ -18,8 +18,8 @@ import pyro_naf
 from ...atomic import ReplacedFolder
 from ...command_line import CommandError
 from .. import datasets, discrete, parallel, preparation
-from ..architectures import Options
 from ..estimator import FlowDensity
+from ..options import Options
 from ..published import published, published_of
 from . import inputs
 from .files import Table
