@@ -47,13 +47,10 @@ class ReplacedFolder:
         """
         self._refuse_foreign()
         exists = self.path.exists()
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with _locked(self.path):
-                os.rmdir(tempfile.mkdtemp(prefix=f"{_PREFIX}folder-", dir=self.path))
-        finally:
-            if not exists:
-                self.path.rmdir()
+        with self._beside():
+            pass
+        if not exists:
+            self.path.rmdir()
 
     def replace(self, write: Callable[[Path], None]) -> None:
         """Replace the owned files by those that ``write(folder)`` puts into an empty folder.
@@ -63,20 +60,24 @@ class ReplacedFolder:
 
         :raises OSError: as :meth:`check`, or whatever ``write`` raises; the old files then stand.
         """
+        with self._beside() as new:
+            write(new)
+            self._refuse_foreign()
+            for name in self.owned:
+                if (new / name).exists():
+                    _keep_permissions(self.path / name, new / name)
+                    os.replace(new / name, self.path / name)
+                else:
+                    (self.path / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _beside(self) -> Iterator[Path]:
         self.path.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path):
-            new = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}folder-", dir=self.path))
-            try:
-                write(new)
-                self._refuse_foreign()
-                for name in self.owned:
-                    if (new / name).exists():
-                        _keep_permissions(self.path / name, new / name)
-                        os.replace(new / name, self.path / name)
-                    else:
-                        (self.path / name).unlink(missing_ok=True)
-            finally:
-                shutil.rmtree(new, ignore_errors=True)
+        with (
+            _locked(self.path),
+            tempfile.TemporaryDirectory(dir=self.path, prefix=f"{_PREFIX}folder-") as new,
+        ):
+            yield Path(new)
 
     def _refuse_foreign(self) -> None:
         if not os.path.lexists(self.path):
@@ -170,10 +171,9 @@ def _locked(folder: Path) -> Iterator[None]:
         with suppress(OSError):  # some network file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             for entry in os.scandir(folder):
-                if not _UNFINISHED.fullmatch(entry.name):
-                    continue
-                is_folder = entry.is_dir(follow_symlinks=False)
-                (shutil.rmtree if is_folder else os.unlink)(entry)
+                if _UNFINISHED.fullmatch(entry.name):
+                    is_folder = entry.is_dir(follow_symlinks=False)
+                    (shutil.rmtree if is_folder else os.unlink)(entry)
         yield
     finally:
         os.close(descriptor)

@@ -41,7 +41,6 @@ class Memory:
 
     def forget(self) -> None:
         """Drop the evaluation."""
-        self._last: Evaluation | None = None
         self._state: _State | None = None
         self._inverted = False
 
@@ -50,12 +49,12 @@ class Memory:
         self.forget()
         if torch.compiler.is_compiling() or saves_elsewhere() or outlives_its_level(last.y):
             return
-        self._last, self._state = last, _State(module, context, last)
+        self._state = state = _State(module, context, last)
         this = weakref.ref(self)
 
         def forget(_: object) -> None:
             memory = this()
-            if memory is not None and memory._last is last:
+            if memory is not None and memory._state is state:
                 memory.forget()
 
         for t in (last.y, last.log_det):
@@ -64,31 +63,30 @@ class Memory:
 
     def preimage(self, module: nn.Module, context: Tensor | None, y: Tensor) -> Tensor | None:
         """The x whose evaluation made the tensor object y, or None."""
-        if self._last is None or y is not self._last.y or not self._holds(module, context):
-            return None
-        self._inverted = True
-        return self._last.x
+        last = self._recall(module, context, y=y)
+        self._inverted |= last is not None
+        return last.x if last else None
 
     def image(self, module: nn.Module, context: Tensor | None, x: Tensor) -> Tensor | None:
         """The y that :meth:`preimage` has traced back to the tensor object x, or None."""
-        last = self._last
-        if last is None or not self._inverted or x is not last.x:
-            return None
-        return last.y if self._holds(module, context) else None
+        last = self._recall(module, context, x=x) if self._inverted else None
+        return last.y if last else None
 
     def log_det(
         self, module: nn.Module, context: Tensor | None, x: Tensor, y: Tensor
     ) -> Tensor | None:
         """The log-determinant at the tensor object x, if y came from it, or None."""
-        last = self._last
-        if last is None or x is not last.x or y is not last.y:
-            return None
-        return last.log_det if self._holds(module, context) else None
+        last = self._recall(module, context, x=x, y=y)
+        return last.log_det if last else None
 
-    def _holds(self, module: nn.Module, context: Tensor | None) -> bool:
-        if torch.compiler.is_compiling() or saves_elsewhere() or self._last is None:
-            return False
-        return self._state is not None and self._state.holds(module, context)
+    def _recall(
+        self, module: nn.Module, context: Tensor | None, **objects: Tensor
+    ) -> Evaluation | None:
+        state = self._state
+        if state is None or any(getattr(state.last, name) is not t for name, t in objects.items()):
+            return None
+        hidden = torch.compiler.is_compiling() or saves_elsewhere()
+        return state.last if not hidden and state.holds(module, context) else None
 
     def __getstate__(self) -> dict[str, None]:
         # Autograd graphs can be neither copied nor pickled.

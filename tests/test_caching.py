@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pyro.distributions as dist
 import pytest
@@ -34,20 +33,9 @@ def x() -> Tensor:
     return torch.randn(5, 3).double()
 
 
-@contextmanager
-def count(flow: AutoregressiveFlow, method: str) -> Iterator[list[int]]:
-    """How often a method of this flow is called."""
-    calls, original = [0], getattr(flow, method)
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        return original(*args, **kwargs)
-
-    setattr(flow, method, counted)
-    try:
-        yield calls
-    finally:
-        delattr(flow, method)
+def count(flow: AutoregressiveFlow, method: str) -> Any:
+    """Count the calls of a method of this flow."""
+    return mock.patch.object(flow, method, wraps=getattr(flow, method))
 
 
 def normal(dim: int = 3) -> dist.Distribution:
@@ -80,7 +68,7 @@ def test_value_log_determinant_and_preimage_cost_one_pass(
             flow.log_abs_det_jacobian(x, y)
             assert flow.inv(y) is x
             assert flow(x) is y  # as a composition asks again behind the inverse
-        assert passes == [1] and inversions == [0]
+        assert passes.call_count == 1 and inversions.call_count == 0
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -94,7 +82,7 @@ def test_log_prob_of_a_fresh_sample_behind_a_cached_affine_is_one_pass(
     with count(flow, "_pass") as passes, count(flow, "_inverse") as inversions:
         for _ in range(3):
             guide.log_prob(guide.rsample((4,))).sum().backward()
-    assert passes == [3] and inversions == [0]
+    assert passes.call_count == 3 and inversions.call_count == 0
 
 
 def test_a_sample_drawn_twice_in_training_mode_drops_other_units(x: Tensor) -> None:
@@ -227,11 +215,10 @@ def test_score_of_a_detached_sample_is_that_of_a_fresh_guide(flow: Autoregressiv
     z = guide.rsample((4,)).detach()
     again = fresh(flow)
     other = dist.TransformedDistribution(normal(), [again])
-    pairs = [
-        torch.autograd.grad(q.log_prob(z).sum(), f.parameters(), allow_unused=True)
-        for q, f in ((guide, flow), (other, again))
-    ]
-    torch.testing.assert_close(*pairs)
+    guide.log_prob(z).sum().backward()
+    other.log_prob(z).sum().backward()
+    for p, expected in zip(flow.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, expected.grad)
 
 
 def test_gradients_appear_with_what_asks_for_them(flow: AutoregressiveFlow, x: Tensor) -> None:
@@ -280,16 +267,10 @@ def test_nothing_from_outside_is_recalled_inside_a_transformation(
     moved = fresh(flow)
     moved.load_state_dict(names, strict=False)
 
-    class Inverse(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.flow = flow
-
-        def forward(self, y: Tensor) -> Tensor:
-            return self.flow.inv(y)
-
+    inverse = torch.nn.Module()
+    inverse.flow, inverse.forward = flow, flow.inv
     named = {f"flow.{name}": p for name, p in names.items()}
-    torch.testing.assert_close(functional_call(Inverse(), named, (y,)), moved.inv(y))
+    torch.testing.assert_close(functional_call(inverse, named, (y,)), moved.inv(y))
     torch.testing.assert_close(vmap(flow.inv)(y), x, rtol=1e-8, atol=1e-8)
     vmap(lambda x: flow.log_abs_det_jacobian(x, flow(x)))(x)
     grad(lambda x: flow.log_abs_det_jacobian(x, flow(x)).sum())(x)
@@ -320,17 +301,12 @@ def test_a_trace_repeats_itself(x: Tensor) -> None:
 # --------------------------------------------------------------------------------- copies and files
 
 
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_copies_of_a_flow_that_remembers_agree_and_part(
     flow: AutoregressiveFlow, x: Tensor, how: str
 ) -> None:
     y = flow(x)
-    if how == "torch.save":
-        torch.save(flow, buffer := io.BytesIO())
-        buffer.seek(0)
-        copied = torch.load(buffer, weights_only=False)
-    else:
-        copied = copy.deepcopy(flow) if how == "deepcopy" else pickle.loads(pickle.dumps(flow))
+    copied = copy.deepcopy(flow) if how == "deepcopy" else pickle.loads(pickle.dumps(flow))
     torch.testing.assert_close(copied(x), y)
     multiply(copied)
     assert not torch.allclose(copied(x), y)

@@ -53,7 +53,7 @@ from .guide_table import guide_table
 from .joint import Joint
 from .layout import Layout
 from .quantiles import NUMBERS, marginal_quantiles, normal_points, slope_sign
-from .sites import VectorizedPlates, site_log_probs
+from .sites import Angles, VectorizedPlates, site_log_probs
 from .special import SpecialSites
 from .structured import StructuredAffineMap, structured_flows
 
@@ -168,7 +168,7 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
         self._init_scale, self.full_rank, self.inverse = init_scale, full_rank, inverse
         self.heavy_tails = heavy_tails
         self._transform_fn = transform_fn
-        handled = VectorizedPlates()(model)
+        handled = Angles()(VectorizedPlates()(model))
         super().__init__(handled, init_loc_fn=start_flat_priors(init_loc_fn))
         self.context_fn, self.context_dim = context_fn, context_dim
         self.create_plates = create_plates

@@ -13,6 +13,8 @@ _KEPT, _MOST_KEPT = 0.15, 0.4
 class Budget:
     """Steps and seconds: iterating gives the phase of every step until they are spent.
 
+    Another iteration goes on where one was broken off.
+
     ``rate`` is 1 until the landing and falls to 0 there. The landing begins when :meth:`land` is
     called, or when half the budget is over. At its end the phase is "landed", which is no step;
     :meth:`land_again` goes on from there. With ``several`` modes all is one descent of the rate,
@@ -33,6 +35,7 @@ class Budget:
         self.several = False
         self.landing: float | None = None
         self.end, self.fraction, self.steps_climbing, self.top = 1.0, 0.0, 0, 1.0
+        self.step = 0
 
     def keep(self, seconds: float) -> None:
         """Keep at least these seconds for what follows training, as far as that is possible."""
@@ -52,15 +55,15 @@ class Budget:
         return max(self.left() - self.kept * self.seconds, 0.0)
 
     def __iter__(self) -> Iterator[str]:
-        step, phase = 0, "landed"
+        phase = "landed"
         while True:
             before, self.elapsed = self.elapsed, time.monotonic() - self.start
             last = 0.0 if phase == "landed" else self.elapsed - before
-            self.fraction = step / self.steps if self.steps is not None else 0.0
+            self.fraction = self.step / self.steps if self.steps is not None else 0.0
             if self.seconds is not None:
                 ends = self.elapsed + (0.0 if last < 0.01 * self.seconds else last)
                 self.fraction = max(self.fraction, ends / ((1 - self.kept) * self.seconds))
-            if self.fraction >= self.end and (step or self.seconds is not None):
+            if self.fraction >= self.end and (self.step or self.seconds is not None):
                 end, phase = self.end, "landed"
                 yield phase
                 if self.end == end:
@@ -73,7 +76,7 @@ class Budget:
                 phase = "learn" if self.rate > 0.5 else "balance"
             self.steps_climbing += phase == "climb"
             yield phase
-            step += 1
+            self.step += 1
 
     def land(self) -> None:
         """Starts the landing, which takes as long as the climb did."""

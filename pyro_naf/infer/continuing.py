@@ -10,8 +10,9 @@ from .autoguides import AutoFlowNormal
 from .budget import Budget
 from .capture import is_enabled
 from .gaussian import free_name
+from .plans import refine_from
 from .progress import Progress
-from .refinement import _SECONDS, _STEPS, _check_arguments, capture, chosen_kernel, refine_from
+from .refinement import _SECONDS, _STEPS, _check_arguments, capture, chosen_kernel
 from .results import Previous, Refinement
 
 

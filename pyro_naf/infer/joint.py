@@ -33,6 +33,7 @@ from .flat_priors import start_flat_priors
 from .lanes import REFUSALS, RUNGS, Values, with_refusals
 from .pace import Pace
 from .sites import (
+    Angles,
     Latents,
     Site,
     find_sites,
@@ -88,7 +89,7 @@ class Joint:
         kwargs: Mapping[str, Any] | None = None,
         init_loc_fn: Callable[..., Tensor] = init_to_median,
     ) -> None:
-        self.model = without_start(model)
+        self.model = Angles()(without_start(model))
         self.args, self.kwargs = args, dict(kwargs or {})
         #: Dimensions that plates use, where discrete latents are enumerated; else None.
         self.nesting: int | None = None

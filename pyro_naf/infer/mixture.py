@@ -139,6 +139,7 @@ class Pool:
     and around modes, another mode too, has draws nearby.
 
     :ivar around: the Gaussian with the moments of all.
+    :ivar ess: effective number of draws that the weights are worth, before they are evened.
     """
 
     def __init__(
@@ -151,6 +152,7 @@ class Pool:
 
     def _weigh(self, target: LogDensity, proposals: Sequence[Gaussian]) -> None:
         self.z, log_weights, self.log_p = weighed(target, proposals, proposals[0].loc, self.count)
+        self.ess = float(1 / log_weights.double().softmax(0).square().sum())
         self.weights = even_softmax(log_weights)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from torch.distributions.transforms import ComposeTransform
 
 from ..kernels.modes import values_are_unknown
 from ..transforms import AutoregressiveFlow
+from .angles import OnePeriod
 
 #: Dimensions up to which all iterations are recorded, where a graph is captured: which of them are
 #: needed depends on values.
@@ -69,7 +70,7 @@ def score(fn: Any, z: Tensor, tolerance: float | None = None) -> Tensor:
 def peel(fn: Any) -> tuple[Any, Any]:
     """The distribution inside ``to_event``, ``expand`` and ``mask``, and the mask of its values."""
     mask: Any = True
-    while isinstance(fn, (Independent, ExpandedDistribution, MaskedDistribution)):
+    while isinstance(fn, (Independent, ExpandedDistribution, MaskedDistribution, OnePeriod)):
         if isinstance(fn, MaskedDistribution):
             mask = mask & for_elements(fn._mask, fn.event_dim)
         fn = fn.base_dist

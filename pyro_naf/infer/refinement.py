@@ -5,12 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pyro
-import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
@@ -18,27 +15,17 @@ from ..checks import check_integers
 from ..conditioners import Structure
 from ..kernels import compiled
 from ..seeding import seeded
-from .autoguides import AutoFlowNormal
 from .budget import Budget
 from .capture import is_enabled
-from .diagnostics import MIN_PARTICLES, ImportanceDiagnostics, diagnose
-from .gaussian import Gaussian, fit_gaussian
+from .diagnostics import MIN_PARTICLES
+from .gaussian import fit_gaussian
 from .graph import check_structure
 from .joint import Joint
-from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
+from .plans import refine_from
 from .progress import Progress
-from .proposals import GaussianProposal, GuideProposal
-from .refined_guides import (
-    FLOWS,
-    flow_guide,
-    forget,
-    gaussian_guide,
-    is_affordable,
-    start_at,
-)
-from .results import Origin, Previous, Refinement
+from .refined_guides import FLOWS
+from .results import Refinement
 from .start import Start, affine_of, density_of, find_start
-from .training import Training
 
 #: Names that were importable from here before.
 __all__ = ["Refinement", "Start", "affine_of", "fit_gaussian", "refine"]
@@ -46,17 +33,11 @@ __all__ = ["Refinement", "Start", "affine_of", "fit_gaussian", "refine"]
 #: Number of steps, and seconds, where no budget is given; whichever is over first.
 _STEPS, _SECONDS = 4000, 60.0
 
-#: Number of draws whose marginals a guide for several modes starts with.
-_PLACING = 4000
-
 #: Seconds of a budget from which on the density is compiled; compiling takes 10 to 20.
 _COMPILING = 30.0
 
 #: Cores from which on the flows' loops are compiled at the same time, for the next refinement.
 _CORES = 4
-
-#: Share of the seconds after which each of the two diagnostics weights no more draws.
-_DIAGNOSING = 0.06
 
 #: Share of the seconds that capturing the density may take, and the price of capturing in gradients
 #: at one point; both are mostly Python for each operation.
@@ -68,18 +49,6 @@ _WORTH_STEPS, _FEWEST_PARTICLES, _CHEAPER = 1000, 8, 0.8
 
 #: Draws for each gradient where a budget allows them, and gradients that a step costs, roughly.
 _PARTICLES, _GRADIENTS = 64, 1.5
-
-#: Seconds after which each of them weights no more draws where no seconds are given.
-_PATIENCE = 10.0
-
-#: The same for who has pressed Ctrl-C.
-_IMPATIENCE = 2.0
-
-#: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise.
-_FALL = 0.1
-
-#: Draws of a diagnosis that time is kept for, in any case.
-_FEWEST = 200
 
 
 def refine(
@@ -241,146 +210,6 @@ def capture(joint: Joint, num_particles: int, seconds: float | None) -> None:
         joint.capture(num_particles + max(num_particles // 2, 2))
 
 
-def refine_from(
-    start: Start,
-    budget: Budget,
-    options: dict[str, Any],
-    *,
-    good_ends: bool,
-    kernel: str,
-    bar: Progress,
-    previous: Previous | None = None,
-) -> Refinement:
-    """:func:`refine` from a Gaussian that is known.
-
-    :param options: those of :func:`refine` from ``flow`` to ``tempering``, all of them.
-    :param previous: an earlier refinement, whose guide is trained further.
-    """
-    joint, loc, factor, modes = start.joint, start.loc, start.factor, start.modes
-    num_draws, tempering = options["num_draws"], options["tempering"]
-    count = _mixture_draws(joint, budget.seconds)
-    limit = _PATIENCE if budget.seconds is None else _DIAGNOSING * budget.seconds
-    budget.keep(joint.pace.seconds(2 * _FEWEST))
-    bar.phase("weighting the start")
-    if previous is not None:
-        before = previous.after
-    else:
-        # How many draws that takes must not change what training does.
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            gaussian = GaussianProposal(joint, Gaussian(loc, factor, math.nan))
-            before = diagnose(gaussian, num_draws, limit)
-    if previous is not None:
-        covers = previous.covers
-    else:
-        covers = tempering < 1 or (len(modes) > 1 and several(joint, modes, count))
-    others = modes + _around(loc, factor, (1.0, 3.0))
-    origin = Origin(start, covers, options)
-    if good_ends and not covers and _is_good(before):
-        budget.elapsed = time.monotonic() - budget.start
-        guide = gaussian_guide(joint, loc, factor)
-        return _result(origin, guide, before, before, others, budget, ended="good")
-    trained = None if previous is None else previous.guide
-    if trained is not None:
-        refined = trained
-    elif covers or is_affordable(origin, budget):
-        refined = flow_guide(origin, kernel)
-    else:  # the Gaussian itself is trained
-        refined = gaussian_guide(joint, loc, factor)
-    pool, proposals = None, widened(modes)
-    if tempering < 1:
-        proposals += _around(loc, factor, start.widths)
-    if covers:
-        budget.several = True
-        pool = Pool(joint, proposals, count)
-        around = pool.around
-        others = modes + _around(around.loc, around.factor, (1.0, 3.0))
-        if trained is None:
-            refined.set_affine(around.loc, around.factor if factor.dim() == 2 else around.scale)
-            start_at(refined, pool.draw(_PLACING)[0])
-    elif trained is None:
-        refined.set_affine(
-            loc, factor if refined.structure is None or start.pattern is None else start.pattern
-        )
-    ended = "budget"
-    # In training a NaN must reach the loss.
-    with pyro.validation_enabled(False):
-        estimate = joint.minibatch if joint.subsampled else joint
-        rate, particles = options["learning_rate"], options["num_particles"]
-        training = Training(refined, joint, rate, particles, pool, estimate)
-        try:
-            training.run(budget, bar)
-        except KeyboardInterrupt:
-            training.stop(budget)
-            ended, limit = "interrupted", min(limit, _IMPATIENCE)
-    proposal = GuideProposal(joint, refined, joint.args, joint.kwargs)
-    bar.phase("weighting draws")
-    after = diagnose(proposal, num_draws, min(limit, max(budget.left() / 2, 0.0)))
-    no_gain = not covers and _is_worse(after, before)
-    if no_gain if previous is None else not _is_better(after, before):
-        forget(refined)
-        refined = gaussian_guide(joint, loc, factor) if previous is None else previous.kept
-        after = before
-        ended = "no further gain" if ended == "budget" else ended
-    return _result(origin, refined, before, after, others, budget, training, ended)
-
-
-def _result(
-    origin: Origin,
-    guide: AutoFlowNormal,
-    before: ImportanceDiagnostics,
-    after: ImportanceDiagnostics,
-    others: list[Gaussian],
-    budget: Budget,
-    training: Training | None = None,
-    ended: str = "budget",
-) -> Refinement:
-    joint = origin.start.joint
-    # Where the density is too dear for all draws of the diagnostics it is for these as well.
-    count = min(DRAWS, round(0.4 * after.num_particles))
-    law, patience = Pushed(guide.get_posterior()), _PATIENCE
-    if budget.seconds is not None:
-        patience = min(budget.left(), _DIAGNOSING * budget.seconds)
-    missed = missed_mass(joint, law, after.log_evidence, others, count, patience)
-    losses = [] if training is None else training.losses
-    skipped = 0 if training is None else training.skipped
-    way, elapsed = joint.way, budget.elapsed
-    return Refinement(
-        guide, before, after, losses, skipped, elapsed, missed, way, ended, joint, origin
-    )
-
-
-def _mixture_draws(joint: Joint, seconds: float | None) -> int:
-    """Draws of the Gaussians at all modes, as many as a share of the time is worth."""
-    if seconds is None:
-        return DRAWS
-    return max(_FEWEST, min(joint.pace.values(_DIAGNOSING * seconds), DRAWS))
-
-
-def _is_good(found: ImportanceDiagnostics) -> bool:
-    """Whether a Gaussian leaves nothing to a flow."""
-    return found.khat < 0.5 and found.ess > 0.95 * found.num_particles
-
-
-def _is_worse(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
-    """Whether the ELBO fell, by more than the noise of its estimates or a tenth of a nat.
-
-    Of few draws whose weights have heavy tails the noise says that anything may be level.
-    """
-    if not math.isfinite(after.elbo):
-        return math.isfinite(before.elbo)
-    noise = 2 * math.hypot(after.elbo_se, before.elbo_se)
-    return after.elbo < before.elbo - min(noise, _FALL)
-
-
-def _is_better(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
-    """Whether the ELBO rose by more than that noise, or is level and the weights are more even."""
-    if _is_worse(after, before):
-        return False
-    is_level = not _is_worse(before, after)
-    share = after.ess / after.num_particles - before.ess / before.num_particles
-    return share > 0 if is_level else True
-
-
 def chosen_kernel() -> str:
     """The flows' kernel: no part of a budget is spent on waiting for a compiler."""
     return "auto" if compiled.is_built() else "eager"
@@ -421,11 +250,6 @@ def _refuse_swallowed(
                 f"{name!r} is an argument of the model and an option of refine, which takes it; "
                 f"bind the model's first, as in refine(functools.partial(model, {name}=...), ...)"
             )
-
-
-def _around(loc: Tensor, factor: Tensor, widths: Sequence[float]) -> list[Gaussian]:
-    """The Gaussian of a guide's affine map, so many times as wide."""
-    return [Gaussian(loc, width * factor, math.nan) for width in widths]
 
 
 def _check_arguments(

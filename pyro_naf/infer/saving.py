@@ -18,7 +18,7 @@ from .correction import Correction
 from .diagnostics import ImportanceDiagnostics
 from .gaussian import Gaussian
 from .joint import Joint
-from .refinement import flow_guide, gaussian_guide
+from .refined_guides import flow_guide, gaussian_guide
 from .results import Origin, Refinement
 from .start import Start
 

@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 
+#: Numbers of the matrices of regressions that are solved at once.
+_NUMBERS = 2**26
+
+
 class ScoreRegression:
     """Regressions of an entry of the score on the latents adjacent to it, one for each row.
 
@@ -30,8 +34,8 @@ class ScoreRegression:
         largest_other = torch.cat([degree[by_degree], degree.new_ones(1)])
         number = torch.arange(len(degree) + 1)
         cost = torch.maximum(number, largest_other)
-        count = int(cost.argmin())
         self.most = int(cost.min())
+        count = int((cost == self.most).nonzero().amax())  # hubs share one regression
         self.pattern = pattern.to(device)
         self.hubs = by_degree[:count].sort().values.to(device)
         is_hub = torch.zeros(len(degree), dtype=torch.bool)
@@ -59,18 +63,10 @@ class ScoreRegression:
         gram, right = z.mT @ z / len(z), z.mT @ scores / len(z)
         found = torch.zeros_like(gram)
         if len(self.others):
-            gram_ = torch.eye(dim + 1).to(gram)
-            gram_[:dim, :dim] = gram
-            right_ = torch.cat([right, right.new_zeros(1, dim)])
-            index = self.index
-            blocks = gram_[index[:, :, None], index[:, None, :]]
-            # Padding: a regressor of its own, whose weight is zero.
-            pad = index == dim
-            blocks = torch.where(pad[:, :, None] | pad[:, None, :], 0.0, blocks)
-            blocks = blocks + torch.diag_embed(pad.to(blocks))
-            weights = torch.linalg.solve(blocks, right_[index, self.others[:, None]])
-            full = found.new_zeros(len(self.others), dim + 1).scatter_(1, index, weights)
-            found[self.others] = full[:, :dim]
+            rows = max(_NUMBERS // self.index.shape[1] ** 2, 1)
+            parts = zip(self.others.split(rows), self.index.split(rows), strict=True)
+            for others, index in parts:
+                found[others] = _rows(gram, right, others, index)
         either = self.is_hub[:, None] ^ self.is_hub
         neither = ~self.is_hub[:, None] & ~self.is_hub
         scaled = found / scale  # the columns' units
@@ -91,3 +87,18 @@ class ScoreRegression:
         block = scaled / root[:, None]
         found[hubs[:, None], hubs] = (block + block.mT) / 2
         return found
+
+
+def _rows(gram: Tensor, right: Tensor, others: Tensor, index: Tensor) -> Tensor:
+    """Rows of the Hessian ``(n, D)``, each a regression on the latents ``index`` ``(n, A)``."""
+    dim = len(gram)
+    padded = torch.eye(dim + 1).to(gram)
+    padded[:dim, :dim] = gram
+    blocks = padded[index[:, :, None], index[:, None, :]]
+    # Padding: a regressor of its own, whose weight is zero.
+    pad = index == dim
+    blocks = torch.where(pad[:, :, None] | pad[:, None, :], 0.0, blocks)
+    blocks = blocks + torch.diag_embed(pad.to(blocks))
+    right = torch.cat([right, right.new_zeros(1, dim)])
+    weights = torch.linalg.solve(blocks, right[index, others[:, None]])
+    return gram.new_zeros(len(others), dim + 1).scatter_(1, index, weights)[:, :dim]

@@ -16,6 +16,7 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
 from ..guides.pyro_internals import is_subsample
+from .angles import PERIODIC, OnePeriod
 from .path_gradient import peel
 
 
@@ -125,6 +126,14 @@ class VectorizedPlates(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["cond_indep_stack"] = tuple(f for f in msg["cond_indep_stack"] if f.vectorized)
+
+
+class Angles(Messenger):
+    """Handler that keeps latent angles on one period."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and isinstance(peel(msg["fn"])[0], PERIODIC):
+            msg["fn"] = OnePeriod(msg["fn"])
 
 
 def sample_sites(trace: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -20,10 +20,12 @@ from torch.distributions import biject_to
 
 from ..conditioners import Structure
 from ..guides.pyro_internals import without_block, without_start
+from .angles import PERIODIC, OnePeriod
 from .gaussian import Gaussian, cholesky, distinct, find_gaussian, raise_for_start
 from .graph import structure_of
 from .joint import Joint
 from .pace import Pace
+from .path_gradient import peel
 from .progress import Progress
 from .rough_gaussian import fit_roughly
 from .sparse_gaussian import fit_sparse_gaussian
@@ -189,6 +191,8 @@ def _in_order(joint: Joint, guide: AutoGuide, loc: Tensor, factor: Tensor) -> tu
     for name, site in trace.iter_stochastic_nodes():
         size = biject_to(site["fn"].support).inv(site["value"]).numel()
         places[name] = torch.arange(start, start + size)
+        if isinstance(peel(site["fn"])[0], PERIODIC):
+            loc, factor = _on_one_period(OnePeriod(site["fn"]), places[name], loc, factor)
         start += size
     if places.keys() != joint.sites.keys() or start != joint.dim:
         raise ValueError(
@@ -202,6 +206,18 @@ def _in_order(joint: Joint, guide: AutoGuide, loc: Tensor, factor: Tensor) -> tu
         return loc[order], factor[order]
     (factor,) = cholesky((factor @ factor.T)[order][:, order][None])
     return loc[order], factor
+
+
+def _on_one_period(
+    fn: OnePeriod, places: Tensor, loc: Tensor, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A Gaussian of angles on the real line, for the unconstrained values of one period."""
+    transform, angles = biject_to(fn.support), loc[places].reshape(fn.shape())
+    free = transform.inv(fn.turned(angles))
+    slope = torch.ones_like(loc)
+    slope[places] = transform.log_abs_det_jacobian(free, angles).exp().reshape(-1)
+    loc = loc.index_copy(0, places, free.reshape(-1))
+    return loc, factor / slope.reshape(-1, *[1] * (factor.dim() - 1))
 
 
 def _gaussian(guide: Any, *args: Any, **kwargs: Any) -> AutoGuide:

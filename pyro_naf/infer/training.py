@@ -136,8 +136,12 @@ class Training:
         self.own: tuple[Tensor, ...] = ()
         self.candidates: list[_Candidate] = []
 
-    def run(self, budget: Budget, progress: Progress) -> None:
-        """Trains until the guide is good, or the budget is spent."""
+    def run(self, budget: Budget, progress: Progress, until: float = 1.0) -> None:
+        """Trains until the guide is good, or the budget is spent.
+
+        :param until: the fraction of the budget after which climbing is broken off; a further call
+            goes on.
+        """
         losses = {
             "climb": self._climb,
             "land": self._land,
@@ -145,8 +149,11 @@ class Training:
             "balance": self._balance,
         }
         faster = 1.0 if self.pool is None else _FASTER
-        self.candidates = [self._judged(budget)] if self.pool is None else []
+        if self.pool is None and not self.candidates:
+            self.candidates = [self._judged(budget)]
         for phase in budget:
+            if phase == "climb" and budget.fraction >= until:
+                return
             if phase == "landed":
                 self._take_average()
                 if self.pool is None:

@@ -11,7 +11,7 @@ from .diagnostics import ImportanceDiagnostics
 from .psis import khat_threshold
 
 #: Posterior mass that a guide may lack.
-_MISSED = 0.05
+MISSED = 0.05
 
 #: Effective number of draws that weighted draws are recommended from.
 _ENOUGH = 400
@@ -80,7 +80,7 @@ def judge(
     even, threshold = after.ess / count, khat_threshold(count)
     moved = 0.0 if math.isnan(after.doubt) else after.doubt
     shown = f"k-hat {khat:.2f} +- {after.khat_se:.2f}"
-    if missed > _MISSED:
+    if missed > MISSED:
         return Verdict(
             "do not trust",
             f"the guide misses modes with {missed:.0%} of the mass",

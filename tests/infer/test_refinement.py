@@ -206,7 +206,7 @@ def test_arguments_go_to_the_model() -> None:
 
 def test_a_budget_of_seconds_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     # Draws for the diagnostics take a part of it too.
-    monkeypatch.setattr("pyro_naf.infer.refinement._DIAGNOSING", 0.0)
+    monkeypatch.setattr("pyro_naf.infer.plans._DIAGNOSING", 0.0)
     guide = fitted(AutoNormal, banana, 20)
     result = refine(guide, seconds=2.0, num_draws=20_000, seed=0, progress=False)
     assert result.steps > 1 and 1 < result.seconds < 30
@@ -353,7 +353,7 @@ def test_modes_a_hundred_times_narrower_than_they_are_apart_keep_their_weights()
 
 
 def test_a_lost_mode_that_a_start_has_found_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_naf.infer.refinement.several", lambda *_: False)
+    monkeypatch.setattr("pyro_naf.infer.plans.several", lambda *_: False)
     result = refine(two_modes, steps=200, seed=1, progress=False)
     mass = right_half(result)
     assert mass < 0.01 or mass > 0.99  # one mode was lost,
@@ -422,3 +422,25 @@ def test_a_flow_that_got_worse_than_the_gaussian_is_not_returned() -> None:
     assert result.ended == "no further gain" and result.elbo == result.before.elbo
     values = draws(result.guide, num_samples=4000)["z"]
     assert values.mean(0).tolist() == pytest.approx([1.0, -1.0, 0.5], abs=0.1)
+
+
+def ideal_points(legislators: int, bills: int) -> Any:
+    """Votes at random: the posterior is the same with all signs turned."""
+    generator = torch.Generator().manual_seed(0)
+    votes = (torch.rand(legislators, bills, generator=generator) < 0.5).float()
+
+    def model() -> None:
+        with pyro.plate("legislators", legislators, dim=-2):
+            place = pyro.sample("place", dist.Normal(0.0, 1.0))
+        with pyro.plate("bills", bills, dim=-1):
+            ease = pyro.sample("ease", dist.Normal(0.0, 2.0))
+            slope = pyro.sample("slope", dist.Normal(0.0, 2.0))
+            with pyro.plate("again", legislators, dim=-2):
+                pyro.sample("vote", dist.Bernoulli(logits=slope * place - ease), obs=votes)
+
+    return model
+
+
+def test_modes_that_no_gaussian_fits_never_end_far_below_the_start() -> None:
+    result = refine(ideal_points(8, 6), steps=40, seed=0, num_draws=2000, progress=False)
+    assert result.elbo > result.before.elbo - 1

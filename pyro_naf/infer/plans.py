@@ -1,0 +1,277 @@
+"""The plan of a refinement: which guide is trained, on what, and which one is kept.
+
+A posterior with one mode is climbed. One with several is learnt from draws of Gaussians at its
+modes, where those draws are worth something; where they are worth little, a guide first climbs from
+one mode, as modes may be connected, and keeps climbing if it has lost none of the others.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from .autoguides import AutoFlowNormal
+from .budget import Budget
+from .diagnostics import ImportanceDiagnostics, diagnose
+from .gaussian import Gaussian
+from .joint import Joint
+from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
+from .progress import Progress
+from .proposals import GaussianProposal, GuideProposal
+from .refined_guides import flow_guide, forget, gaussian_guide, is_affordable, start_at
+from .results import Origin, Previous, Refinement
+from .start import Start
+from .training import Training
+from .verdict import MISSED
+
+#: Number of draws whose marginals a guide for several modes starts with.
+_PLACING = 4000
+
+#: Share of the seconds after which each of the two diagnostics weights no more draws, and the
+#: seconds where none are given.
+_DIAGNOSING, _PATIENCE = 0.06, 10.0
+
+#: The same for who has pressed Ctrl-C.
+_IMPATIENCE = 2.0
+
+#: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise. One
+#: for several modes has mass that its start lacks: it must also waste all but so many of its draws.
+_FALL, _WASTE = 0.1, 0.05
+
+#: Draws of a diagnosis that time is kept for, in any case.
+_FEWEST = 200
+
+#: Effective share of a pool's draws from which on they are learnt from at once; the number of them
+#: below which they never are; the part of the budget in which a guide climbs from one mode else;
+#: and the draws that judge it.
+_EVEN_POOL, _POOR_POOL, _TRIAL, _JUDGES = 0.1, 100, 0.25, 20_000
+
+
+def refine_from(
+    start: Start,
+    budget: Budget,
+    options: dict[str, Any],
+    *,
+    good_ends: bool,
+    kernel: str,
+    bar: Progress,
+    previous: Previous | None = None,
+) -> Refinement:
+    """:func:`~pyro_naf.infer.refine` from a Gaussian that is known.
+
+    :param options: those of :func:`~pyro_naf.infer.refine` from ``flow`` to ``tempering``, all.
+    :param good_ends: whether a Gaussian that fits already is returned at once.
+    :param previous: an earlier refinement, whose guide is trained further.
+    """
+    plan = _Plan(start, budget, options, kernel, bar, previous)
+    if good_ends and not plan.origin.covers and _is_good(plan.before):
+        budget.elapsed = time.monotonic() - budget.start
+        return plan.result(plan.gaussian(), plan.before, ended="good")
+    training = plan.several_modes() if plan.origin.covers else plan.one_mode()
+    return plan.finish(training)
+
+
+class _Plan:
+    """One refinement: its start, weighed, and the training from it."""
+
+    def __init__(
+        self,
+        start: Start,
+        budget: Budget,
+        options: dict[str, Any],
+        kernel: str,
+        bar: Progress,
+        previous: Previous | None,
+    ) -> None:
+        self.start, self.joint, self.budget = start, start.joint, budget
+        self.kernel, self.bar, self.previous = kernel, bar, previous
+        self.count = _mixture_draws(self.joint, budget.seconds)
+        self.limit = _PATIENCE if budget.seconds is None else _DIAGNOSING * budget.seconds
+        self.ended = "budget"
+        budget.keep(self.joint.pace.seconds(2 * _FEWEST))
+        bar.phase("weighting the start")
+        if previous is not None:
+            covers, self.before = previous.covers, previous.after
+        else:
+            # How many draws that takes must not change what training does.
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                gaussian = GaussianProposal(self.joint, Gaussian(start.loc, start.factor, math.nan))
+                self.before = diagnose(gaussian, options["num_draws"], self.limit)
+            has_several = len(start.modes) > 1 and several(self.joint, start.modes, self.count)
+            covers = options["tempering"] < 1 or has_several
+        self.origin = Origin(start, covers, options)
+        self.others = start.modes + _around(start.loc, start.factor, (1.0, 3.0))
+
+    def gaussian(self) -> AutoFlowNormal:
+        """The guide that is the start's Gaussian."""
+        return gaussian_guide(self.joint, self.start.loc, self.start.factor)
+
+    def one_mode(self) -> Training:
+        """A guide that climbs from the start."""
+        start = self.start
+        if self.previous is not None and self.previous.guide is not None:
+            return self._training(self.previous.guide)
+        if not is_affordable(self.origin, self.budget):
+            return self._training(self.gaussian())
+        guide = flow_guide(self.origin, self.kernel)
+        has_pattern = guide.structure is not None and start.pattern is not None
+        guide.set_affine(start.loc, start.pattern if has_pattern else start.factor)
+        return self._training(guide)
+
+    def several_modes(self) -> Training:
+        """A guide that learns from draws at all modes, or one that climbs and loses none."""
+        start, tempering = self.start, self.origin.options["tempering"]
+        proposals = widened(start.modes)
+        if tempering < 1:
+            proposals += _around(start.loc, start.factor, start.widths)
+        pool = Pool(self.joint, proposals, self.count)
+        around = pool.around
+        self.others = start.modes + _around(around.loc, around.factor, (1.0, 3.0))
+        trained = None if self.previous is None else self.previous.guide
+        if trained is None and tempering == 1 and pool.ess < _EVEN_POOL * len(pool.z):
+            if (training := self._trial(pool)) is not None:
+                return training
+        self.budget.several = True
+        if trained is not None:
+            return self._training(trained, pool)
+        guide = flow_guide(self.origin, self.kernel)
+        is_full = start.factor.dim() == 2
+        guide.set_affine(around.loc, around.factor if is_full else around.scale)
+        start_at(guide, pool.draw(_PLACING)[0])
+        return self._training(guide, pool)
+
+    def _trial(self, pool: Pool) -> Training | None:
+        """A guide that has climbed from one mode, if it goes on; else there is time to learn."""
+        several_modes, self.origin = self.origin, replace(self.origin, covers=False)
+        training = self.one_mode()
+        self.run(training, _TRIAL)
+        if self.ended == "interrupted" or pool.ess < _POOR_POOL:
+            return training
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            found = self._weighed(training.guide, _JUDGES, self.limit)
+            law = Pushed(training.guide.get_posterior())
+            missed = missed_mass(
+                self.joint, law, found.log_evidence, self.others, _JUDGES, self.limit
+            )
+        if missed <= MISSED:
+            return training
+        forget(training.guide)
+        self.origin = several_modes
+        return None
+
+    def _training(self, guide: AutoFlowNormal, pool: Pool | None = None) -> Training:
+        joint, options = self.joint, self.origin.options
+        estimate = joint.minibatch if joint.subsampled else joint
+        rate, particles = options["learning_rate"], options["num_particles"]
+        return Training(guide, joint, rate, particles, pool, estimate)
+
+    def run(self, training: Training, until: float = 1.0) -> None:
+        """Train for a part of the budget, or until Ctrl-C."""
+        # In training a NaN must reach the loss.
+        with pyro.validation_enabled(False):
+            try:
+                training.run(self.budget, self.bar, until)
+            except KeyboardInterrupt:
+                training.stop(self.budget)
+                self.ended, self.limit = "interrupted", min(self.limit, _IMPATIENCE)
+
+    def finish(self, training: Training) -> Refinement:
+        """Train for the rest of the budget, and keep the better of the guide and its start."""
+        if self.ended != "interrupted":
+            self.run(training)
+        guide, previous = training.guide, self.previous
+        self.bar.phase("weighting draws")
+        limit = min(self.limit, max(self.budget.left() / 2, 0.0))
+        after = self._weighed(guide, self.origin.options["num_draws"], limit)
+        if previous is None:
+            no_gain = _is_worse(after, self.before)
+            if self.origin.covers:  # a few draws between modes cost the ELBO much, and little else
+                no_gain &= after.ess < _WASTE * after.num_particles
+        else:
+            no_gain = not _is_better(after, self.before)
+        if no_gain:
+            forget(guide)
+            guide = self.gaussian() if previous is None else previous.kept
+            after = self.before
+            self.ended = "no further gain" if self.ended == "budget" else self.ended
+        return self.result(guide, after, training, self.ended)
+
+    def _weighed(self, guide: AutoFlowNormal, count: int, seconds: float) -> ImportanceDiagnostics:
+        joint = self.joint
+        return diagnose(GuideProposal(joint, guide, joint.args, joint.kwargs), count, seconds)
+
+    def result(
+        self,
+        guide: AutoFlowNormal,
+        after: ImportanceDiagnostics,
+        training: Training | None = None,
+        ended: str = "budget",
+    ) -> Refinement:
+        """What is returned: the guide, with what it lacks of the posterior's mass."""
+        joint, budget = self.joint, self.budget
+        # Where the density is too dear for all draws of the diagnostics it is for these as well.
+        count = min(DRAWS, round(0.4 * after.num_particles))
+        law, patience = Pushed(guide.get_posterior()), _PATIENCE
+        if budget.seconds is not None:
+            patience = min(budget.left(), _DIAGNOSING * budget.seconds)
+        missed = missed_mass(joint, law, after.log_evidence, self.others, count, patience)
+        losses = [] if training is None else training.losses
+        skipped = 0 if training is None else training.skipped
+        way, elapsed = joint.way, budget.elapsed
+        return Refinement(
+            guide,
+            self.before,
+            after,
+            losses,
+            skipped,
+            elapsed,
+            missed,
+            way,
+            ended,
+            joint,
+            self.origin,
+        )
+
+
+def _mixture_draws(joint: Joint, seconds: float | None) -> int:
+    """Draws of the Gaussians at all modes, as many as a share of the time is worth."""
+    if seconds is None:
+        return DRAWS
+    return max(_FEWEST, min(joint.pace.values(_DIAGNOSING * seconds), DRAWS))
+
+
+def _around(loc: Tensor, factor: Tensor, widths: Sequence[float]) -> list[Gaussian]:
+    """The Gaussian of a guide's affine map, so many times as wide."""
+    return [Gaussian(loc, width * factor, math.nan) for width in widths]
+
+
+def _is_good(found: ImportanceDiagnostics) -> bool:
+    """Whether a Gaussian leaves nothing to a flow."""
+    return found.khat < 0.5 and found.ess > 0.95 * found.num_particles
+
+
+def _is_worse(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
+    """Whether the ELBO fell, by more than the noise of its estimates or a tenth of a nat.
+
+    Of few draws whose weights have heavy tails the noise says that anything may be level.
+    """
+    if not math.isfinite(after.elbo):
+        return math.isfinite(before.elbo)
+    noise = 2 * math.hypot(after.elbo_se, before.elbo_se)
+    return after.elbo < before.elbo - min(noise, _FALL)
+
+
+def _is_better(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
+    """Whether the ELBO rose by more than that noise, or is level and the weights are more even."""
+    if _is_worse(after, before):
+        return False
+    is_level = not _is_worse(before, after)
+    share = after.ess / after.num_particles - before.ess / before.num_particles
+    return share > 0 if is_level else True
