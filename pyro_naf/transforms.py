@@ -426,7 +426,7 @@ def affine_autoregressive_flow(
 ) -> AffineAutoregressiveFlow:
     """An :class:`AffineAutoregressiveFlow` on a fresh conditioner.
 
-    :param input_dim: D.
+    :param input_dim: number D of dimensions.
     :param hidden_dims: as in the conditioner; by default one layer of 3 D + 1 units, but at least
         32 and at most 512, or two blocks of 32 with ``conditioner="attention"``.
     :param kw: ``conditioner``, "made" or "attention"; further arguments of
@@ -451,7 +451,7 @@ def deep_sigmoidal_flow(
 ) -> DeepSigmoidalFlow:
     """A :class:`DeepSigmoidalFlow` on a fresh conditioner.
 
-    :param input_dim: D.
+    :param input_dim: number D of dimensions.
     :param hidden_dims: as in :func:`affine_autoregressive_flow`.
     :param hidden_units: K, the number of sigmoids.
     :param affine: an affine map around the sigmoids, as in :class:`DeepSigmoidalFlow`.

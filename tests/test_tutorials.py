@@ -80,6 +80,23 @@ def test_notebook_uses_the_public_interface_alone(path: Path) -> None:
     assert not re.findall(r"pyro_naf[\w.]*\._\w+|import _\w+|\w\._[a-z]\w+", source)
 
 
+def test_figures_beside_published_ones_are_those_of_the_benchmarks() -> None:
+    cells = code_cells(read(FOLDER / "05_density_estimation.ipynb"))
+    (table,) = [cell.source for cell in cells if "PUBLISHED.items()" in cell.source]
+    ours = re.findall(r'"([\d.]+) ± ([\d.]+)"', table)
+    results = (FOLDER.parent / "tests/benchmarks/results/density.md").read_text(encoding="utf-8")
+    measured = re.findall(r"\| ([\d.]+) ± ([\d.]+) \|", results)
+    rounded = {(f"{float(mean):.2f}", f"{float(error):.2f}"[1:]) for mean, error in measured}
+    assert len(ours) >= 4 and set(ours) <= rounded
+
+
+@each
+def test_every_picture_has_an_alt_text(path: Path) -> None:
+    for cell in code_cells(read(path)):
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            assert len(cell.metadata["mystnb"]["image"]["alt"].split()) > 5, cell.source
+
+
 def test_readme_lists_the_notebooks_in_order() -> None:
     listed = re.findall(r"\]\((\w+\.ipynb)\)", (FOLDER / "README.md").read_text())
     assert listed == [path.name for path in NOTEBOOKS]

@@ -136,7 +136,8 @@ def _fit(joint: Joint, options: argparse.Namespace) -> GaussianProposal:
 
         decay = 0.01 ** (1 / steps)
         with _reported("the fit broke down"):
-            loc, scale, _ = fit_mean_field(joint, bar, _PARTICLES, decay=decay, report=report)
+            rates = (decay**step for step in bar)
+            loc, scale, _ = fit_mean_field(joint, rates, _PARTICLES, report=report)
     return GaussianProposal(joint, Gaussian(loc, scale, math.nan))
 
 

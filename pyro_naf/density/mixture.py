@@ -22,7 +22,7 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 class StandardNormal(nn.Module):
     """The base distribution N(0, I) of a flow.
 
-    :param input_dim: D.
+    :param input_dim: number D of dimensions.
 
     >>> StandardNormal(3).log_prob(torch.zeros(5, 3)).shape
     torch.Size([5])

@@ -17,7 +17,7 @@ class RecurrentConditioner(nn.Module):
 
     :param input_dim: D >= 1, in natural order or, with ``reverse``, from the last to the first.
     :param hidden_dim: width H of the state.
-    :param num_params: P.
+    :param num_params: number P of pseudo-parameters of each dimension.
     :param context_dim: width C of a context that makes the first state.
 
     Shapes: ``x`` ``(..., D)``, ``context`` ``(..., C)``; returns ``(..., D, P)``.

@@ -47,8 +47,8 @@ def fit_energy(
 ) -> FlowDensity:
     r"""Fits a density without a context to :math:`e^{-U}`, from its present weights.
 
-    Draws have to be cheap: architectures of the sampling direction (iaf-*, planar-K) give them in
-    one pass.
+    Draws have to be cheap: architectures of the sampling direction (``iaf-*``, ``planar-K``) give
+    them in one pass.
 
     :param density: is trained, in its present units, and returned.
     :param energy: U, differentiable, of points ``(N, D)``.

@@ -78,15 +78,15 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
     e^{h \epsilon^2 / 2})`, whose tails are those of Student's t with 1/h degrees of freedom. The
     tail indices h in (0, 1) are trained, as ``tail_index``, from about zero on.
 
-    With ``context_fn`` flow, loc and S depend on the data: :math:`c = ` ``context_fn(*args,
-    **kwargs)`` is the context of a conditional flow, :math:`z = \mathrm{loc} + m(c) +
-    \mathrm{diag}(e^{s(c)}) S f(\epsilon; c)`, and the guide is the posterior for any data set that
-    it was trained on the likes of (Trace_ELBO, or :class:`~pyro_naf.infer.ForwardKL` on simulated
-    data). The context has shape ``(C,)``, or an axis for each of the outermost plates around all
-    latents, such as ``(B, C)``: then the latents of each element have a density of their own, D
-    counts those of one element, and B may change from call to call. The rows are those of the
-    arguments: all elements of the plate, of which the guide takes a subsample, or only those that
-    the subsample has, as when the arguments are a minibatch.
+    With a ``context_fn``, the flow, loc and S depend on the data: what it returns for the arguments
+    is the context c of a conditional flow, :math:`z = \mathrm{loc} + m(c) + \mathrm{diag}(e^{s(c)})
+    S f(\epsilon; c)`, and the guide is the posterior for any data set that it was trained on the
+    likes of (Trace_ELBO, or :class:`~pyro_naf.infer.ForwardKL` on simulated data). The context has
+    shape ``(C,)``, or an axis for each of the outermost plates around all latents, such as
+    ``(B, C)``: then the latents of each element have a density of their own, D counts those of one
+    element, and B may change from call to call. The rows are those of the arguments: all elements
+    of the plate, of which the guide takes a subsample, or only those that the subsample has, as
+    when the arguments are a minibatch.
 
     All parameters exist after ``_setup_prototype``, with dtype and device of the model's latents.
     A value in Pyro's param store wins over the module's, as for all of Pyro's guides; whichever it

@@ -24,8 +24,8 @@ class ContextAffine(nn.Module):
     The shift is linear far out, where bounded conditioners have nothing more to say; the log-scale
     stays bounded.
 
-    :param context_dim: C.
-    :param dim: D.
+    :param context_dim: width C of the context.
+    :param dim: number D of latents.
     :param hidden_dim: number of tanh units.
 
     Shapes: context ``(..., C)``; shift and log-scale ``(..., D)`` each.

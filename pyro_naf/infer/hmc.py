@@ -83,7 +83,7 @@ class Chains:
     :ivar accept_rate: mean acceptance probability after the warm-up.
     :ivar gradients: number of gradients, each of one chain, in the warm-up and after it.
     :ivar divergences: number of divergent trajectories after the warm-up.
-    :ivar step_size: h.
+    :ivar step_size: step size h.
     :ivar trajectory_length: T; half of it is the mean time of a trajectory.
     :ivar scale: s, shape ``(D,)``.
     """
