@@ -1,8 +1,8 @@
 """Named architectures: the rows of the NAF paper's table, and what came later, from the same parts.
 
 ===================== ===========================================================================
-auto                  the best mixture of a Gaussian, Gaussian mixtures and flows, by rows that
-                      were left out; see :mod:`pyro_naf.density.automatic`
+auto                  the best mixture of a Gaussian, mixtures of Gaussians and of t's, and flows,
+                      by rows that were left out; see :mod:`pyro_naf.density.automatic`
 gaussian              one multivariate normal, its covariance shrunk by cross-validation
 gmm-K                 a mixture of K of them
 student-K             a mixture of K multivariate Student's t's, which has heavy tails
@@ -16,9 +16,8 @@ maf-dsf-K, maf-ddsf-K K neural autoregressive layers (NAF)
 maf-nsf-K, nsf-ar     K (by default 5) rational-quadratic spline layers
 iaf-affine-K, ...     affine, dsf, ddsf or nsf in the sampling direction: draws are one pass,
                       densities of data are numerical
-attention-affine-K, attention-dsf-K, attention-ddsf-K, attention-mog
-                      maf-affine-K, maf-dsf-K, maf-ddsf-K (by default one layer) and made-mog on
-                      an :class:`~pyro_naf.conditioners.AttentionConditioner`
+attention-ddsf-K, ... maf-ddsf-K (K = 1 by default) with attention for its conditioner; so are
+                      attention-dsf-K, attention-affine-K, and attention-mog from made-mog
 tan                   a linear map, two recurrent shifts and an autoregressive mixture
 bnaf, bnaf-K          K (by default 5) of Pyro's block neural autoregressive flows; no draws
 planar-K              K of Pyro's planar flows; no density of data
