@@ -376,6 +376,8 @@ def test_all_options_of_an_architecture_can_be_said(here: Path) -> None:
         "components": ("--components", 3), "residual": ("--residual", True),
         "linear": ("--linear", "lu"), "activation": ("--activation", "elu"),
         "dropout": ("--dropout", 0.1), "head_dim": ("--head-dim", 2), "whiten": ("--whiten", True),
+        "conditioner": ("--conditioner", "made"), "num_heads": ("--num-heads", 2),
+        "base": ("--base", "student"),
     }  # fmt: skip
     options = [str(a) for pair in said.values() for a in pair if a is not True]
     command = ["fit", "x.npy", "--steps", "5", "--no-progress", *options]
