@@ -128,6 +128,10 @@ def build(name: str, input_dim: int, context_dim: int = 0, **overrides: Any) -> 
     options = check_options(name, overrides)
     if kind.startswith("attention"):
         options = replace(options, conditioner="attention")
+    if options.conditioner == "attention" and (options.residual or options.head_dim is not None):
+        raise ValueError(
+            "residual and head_dim are options of a MADE: leave them out with attention"
+        )
     parts = _Parts(operator.index(input_dim), operator.index(context_dim), options)
     if kind == "auto":
         raise ValueError("architecture 'auto' is fitted by FlowDensity, and cannot be built alone")

@@ -237,6 +237,10 @@ def test_a_number_at_the_end_of_a_name_counts_layers(name: str, expected: tuple[
         (lambda: build("made", 2, linear="qr"), "linear must be 'reversal' or 'lu', got 'qr'"),
         (lambda: build("made", 2, dropout=1.0), "dropout must lie in [0, 1), got 1.0"),
         (lambda: build("made", 2, activation="sin"), "activation must be one of elu, gelu, relu"),
+        (
+            lambda: build("attention-dsf", 2, residual=True),
+            "residual and head_dim are options of a",
+        ),
         (lambda: build("made-mog", 2, components=0), "num_params must be at least 1, got 0"),
         (lambda: build("nsf-ar", 2, bins=1), "bins must be at least 2, got 1"),
         (lambda: build("nsf-ar", 2, bound=0.0), "bound must be positive and finite, got 0.0"),
