@@ -21,8 +21,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from pyro_naf import deep_sigmoidal_flow, eight_schools
 from pyro_naf.conditioners import AttentionConditioner
 from pyro_naf.conditioners.attention import attention
+from pyro_naf.flows.starts import sigmoids_at
 from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, CompiledSVI
-from pyro_naf.starts import sigmoids_at
 
 
 def rough(dim: int, **options: Any) -> AttentionConditioner:

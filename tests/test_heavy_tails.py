@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.func import jacfwd, jacrev, vmap
 
-from pyro_naf.heavy_tails import TukeyH
+from pyro_naf.flows.heavy_tails import TukeyH
 from pyro_naf.infer import AutoDSFNormal, CompiledSVI
 from pyro_naf.infer.path_gradient import score
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import check_integers
-from ..kernels.modes import needs_plain_backward, needs_plain_operations, plain_gradients
+from ..support.checks import check_integers
+from ..support.modes import needs_plain_backward, needs_plain_operations, plain_gradients
 from .order import Ordered
 from .protocol import Sweep
 

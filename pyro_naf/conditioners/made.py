@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integers
-from ..kernels.masked_linear import masked_linear, staircase
-from ..kernels.modes import needs_plain_operations
+from ..support.checks import check_integers
+from ..support.modes import needs_plain_operations
+from .masked_linear import masked_linear, staircase
 from .order import Ordered, cumulative, hidden_degrees
 from .protocol import Sweep
 
@@ -47,7 +47,7 @@ class MADE(Ordered):
         with ELU (the NAF paper's) or ReLU preimages of far points explode along the order.
     :raises ValueError: when an argument is out of its range; it is named.
 
-    Source: Germain et al. 2015 [arXiv:1502.03509]; slides eq. 10 and 25.
+    Source: Germain et al. 2015 [arXiv:1502.03509].
 
     Shapes: ``x`` ``(..., D)``, ``context`` ``(..., C)``; batch shapes broadcast; returns
     ``(..., D, P)``.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.modes import needs_plain_operations
+from ..support.modes import needs_plain_operations
 
 
 class Ordered(nn.Module):

@@ -1,6 +1,6 @@
 """Density estimation: named architectures, an estimator, data sets and a training loop."""
 
-from ..stored import ModelFileError
+from ..files.stored import ModelFileError
 from . import architectures, datasets
 from .estimator import FlowDensity
 from .reverse_kl import energy_bound, fit_energy

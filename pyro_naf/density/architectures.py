@@ -35,11 +35,11 @@ from typing import Any
 from pyro.distributions.transforms import BlockAutoregressive, Planar
 from torch import nn
 
-from ..archive import plain
-from ..checks import check_integers
 from ..conditioners import MADE, AttentionConditioner
 from ..conditioners import choice as conditioners
-from ..starts import spread_sigmoids
+from ..files.archive import plain
+from ..flows.starts import spread_sigmoids
+from ..support.checks import check_integers
 from ..transformers import (
     Affine,
     DeepDenseSigmoidal,

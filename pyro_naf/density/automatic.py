@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..archive import plain
+from ..files.archive import plain
 from . import parallel
 from .architectures import build, parse
 from .closed_form import CLOSED

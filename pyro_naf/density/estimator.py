@@ -14,9 +14,9 @@ import torch
 from pyro.distributions.transforms import AffineTransform
 from torch import Tensor, nn
 
-from ..archive import plain
-from ..checks import check_integers
-from ..seeding import seeded
+from ..files.archive import plain
+from ..support.checks import check_integers
+from ..support.seeding import seeded
 from . import discrete, preparation, questions, tables
 from .architectures import build, check_options, parse
 from .classes import SoftmaxHead

@@ -9,8 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integers
-from ..kernels.precision import at_least_float32, without_autocast
+from ..support.checks import check_integers
+from ..support.precision import at_least_float32, without_autocast
 from . import incomplete, student
 from .gaussian import precision_factor, shrunk_moments
 from .mixture import ModuleDistribution

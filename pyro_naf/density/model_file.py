@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..stored import ModelFileError, load, save
+from ..files.stored import ModelFileError, load, save
 from .architectures import parse
 from .columns import Column, Schema
 from .settings import History

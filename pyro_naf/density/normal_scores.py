@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..checks import check_integers
-from ..kernels.precision import without_autocast
 from ..rootfinding import find_root
+from ..support.checks import check_integers
+from ..support.precision import without_autocast
 from .gaussian_mixture import maximised
 from .linear import Linear
 

@@ -36,7 +36,7 @@ class Options:
     :param hidden_units: K, the sigmoids of DSF and DDSF; the width of BNAF a dimension.
     :param num_layers: layers of a DDSF transformer.
     :param sharpness: slope at which all sigmoids but one start, at places spread over the data;
-        see :func:`~pyro_naf.starts.spread_sigmoids`.
+        see :func:`~pyro_naf.flows.starts.spread_sigmoids`.
     :param affine: the conditioner also gives an affine map around the sigmoids.
     :param bins: bins of a spline, on [-``bound``, ``bound``].
     :param components: Gaussians of an autoregressive mixture.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..archive import plain
-from ..checks import check_integers
+from ..files.archive import plain
+from ..support.checks import check_integers
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 SCHEDULES = ("cosine", "plateau", "constant")

@@ -17,7 +17,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..kernels.precision import at_least_float32
+from ..support.precision import at_least_float32
 
 #: Bounds of the degrees of freedom: below 1 there is no mean, and 100 are a Gaussian to all but
 #: millions of rows. In float32 the log-gamma functions of more would lose digits.

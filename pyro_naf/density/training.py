@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..archive import plain
-from ..atomic import check_file
+from ..files.archive import plain
+from ..files.atomic import check_file
 from . import parallel
 from .checkpoints import load_checkpoint, save_checkpoint
 from .flow import evaluating

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
-from ..checks import check_integers
 from ..conditioners import Structure
-from ..heavy_tails import START as TAIL_INDEX
-from ..heavy_tails import TukeyH
-from ..linear_structured import factor_of
-from ..tables import Shown, Table
+from ..flows.heavy_tails import START as TAIL_INDEX
+from ..flows.heavy_tails import TukeyH
+from ..flows.linear import factor_of
+from ..support.checks import check_integers
+from ..support.tables import Shown, Table
 from ..transforms import (
     DeepDenseSigmoidalFlow,
     DeepSigmoidalFlow,
@@ -74,7 +74,7 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
 
     A flow of sigmoids is linear far out, so that the guide's tails are a normal's. With
     ``heavy_tails`` each entry of :math:`\epsilon` passes Tukey's h map first
-    (:class:`~pyro_naf.heavy_tails.TukeyH`): :math:`z = \mathrm{loc} + S f(\epsilon\,
+    (:class:`~pyro_naf.flows.heavy_tails.TukeyH`): :math:`z = \mathrm{loc} + S f(\epsilon\,
     e^{h \epsilon^2 / 2})`, whose tails are those of Student's t with 1/h degrees of freedom. The
     tail indices h in (0, 1) are trained, as ``tail_index``, from about zero on.
 

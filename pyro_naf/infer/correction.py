@@ -23,9 +23,9 @@ from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 
-from ..checks import check_integers
-from ..labels import entry_labels
-from ..tables import Shown, Table
+from ..support.checks import check_integers
+from ..support.labels import entry_labels
+from ..support.tables import Shown, Table
 from .base_space import BaseSpace, find_starts
 from .chain_methods import hamiltonian, independence, neutra
 from .chains import bulk_ess, rank_rhat, stood_still, tail_ess

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
-from ..heavy_tails import TukeyH
+from ..flows.heavy_tails import TukeyH
 from ..transforms import AutoregressiveFlow
 
 #: Points at least, at most, and beyond an extreme level.

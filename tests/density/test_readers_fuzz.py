@@ -26,10 +26,10 @@ import pytest
 import torch
 
 from pyro_naf.cli.models import load_data
-from pyro_naf.command_line import CommandError
 from pyro_naf.density import FlowDensity, ModelFileError
 from pyro_naf.density.commands.files import SUFFIXES, read_table, write_table
 from pyro_naf.density.settings import History
+from pyro_naf.support.command_line import CommandError
 
 CALLS = int(os.environ.get("PYRO_NAF_FUZZ", 1250))
 

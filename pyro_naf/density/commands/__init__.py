@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import BooleanOptionalAction
 from typing import Any
 
-from ...command_line import at_least, positive, widths
 from ...conditioners.choice import CONDITIONERS
+from ...support.command_line import at_least, positive, widths
 from .. import datasets
 from ..architectures import NAMES
 from ..options import ACTIVATIONS, BASES

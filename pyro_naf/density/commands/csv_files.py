@@ -18,8 +18,8 @@ from typing import TextIO
 
 import numpy as np
 
-from ...atomic import open_file
-from ...command_line import UNPACKED, CommandError
+from ...files.atomic import open_file
+from ...support.command_line import UNPACKED, CommandError
 from ..kinds import MANY_CLASSES
 
 #: What the names of text files end with, ".gz" left out.

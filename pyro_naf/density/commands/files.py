@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ... import archive
-from ...atomic import check_file, replace_file
-from ...command_line import CommandError, member, numpy_file
+from ...files import archive
+from ...files.atomic import check_file, replace_file
+from ...support.command_line import CommandError, member, numpy_file
 from .. import preparation
 from .csv_files import are_names, is_text, lines_of, read_csv
 

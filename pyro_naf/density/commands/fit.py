@@ -15,8 +15,8 @@ from torch import Tensor
 
 import pyro_naf
 
-from ...atomic import ReplacedFolder
-from ...command_line import CommandError
+from ...files.atomic import ReplacedFolder
+from ...support.command_line import CommandError
 from .. import datasets, discrete, parallel, preparation
 from ..estimator import FlowDensity
 from ..options import Options

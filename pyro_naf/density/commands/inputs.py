@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...command_line import CommandError
+from ...support.command_line import CommandError
 from .. import parallel, preparation
 from ..architectures import parse
 from ..closed_form import CLOSED

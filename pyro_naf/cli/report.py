@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 import pyro_naf
-from pyro_naf.eight_schools import QUANTILE_LEVELS, Summary
-from pyro_naf.labels import scalar_parameters
-from pyro_naf.plotting import plot_refinement
+from pyro_naf.examples.eight_schools import QUANTILE_LEVELS, Summary
+from pyro_naf.plot.figures import plot_refinement
+from pyro_naf.support.labels import scalar_parameters
 
 if TYPE_CHECKING:
     from pyro_naf.infer import Correction, ImportanceDiagnostics, Refinement

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .modes import needs_plain_backward, needs_plain_operations
-from .pages import in_large_pages
+from ..support.modes import needs_plain_backward, needs_plain_operations
+from ..support.pages import in_large_pages
 
 #: A layer is cut into this many steps: with 8, 9/16 of the products remain.
 STEPS = 8

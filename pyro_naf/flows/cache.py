@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .kernels.modes import (
+from ..support.modes import (
     current_modes,
     needs_plain_operations,
     outlives_its_level,

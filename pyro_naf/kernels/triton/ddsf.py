@@ -1,4 +1,4 @@
-r"""DDSF in fused Triton kernels: value and log-slope, their gradients, and the inverse.
+r"""Triton kernels of DDSF: value and log-slope, their gradients, and the inverse.
 
 A dense sigmoidal layer with inputs v, log-tangents :math:`\lambda = \log dv/dx`, logits e and
 :math:`A = e^W` is, with :math:`s = \sigma(v)`, :math:`n = \sigma(-v)` and :math:`E = e^e`,
@@ -12,17 +12,17 @@ and the mix that leads to the next layer is, with :math:`F = e^{e'}` and :math:`
 .. math::
     Z = B F, \quad m = \frac{B (F h)}{Z}, \quad \log \frac{dm}{dx} = \log \frac{B (F h')}{Z} .
 
-As in :mod:`.triton_dsf` the largest exponentials of every sum are left out and carried beside it.
+As in :mod:`.dsf` the largest exponentials of every sum are left out and carried beside it.
 Nothing but the inputs is kept for the backward pass: it goes through the layers from the last to
 the first and evaluates, for each, the layers before it again. That is L (L - 1) / 2 layers more
-arithmetic, and no memory. The shared matrices come as one vector, those of w first.
+arithmetic, and no memory. The shared matrices come as one vector, those of w first; each is
+``K * K`` long, but for the last of w with its one row.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,27 +30,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..rootfinding import MAX_EVALUATIONS
-from ..transformers import DeepDenseSigmoidal
-from ..transformers.base import softplus_inverse
-from ..transformers.dense_sigmoidal import dense_sigmoidal
-from .modes import needs_plain_backward, plain_gradients
-from .triton_common import (
-    LANGUAGE_DTYPE,
+from .common import (
     UNALIGNED,
     arithmetic,
     exponential,
     lanes,
-    launch,
     load_parameters,
     load_rows,
-    programs,
     shifted_logits,
     sigmoids,
     store_rows,
-    strided,
 )
-from .triton_root import search, start
+from .root import search, start
 
 #: Registers of a thread in the backward pass of 16 units, which would take twice as many: with
 #: these twice as many programs hide each other's waits for barriers, at the price of 150 spilled
@@ -59,9 +50,6 @@ BACKWARD_REGISTERS = 128
 
 #: How products in float32 are made of others; AMD's compiler has no such way.
 IN_PARTS = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
-
-#: Elements that the partial sums of the matrices' gradients may take: 64 MiB in float32.
-PARTIAL_SUMS = 1 << 24
 
 # ------------------------------------------------------------------ products with shared matrices
 
@@ -213,7 +201,7 @@ def ascend(
         w = load_matrix(matrices, layer * K * K, UNITS, K, False, DTYPE)
         h, log_dh, _, _, _, _, _, _, _, _ = dense_sigmoid(a, b, m, log_dm, e, w, False)
         e = load_rows(phi, (3 * L + layer) * K, phi_p, exists, UNITS, K, DTYPE)
-        u = load_matrix(matrices, (L - 1 + layer) * K * K, UNITS, K, False, DTYPE)
+        u = load_matrix(matrices, ((L - 1 + layer) * K + 1) * K, UNITS, K, False, DTYPE)
         m, log_dm, _, _, _, _ = softmax_mix(h, log_dh, shifted_logits(e, UNITS, K), u)
     return m, log_dm
 
@@ -231,7 +219,7 @@ def evaluate(
     a, _, b, e = load_parameters(
         phi, 3 * K * (L - 1), phi_p, biases, exists, SHIFT, FLOOR, K, UNITS, DTYPE
     )
-    w = load_matrix(matrices, 2 * (L - 1) * K * K, UNITS, K, True, DTYPE)
+    w = load_matrix(matrices, (L - 1) * K * K, UNITS, K, True, DTYPE)
     y, log_dy, _, _, _, _, _, _, _, _ = dense_sigmoid(a, b, m, log_dm, e, w, True)
     return y, log_dy
 
@@ -250,13 +238,13 @@ def descend(
     a, slope_of_a, b, e = load_parameters(
         phi, 3 * K * layer, phi_p, biases, exists, SHIFT, FLOOR, K, UNITS, DTYPE
     )
-    at = (2 * (L - 1) if LAST else layer) * K * K
+    at = layer * K * K
     w = load_matrix(matrices, at, UNITS, K, LAST, DTYPE)
     h, log_dh, s, n, p, q, t, left, right, density = dense_sigmoid(a, b, m, log_dm, e, w, LAST)
     if not LAST:
         first = (3 * L + layer) * K
         e = shifted_logits(load_rows(phi, first, phi_p, exists, UNITS, K, DTYPE), UNITS, K)
-        at_u = (L - 1 + layer) * K * K
+        at_u = ((L - 1 + layer) * K + 1) * K
         u = load_matrix(matrices, at_u, UNITS, K, False, DTYPE)
         g_h, g_log_dh, g_e, g_u = mix_gradients(h, log_dh, e, u, g_h, g_log_dh)
         store_rows(grad_phi, first, grad_phi_p, exists, g_e, UNITS, K)
@@ -386,195 +374,20 @@ def inverse_kernel(
     tl.store(error + out, misfit * tl.maximum(tl.abs(target), 1.0), mask=exists)
 
 
-# ------------------------------------------------------------------------------------- operators
-
-
-def options(
-    x: Tensor, phi: Tensor, biases: Tensor, initial_slope: float, min_slope: float
-) -> dict[str, Any]:
-    """What a kernel is compiled for: formula, dtype and tile.
+def options(x: Tensor, phi: Tensor, k: int, layers: int, lanes: int = 0) -> dict[str, Any]:
+    """Tile of K = k units, the same for a search.
 
     A dozen tiles are alive at a time, and a product holds whole rows and columns of its factors in
     registers: so tiles are small, of 4 numbers a thread, or 2 of float64. (At K = 16 on an H200
     other tiles took 1.02 to 1.5 times as long for the backward pass.)
     """
-    k, dtype = len(biases), arithmetic(x, phi)
     units = max(16, triton.next_power_of_2(k))  # what a product of tiles needs at least
     warps = 4 if units == 16 else 8
-    numbers = 4 if dtype == torch.float32 else 2
+    numbers = 4 if arithmetic(x, phi) == torch.float32 else 2
     return {
-        "L": (phi.shape[-1] // k + 1) // 4,
-        "SHIFT": softplus_inverse(initial_slope - min_slope),
-        "FLOOR": min_slope,
-        "K": k,
+        "L": layers,
         "UNITS": units,
-        "DTYPE": LANGUAGE_DTYPE[dtype],
         "LANES": max(16, 32 * warps * numbers // units),
         "num_warps": warps,
         "num_stages": 1,
     }
-
-
-@torch.library.custom_op("pyro_naf::ddsf_forward", mutates_args=())
-def ddsf_forward(
-    x: Tensor,
-    phi: Tensor,
-    biases: Tensor,
-    matrices: Tensor,
-    initial_slope: float,
-    min_slope: float,
-) -> tuple[Tensor, Tensor]:
-    """Value and log-slope ``(B, D)`` of x ``(B, D)`` under phi ``(B, D, (4 L - 1) K)``.
-
-    The biases are ``(K,)``, the matrices a vector of ``2 (L - 1) K^2 + K`` (:func:`pack`).
-    """
-    y, log_slope = ddsf_forward_meta(x, phi, biases, matrices, initial_slope, min_slope)
-    launch(
-        forward_kernel, x, *strided(x, phi), biases.contiguous(), matrices.contiguous(),
-        y, *strided(log_slope), **options(x, phi, biases, initial_slope, min_slope),
-    )  # fmt: skip
-    return y, log_slope
-
-
-@ddsf_forward.register_fake
-def ddsf_forward_meta(
-    x: Tensor,
-    phi: Tensor,
-    biases: Tensor,
-    matrices: Tensor,
-    initial_slope: float,
-    min_slope: float,
-) -> tuple[Tensor, Tensor]:
-    dtype = arithmetic(x, phi)
-    return torch.empty_like(x, dtype=dtype), torch.empty_like(x, dtype=dtype)
-
-
-@torch.library.custom_op("pyro_naf::ddsf_backward", mutates_args=())
-def ddsf_backward(
-    x: Tensor,
-    phi: Tensor,
-    biases: Tensor,
-    matrices: Tensor,
-    initial_slope: float,
-    min_slope: float,
-    grad_y: Tensor,
-    grad_log_slope: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, phi and the matrices, shaped like them; arguments of :func:`ddsf_forward`."""
-    grad_x, grad_phi = torch.empty_like(x), torch.empty_like(phi)
-    compiled_for = options(x, phi, biases, initial_slope, min_slope)
-    registers = BACKWARD_REGISTERS if compiled_for["UNITS"] == 16 else None
-    total = torch.zeros_like(matrices, dtype=arithmetic(x, phi))
-    tensors = (x, phi, grad_y, grad_log_slope, grad_x, grad_phi)
-    samples = _samples_at_once(x, total, compiled_for)
-    for some in zip(*(t.split(samples) for t in tensors), strict=True):
-        partial_sums = total.new_empty(programs(some[0], compiled_for["LANES"]), len(total))
-        launch(
-            backward_kernel, some[0], *strided(*some[:2]), biases.contiguous(),
-            matrices.contiguous(), *strided(*some[2:]), partial_sums, **compiled_for,
-            maxnreg=registers,
-        )  # fmt: skip
-        total += partial_sums.sum(0)
-    return grad_x, grad_phi, total.to(matrices.dtype)
-
-
-def _samples_at_once(x: Tensor, matrices: Tensor, compiled_for: dict[str, Any]) -> int:
-    """So many that the partial sums, a row a program, stay below ``PARTIAL_SUMS``."""
-    rows = max(PARTIAL_SUMS // max(len(matrices), 1) // max(x.shape[1], 1), 1)
-    return int(rows * compiled_for["LANES"])
-
-
-@ddsf_backward.register_fake
-def _(x: Tensor, phi: Tensor, biases: Tensor, matrices: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), torch.empty_like(phi), torch.empty_like(matrices)
-
-
-@torch.library.custom_op("pyro_naf::ddsf_inverse", mutates_args=())
-def ddsf_inverse(
-    y: Tensor,
-    phi: Tensor,
-    biases: Tensor,
-    matrices: Tensor,
-    initial_slope: float,
-    min_slope: float,
-) -> tuple[Tensor, Tensor]:
-    """The preimage ``(B, D)`` of y, and 0 or, where none was found, the residual."""
-    root, error = ddsf_forward_meta(y, phi, biases, matrices, initial_slope, min_slope)
-    launch(
-        inverse_kernel, y, *strided(y, phi), biases.contiguous(), matrices.contiguous(),
-        root, *strided(error), EPS=torch.finfo(root.dtype).eps, EVALUATIONS=MAX_EVALUATIONS,
-        **options(y, phi, biases, initial_slope, min_slope),
-    )  # fmt: skip
-    return root, error
-
-
-ddsf_inverse.register_fake(ddsf_forward_meta)
-
-
-def plain(
-    x: Tensor,
-    phi: Tensor,
-    matrices: Tensor,
-    biases: Tensor,
-    initial_slope: float,
-    min_slope: float,
-) -> tuple[Tensor, Tensor]:
-    """The formula of :class:`~pyro_naf.transformers.DeepDenseSigmoidal`, of these arguments."""
-    k, dtype = len(biases), arithmetic(x, phi)
-    layers = (phi.shape[-1] // k + 1) // 4
-    square, last = matrices.to(dtype).split([2 * (layers - 1) * k * k, k])
-    both = square.view(-1, k, k).unbind()
-    transformer: Any = SimpleNamespace(
-        hidden_units=k,
-        num_layers=layers,
-        initial_biases=biases,
-        initial_slope=initial_slope,
-        min_slope=min_slope,
-    )
-    params = DeepDenseSigmoidal.constrain(transformer, phi.to(dtype))
-    w, u = both[: layers - 1], both[layers - 1 :]
-    return dense_sigmoidal(x.to(dtype), params, [*w, last.unsqueeze(0), *u])
-
-
-def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.slopes = inputs[4:]
-
-
-def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    x, phi, biases, matrices = ctx.saved_tensors
-    if needs_plain_backward(*grads):
-        wanted = x, phi, matrices
-        of_x, of_phi, of_matrices = plain_gradients(plain, wanted, grads, biases, *ctx.slopes)
-    else:
-        of_x, of_phi, of_matrices = ddsf_backward(x, phi, biases, matrices, *ctx.slopes, *grads)
-    return of_x, of_phi, None, of_matrices, None, None
-
-
-ddsf_forward.register_autograd(backward, setup_context=save_inputs)
-
-
-def pack(transformer: DeepDenseSigmoidal) -> Tensor:
-    """The shared matrices in one vector: the K x K ones of w, those of u, and the last of w."""
-    matrices, last = list(transformer.shared()), transformer.num_layers - 1
-    matrices.append(matrices.pop(last))
-    return torch.cat([matrix.flatten() for matrix in matrices])
-
-
-def ddsf(transformer: DeepDenseSigmoidal, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    """Value and log-slope, each ``(B, D)``, of x ``(B, D)`` under phi ``(B, D, P)``.
-
-    :raises TypeError: when x is not float32 or float64, or phi neither these nor 16 bits wide.
-    """
-    t = transformer
-    return ddsf_forward(x, phi, t.initial_biases, pack(t), t.initial_slope, t.min_slope)
-
-
-@torch.no_grad()
-def ddsf_root(transformer: DeepDenseSigmoidal, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    """The preimage of y ``(B, D)`` and its error, as :func:`~.triton_dsf.dsf_root`.
-
-    :raises TypeError: as :func:`ddsf`.
-    """
-    t = transformer
-    return ddsf_inverse(y, phi, t.initial_biases, pack(t), t.initial_slope, t.min_slope)

@@ -8,7 +8,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.transforms import Transform
 
-from .implicit import attach_gradient
+from ..rootfinding import attach_gradient
 
 #: Iterations for Lambert's W, each of which squares the error: after four it is 1e-13.
 _STEPS = 4

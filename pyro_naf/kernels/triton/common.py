@@ -1,4 +1,4 @@
-"""What the Triton kernels of DSF and DDSF share: lanes, parameters, tiles and launches.
+"""What the Triton kernels of DSF and DDSF share: lanes, parameters and tiles.
 
 A lane is one scalar map, at one sample b and one dimension d. Tiles are (units, lanes): with the
 conditioners' own memory order, (D, P, B), neighbouring lanes are neighbours in memory.
@@ -10,9 +10,6 @@ x stays as it is, and the arithmetic is float32 or float64 (:func:`arithmetic`).
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 import triton
@@ -121,24 +118,3 @@ def arithmetic(x: Tensor, phi: Tensor) -> torch.dtype:
             expected = " or ".join(str(dtype) for dtype in known)
             raise TypeError(f"{name} is {tensor.dtype}, expected {expected}")
     return torch.promote_types(x.dtype, phi.dtype)
-
-
-def launch(kernel: Any, x: Tensor, *args: Any, LANES: int, **options: Any) -> None:
-    """Runs a kernel with one program for every ``LANES`` samples of a dimension of x ``(B, D)``."""
-    if x.numel() == 0:
-        return
-    batch, dim = x.shape
-    with torch.cuda.device_of(x):
-        grid = (programs(x, LANES),)
-        kernel[grid](*args, batch, dim, LANES=LANES, enable_fp_fusion=True, **options)
-
-
-def strided(*tensors: Tensor) -> Iterator[Any]:
-    """Each tensor and then its strides: how a kernel takes tensors of any memory order."""
-    for tensor in tensors:
-        yield from (tensor, *tensor.stride())
-
-
-def programs(x: Tensor, lanes_each: int) -> int:
-    """How many programs :func:`launch` runs."""
-    return int(triton.cdiv(x.shape[0], lanes_each) * x.shape[1])

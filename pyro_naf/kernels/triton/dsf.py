@@ -1,8 +1,8 @@
-r"""DSF in fused Triton kernels: value and log-slope, their gradients, and the inverse.
+r"""Triton kernels of DSF: value and log-slope, their gradients, and the inverse.
 
 Every kernel reads the pseudo-parameters once and keeps them in registers. With
 :math:`s_h = \sigma(u_h)` and :math:`n_h = \sigma(-u_h)`, and sums over h of mixture weights
-:math:`e^{w_h}` times what stands in the brackets, they compute eq. 28 as
+:math:`e^{w_h}` times what stands in the brackets, they compute eq. 8 as
 
 .. math::
     y = \log \frac{[s]}{[n]}, \qquad
@@ -20,7 +20,6 @@ reciprocals do, one of each for the slope a; logarithms are taken once a lane.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,24 +27,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..rootfinding import MAX_EVALUATIONS
-from ..transformers import DeepSigmoidal
-from ..transformers.base import softplus_inverse
-from ..transformers.sigmoidal import sigmoidal as plain_sigmoidal
-from .modes import needs_plain_backward, plain_gradients
-from .triton_common import (
-    LANGUAGE_DTYPE,
+from .common import (
     UNALIGNED,
     arithmetic,
     exponential,
     lanes,
-    launch,
     load_parameters,
     sigmoids,
     store_rows,
-    strided,
 )
-from .triton_root import search, start
+from .root import search, start
 
 
 @triton.jit
@@ -152,142 +143,14 @@ def inverse_kernel(
     tl.store(error + out, misfit * tl.maximum(tl.abs(target), 1.0), mask=exists)
 
 
-def options(
-    x: Tensor, phi: Tensor, initial_slope: float, min_slope: float, lanes: int = 64
-) -> dict[str, Any]:
-    """What a kernel is compiled for: formula, dtype and tile.
+def options(x: Tensor, phi: Tensor, k: int, layers: int, lanes: int = 64) -> dict[str, Any]:
+    """Tile of K = k units; 64 lanes for one evaluation, fewer for a search.
 
     A thread takes all units of one lane, so that sums need no other thread, and holds three
     parameters of each while it waits for memory. More than 16 units (4 in float64) do not fit its
     registers: then several warps share one set of 32 lanes.
     """
-    k, dtype = phi.shape[-1] // 3, arithmetic(x, phi)
     units = triton.next_power_of_2(k)
-    shared_by = units // (16 if dtype == torch.float32 else 4)
+    shared_by = units // (16 if arithmetic(x, phi) == torch.float32 else 4)
     lanes = lanes if shared_by <= 1 else 32
-    return {
-        "SHIFT": softplus_inverse(initial_slope - min_slope),
-        "FLOOR": min_slope,
-        "K": k,
-        "UNITS": units,
-        "DTYPE": LANGUAGE_DTYPE[dtype],
-        "LANES": lanes,
-        "num_warps": min(max(lanes // 32, shared_by), 16),
-    }
-
-
-@torch.library.custom_op("pyro_naf::dsf_forward", mutates_args=())
-def dsf_forward(
-    x: Tensor, phi: Tensor, biases: Tensor, initial_slope: float, min_slope: float
-) -> tuple[Tensor, Tensor]:
-    """Value and log-slope ``(B, D)`` of x ``(B, D)`` under phi ``(B, D, 3 K)``, biases ``(K,)``."""
-    y, log_slope = dsf_forward_meta(x, phi, biases, initial_slope, min_slope)
-    launch(
-        forward_kernel, x, *strided(x, phi), biases.contiguous(), y, *strided(log_slope),
-        **options(x, phi, initial_slope, min_slope),
-    )  # fmt: skip
-    return y, log_slope
-
-
-@dsf_forward.register_fake
-def dsf_forward_meta(
-    x: Tensor, phi: Tensor, biases: Tensor, initial_slope: float, min_slope: float
-) -> tuple[Tensor, Tensor]:
-    dtype = arithmetic(x, phi)
-    return torch.empty_like(x, dtype=dtype), torch.empty_like(x, dtype=dtype)
-
-
-@torch.library.custom_op("pyro_naf::dsf_backward", mutates_args=())
-def dsf_backward(
-    x: Tensor,
-    phi: Tensor,
-    biases: Tensor,
-    initial_slope: float,
-    min_slope: float,
-    grad_y: Tensor,
-    grad_log_slope: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x ``(B, D)`` and phi ``(B, D, 3 K)``; arguments of :func:`dsf_forward`."""
-    grad_x, grad_phi = torch.empty_like(x), torch.empty_like(phi)
-    launch(
-        backward_kernel, x, *strided(x, phi), biases.contiguous(),
-        *strided(grad_y, grad_log_slope, grad_x, grad_phi),
-        **options(x, phi, initial_slope, min_slope),
-    )  # fmt: skip
-    return grad_x, grad_phi
-
-
-@dsf_backward.register_fake
-def _(x: Tensor, phi: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(phi)
-
-
-@torch.library.custom_op("pyro_naf::dsf_inverse", mutates_args=())
-def dsf_inverse(
-    y: Tensor, phi: Tensor, biases: Tensor, initial_slope: float, min_slope: float
-) -> tuple[Tensor, Tensor]:
-    """The preimage ``(B, D)`` of y, and 0 or, where none was found, the residual."""
-    root, error = dsf_forward_meta(y, phi, biases, initial_slope, min_slope)
-    launch(
-        inverse_kernel, y, *strided(y, phi), biases.contiguous(), root, *strided(error),
-        EPS=torch.finfo(root.dtype).eps, EVALUATIONS=MAX_EVALUATIONS,
-        # A warp of its own for every 32 lanes: none waits for the slowest of another.
-        **options(y, phi, initial_slope, min_slope, lanes=32),
-    )  # fmt: skip
-    return root, error
-
-
-dsf_inverse.register_fake(dsf_forward_meta)
-
-
-def plain(
-    x: Tensor, phi: Tensor, biases: Tensor, initial_slope: float, min_slope: float
-) -> tuple[Tensor, Tensor]:
-    """The formula of :class:`~pyro_naf.transformers.DeepSigmoidal`, of an operator's arguments."""
-    transformer: Any = SimpleNamespace(
-        hidden_units=phi.shape[-1] // 3,
-        initial_biases=biases,
-        initial_slope=initial_slope,
-        min_slope=min_slope,
-    )
-    phi = phi.to(arithmetic(x, phi))
-    return plain_sigmoidal(x, *DeepSigmoidal.constrain(transformer, phi))
-
-
-def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.slopes = inputs[3:]
-
-
-def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    x, phi, biases = ctx.saved_tensors
-    if needs_plain_backward(*grads):
-        found = plain_gradients(plain, (x, phi), grads, biases, *ctx.slopes)
-    else:
-        found = dsf_backward(x, phi, biases, *ctx.slopes, *grads)
-    return *found, None, None, None
-
-
-dsf_forward.register_autograd(backward, setup_context=save_inputs)
-
-
-def dsf(transformer: DeepSigmoidal, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    """Value and log-slope, each ``(B, D)``, of x ``(B, D)`` under phi ``(B, D, 3 K)``.
-
-    :raises TypeError: when x is not float32 or float64, or phi neither these nor 16 bits wide.
-    """
-    t = transformer
-    return dsf_forward(x, phi, t.initial_biases, t.initial_slope, t.min_slope)
-
-
-@torch.no_grad()
-def dsf_root(transformer: DeepSigmoidal, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    """The preimage of y ``(B, D)`` and its error ``(B, D)``, without gradient.
-
-    The search is that of :func:`~pyro_naf.rootfinding.find_root`; the error is 0 where it ended
-    well, and otherwise the residual ``|f(x) - y|``, or not a number.
-
-    :raises TypeError: as :func:`dsf`.
-    """
-    t = transformer
-    return dsf_inverse(y, phi, t.initial_biases, t.initial_slope, t.min_slope)
+    return {"UNITS": units, "LANES": lanes, "num_warps": min(max(lanes // 32, shared_by), 16)}

@@ -9,11 +9,12 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from .atomic import open_file
+from ..files.atomic import open_file
 
 
 class CommandError(Exception):
@@ -32,7 +33,12 @@ def describe(error: BaseException) -> str:
     if error.__cause__ is not None and (cause := first_line(error.__cause__)) not in text:
         text += f": {cause}"  # Pyro names the site, and torch the trouble
     paths = sysconfig.get_paths()
-    libraries = (paths["stdlib"], paths["purelib"], paths["platlib"], os.path.dirname(__file__))
+    libraries = (
+        paths["stdlib"],
+        paths["purelib"],
+        paths["platlib"],
+        str(Path(__file__).parents[1]),
+    )
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not frame.filename.startswith((*libraries, "<")):
             return f"{text} ({os.path.basename(frame.filename)}, line {frame.lineno})"

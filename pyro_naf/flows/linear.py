@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.transforms import Transform
 
-from .conditioners.structure import Structure
+from ..conditioners.structure import Structure
 
 #: Entries of a matrix, as a share of its largest, that count as rounding.
 _ROUNDING = 1e-5

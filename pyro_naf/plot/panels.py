@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .labels import scalar_parameters
+from ..support.labels import scalar_parameters
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from .conditioners import MADE, AttentionConditioner
-from .kernels.scaled import unbounded
-from .transformers import Scaled, Transformer
-from .transformers.base import SigmoidalTransformer
+from ..conditioners import MADE, AttentionConditioner
+from ..formulas.affine import unbounded
+from ..transformers import Scaled, Transformer
+from ..transformers.sigmoids import SigmoidalTransformer
 
 #: A sigmoid is at least so wide that so many different draws lie around its place.
 _DISTINCT = 12
@@ -45,9 +45,8 @@ def spread_sigmoids(
     places[0] = 0.0
     logits = torch.zeros(k, dtype=torch.double)
     logits[0] = math.log(k - 1)
-    layer = _raw(sigmoids, slopes, places, logits)
-    layers = getattr(sigmoids, "num_layers", 1)
-    conditioner.output_bias[:, : 3 * k * layers] = layer.repeat(layers)
+    layers = _layer(sigmoids, slopes, places, logits).repeat(sigmoids.num_layers)
+    conditioner.output_bias[:, : len(layers)] = layers
 
 
 @torch.no_grad()
@@ -86,9 +85,8 @@ def sigmoids_at(
     columns = [_places_and_slopes(column, sigmoids.hidden_units) for column in draws.T]
     places, slopes = (torch.stack(parts) for parts in zip(*columns, strict=True))
     conditioner.output_bias.zero_()
-    conditioner.output_bias[:, : 3 * sigmoids.hidden_units] = _raw(
-        sigmoids, slopes, places, torch.zeros_like(places)
-    )
+    layer = _layer(sigmoids, slopes, places, torch.zeros_like(places))
+    conditioner.output_bias[:, : layer.shape[-1]] = layer
     if isinstance(transformer, Scaled):
         some = draws[:: max(len(draws) // _MEASURED, 1)]
         image, _ = transformer.plain(some, conditioner.output_bias.expand(len(some), -1, -1))
@@ -115,13 +113,12 @@ def _places_and_slopes(column: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return places, 0.5 / torch.maximum(radius, tiny)
 
 
-def _raw(sigmoids: SigmoidalTransformer, slopes: Tensor, places: Tensor, logits: Tensor) -> Tensor:
+def _layer(
+    sigmoids: SigmoidalTransformer, slopes: Tensor, places: Tensor, logits: Tensor
+) -> Tensor:
     """A layer's raw parameters ``(..., 3 K)``; slopes, places and logits are ``(..., K)``."""
-    shift, floor = sigmoids.softplus_constants()
-    slopes = slopes.clamp(min=floor + 1e-3)
-    above = slopes - floor
-    raw = above + (-(-above).expm1()).log() - shift  # the softplus's inverse
-    return torch.cat([raw, -slopes * places - sigmoids.initial_biases.to(slopes), logits], -1)
+    slopes = slopes.clamp(min=sigmoids.min_slope + 1e-3)
+    return sigmoids.spec().unconstrain(slopes, -slopes * places, logits)
 
 
 def _inner(transformer: Transformer) -> SigmoidalTransformer:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def without_autocast(like: Tensor) -> Any:
@@ -31,7 +33,7 @@ def widened(tensor: Tensor) -> Tensor:
     return at_least_float32(tensor) if _autocasts(tensor.device.type) else tensor
 
 
-def in_float32(method: Callable[..., Any]) -> Callable[..., Any]:
+def in_float32(method: Method) -> Method:
     r"""Makes a transformer's ``method(x, phi)`` compute without autocast, in float32 at least.
 
     A log-slope that was computed in 16 bits is not the logarithm of the map's slope: the density
@@ -51,7 +53,7 @@ def in_float32(method: Callable[..., Any]) -> Callable[..., Any]:
         dtype = wide.dtype if autocasts else torch.promote_types(x.dtype, phi.dtype)
         return tuple(f if f is None else f.to(dtype) for f in found)
 
-    return run
+    return cast(Method, run)
 
 
 def _autocasts(kind: str) -> bool:
