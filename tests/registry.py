@@ -64,6 +64,8 @@ def _pyro_conditional_dsf(dim: int) -> ConditionalDeepSigmoidalFlow:
     return ConditionalDeepSigmoidalFlow(arn, 4)
 
 
+_ATTENTION: dict[str, Any] = {"conditioner": "attention", "num_heads": 2}
+
 #: Name to factory(D): the transformers, the conditioners' variants, and the conditional forms.
 FLOWS: dict[str, Callable[[int], Any]] = {
     "affine": lambda d: affine_autoregressive_flow(d, [8]),
@@ -78,9 +80,13 @@ FLOWS: dict[str, Callable[[int], Any]] = {
     "dsf-affine": lambda d: deep_sigmoidal_flow(d, [8], 4, affine=True),
     "ddsf-affine": lambda d: deep_dense_sigmoidal_flow(d, [8], 4, affine=True),
     "dsf-pyro": _pyro_dsf,
+    "dsf-attention": lambda d: deep_sigmoidal_flow(d, [8, 8], 4, **_ATTENTION),
     "affine-conditional": lambda d: conditional_affine_autoregressive_flow(d, CONTEXT_DIM, [8]),
     "dsf-conditional": lambda d: conditional_deep_sigmoidal_flow(d, CONTEXT_DIM, [8], 4),
     "ddsf-2-conditional": lambda d: conditional_deep_dense_sigmoidal_flow(d, CONTEXT_DIM, [8], 4),
+    "ddsf-2-conditional-attention": lambda d: conditional_deep_dense_sigmoidal_flow(
+        d, CONTEXT_DIM, [4], 4, **_ATTENTION
+    ),
     "dsf-conditional-pyro": _pyro_conditional_dsf,
 }
 

@@ -1,4 +1,4 @@
-"""MADE and the adapter for Pyro's networks: who sees whom, and one degree at a time."""
+"""MADE, attention and the adapter for Pyro's networks: who sees whom, and one at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from registry import fresh, roughen
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_naf.conditioners import MADE, PyroConditioner, as_conditioner, sweep
+from pyro_naf.conditioners import (
+    MADE,
+    AttentionConditioner,
+    PyroConditioner,
+    as_conditioner,
+    attention,
+    choice,
+    sweep,
+)
 from pyro_naf.transforms import AffineAutoregressiveFlow
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -29,11 +37,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "relu": {"activation": torch.relu},
 }
 
+_ATTENTION = {"name": "attention", "hidden_dims": [8, 8], "num_heads": 2}
 
-def build(variant: str, dim: int, context_dim: int = 0) -> MADE:
-    options: dict[str, Any] = {"hidden_dims": [8], "num_params": 3} | VARIANTS[variant]
-    made = MADE(dim, context_dim=context_dim, **options)
-    roughen(made)
+#: Variants of both conditioners, for what holds for any of them.
+CONDITIONERS: dict[str, dict[str, Any]] = VARIANTS | {
+    "attention": _ATTENTION,
+    "attention, one head": _ATTENTION | {"hidden_dims": [4], "num_heads": 1},
+    "attention, natural": _ATTENTION | {"order": "natural"},
+    "attention, relu": _ATTENTION | {"order": "reversed", "activation": torch.relu},
+}
+
+
+def build(variant: str, dim: int, context_dim: int = 0) -> MADE | AttentionConditioner:
+    options = {"name": "made", "hidden_dims": [8], "num_params": 3} | CONDITIONERS[variant]
+    conditioner = choice.make(input_dim=dim, context_dim=context_dim, **options)
+    roughen(conditioner)
+    return conditioner
+
+
+def build_made(variant: str, dim: int, context_dim: int = 0) -> MADE:
+    made = build(variant, dim, context_dim)
+    assert isinstance(made, MADE)
     return made
 
 
@@ -67,7 +91,7 @@ def dependence(conditioner: Any, x: Tensor, context: Tensor | None = None) -> Te
 
 @pytest.mark.parametrize("context_dim", [0, 3])
 @pytest.mark.parametrize("dim", [1, 2, 6])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", CONDITIONERS)
 def test_parameters_of_a_dimension_see_only_the_dimensions_before_it(
     variant: str, dim: int, context_dim: int
 ) -> None:
@@ -77,7 +101,7 @@ def test_parameters_of_a_dimension_see_only_the_dimensions_before_it(
     assert not seen.triu().any()
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in ("narrow", "relu")])
+@pytest.mark.parametrize("variant", [v for v in CONDITIONERS if v not in ("narrow", "relu")])
 def test_parameters_of_a_dimension_see_all_the_dimensions_before_it(variant: str) -> None:
     seen = dependence(build(variant, 5), torch.randn(20, 5))
     assert torch.equal(seen, torch.ones(5, 5).tril(-1).bool())
@@ -91,7 +115,7 @@ def test_a_single_hidden_unit_still_lets_the_last_dimension_see(variant: str) ->
 
 
 @pytest.mark.parametrize("dim", [1, 4])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", CONDITIONERS)
 def test_every_dimension_sees_the_context(variant: str, dim: int) -> None:
     made = build(variant, dim, context_dim=2)
     if variant == "relu":
@@ -192,7 +216,7 @@ def test_forward_is_the_masked_network_written_out() -> None:
             torch.testing.assert_close(phi[:, dim, p], total)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", CONDITIONERS)
 def test_shapes_broadcast_with_the_context(variant: str) -> None:
     made = build(variant, 4, context_dim=2)
     for x_shape, context_shape, batch in [
@@ -207,7 +231,7 @@ def test_shapes_broadcast_with_the_context(variant: str) -> None:
 
 
 def test_masked_weights_never_get_a_gradient() -> None:
-    made = build("two layers", 4)
+    made = build_made("two layers", 4)
     made(torch.randn(6, 4)).square().sum().backward()
     for i, weight in enumerate(made.weights):
         assert weight.grad is not None
@@ -239,7 +263,7 @@ def test_masks_follow_an_order_loaded_into_a_flow_with_assign() -> None:
 
 
 def test_masks_move_with_the_module() -> None:
-    made = build("two layers", 4).double()
+    made = build_made("two layers", 4).double()
     assert {mask.dtype for mask in made.masks} == {torch.double}
     assert made.get_permutation().dtype == torch.long
 
@@ -249,7 +273,7 @@ def test_masks_move_with_the_module() -> None:
 
 @pytest.mark.parametrize("context_dim", [0, 3])
 @pytest.mark.parametrize("dim", [1, 2, 6])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", CONDITIONERS)
 def test_sweep_yields_what_the_full_pass_gives(
     variant: str, dim: int, context_dim: int, device: torch.device
 ) -> None:
@@ -260,7 +284,7 @@ def test_sweep_yields_what_the_full_pass_gives(
     torch.testing.assert_close(run_sweep(made, x, context), full, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", CONDITIONERS)
 def test_gradients_of_a_sweep_are_those_of_the_full_pass(variant: str) -> None:
     made = build(variant, 4, context_dim=2).double()
     inputs = [torch.randn(5, 4).double(), torch.randn(5, 2).double()]
@@ -272,8 +296,10 @@ def test_gradients_of_a_sweep_are_those_of_the_full_pass(variant: str) -> None:
     torch.testing.assert_close(swept, full, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_sweep_costs_at_most_one_pass(variant: str) -> None:
+@pytest.mark.parametrize("variant", CONDITIONERS)
+def test_sweep_costs_at_most_one_pass(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The counter does not know the fused operation.
+    monkeypatch.setattr(attention, "needs_plain_operations", lambda _: True)
     made = build(variant, 10, context_dim=2)
     x, context = torch.randn(6, 10), torch.randn(6, 2)
     counts = []
@@ -380,7 +406,7 @@ def test_copies_are_independent() -> None:
 def test_weights_of_version_0_1_0_in_the_dimensions_own_order_load(
     variant: str, context_dim: int
 ) -> None:
-    made = build(variant, 4, context_dim=context_dim)
+    made = build_made(variant, 4, context_dim=context_dim)
     roughen(made)
     state, order, places = made.state_dict(), made.permutation, made.places
     del state["places"]
@@ -389,7 +415,7 @@ def test_weights_of_version_0_1_0_in_the_dimensions_own_order_load(
     state[last] = state[last].unflatten(0, (4, -1))[places].flatten(0, 1)
     columns = torch.cat([torch.arange(context_dim), context_dim + places])
     state["weights.0"] = state["weights.0"][:, columns]
-    fresh = build(variant, 4, context_dim=context_dim)
+    fresh = build_made(variant, 4, context_dim=context_dim)
     fresh.load_state_dict(state)
     x = torch.randn(5, 4)
     context = (torch.randn(5, context_dim),) if context_dim else ()

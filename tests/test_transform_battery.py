@@ -23,7 +23,7 @@ DIRECTIONS = ["forward", "inverse"]
 
 
 #: One of every transformer, conditioner and form; the tests compile nothing, but trace a lot.
-NAMES = ["gated", "ddsf-2", "dsf-affine", "dsf-pyro", "dsf-conditional"]
+NAMES = ["gated", "ddsf-2", "dsf-affine", "dsf-attention", "dsf-pyro", "dsf-conditional"]
 
 
 @pytest.fixture(params=NAMES)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..support.checks import check_integers
+from .order import Ordered
 from .protocol import Sweep
 from .structure import Structure
 
@@ -17,7 +18,7 @@ from .structure import Structure
 _LEAST_SHARE, _FEWER = 0.7, 3
 
 
-class GraphConditioner(nn.Module):
+class GraphConditioner(Ordered):
     r"""A network of one hidden layer for each latent, which reads its ancestors alone.
 
     .. math:: \phi_v = V_v \tanh(W_v\, x_{\mathrm{ancestors}(v)} + U_v c + b_v) + a_v
@@ -50,9 +51,6 @@ class GraphConditioner(nn.Module):
     torch.Size([7, 5, 2])
     """
 
-    permutation: Tensor
-    places: Tensor
-
     def __init__(
         self,
         structure: Structure,
@@ -65,7 +63,6 @@ class GraphConditioner(nn.Module):
         summary_dim: int = 32,
         activation: Callable[[Tensor], Tensor] = torch.tanh,
     ) -> None:
-        super().__init__()
         check_integers(
             num_params=(num_params, 1),
             hidden=(hidden, 1),
@@ -73,11 +70,9 @@ class GraphConditioner(nn.Module):
             window=(window, 1),
             summary_dim=(summary_dim, 1),
         )
-        self.input_dim, self.num_params, self.hidden = structure.dim, num_params, hidden
-        self.context_dim, self.inverse = context_dim, inverse
+        super().__init__(structure.dim, context_dim, structure.order)
+        self.num_params, self.hidden, self.inverse = num_params, hidden, inverse
         self.window, self.summary_dim, self.activation = window, summary_dim, activation
-        self.register_buffer("permutation", structure.order.clone())
-        self.register_buffer("places", structure.order.argsort())
         order = structure.order
         self._depth = structure.depth[order].tolist()
         summaries = [] if inverse else self._find_summaries(structure.ancestors[order][:, order])
@@ -214,19 +209,6 @@ class GraphConditioner(nn.Module):
 
     # -------------------------------------------------------------------------------- evaluation
 
-    def get_permutation(self) -> Tensor:
-        """The autoregressive order: entry t is the latent that comes t-th, shape ``(D,)``."""
-        return self.permutation
-
-    @property
-    def is_natural(self) -> bool:
-        """Whether sorting by :meth:`sort` changes nothing: it never counts on that."""
-        return False
-
-    def sort(self, x: Tensor, back: bool = False) -> Tensor:
-        """The last axis of x ``(..., D)`` in autoregressive order; or ``back`` from it."""
-        return x.index_select(-1, self.places if back else self.permutation)
-
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, in_order: bool = False
     ) -> Tensor:
@@ -239,6 +221,7 @@ class GraphConditioner(nn.Module):
         if context is not None:
             batch = torch.broadcast_shapes(context.shape[:-1], batch)
             context = context.expand(*batch, -1).reshape(-1, self.context_dim).t()
+        in_order = in_order or self.is_natural
         x = x if in_order else self.sort(x)
         rows = x.expand(*batch, -1).reshape(-1, self.input_dim).t()
         known = torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
@@ -324,15 +307,6 @@ class GraphConditioner(nn.Module):
 
     def _index(self, name: str) -> Tensor:
         return getattr(self, name)
-
-    def _check_context(self, context: Tensor | None) -> Tensor | None:
-        width = 0 if context is None else context.shape[-1]
-        if width != self.context_dim:
-            raise ValueError(
-                f"context must have shape (..., {self.context_dim}), got "
-                f"{None if context is None else tuple(context.shape)}"
-            )
-        return context
 
     def extra_repr(self) -> str:
         return (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..support.checks import check_integers
 from ..support.modes import needs_plain_operations
 from .masked_linear import masked_linear, staircase
-from .order import cumulative, hidden_degrees, permutation_of
+from .order import Ordered, cumulative, hidden_degrees
 from .protocol import Sweep
 
 #: Applies the masked linear layer of that number: to all units at once, or to those of a degree.
@@ -21,7 +21,7 @@ from .protocol import Sweep
 Linear = Callable[[int, Tensor], Tensor]
 
 
-class MADE(nn.Module):
+class MADE(Ordered):
     r"""A masked network whose outputs for dimension t see only the dimensions before it.
 
     Units carry degrees; a unit sees the units of lower or equal degree in the layer below, an
@@ -57,9 +57,6 @@ class MADE(nn.Module):
     torch.Size([5, 3, 2])
     """
 
-    permutation: Tensor
-    places: Tensor
-
     def __init__(
         self,
         input_dim: int,
@@ -72,16 +69,12 @@ class MADE(nn.Module):
         head_dim: int | None = None,
         activation: Callable[[Tensor], Tensor] = torch.tanh,
     ) -> None:
-        super().__init__()
         hidden_dims = _check_widths(
             input_dim, hidden_dims, num_params, context_dim, residual, head_dim
         )
-        self.input_dim, self.hidden_dims, self.num_params = input_dim, hidden_dims, num_params
-        self.context_dim, self.residual, self.head_dim = context_dim, residual, head_dim
-        self.activation = activation
-        self.register_buffer("permutation", permutation_of(order, input_dim))
-        self.register_buffer("places", self.permutation.clone())
-        self._order_changed()
+        super().__init__(input_dim, context_dim, order)
+        self.hidden_dims, self.num_params = hidden_dims, num_params
+        self.residual, self.head_dim, self.activation = residual, head_dim, activation
 
         widths = list(hidden_dims)
         if residual:
@@ -129,10 +122,6 @@ class MADE(nn.Module):
         """
         return tuple(self._mask(i) for i in range(len(self.weights)))
 
-    def get_permutation(self) -> Tensor:
-        """The order: entry t is the dimension that comes t-th, shape ``(D,)``."""
-        return self.permutation
-
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, in_order: bool = False
     ) -> Tensor:
@@ -144,21 +133,6 @@ class MADE(nn.Module):
         if in_order or self.is_natural:
             return self._in_order(x, context)
         return self._in_order(self.sort(x), context).index_select(-2, self.places)
-
-    @property
-    def is_natural(self) -> bool:
-        """Whether the dimensions come in their own order, and sorting changes nothing.
-
-        False as well for an order put in place of the module's own, by ``functional_call`` say.
-        """
-        return self._natural is self.permutation
-
-    def sort(self, x: Tensor, back: bool = False) -> Tensor:
-        """The last axis of x ``(..., D)`` in autoregressive order; or ``back`` from it."""
-        indices = (self.places, self.permutation) if back else (self.permutation, self.places)
-        if needs_plain_operations(x):
-            return x.index_select(-1, indices[0])
-        return _Sorted.apply(x, *indices)
 
     def _in_order(self, x: Tensor, context: Tensor | None) -> Tensor:
         def linear(i: int, z: Tensor) -> Tensor:
@@ -248,7 +222,6 @@ class MADE(nn.Module):
         if f"{prefix}permutation" in state_dict and f"{prefix}places" not in state_dict:
             self._sort_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._order_changed()
 
     def _sort_state_dict(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Version 0.1.0 kept the dimensions of weights and biases in their own order."""
@@ -259,26 +232,6 @@ class MADE(nn.Module):
         state_dict[first] = state_dict[first][:, columns]
         state_dict[last] = state_dict[last].unflatten(0, (len(order), -1))[order].flatten(0, 1)
         state_dict[f"{prefix}output_bias"] = state_dict[f"{prefix}output_bias"][order]
-
-    def _apply(self, *args: Any, **kwargs: Any) -> MADE:
-        super()._apply(*args, **kwargs)
-        self._order_changed()
-        return self
-
-    def _order_changed(self) -> None:
-        if not self.permutation.is_meta:
-            self.places.copy_(torch.argsort(self.permutation))
-            natural = self.permutation.tolist() == list(range(self.input_dim))
-            self._natural = self.permutation if natural else None
-
-    def _check_context(self, context: Tensor | None) -> Tensor | None:
-        width = 0 if context is None else context.shape[-1]
-        if width != self.context_dim:
-            raise ValueError(
-                f"context must have shape (..., {self.context_dim}), got "
-                f"{None if context is None else tuple(context.shape)}"
-            )
-        return context
 
     def extra_repr(self) -> str:
         return (
@@ -306,20 +259,6 @@ class _Rows:
             self.space[n : n + len(new)] = new
             self.known = self.space[: n + len(new)]
         return self.known
-
-
-class _Sorted(torch.autograd.Function):
-    """``index_select`` whose gradient knows that the index is a permutation: no scattering."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(back)
-        return x.index_select(-1, there)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (back,) = ctx.saved_tensors
-        return grad.index_select(-1, back), None, None
 
 
 def _check_widths(

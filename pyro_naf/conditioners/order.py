@@ -3,9 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..support.modes import needs_plain_operations
+
+
+class Ordered(nn.Module):
+    """A conditioner that computes with the dimensions sorted by their places in the order.
+
+    :param input_dim: D >= 1.
+    :param context_dim: width C of a context, 0 for none.
+    :param order: as in :class:`~pyro_naf.conditioners.MADE`.
+    """
+
+    permutation: Tensor
+    places: Tensor
+
+    def __init__(
+        self, input_dim: int, context_dim: int, order: str | Sequence[int] | Tensor
+    ) -> None:
+        super().__init__()
+        self.input_dim, self.context_dim = input_dim, context_dim
+        self.register_buffer("permutation", permutation_of(order, input_dim))
+        self.register_buffer("places", self.permutation.clone())
+        self._order_changed()
+
+    def get_permutation(self) -> Tensor:
+        """The order: entry t is the dimension that comes t-th, shape ``(D,)``."""
+        return self.permutation
+
+    @property
+    def is_natural(self) -> bool:
+        """Whether the dimensions come in their own order, and sorting changes nothing.
+
+        False as well for an order put in place of the module's own, by ``functional_call`` say.
+        """
+        return self._natural is self.permutation
+
+    def sort(self, x: Tensor, back: bool = False) -> Tensor:
+        """The last axis of x ``(..., D)`` in autoregressive order; or ``back`` from it."""
+        indices = (self.places, self.permutation) if back else (self.permutation, self.places)
+        if needs_plain_operations(x):
+            return x.index_select(-1, indices[0])
+        return _Sorted.apply(x, *indices)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._order_changed()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Ordered:
+        super()._apply(*args, **kwargs)
+        self._order_changed()
+        return self
+
+    def _order_changed(self) -> None:
+        if not self.permutation.is_meta:
+            self.places.copy_(torch.argsort(self.permutation))
+            natural = self.permutation.tolist() == list(range(self.input_dim))
+            self._natural = self.permutation if natural else None
+
+    def _check_context(self, context: Tensor | None) -> Tensor | None:
+        width = 0 if context is None else context.shape[-1]
+        if width != self.context_dim:
+            raise ValueError(
+                f"context must have shape (..., {self.context_dim}), got "
+                f"{None if context is None else tuple(context.shape)}"
+            )
+        return context
+
+
+class _Sorted(torch.autograd.Function):
+    """``index_select`` whose gradient knows that the index is a permutation: no scattering."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return x.index_select(-1, there)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (back,) = ctx.saved_tensors
+        return grad.index_select(-1, back), None, None
 
 
 def hidden_degrees(width: int, input_dim: int, has_context: bool) -> Tensor:

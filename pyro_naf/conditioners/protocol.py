@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def _look_at(cls: type) -> tuple[frozenset[str], bool]:
     """Methods of the class that defines ``sweep``, and whether a subclass of it redefines any."""
     at = _definer(cls, "sweep")
     own = {"__call__"}
-    for c in cls.__mro__[at : at + 1]:
+    for c in takewhile(lambda c: c is not nn.Module, cls.__mro__[at:]):
         own |= {name for name in vars(c).keys() - _HARMLESS if callable(getattr(c, name))}
     return frozenset(own), any(not own.isdisjoint(vars(c)) for c in cls.__mro__[:at])
 

@@ -1,10 +1,11 @@
 """Named architectures: the rows of the NAF paper's table, and what came later, from the same parts.
 
 ===================== ===========================================================================
-auto                  the best mixture of a Gaussian, Gaussian mixtures and flows, by rows that
-                      were left out; see :mod:`pyro_naf.density.automatic`
+auto                  the best mixture of a Gaussian, mixtures of Gaussians and of t's, and flows,
+                      by rows that were left out; see :mod:`pyro_naf.density.automatic`
 gaussian              one multivariate normal, its covariance shrunk by cross-validation
 gmm-K                 a mixture of K of them
+student-K             a mixture of K multivariate Student's t's, which has heavy tails
 copula-K              the same of normal scores: every column is first mapped by a mixture of
                       Gaussians of its own values; copula-1 is a Gaussian copula
 made                  one affine layer: a Gaussian whose moments depend on the dimensions before
@@ -15,6 +16,8 @@ maf-dsf-K, maf-ddsf-K K neural autoregressive layers (NAF)
 maf-nsf-K, nsf-ar     K (by default 5) rational-quadratic spline layers
 iaf-affine-K, ...     affine, dsf, ddsf or nsf in the sampling direction: draws are one pass,
                       densities of data are numerical
+attention-ddsf-K, ... maf-ddsf-K (K = 1 by default) with attention for its conditioner; so are
+                      attention-dsf-K, attention-affine-K, and attention-mog from made-mog
 tan                   a linear map, two recurrent shifts and an autoregressive mixture
 bnaf, bnaf-K          K (by default 5) of Pyro's block neural autoregressive flows; no draws
 planar-K              K of Pyro's planar flows; no density of data
@@ -25,14 +28,15 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from pyro.distributions.transforms import BlockAutoregressive, Planar
 from torch import nn
 
-from ..conditioners import MADE
+from ..conditioners import MADE, AttentionConditioner
+from ..conditioners import choice as conditioners
 from ..files.archive import plain
 from ..flows.starts import spread_sigmoids
 from ..support.checks import check_integers
@@ -46,13 +50,16 @@ from ..transformers import (
     Transformer,
 )
 from ..transforms import AutoregressiveFlow, ConditionalAutoregressiveFlow
+from .closed_form import CLOSED
 from .flow import NormalizingFlow
 from .gaussian import ConditionalWhitening, Whitening
 from .gaussian_mixture import GaussianMixture
 from .linear import Diagonal, LULinear, Reversal
 from .mixture import AutoregressiveMixture, StandardNormal
 from .normal_scores import NormalScores
+from .options import ACTIVATIONS, BASES, USED, Options
 from .recurrent import RecurrentConditioner
+from .student import Student
 
 #: Names without their number of layers, and that number where none is given (None: required).
 NAMES: dict[str, int | None] = {
@@ -68,11 +75,16 @@ NAMES: dict[str, int | None] = {
     "iaf-dsf": None,
     "iaf-ddsf": None,
     "iaf-nsf": None,
+    "attention-affine": 1,
+    "attention-dsf": 1,
+    "attention-ddsf": 1,
+    "attention-mog": 0,
     "tan": 2,
     "bnaf": 5,
     "planar": None,
     "gaussian": 0,
     "gmm": None,
+    "student": None,
     "copula": None,
     "auto": 0,
 }
@@ -81,28 +93,7 @@ NAMES: dict[str, int | None] = {
 WITH_CLASSES = ("gmm", "copula")
 
 #: Names that take no number.
-UNNUMBERED = ("auto", "gaussian", "made", "made-mog")
-
-_MADE = ("hidden_dims", "residual", "activation", "dropout", "head_dim", "linear")
-_DSF = (*_MADE, "hidden_units", "sharpness", "affine", "kernel")
-
-#: The fields of :class:`Options` that architectures make use of.
-USED: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("auto", "maf-ddsf"): (*_DSF, "num_layers", "whiten"),
-    ("maf-dsf",): (*_DSF, "whiten"),
-    ("maf-affine", "made"): (*_MADE, "whiten"),
-    ("maf-mog", "made-mog"): (*_MADE, "components", "whiten"),
-    ("maf-nsf", "nsf-ar"): (*_MADE, "bins", "bound", "whiten"),
-    ("iaf-affine",): _MADE,
-    ("iaf-dsf",): _DSF,
-    ("iaf-ddsf",): (*_DSF, "num_layers"),
-    ("iaf-nsf",): (*_MADE, "bins", "bound"),
-    ("tan",): ("hidden_dims", "components"),
-    ("bnaf",): ("hidden_dims", "hidden_units", "linear"),
-    ("gmm",): ("prior_rows",),
-    ("copula",): ("components", "prior_rows"),
-    ("gaussian", "planar"): (),
-}
+UNNUMBERED = ("auto", "gaussian", "made", "made-mog", "attention-mog")
 
 #: The architectures of the NAF paper's table, and of later work, as they stand in it.
 TABLE = (
@@ -118,71 +109,6 @@ TABLE = (
     "bnaf",
     "nsf-ar",
 )
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "elu": nn.ELU,
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What an architecture leaves open.
-
-    :param hidden_dims: widths of the conditioner's hidden layers (``tan``: the first is the
-        recurrent state's; ``bnaf``: so many layers of ``hidden_units`` a dimension).
-    :param hidden_units: K, the sigmoids of DSF and DDSF; the width of BNAF a dimension.
-    :param num_layers: layers of a DDSF transformer.
-    :param sharpness: slope at which all sigmoids but one start, at places spread over the data;
-        see :func:`~pyro_naf.flows.starts.spread_sigmoids`.
-    :param affine: the conditioner also gives an affine map around the sigmoids.
-    :param bins: bins of a spline, on [-``bound``, ``bound``].
-    :param components: Gaussians of an autoregressive mixture.
-    :param prior_rows: number of rows that the prior under each covariance of ``gmm-K`` is worth; by
-        default D + 2.
-    :param residual: residual blocks in the conditioner, behind a first linear layer.
-    :param linear: "reversal" of the dimensions between layers and a diagonal map at the end, or
-        "lu": a full linear map around every layer.
-    :param whiten: put the data's Gaussian in front, as a linear map that is not trained: a flow
-        that starts near the identity then starts near this Gaussian.
-    :param activation: "relu", "elu" (the paper's), "silu" or "tanh".
-    :param dropout: probability with which hidden units are dropped in training.
-    :param head_dim: factorises the conditioner's last layer; see
-        :class:`~pyro_naf.conditioners.MADE`.
-    :param kernel: how sigmoids are evaluated; see :mod:`pyro_naf.kernels`.
-    """
-
-    hidden_dims: Sequence[int] = (128, 128)
-    hidden_units: int = 16
-    num_layers: int = 2
-    sharpness: float = 4.0
-    affine: bool = False
-    bins: int = 8
-    bound: float = 4.0
-    components: int = 10
-    prior_rows: float | None = None
-    residual: bool = False
-    linear: str = "reversal"
-    whiten: bool = False
-    activation: str = "relu"
-    dropout: float = 0.0
-    head_dim: int | None = None
-    kernel: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.hidden_dims, Sequence):
-            raise TypeError(f"hidden_dims must be a sequence of widths, got {self.hidden_dims!r}")
-        object.__setattr__(self, "hidden_dims", tuple(self.hidden_dims))  # lists come from files
-        if self.linear not in ("reversal", "lu"):
-            raise ValueError(f"linear must be 'reversal' or 'lu', got {self.linear!r}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
 
 
 def build(
@@ -212,13 +138,21 @@ def build(
     kind, number = parse(name)
     check_integers(input_dim=(input_dim, 0 if sizes else 1), context_dim=(context_dim, 0))
     options = check_options(name, overrides)
+    if kind.startswith("attention"):
+        options = replace(options, conditioner="attention")
+    if options.conditioner == "attention" and (options.residual or options.head_dim is not None):
+        raise ValueError(
+            "residual and head_dim are options of a MADE: leave them out with attention"
+        )
     parts = _Parts(operator.index(input_dim), operator.index(context_dim), options)
     if kind == "auto":
         raise ValueError("architecture 'auto' is fitted by FlowDensity, and cannot be built alone")
     if sizes and kind not in WITH_CLASSES:
         raise ValueError(f"architecture {name!r} takes no classes beside numbers: name 'gmm-5'")
-    if kind in ("gaussian", *WITH_CLASSES):
-        return _gaussian(parts, kind, number, sizes)
+    if options.base != "normal" and (kind in (*CLOSED, "tan") or kind.endswith("mog")):
+        raise ValueError(f"architecture {name!r} takes no base: it has one of its own")
+    if kind in CLOSED:
+        return _closed(parts, kind, number, sizes)
     if kind == "planar":
         return _planar(parts, number)
     if kind == "bnaf":
@@ -228,7 +162,7 @@ def build(
     sampling = kind.startswith("iaf")
     transformer = {"made": "affine", "nsf-ar": "nsf"}.get(kind, kind.split("-")[-1])
     layers = [parts.flow("affine" if transformer == "mog" else transformer) for _ in range(number)]
-    base = parts.mixture() if transformer == "mog" else StandardNormal(input_dim)
+    base = parts.mixture() if transformer == "mog" else parts.base()
     front = [parts.whitening()] if options.whiten else []
     if front and sampling:
         raise ValueError(f"whiten is for flows from data to base, not for architecture {name!r}")
@@ -292,20 +226,18 @@ class _Parts:
     def __init__(self, input_dim: int, context_dim: int, options: Options) -> None:
         self.input_dim, self.context_dim, self.options = input_dim, context_dim, options
 
-    def made(self, num_params: int) -> MADE:
+    def conditioner(self, num_params: int) -> MADE | AttentionConditioner:
         o = self.options
         activation = ACTIVATIONS[o.activation]()
-        if o.dropout:
-            activation = nn.Sequential(activation, nn.Dropout(o.dropout))
-        return MADE(
-            self.input_dim,
-            o.hidden_dims,
-            num_params,
-            context_dim=self.context_dim,
-            order="natural",
-            residual=o.residual,
-            head_dim=o.head_dim,
-            activation=activation,
+        options = {"context_dim": self.context_dim, "order": "natural", "activation": activation}
+        if o.conditioner == "attention":
+            options |= {"num_heads": o.num_heads, "dropout": o.dropout}
+        else:
+            options |= {"residual": o.residual, "head_dim": o.head_dim}
+            if o.dropout:
+                options["activation"] = nn.Sequential(activation, nn.Dropout(o.dropout))
+        return conditioners.make(
+            o.conditioner, self.input_dim, o.hidden_dims, num_params, **options
         )
 
     def transformer(self, kind: str) -> Transformer:
@@ -323,19 +255,22 @@ class _Parts:
 
     def flow(self, kind: str) -> nn.Module:
         transformer = self.transformer(kind)
-        made = self.made(transformer.num_params)
+        conditioner = self.conditioner(transformer.num_params)
         if kind in ("dsf", "ddsf"):
-            spread_sigmoids(made, transformer, self.options.sharpness)
-        return self.autoregressive(made, transformer)
+            spread_sigmoids(conditioner, transformer, self.options.sharpness)
+        return self.autoregressive(conditioner, transformer)
 
     def autoregressive(self, conditioner: nn.Module, transformer: Transformer) -> nn.Module:
         if self.context_dim:
             return ConditionalAutoregressiveFlow(conditioner, transformer)
         return AutoregressiveFlow(conditioner, transformer)
 
+    def base(self) -> StandardNormal | Student:
+        return BASES[self.options.base](self.input_dim)
+
     def mixture(self, conditioner: nn.Module | None = None) -> AutoregressiveMixture:
         components = self.options.components
-        return AutoregressiveMixture(conditioner or self.made(3 * components), components)
+        return AutoregressiveMixture(conditioner or self.conditioner(3 * components), components)
 
     def whitening(self) -> nn.Module:
         if self.context_dim:
@@ -359,16 +294,18 @@ class _Parts:
         return [*between[:-1], Diagonal(self.input_dim)]
 
 
-def _gaussian(parts: _Parts, kind: str, components: int, sizes: Sequence[int]) -> NormalizingFlow:
+def _closed(parts: _Parts, kind: str, components: int, sizes: Sequence[int]) -> NormalizingFlow:
     if kind == "gaussian":
         return NormalizingFlow([parts.whitening()], StandardNormal(parts.input_dim))
     if parts.context_dim:
-        raise ValueError(f"architecture {kind!r} takes no context: name 'gaussian', or a flow")
-    copula = kind == "copula" and parts.input_dim > 0
+        what = "no context" if kind in WITH_CLASSES else "neither context nor classes"
+        raise ValueError(f"architecture {kind!r} takes {what}: name 'gaussian', or a flow")
+    copula, prior_rows = kind == "copula" and parts.input_dim > 0, parts.options.prior_rows
     scores = [NormalScores(parts.input_dim, parts.options.components)] if copula else []
-    return NormalizingFlow(
-        scores, GaussianMixture(parts.input_dim, components, parts.options.prior_rows, sizes)
+    mixture = GaussianMixture(
+        parts.input_dim, components, prior_rows, sizes, heavy_tails=kind == "student"
     )
+    return NormalizingFlow(scores, mixture)
 
 
 def _tan(parts: _Parts, number: int) -> NormalizingFlow:
@@ -425,7 +362,7 @@ def _bnaf(parts: _Parts, number: int) -> NormalizingFlow:
     flows = [_BlockAutoregressive(parts.input_dim, factors) for _ in range(number)]
     return NormalizingFlow(
         parts.stacked(flows),
-        StandardNormal(parts.input_dim),
+        parts.base(),
         no_inverse=_BlockAutoregressive.no_inverse,
     )
 
@@ -435,7 +372,7 @@ def _planar(parts: _Parts, number: int) -> NormalizingFlow:
         raise ValueError("architecture 'planar' takes no context")
     return NormalizingFlow(
         [*(_Planar(parts.input_dim) for _ in range(number)), Diagonal(parts.input_dim)],
-        StandardNormal(parts.input_dim),
+        parts.base(),
         sampling=True,
         no_inverse=_Planar.no_inverse,
     )

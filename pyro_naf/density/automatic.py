@@ -1,15 +1,16 @@
 """``architecture="auto"``: densities of several sizes in one mixture, weighted by held-out rows.
 
-A Gaussian, Gaussian mixtures and two flows that start at the data's Gaussian are fitted: where rows
-are few, each to the rows outside of one fold after another; where they are many, once, beside
-validation rows. The likelihood that each gives the rows left out decides its weight in a mixture of
-all of them (Smyth & Wolpert 1998, Stacked density estimation). No flow is fitted again: one of a
-fold has learnt from four fifths of the rows, and the five together from all. Gaussians and their
-mixtures, which take no time, have a sixth part, fitted to all rows, that weighs as much as the
-five.
+A Gaussian, mixtures of Gaussians and of Student's t's, and two flows that start at the data's
+Gaussian are fitted: where rows are few, each to the rows outside of one fold after another; where
+they are many, once, beside validation rows. The likelihood that each gives the rows left out
+decides its weight in a mixture of all of them (Smyth & Wolpert 1998, Stacked density estimation).
+No flow is fitted again: one of a fold has learnt from four fifths of the rows, and the five
+together from all. Gaussians and mixtures, which take no time, have a sixth part, fitted to all
+rows, that weighs as much as the five.
 
-Where cells are missing, all candidates are Gaussians, their mixtures and those of normal scores,
-whose likelihood of the cells seen is a closed form. Classes are then part of the rows.
+Where cells are missing, all candidates are Gaussians, and mixtures of them, of t's and of normal
+scores, whose likelihood of the cells seen is a closed form. Classes are then part of the rows, and
+mixtures of t's, which take none, are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from tqdm.auto import tqdm
 
 from ..files.archive import plain
 from . import parallel
-from .architectures import build, parse
+from .architectures import WITH_CLASSES, build, parse
+from .closed_form import CLOSED
 from .flow import NormalizingFlow
 from .settings import History, Training
 from .stacked import Stacked, stacking_weights
@@ -49,13 +51,18 @@ FEW_ROWS = 20
 #: Weight below which a density is left out of the mixture; the Gaussian always stays.
 NEGLIGIBLE = 0.02
 
-#: Number of parts of each Gaussian mixture, and the rows that its prior is worth: few, where parts
-#: lie in planes, or the default.
-MIXTURES = ((2, 0.3), (3, 0.3), (5, 0.3), (5, None), (8, None))
-LARGE_MIXTURES = ((5, 0.3), (10, None))
+#: Mixtures of Gaussians and of t's, which reach heavy tails, and the rows that the prior of each
+#: part is worth: few, where parts lie in planes, or the default.
+MIXTURES: tuple[tuple[str, float | None], ...] = (
+    ("gmm-2", 0.3), ("gmm-3", 0.3), ("gmm-5", 0.3), ("gmm-5", None), ("gmm-8", None),
+    ("student-1", None), ("student-3", 0.3),
+)  # fmt: skip
+LARGE_MIXTURES: tuple[tuple[str, float | None], ...] = (
+    ("gmm-5", 0.3), ("gmm-10", None), ("student-1", None), ("student-5", None),
+)  # fmt: skip
 
 #: Mixtures tried where cells are missing, and those tried beside where rows are many.
-WITH_GAPS = ("gmm-2", "gmm-3", "gmm-5", "copula-1", "copula-2")
+WITH_GAPS = ("gmm-2", "gmm-3", "gmm-5", "student-1", "student-2", "copula-1", "copula-2")
 LARGE_WITH_GAPS = ("gmm-8", "copula-3", "copula-5")
 
 #: Each Gaussian of such a mixture needs this number of rows for each column.
@@ -96,7 +103,7 @@ def candidates(
     """The densities to try for this many rows and columns, the Gaussian first.
 
     :param crossed: they are cross-validated, on rows that are few.
-    :param gaps: cells are missing: only Gaussians and their mixtures are tried.
+    :param gaps: cells are missing: only mixtures of Gaussians, t's and normal scores are tried.
     :param classes: rows hold classes beside the numbers; the first candidate is then a Gaussian of
         the numbers, and classes that are independent.
 
@@ -107,12 +114,14 @@ def candidates(
     if rows < FEW_ROWS:
         return found
     if gaps:
-        return found + _with_gaps(rows, dim, crossed)
+        mixtures = _with_gaps(rows, dim, crossed)
+        kinds = WITH_CLASSES if classes else CLOSED
+        return found + [c for c in mixtures if parse(c.architecture)[0] in kinds]
     if context_dim == 0:
         found += [
-            Candidate(f"gmm-{k}", {"prior_rows": worth})
-            for k, worth in (MIXTURES if crossed else LARGE_MIXTURES)
-            if k * FEW_ROWS <= rows
+            Candidate(name, {"prior_rows": worth})
+            for name, worth in (MIXTURES if crossed else LARGE_MIXTURES)
+            if parse(name)[1] * FEW_ROWS <= rows
         ]
     return found + (_small(rows, dim) if crossed else _large())
 
@@ -401,7 +410,7 @@ class _Search:
         history.best_step = history.steps
         means = self.log_probs.mean(0)
         kinds = [parse(tried.architecture)[0] for tried in self.tried]
-        mixtures = [i for i in self.done if kinds[i] in ("gmm", "copula")]
+        mixtures = [i for i in self.done if kinds[i] in CLOSED[1:]]
         flows = [i for i in self.done if self.tried[i].share]
         for kind in ([0], mixtures, flows):
             if kind:

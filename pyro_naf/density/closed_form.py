@@ -1,10 +1,10 @@
-"""Densities whose marginals and conditionals are closed forms: Gaussians and their mixtures.
+"""Densities whose marginals and conditionals are closed forms: Gaussians, t's and their mixtures.
 
 Rows x ``(N, D + M)`` hold D numbers and M classes, the latter by their places (see
 :mod:`~pyro_naf.density.incomplete`).
 
-Such a density is a mixture of parts, each a mixture of Gaussians behind a monotone map of every
-column by itself. Marginals and conditionals of it are again such mixtures.
+Such a density is a mixture of parts, each a mixture of Gaussians or Student's t's behind a monotone
+map of every column by itself. Marginals and conditionals of it are again such mixtures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .incomplete import Gaussians
 from .normal_scores import NormalScores
 
 #: Kinds of architectures that are such densities.
-CLOSED = ("gaussian", "gmm", "copula")
+CLOSED = ("gaussian", "gmm", "student", "copula")
 
 
 #: Rows drawn at once.

@@ -37,10 +37,10 @@ DRAWN = 8192
 class FlowDensity(Estimator, nn.Module):
     r"""A density fitted to rows of numbers by maximum likelihood.
 
-    By default it is a mixture of Gaussians and flows, weighted by rows that they were not fitted
-    to (:mod:`pyro_naf.density.automatic`); ``architecture`` names a single flow instead. The rows
-    are standardised inside: with means :math:`m` and standard deviations :math:`s` of the columns
-    and the flow's density p,
+    By default it is a mixture of Gaussians, Student's t's and flows, weighted by rows that they
+    were not fitted to (:mod:`pyro_naf.density.automatic`); ``architecture`` names a single flow
+    instead. The rows are standardised inside: with means :math:`m` and standard deviations
+    :math:`s` of the columns and the flow's density p,
 
     .. math:: \log p(x) = \log p\big((x - m) / s\big) - \textstyle\sum_t \log s_t
 
@@ -48,9 +48,10 @@ class FlowDensity(Estimator, nn.Module):
     are taken; the flow computes in its own, that of torch's default at construction.
 
     Cells may be missing (NaN, None, NaT) in tables without a context: by default, and with the
-    architectures of Gaussians ("gaussian", "gmm-K", "copula-K"), the likelihood of the cells seen
-    is what is fitted and scored. Classes are then part of the mixture (of "gmm-K" and "copula-K"):
-    independent of the other columns given the Gaussian that a row is of.
+    architectures of Gaussians and t's ("gaussian", "gmm-K", "student-K", "copula-K"), the
+    likelihood of the cells seen is what is fitted and scored. Classes are then part of the mixture
+    (of "gmm-K" and "copula-K"): independent of the other columns given the Gaussian that a row is
+    of.
 
     scikit-learn takes it for an estimator, whose y is the context: ``clone``, ``Pipeline``,
     ``cross_val_score`` and ``GridSearchCV`` over any argument work.
@@ -58,7 +59,7 @@ class FlowDensity(Estimator, nn.Module):
     :param input_dim: D >= 1, the number of columns; by default that of the rows given to fit.
     :param context_dim: width C of a context; p is then the density of x given it.
     :param architecture: a name of :mod:`pyro_naf.density.architectures`.
-    :param options: fields of :class:`~pyro_naf.density.architectures.Options`, and the arguments of
+    :param options: fields of :class:`~pyro_naf.density.options.Options`, and the arguments of
         :meth:`fit`, which are then its defaults.
     :raises ValueError: for an unknown architecture or an option out of its range.
     :raises TypeError: for an unknown option.
@@ -283,9 +284,9 @@ class FlowDensity(Estimator, nn.Module):
 
         A tensor for a tensor, with gradients where they are enabled; a numpy array for an array. It
         is minus infinity where x is infinite. Where x has NaN, it is the log-density of the other
-        columns if that is a closed form (of Gaussians, gmm-K, copula-K, and of what is fitted to
-        tables with missing cells), and else NaN. Like all methods but :meth:`forward`, it evaluates
-        the flow in evaluation mode, and puts the modes back.
+        columns if that is a closed form (of gaussian, gmm-K, student-K, copula-K, and of what is
+        fitted to tables with missing cells), and else NaN. Like all methods but :meth:`forward`, it
+        evaluates the flow in evaluation mode, and puts the modes back.
 
         :param context: ``(..., C)``; batch shapes broadcast.
         :raises NotImplementedError: for an architecture that cannot score data (planar flows).

@@ -1,10 +1,11 @@
-"""A mixture of Gaussians with full covariances, fitted by expectation and maximisation."""
+"""Mixtures of Gaussians or Student's t's, fitted by expectation and maximisation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from ..support.checks import check_integers
 from ..support.precision import at_least_float32, without_autocast
-from . import incomplete
+from . import incomplete, student
 from .gaussian import precision_factor, shrunk_moments
 from .mixture import ModuleDistribution
 
@@ -34,6 +35,9 @@ KMEANS_STEPS = 10
 class GaussianMixture(nn.Module):
     r"""The density :math:`p(x) = \sum_k \pi_k\, N(x; \mu_k, \Sigma_k)` with full covariances.
 
+    Or, with ``heavy_tails``, :math:`\sum_k \pi_k\, t_{\nu_k}(x; \mu_k, \Sigma_k)`, each with its
+    own degrees of freedom from 1 to 100.
+
     :meth:`start` fits it: expectation and maximisation with a prior under each covariance, whose
     mean is the shrunk covariance of all rows over :math:`K^{2/D}`, so that a part of few rows does
     not collapse. Nothing is left for a gradient to train.
@@ -45,9 +49,11 @@ class GaussianMixture(nn.Module):
     :param components: K >= 1.
     :param prior_rows: number of rows that the prior is worth, above 0; by default D + 2.
     :param sizes: number of values of each of the M classes.
+    :param heavy_tails: of Student's t's.
 
     Source: Fraley & Raftery 2007, Bayesian regularization for normal mixture estimation and
-    model-based clustering, section 3.
+    model-based clustering, section 3; Peel & McLachlan 2000, Robust mixture modelling using the t
+    distribution.
 
     >>> x = torch.cat([torch.randn(300, 2) - 5, torch.randn(100, 2) + 5])
     >>> mixture = GaussianMixture(2, components=2)
@@ -59,6 +65,7 @@ class GaussianMixture(nn.Module):
     log_weights: Tensor
     means: Tensor
     factors: Tensor
+    degrees: Tensor | None
     class_logs: Tensor
 
     def __init__(
@@ -67,6 +74,8 @@ class GaussianMixture(nn.Module):
         components: int,
         prior_rows: float | None = None,
         sizes: Sequence[int] = (),
+        *,
+        heavy_tails: bool = False,
     ) -> None:
         super().__init__()
         check_integers(input_dim=(input_dim, 0 if sizes else 1), components=(components, 1))
@@ -79,6 +88,8 @@ class GaussianMixture(nn.Module):
         self.register_buffer("log_weights", torch.full((components,), -math.log(components)))
         self.register_buffer("means", torch.zeros(components, input_dim))
         self.register_buffer("factors", torch.eye(input_dim).repeat(components, 1, 1))
+        degrees = torch.full((components,), student.START) if heavy_tails else None
+        self.register_buffer("degrees", degrees)
         if sizes:
             even = [torch.full((components, size), -math.log(size)) for size in sizes]
             self.register_buffer("class_logs", torch.cat(even, 1))
@@ -97,16 +108,21 @@ class GaussianMixture(nn.Module):
         weight = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
         real, codes = x[:, : self.dim], x[:, self.dim :]
         mean, covariance = _moments(real, weight)
-        spread = covariance / self.components ** (2 / max(self.dim, 1))
-        prior = (mean, spread, self.prior_rows)
         whole, gaps = real, bool(real.isnan().any())
         if gaps:
             pooled = incomplete.Gaussians(mean.new_zeros(1), mean[None], covariance[None])
             whole = incomplete.filled(pooled, real)
+        degrees = None
+        if self.degrees is not None:
+            degrees = torch.full_like(self.degrees, student.START, dtype=torch.double)
+            moments = mean, covariance, self.prior_rows
+            mean, covariance = _without_tails(whole, weight, moments, degrees[:1])
+        spread = covariance / self.components ** (2 / max(self.dim, 1))
+        prior = (mean, spread, self.prior_rows)
         for _ in range((STARTS_WITH_GAPS if gaps else STARTS) if self.components > 1 else 1):
             steps = FIRST_STEPS if gaps or self.sizes else MAX_STEPS
             member = _clustered(_with_classes(whole, codes, self.sizes), self.components)
-            found, value = maximised(whole, weight, member, prior, steps)
+            found, value = maximised(whole, weight, member, prior, steps, degrees)
             law = _gaussians(found)
             if gaps or self.sizes:
                 member = weight.unsqueeze(1) * member
@@ -121,7 +137,7 @@ class GaussianMixture(nn.Module):
         """The log-density ``(...)`` of x ``(..., D + M)``."""
         with without_autocast(x):
             real, codes = at_least_float32(x[..., : self.dim]), x[..., self.dim :]
-            terms = _terms(real, self.log_weights, self.means, self.factors)
+            terms, _ = _terms(real, self._held)
             if self.sizes:
                 flat = incomplete.class_terms(self._tables(), codes.reshape(-1, len(self.sizes)))
                 terms = terms + flat.view(terms.shape)
@@ -131,9 +147,13 @@ class GaussianMixture(nn.Module):
         return self.class_logs.split(self.sizes, 1) if self.sizes else ()
 
     @property
+    def _held(self) -> Parameters:
+        return Parameters(self.log_weights, self.means, self.factors, self.degrees)
+
+    @property
     def gaussians(self) -> incomplete.Gaussians:
         """The mixture by its covariances, in double precision."""
-        law = _gaussians((self.log_weights, self.means, self.factors))
+        law = _gaussians(self._held)
         return replace(law, tables=tuple(t.double() for t in self._tables()))
 
     @torch.no_grad()
@@ -142,6 +162,8 @@ class GaussianMixture(nn.Module):
         self.log_weights.copy_(law.log_weights)
         self.means.copy_(law.means)
         self.factors.copy_(precision_factor(law.covariances))
+        if self.degrees is not None and law.degrees is not None:
+            self.degrees.copy_(law.degrees)
         if self.sizes:
             self.class_logs.copy_(torch.cat(law.tables, 1))
 
@@ -149,6 +171,9 @@ class GaussianMixture(nn.Module):
         """Draws ``(rows, D + M)``."""
         k = torch.multinomial(self.log_weights.exp(), rows, replacement=True)
         noise = torch.randn(rows, self.dim).to(self.means).unsqueeze(-1)
+        if self.degrees is not None:
+            half = self.degrees[k] / 2
+            noise = noise * torch.distributions.Gamma(half, half).sample().rsqrt()[:, None, None]
         solved = torch.linalg.solve_triangular(self.factors[k], noise, upper=False)
         codes = [torch.multinomial(table[k].exp(), 1) for table in self._tables()]
         return torch.cat([self.means[k] + solved.squeeze(-1), *(c.to(noise) for c in codes)], 1)
@@ -158,22 +183,33 @@ class GaussianMixture(nn.Module):
         return ModuleDistribution(self, context)
 
 
-Parameters = tuple[Tensor, Tensor, Tensor]
+class Parameters(NamedTuple):
+    """Of a mixture; the factors are those of the inverse covariances, see precision_factor."""
+
+    log_weights: Tensor
+    means: Tensor
+    factors: Tensor
+    degrees: Tensor | None
 
 
 def _gaussians(found: Parameters) -> incomplete.Gaussians:
-    log_weights, means, factors = (t.detach().double() for t in found)
+    log_weights, means, factors = (t.detach().double() for t in found[:3])
+    degrees = None if found.degrees is None else found.degrees.detach().double()
     eye = torch.eye(means.shape[-1]).to(means)
     lower = torch.linalg.solve_triangular(factors, eye.expand_as(factors), upper=False)
-    return incomplete.Gaussians(log_weights, means, lower @ lower.mT)
+    return incomplete.Gaussians(log_weights, means, lower @ lower.mT, degrees)
 
 
-def _terms(x: Tensor, log_weights: Tensor, means: Tensor, factors: Tensor) -> Tensor:
-    """The logarithms ``(..., K)`` of the weighted densities of the components."""
-    z = torch.einsum("kij,...kj->...ki", factors, x.unsqueeze(-2) - means)
-    log_det = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    constant = -0.5 * x.shape[-1] * math.log(2 * math.pi)
-    return log_weights + log_det + constant - 0.5 * z.square().sum(-1)
+def _terms(x: Tensor, found: Parameters) -> tuple[Tensor, Tensor]:
+    """Logarithms ``(..., K)`` of the weighted densities of the components; squared distances."""
+    z = torch.einsum("kij,...kj->...ki", found.factors, x.unsqueeze(-2) - found.means)
+    square, dim = z.square().sum(-1), x.shape[-1]
+    if found.degrees is not None:
+        values = student.log_density(square, found.degrees, dim)
+    else:
+        values = -0.5 * dim * math.log(2 * math.pi) - 0.5 * square
+    log_det = found.factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return found.log_weights + log_det + values, square
 
 
 def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,28 +242,53 @@ def _clustered(x: Tensor, components: int) -> Tensor:
     return member
 
 
+def _without_tails(
+    x: Tensor, weight: Tensor, prior: tuple[Tensor, Tensor, float], degrees: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of rows with the weights that a single t gives them.
+
+    Those of all rows are without bound where tails are heavy, and no prior for the matrix of a t.
+    """
+    found, _ = maximised(x, weight, torch.ones_like(weight)[:, None], prior, degrees=degrees)
+    assert found.degrees is not None
+    u, _ = student.factors(_terms(x, found)[1], found.degrees, x.shape[1])
+    return _moments(x, weight * u.squeeze(1))
+
+
 def maximised(
     x: Tensor,
     weight: Tensor,
     member: Tensor,
     prior: tuple[Tensor, Tensor, float],
     max_steps: int = MAX_STEPS,
+    degrees: Tensor | None = None,
 ) -> tuple[Parameters, float]:
-    """The parameters after expectation and maximisation, and their mean log-likelihood."""
+    """The parameters after expectation and maximisation, and their mean log-likelihood.
+
+    :param member: the responsibilities ``(N, K)`` to start from.
+    :param prior: mean of the means, mean of the covariances, and the rows that the latter is worth.
+    :param degrees: of freedom ``(K,)`` to start from; None for Gaussians.
+    """
     before, (centre, spread, worth) = -math.inf, prior
+    u = torch.ones_like(member)
     for _ in range(max_steps):
         member = weight.unsqueeze(1) * member
-        count = member.sum(0)
-        means = (member.T @ x + centre) / (count + 1).unsqueeze(1)
+        count, pull = member.sum(0), member * u
+        means = (pull.T @ x + centre) / (pull.sum(0) + 1).unsqueeze(1)
         centred = x - means.unsqueeze(1)
-        scatter = (member.T.unsqueeze(-1) * centred).mT @ centred
+        scatter = (pull.T.unsqueeze(-1) * centred).mT @ centred
         covariance = (scatter + worth * spread) / (count + worth).view(-1, 1, 1)
         log_weights = ((count + 1) / (count + 1).sum()).log()
-        found = (log_weights, means, precision_factor(covariance))
-        terms = _terms(x, *found)
+        found = Parameters(log_weights, means, precision_factor(covariance), degrees)
+        terms, square = _terms(x, found)
         totals = torch.logsumexp(terms, -1)
         value, member = float(weight @ totals / weight.sum()), (terms - totals[:, None]).exp()
         if value - before < GAIN:
             break
         before = value
+        if degrees is not None:
+            u, log_u = student.factors(square, degrees, x.shape[1])
+            some = (weight @ member).clamp(min=torch.finfo(x.dtype).tiny)
+            means_of_u = (weight @ (member * part) / some for part in (u, log_u))
+            degrees = student.likeliest(*means_of_u)
     return found, value

@@ -13,8 +13,12 @@ is
 .. math:: \log N(x_O) = -\tfrac12 \big(d^\top Q d - h^\top Q_{MM}^{-1} h + \log|\Sigma| +
     \log|Q_{MM}| + |O| \log 2\pi\big).
 
+The same moments serve Student's t, with :math:`\Sigma / u` for :math:`\Sigma`, where u is a factor
+that the cells seen have a say in (:mod:`pyro_naf.density.student`).
+
 Source: Ghahramani & Jordan 1994, Supervised learning from incomplete data via an EM approach; for
-classes Hunt & Jorgensen 2003, Mixture model clustering for mixed data with missing information.
+t's Liu & Rubin 1995, ML estimation of the t distribution using EM and its extensions; for classes
+Hunt & Jorgensen 2003, Mixture model clustering for mixed data with missing information.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from . import student
 
 #: Numbers in the matrices that are gathered for the rows at once.
 CHUNK = 2**22
@@ -43,17 +49,19 @@ CLASS_ROWS = 1.0
 
 @dataclass(frozen=True)
 class Gaussians:
-    """K weighted Gaussians of D dimensions, and of M classes, in double precision.
+    """K weighted Gaussians or Student's t's of D dimensions, and M classes, in double precision.
 
     :ivar log_weights: ``(K,)``.
     :ivar means: ``(K, D)``.
-    :ivar covariances: ``(K, D, D)``.
+    :ivar covariances: ``(K, D, D)``; the matrices of t's are not their covariances.
+    :ivar degrees: degrees of freedom ``(K,)``; None for Gaussians.
     :ivar tables: for each class the logarithms ``(K, S)`` of the probabilities of its S values.
     """
 
     log_weights: Tensor
     means: Tensor
     covariances: Tensor
+    degrees: Tensor | None = None
     tables: tuple[Tensor, ...] = ()
 
     @property
@@ -73,6 +81,7 @@ class Gaussians:
             self.log_weights,
             self.means[:, real],
             self.covariances[:, real.unsqueeze(1), real],
+            self.degrees,
             tuple(self.tables[m] for m in classes),
         )
 
@@ -90,9 +99,13 @@ class Gaussians:
         terms = (group.terms(square, here) + self.class_terms(codes))[0]
         rest = real[0].isnan().nonzero().squeeze(1)
         means = self.means[:, rest] + centred[0][:, rest]
+        spread, degrees = group.left_open[0], None
+        if self.degrees is not None:
+            degrees = self.degrees + group.count[0]
+            spread = spread * ((self.degrees + square[0]) / degrees)[:, None, None]
         open_classes = codes[0].isnan().nonzero().squeeze(1).tolist()
         tables = tuple(self.tables[m] for m in open_classes)
-        return Gaussians(terms - terms.logsumexp(0), means, group.left_open[0], tables)
+        return Gaussians(terms - terms.logsumexp(0), means, spread, degrees, tables)
 
 
 class _Group:
@@ -118,8 +131,8 @@ class _Group:
         self.left_open = torch.cholesky_inverse(factors) if number else own  # (P, K, M, M)
         log_det = 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_det = log_det + 2 * factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        count = seen.to(law.means).sum(1, keepdim=True)
-        self.constants = law.log_weights - 0.5 * (log_det + math.log(2 * math.pi) * count)
+        self.count = seen.to(law.means).sum(1, keepdim=True)
+        self.constants = law.log_weights - 0.5 * log_det
 
     def centred(self, x: Tensor) -> Tensor:
         """The distances ``(n, K, D)`` of rows from the means, 0 in missing cells."""
@@ -141,7 +154,17 @@ class _Group:
 
     def terms(self, square: Tensor, at: Tensor) -> Tensor:
         """The logarithms ``(n, K)`` of the weighted densities of the cells seen."""
-        return self.constants[at] - 0.5 * square
+        if self.law.degrees is not None:
+            values = student.log_density(square, self.law.degrees, self.count[at])
+        else:
+            values = -0.5 * (square + math.log(2 * math.pi) * self.count[at])
+        return self.constants[at] + values
+
+    def factors(self, square: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Means ``(n, K)`` of the factor u of t's and of its logarithm; of Gaussians, 1 and 0."""
+        if self.law.degrees is None:
+            return torch.ones_like(square), torch.zeros_like(square)
+        return student.factors(square, self.law.degrees, self.count[at])
 
     def spread(self, member: Tensor, at: Tensor) -> Tensor:
         """The sum ``(K, D, D)`` of the conditional covariances of rows with weights ``(n, K)``."""
@@ -215,6 +238,11 @@ def drawn(law: Gaussians, x: Tensor) -> Tensor:
         terms = group.terms(square, at) + classes[rows]
         k = torch.multinomial(terms.softmax(1), 1).squeeze(1)
         noise = torch.randn(len(rows), law.dim, dtype=torch.double).to(x).unsqueeze(-1)
+        if law.degrees is not None:
+            here = torch.arange(len(rows), device=x.device)
+            shape = (law.degrees[k] + group.count[at, 0]) / 2
+            rate = (law.degrees[k] + square[here, k]) / 2
+            noise = noise * torch.distributions.Gamma(shape, rate).sample().rsqrt()[:, None, None]
         y = law.means[k] + (lower[k] @ noise).squeeze(-1)
         error = (own - y).nan_to_num(nan=0.0).unsqueeze(1).expand(-1, len(law.means), -1)
         moved, _ = group.expected(error, at)
@@ -266,6 +294,7 @@ def _step(
     count, total = torch.zeros_like(law.log_weights), weight.new_zeros(())
     classes = law.class_terms(patterns.codes)
     members = torch.zeros_like(classes)
+    u, log_u = torch.zeros_like(count), torch.zeros_like(count)
     sums, scatter = torch.zeros_like(law.means), torch.zeros_like(law.covariances)
     for rows, at, group in patterns.groups(law):
         x = patterns.x[rows]
@@ -275,21 +304,27 @@ def _step(
         member = (terms - likelihood).exp() * weight[rows].unsqueeze(1)
         total = total + (weight[rows] * likelihood.squeeze(1)).sum()
         count, members[rows] = count + member.sum(0), member
-        weighted = member.unsqueeze(-1) * centred
+        own_u, own_log_u = group.factors(square, at)
+        u, log_u = u + (member * own_u).sum(0), log_u + (member * own_log_u).sum(0)
+        weighted = (member * own_u).unsqueeze(-1) * centred
         sums = sums + weighted.sum(0)
         scatter = scatter + weighted.permute(1, 2, 0) @ centred.transpose(0, 1)
         scatter = scatter + group.spread(member, at)
     # The scatter about the old means, moved to the new ones, which the prior draws to the centre.
-    shift = (sums + centre - law.means) / (count + 1).unsqueeze(1)
+    shift = (sums + centre - law.means) / (u + 1).unsqueeze(1)
     cross = sums.unsqueeze(-1) * shift.unsqueeze(-2)
-    square = count.view(-1, 1, 1) * shift.unsqueeze(-1) * shift.unsqueeze(-2)
+    square = u.view(-1, 1, 1) * shift.unsqueeze(-1) * shift.unsqueeze(-2)
     covariances = scatter - cross - cross.mT + square
     covariances = (covariances + worth * spread) / (count + worth).view(-1, 1, 1)
     covariances = covariances + RIDGE * torch.diag_embed(covariances.diagonal(dim1=-2, dim2=-1))
     log_weights = ((count + 1) / (count + 1).sum()).log()
+    degrees = None
+    if law.degrees is not None:
+        some = count.clamp(min=torch.finfo(count.dtype).tiny)
+        degrees = student.likeliest(u / some, log_u / some)
     sizes = [table.shape[1] for table in law.tables]
     tables = class_tables(patterns.codes, members, weight, sizes)
-    updated = Gaussians(log_weights, law.means + shift, covariances, tables)
+    updated = Gaussians(log_weights, law.means + shift, covariances, degrees, tables)
     return updated, float(total / weight.sum())
 
 

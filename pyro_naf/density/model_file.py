@@ -90,7 +90,7 @@ def _made(kind: type[Density], content: dict[str, Any]) -> Density:
     parts = [(str(name), dict(options)) for name, options in content.get("parts", [])]
     named = [(content["architecture"], content["overrides"]), *parts]
     numbered = [parse(name) for name, _ in named]
-    mixtures = ("gmm", "copula")
+    mixtures = ("gmm", "student", "copula")
     layers = sum(number for name, number in numbered if name not in mixtures)
     integers = [v for _, options in named for v in options.values() if isinstance(v, int)]
     integers += [number for name, number in numbered if name in mixtures]

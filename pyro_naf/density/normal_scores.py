@@ -75,7 +75,7 @@ class NormalScores(Linear):
         mean = weight @ values / weight.sum()
         spread = (weight @ (values - mean).square() / weight.sum()).clamp(min=1e-12)
         prior = (mean, spread.view(1, 1) / self.components**2, PRIOR_ROWS)
-        (log_weights, means, factors), _ = maximised(values, weight, member, prior)
+        (log_weights, means, factors, _), _ = maximised(values, weight, member, prior)
         self.log_weights[t] = log_weights
         self.means[t] = means.squeeze(1)
         self.scales[t] = 1 / factors.flatten()

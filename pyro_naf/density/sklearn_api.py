@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .architectures import Options, parse
+from .architectures import parse
 from .closed_form import CLOSED
+from .options import Options
 from .settings import Training
 
 #: Arguments of the constructor that say how a density is fitted, and what they are by default.

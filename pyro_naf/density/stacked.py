@@ -112,12 +112,13 @@ def of_closed_form(parts: Sequence[Part]) -> tuple[Stacked, list[tuple[str, dict
     dim, made, named = parts[0].law.dim, list[nn.Module](), []
     sizes = [table.shape[1] for table in parts[0].law.tables]
     for scores, law in ((parts[i].scores, parts[i].law) for i in kept):
-        number = len(law.log_weights)
-        base = GaussianMixture(dim, number, sizes=sizes)
+        number, heavy_tails = len(law.log_weights), law.degrees is not None
+        base = GaussianMixture(dim, number, sizes=sizes, heavy_tails=heavy_tails)
         base.take(law)
         made.append(NormalizingFlow([] if scores is None else [scores], base))
         options: dict[str, Any] = {} if scores is None else {"components": scores.components}
-        named.append((f"{'gmm' if scores is None else 'copula'}-{number}", options))
+        kind = "copula" if scores is not None else "student" if heavy_tails else "gmm"
+        named.append((f"{kind}-{number}", options))
     return Stacked(dim + len(sizes), made, weights[kept]), named
 
 

@@ -17,7 +17,8 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 
-from ..conditioners import MADE, GraphConditioner, as_conditioner, sweep
+from ..conditioners import as_conditioner, sweep
+from ..conditioners.order import Ordered
 from ..conditioners.protocol import check_overrides, is_unchanged
 from ..rootfinding import RootNotFoundError, check_roots
 from ..support.modes import needs_plain_operations
@@ -141,7 +142,7 @@ class AutoregressiveFlow(TransformModule):
 
     def _finite_pass(self, x: Tensor, sorted_slopes: bool) -> tuple[Tensor, Tensor]:
         context = () if self.context is None else (self.context,)
-        sorts = isinstance(self.arn, (MADE, GraphConditioner)) and is_unchanged(self.arn)
+        sorts = isinstance(self.arn, Ordered) and is_unchanged(self.arn)
         if not sorts or self.arn.is_natural:
             return self.transformer(x, self.arn(x, *context))
         # Sorting x and y is cheaper than sorting the pseudo-parameters.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..conditioners import MADE
+from ..conditioners import MADE, AttentionConditioner, choice
 from ..formulas.spec import count_params
 from ..support.checks import check_integers
 from .named import (
@@ -21,19 +21,22 @@ from .named import (
 def affine_autoregressive_flow(
     input_dim: int, hidden_dims: Sequence[int] | None = None, **kw: Any
 ) -> AffineAutoregressiveFlow:
-    """An :class:`AffineAutoregressiveFlow` on a fresh :class:`~pyro_naf.conditioners.MADE`.
+    """An :class:`AffineAutoregressiveFlow` on a fresh conditioner.
 
     :param input_dim: number D of dimensions.
-    :param hidden_dims: as in MADE; by default one layer of 3 D + 1 units, but at least 32 and at
-        most 512.
-    :param kw: further arguments of MADE (``order``, ``residual``, ``head_dim``, ``activation``)
-        and of :class:`~pyro_naf.transformers.Affine` (``gated``, ``gate_bias``).
+    :param hidden_dims: as in the conditioner; by default one layer of 3 D + 1 units, but at least
+        32 and at most 512, or two blocks of 32 with ``conditioner="attention"``.
+    :param kw: ``conditioner``, "made" or "attention"; further arguments of
+        :class:`~pyro_naf.conditioners.MADE` (``order``, ``residual``, ``head_dim``,
+        ``activation``) or :class:`~pyro_naf.conditioners.AttentionConditioner` (``order``,
+        ``num_heads``, ``dropout``, ``activation``), and of
+        :class:`~pyro_naf.transformers.Affine` (``gated``, ``gate_bias``).
 
     >>> import torch
     >>> affine_autoregressive_flow(3, order="natural")(torch.randn(5, 3)).shape
     torch.Size([5, 3])
     """
-    return AffineAutoregressiveFlow(_made(2, input_dim, hidden_dims, kw), **kw)
+    return AffineAutoregressiveFlow(_conditioner(2, input_dim, hidden_dims, kw), **kw)
 
 
 def deep_sigmoidal_flow(
@@ -44,14 +47,14 @@ def deep_sigmoidal_flow(
     affine: bool = False,
     **kw: Any,
 ) -> DeepSigmoidalFlow:
-    """A :class:`DeepSigmoidalFlow` on a fresh :class:`~pyro_naf.conditioners.MADE`.
+    """A :class:`DeepSigmoidalFlow` on a fresh conditioner.
 
     :param input_dim: number D of dimensions.
     :param hidden_dims: as in :func:`affine_autoregressive_flow`.
     :param hidden_units: K, the number of sigmoids.
     :param affine: an affine map around the sigmoids, as in :class:`DeepSigmoidalFlow`.
-    :param kw: further arguments of MADE (``order``, ``residual``, ``head_dim``, ``activation``)
-        and of :class:`~pyro_naf.transformers.DeepSigmoidal` (``min_slope``, ``spread``,
+    :param kw: ``conditioner`` and its arguments, as in :func:`affine_autoregressive_flow`, and
+        further ones of :class:`~pyro_naf.transformers.DeepSigmoidal` (``min_slope``, ``spread``,
         ``kernel``).
 
     >>> import torch
@@ -63,8 +66,8 @@ def deep_sigmoidal_flow(
     (torch.Size([5]), torch.Size([5, 3]))
     """
     num_params = _num_params(hidden_units, 1, affine)
-    made = _made(num_params, input_dim, hidden_dims, kw)
-    return DeepSigmoidalFlow(made, hidden_units, affine, **kw)
+    conditioner = _conditioner(num_params, input_dim, hidden_dims, kw)
+    return DeepSigmoidalFlow(conditioner, hidden_units, affine, **kw)
 
 
 def deep_dense_sigmoidal_flow(
@@ -76,7 +79,7 @@ def deep_dense_sigmoidal_flow(
     affine: bool = False,
     **kw: Any,
 ) -> DeepDenseSigmoidalFlow:
-    """A :class:`DeepDenseSigmoidalFlow` on a fresh :class:`~pyro_naf.conditioners.MADE`.
+    """A :class:`DeepDenseSigmoidalFlow` on a fresh conditioner.
 
     :param num_layers: L, the number of dense sigmoidal layers; the other arguments are those of
         :func:`deep_sigmoidal_flow`.
@@ -86,8 +89,8 @@ def deep_dense_sigmoidal_flow(
     torch.Size([5, 3])
     """
     num_params = _num_params(hidden_units, num_layers, affine)
-    made = _made(num_params, input_dim, hidden_dims, kw)
-    return DeepDenseSigmoidalFlow(made, hidden_units, num_layers, affine, **kw)
+    conditioner = _conditioner(num_params, input_dim, hidden_dims, kw)
+    return DeepDenseSigmoidalFlow(conditioner, hidden_units, num_layers, affine, **kw)
 
 
 def conditional_affine_autoregressive_flow(
@@ -100,8 +103,8 @@ def conditional_affine_autoregressive_flow(
     >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
     torch.Size([5, 3])
     """
-    made = _made(2, input_dim, hidden_dims, kw, context_dim)
-    return ConditionalAffineAutoregressiveFlow(made, **kw)
+    conditioner = _conditioner(2, input_dim, hidden_dims, kw, context_dim)
+    return ConditionalAffineAutoregressiveFlow(conditioner, **kw)
 
 
 def conditional_deep_sigmoidal_flow(
@@ -121,8 +124,8 @@ def conditional_deep_sigmoidal_flow(
     torch.Size([5, 3])
     """
     num_params = _num_params(hidden_units, 1, affine)
-    made = _made(num_params, input_dim, hidden_dims, kw, context_dim)
-    return ConditionalDeepSigmoidalFlow(made, hidden_units, affine, **kw)
+    conditioner = _conditioner(num_params, input_dim, hidden_dims, kw, context_dim)
+    return ConditionalDeepSigmoidalFlow(conditioner, hidden_units, affine, **kw)
 
 
 def conditional_deep_dense_sigmoidal_flow(
@@ -143,8 +146,8 @@ def conditional_deep_dense_sigmoidal_flow(
     torch.Size([5, 3])
     """
     num_params = _num_params(hidden_units, num_layers, affine)
-    made = _made(num_params, input_dim, hidden_dims, kw, context_dim)
-    return ConditionalDeepDenseSigmoidalFlow(made, hidden_units, num_layers, affine, **kw)
+    conditioner = _conditioner(num_params, input_dim, hidden_dims, kw, context_dim)
+    return ConditionalDeepDenseSigmoidalFlow(conditioner, hidden_units, num_layers, affine, **kw)
 
 
 def _num_params(hidden_units: int, num_layers: int, affine: bool) -> int:
@@ -153,16 +156,14 @@ def _num_params(hidden_units: int, num_layers: int, affine: bool) -> int:
     return count_params(hidden_units, num_layers, affine=affine)
 
 
-def _made(
+def _conditioner(
     num_params: int,
     input_dim: int,
     hidden_dims: Sequence[int] | None,
     kw: dict[str, Any],
     context_dim: int = 0,
-) -> MADE:
+) -> MADE | AttentionConditioner:
     """The factories' conditioner; takes its options out of ``kw`` and leaves the transformer's."""
-    options = ("order", "residual", "head_dim", "activation")
-    if hidden_dims is None:
-        hidden_dims = [min(max(3 * input_dim + 1, 32), 512)]
-    chosen = {name: kw.pop(name) for name in options if name in kw}
-    return MADE(input_dim, hidden_dims, num_params, context_dim=context_dim, **chosen)
+    name = kw.pop("conditioner", "made")
+    chosen = {name: kw.pop(name) for name in choice.OPTIONS if name in kw}
+    return choice.make(name, input_dim, hidden_dims, num_params, context_dim=context_dim, **chosen)

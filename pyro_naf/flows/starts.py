@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..conditioners import MADE
+from ..conditioners import MADE, AttentionConditioner
 from ..formulas.affine import unbounded
 from ..transformers import Scaled, Transformer
 from ..transformers.sigmoids import SigmoidalTransformer
@@ -20,7 +20,9 @@ _MEASURED = 500
 
 
 @torch.no_grad()
-def spread_sigmoids(made: MADE, transformer: Transformer, sharpness: float) -> None:
+def spread_sigmoids(
+    conditioner: MADE | AttentionConditioner, transformer: Transformer, sharpness: float
+) -> None:
     r"""Starts a transformer near the identity, with sharp sigmoids at places spread over the data.
 
     Of the K sigmoids of a layer one stays :math:`\sigma(x)`, with half of the weight, so that far
@@ -28,7 +30,7 @@ def spread_sigmoids(made: MADE, transformer: Transformer, sharpness: float) -> N
     of the logistic distribution, so that their mean is about :math:`\sigma(x)` too. Guides start
     with K sigmoids that are all but alike; a density of many modes finds them sooner from here.
 
-    :param made: the conditioner, whose output bias is written.
+    :param conditioner: its output bias is written.
     :param transformer: its transformer, of sigmoids; one of K = 1 stays as it is.
     :param sharpness: that slope, above the transformer's ``min_slope``.
     :raises TypeError: for a transformer without sigmoids.
@@ -44,11 +46,13 @@ def spread_sigmoids(made: MADE, transformer: Transformer, sharpness: float) -> N
     logits = torch.zeros(k, dtype=torch.double)
     logits[0] = math.log(k - 1)
     layers = _layer(sigmoids, slopes, places, logits).repeat(sigmoids.num_layers)
-    made.output_bias[:, : len(layers)] = layers
+    conditioner.output_bias[:, : len(layers)] = layers
 
 
 @torch.no_grad()
-def sigmoids_at(made: MADE, transformer: Transformer, draws: Tensor) -> None:
+def sigmoids_at(
+    conditioner: MADE | AttentionConditioner, transformer: Transformer, draws: Tensor
+) -> None:
     r"""Starts a flow from data to base with the marginals of the data.
 
     In each dimension the K sigmoids of the first layer step at K quantiles of the draws, and are as
@@ -56,7 +60,7 @@ def sigmoids_at(made: MADE, transformer: Transformer, draws: Tensor) -> None:
     as narrow as the modes that they lie in. Training moves a slope by about a learning rate a step,
     and so does not get from one to the hundreds that narrow modes apart from each other take.
 
-    :param made: the conditioner, whose output bias is written.
+    :param conditioner: its output bias is written.
     :param transformer: its transformer, of sigmoids; a :class:`~pyro_naf.transformers.Scaled` one
         gives the image mean 0 and standard deviation 1, too.
     :param draws: shape ``(N, D)``; a draw may come several times.
@@ -71,24 +75,24 @@ def sigmoids_at(made: MADE, transformer: Transformer, draws: Tensor) -> None:
     True
     """
     sigmoids = _inner(transformer)
-    if draws.dim() != 2 or not len(draws) or draws.shape[1] != made.input_dim:
+    if draws.dim() != 2 or not len(draws) or draws.shape[1] != conditioner.input_dim:
         raise ValueError(
-            f"draws must have shape (N, {made.input_dim}), N >= 1, got {tuple(draws.shape)}"
+            f"draws must have shape (N, {conditioner.input_dim}), N >= 1, got {tuple(draws.shape)}"
         )
     if not bool(draws.isfinite().all()):
         raise ValueError("draws must be finite")
-    draws = draws.to(made.output_bias)[:, made.permutation]
+    draws = draws.to(conditioner.output_bias)[:, conditioner.permutation]
     columns = [_places_and_slopes(column, sigmoids.hidden_units) for column in draws.T]
     places, slopes = (torch.stack(parts) for parts in zip(*columns, strict=True))
-    made.output_bias.zero_()
+    conditioner.output_bias.zero_()
     layer = _layer(sigmoids, slopes, places, torch.zeros_like(places))
-    made.output_bias[:, : layer.shape[-1]] = layer
+    conditioner.output_bias[:, : layer.shape[-1]] = layer
     if isinstance(transformer, Scaled):
         some = draws[:: max(len(draws) // _MEASURED, 1)]
-        image, _ = transformer.plain(some, made.output_bias.expand(len(some), -1, -1))
+        image, _ = transformer.plain(some, conditioner.output_bias.expand(len(some), -1, -1))
         scale = image.std(0, correction=0).clamp(min=1e-3)
-        made.output_bias[:, -2] = -image.mean(0) / scale
-        made.output_bias[:, -1] = unbounded(-scale.log(), transformer.log_scale_limits)
+        conditioner.output_bias[:, -2] = -image.mean(0) / scale
+        conditioner.output_bias[:, -1] = unbounded(-scale.log(), transformer.log_scale_limits)
 
 
 def _places_and_slopes(column: Tensor, k: int) -> tuple[Tensor, Tensor]:

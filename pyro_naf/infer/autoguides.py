@@ -24,6 +24,8 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
 from ..conditioners import Structure
+from ..flows.heavy_tails import START as TAIL_INDEX
+from ..flows.heavy_tails import TukeyH
 from ..flows.linear import factor_of
 from ..support.checks import check_integers
 from ..support.tables import Shown, Table
@@ -70,6 +72,12 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
     autoregressive flow's conditionals are mixtures then, with as little as one likes between their
     parts: this is for several modes, and for :class:`~pyro_naf.infer.ForwardKL`.
 
+    A flow of sigmoids is linear far out, so that the guide's tails are a normal's. With
+    ``heavy_tails`` each entry of :math:`\epsilon` passes Tukey's h map first
+    (:class:`~pyro_naf.flows.heavy_tails.TukeyH`): :math:`z = \mathrm{loc} + S f(\epsilon\,
+    e^{h \epsilon^2 / 2})`, whose tails are those of Student's t with 1/h degrees of freedom. The
+    tail indices h in (0, 1) are trained, as ``tail_index``, from about zero on.
+
     With a ``context_fn``, the flow, loc and S depend on the data: what it returns for the arguments
     is the context c of a conditional flow, :math:`z = \mathrm{loc} + m(c) + \mathrm{diag}(e^{s(c)})
     S f(\epsilon; c)`, and the guide is the posterior for any data set that it was trained on the
@@ -88,6 +96,7 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
     :param transform_fn: called with the latent dimension D, returns a transform of R^D.
     :param full_rank: a lower triangular S instead of a diagonal one.
     :param inverse: the flow maps latents to base, and not base to latents.
+    :param heavy_tails: tails as heavy as those of Student's t.
     :param init_loc_fn: a per-site initialisation function of Pyro's. Where it would have to sample
         an ``ImproperUniform`` prior, the site starts at zero, unconstrained.
     :param init_scale: initial scale > 0 of every unconstrained latent.
@@ -129,6 +138,8 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
     #: Found at set-up where one was asked for; None for a full guide.
     structure: Structure | None = None
     _asked_structure: Any = "full"
+    heavy_tails = False
+    tail_index: Any  # a PyroParam when set, a tensor when read
     loc: Tensor
     centre: Tensor
     frame: Tensor
@@ -144,6 +155,7 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
         *,
         full_rank: bool = False,
         inverse: bool = False,
+        heavy_tails: bool = False,
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         context_fn: Callable[..., Tensor] | None = None,
@@ -154,6 +166,7 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
             raise ValueError(f"init_scale must be positive, got {init_scale}")
         check_context_arguments(context_fn, context_dim)
         self._init_scale, self.full_rank, self.inverse = init_scale, full_rank, inverse
+        self.heavy_tails = heavy_tails
         self._transform_fn = transform_fn
         handled = Angles()(VectorizedPlates()(model))
         super().__init__(handled, init_loc_fn=start_flat_priors(init_loc_fn))
@@ -168,6 +181,9 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
         self._warn_of_start(*args, **kwargs)
         self._special = SpecialSites.of(self, args, kwargs)
         self.scale = PyroParam(torch.full_like(self.loc, self._init_scale), self.scale_constraint)
+        if self.heavy_tails:
+            start = torch.full_like(self.loc, TAIL_INDEX)
+            self.tail_index = PyroParam(start, constraints.unit_interval)
         with poutine.block():  # the first call may be traced
             self.structure = self._find_structure(
                 self._asked_structure, lambda: Joint(self.model, args, kwargs)
@@ -290,7 +306,7 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
         return dist.Normal(torch.zeros_like(self.loc), torch.ones_like(self.loc)).to_event(1)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> ComposeTransform:
-        """Flow, then affine map, for the context of these arguments.
+        """Heavy tails if any, flow, then affine map, for the context of these arguments.
 
         Without ``context_fn`` independent of them, as NeuTra needs it; with it, NeuTra takes a
         copy of the guide whose ``context_fn`` ignores its arguments.
@@ -304,7 +320,8 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
         flows = getattr(flow, "parts", [flow])
         if self.inverse:
             flows = [part.inv for part in reversed(flows)]
-        return _Composed([*flows, *self._outer(context)])
+        tails = [TukeyH(self.tail_index, cache_size=1)] if self.heavy_tails else []
+        return _Composed([*tails, *flows, *self._outer(context)])
 
     def _outer(self, context: Tensor | None) -> list[Transform]:
         """The affine map, in parts; cached, so that the flow recognises its own samples."""
@@ -619,6 +636,7 @@ class _AutoStackNormal(AutoFlowNormal):
         init_scale: float = 0.1,
         full_rank: bool = False,
         inverse: bool = False,
+        heavy_tails: bool = False,
         affine: bool = True,
         context_fn: Callable[..., Tensor] | None = None,
         context_dim: int = 0,
@@ -641,6 +659,7 @@ class _AutoStackNormal(AutoFlowNormal):
             init_scale=init_scale,
             full_rank=full_rank,
             inverse=inverse,
+            heavy_tails=heavy_tails,
             context_fn=context_fn,
             context_dim=context_dim,
             create_plates=create_plates,
@@ -671,10 +690,11 @@ class AutoDSFNormal(_AutoStackNormal):
     :param hidden_units: K, the number of sigmoids.
     :param init_loc_fn: as in :class:`AutoFlowNormal`.
     :param init_scale: as there.
-    :param full_rank: as there, as are ``inverse``, ``context_fn``, ``context_dim`` and
-        ``create_plates``.
+    :param full_rank: as there, as are ``inverse``, ``heavy_tails``, ``context_fn``,
+        ``context_dim`` and ``create_plates``.
     :param affine: each conditioner gives an affine map around the sigmoids too, which funnels need.
-    :param kw: further arguments of :func:`~pyro_naf.transforms.deep_sigmoidal_flow`.
+    :param kw: further arguments of :func:`~pyro_naf.transforms.deep_sigmoidal_flow`, such as
+        ``conditioner="attention"``.
     :raises ValueError: as there, when ``num_transforms`` is below 1, for a structure that is no
         adjacency, and at set-up for one of another size than the model's latents.
 

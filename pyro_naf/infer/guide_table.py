@@ -24,7 +24,8 @@ def guide_table(guide: Any) -> Table:
     notes = [
         f"{guide.latent_dim} unconstrained entries{' a row' if guide.context_dim else ''}; "
         f"{len(flows)} flows{f' ({kinds})' if kinds else ''}"
-        f"{', inverse' if guide.inverse else ''}, {affine} affine map; {weights:,} weights"
+        f"{', inverse' if guide.inverse else ''}{', heavy tails' if guide.heavy_tails else ''}, "
+        f"{affine} affine map; {weights:,} weights"
     ]
     if guide.structure is not None:
         notes.append(f"structure: {guide.structure.mean_ancestors:.1f} ancestors a latent")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
+from ..flows.heavy_tails import TukeyH
 from ..transforms import AutoregressiveFlow
 
 #: Points at least, at most, and beyond an extreme level.
@@ -73,7 +74,9 @@ def _lone_dims(transform: ComposeTransform, dim: int) -> set[int]:
             lone &= {int(part.inv.arn.get_permutation()[0])}
         elif isinstance(part, dist.transforms.LowerCholeskyAffine):
             lone &= {0}
-        elif not (isinstance(part, AffineTransform) and slope_sign(part) > 0):
+        elif not isinstance(part, TukeyH) and not (
+            isinstance(part, AffineTransform) and slope_sign(part) > 0
+        ):
             return set()
     return lone
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform, Transform
 
 from ..conditioners import GraphConditioner, Structure
+from ..conditioners.choice import OPTIONS
 from ..flows.linear import StructuredAffine, factor_of, has_pattern, triangular
 from ..formulas.spec import count_params
 from ..support.checks import check_integers
@@ -101,7 +102,7 @@ def structured_flows(
     widths = [16] if hidden_dims is None else list(hidden_dims)
     if len(widths) != 1:
         raise ValueError(f"hidden_dims must be one width with a structure, got {widths}")
-    if unknown := sorted({"order", "residual", "head_dim"} & kw.keys()):
+    if unknown := sorted({"conditioner", *OPTIONS} & kw.keys()):
         raise ValueError(f"{', '.join(unknown)} cannot be chosen with a structure")
     num_layers = 1 if flow is DeepSigmoidalFlow else kw.get("num_layers", 2)
     num_params = count_params(hidden_units, num_layers, affine=affine)

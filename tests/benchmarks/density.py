@@ -81,10 +81,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lu": {"residual": True, "linear": "lu"},
     "affine": {"affine": True},
     "elu": {"activation": "elu"},
+    "gelu": {"activation": "gelu"},
     "relu": {"activation": "relu"},
     "silu": {"activation": "silu"},
     "tanh": {"activation": "tanh"},
     "dropout": {"dropout": 0.1},
+    "whiten": {"whiten": True},
+    **{f"heads{h}": {"num_heads": h} for h in (1, 2, 8)},
     **{f"sharp{s}": {"sharpness": float(s)} for s in (2, 4, 8, 16)},
 }
 
@@ -188,6 +191,8 @@ def measure(make: Make, data: Data, record: Record, options: argparse.Namespace)
     trained(make(dim, architecture).to(options.device), max_steps=5)
     torch.manual_seed(options.seed)
     module = make(dim, architecture).to(options.device)
+    if isinstance(module, NormalizingFlow):
+        module.start(train_rows)
     parameters = sum(p.numel() for p in module.parameters())
     record.add(parameters=parameters)
     history = trained(

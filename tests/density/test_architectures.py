@@ -16,13 +16,14 @@ from pyro_naf.density.flow import NormalizingFlow
 
 SMALL = {"hidden_dims": (12, 12), "hidden_units": 4, "components": 3}
 
-SCORED = [*TABLE, "maf-nsf-2", "iaf-affine-2", "iaf-dsf-2"]
+SCORED = [*TABLE, "maf-nsf-2", "iaf-affine-2", "iaf-dsf-2", "attention-ddsf", "attention-mog"]
 DRAWN = [name for name in SCORED if name != "bnaf"]
 CONDITIONAL = DRAWN
 VARIANTS: dict[str, dict[str, Any]] = {
     "maf-dsf-2": {"residual": True, "linear": "lu", "dropout": 0.2},
     "maf-ddsf-2": {"affine": True, "activation": "tanh"},
     "maf-nsf-2": {"head_dim": 2, "activation": "silu"},
+    "maf-nsf-1": {"conditioner": "attention", "num_heads": 2, "base": "student"},
 }
 
 
@@ -235,7 +236,11 @@ def test_a_number_at_the_end_of_a_name_counts_layers(name: str, expected: tuple[
         (lambda: build("made", 2, -1), "context_dim must be at least 0, got -1"),
         (lambda: build("made", 2, linear="qr"), "linear must be 'reversal' or 'lu', got 'qr'"),
         (lambda: build("made", 2, dropout=1.0), "dropout must lie in [0, 1), got 1.0"),
-        (lambda: build("made", 2, activation="sin"), "activation must be one of elu, relu"),
+        (lambda: build("made", 2, activation="sin"), "activation must be one of elu, gelu, relu"),
+        (
+            lambda: build("attention-dsf", 2, residual=True),
+            "residual and head_dim are options of a",
+        ),
         (lambda: build("made-mog", 2, components=0), "num_params must be at least 1, got 0"),
         (lambda: build("nsf-ar", 2, bins=1), "bins must be at least 2, got 1"),
         (lambda: build("nsf-ar", 2, bound=0.0), "bound must be positive and finite, got 0.0"),

@@ -384,6 +384,8 @@ def test_all_options_of_an_architecture_can_be_said(here: Path) -> None:
         "affine": ("--affine", True), "residual": ("--residual", True),
         "linear": ("--linear", "lu"), "activation": ("--activation", "elu"),
         "dropout": ("--dropout", 0.1), "head_dim": ("--head-dim", 2), "whiten": ("--whiten", True),
+        "conditioner": ("--conditioner", "made"), "num_heads": ("--num-heads", 2),
+        "base": ("--base", "student"),
     }  # fmt: skip
     nsf = {"bins": ("--bins", 5), "bound": ("--bound", 3.0)}
     every = {"maf-ddsf-1": ddsf, "maf-nsf-1": nsf, "maf-mog-1": {"components": ("--components", 3)}}
@@ -433,6 +435,9 @@ def test_options_of_another_architecture_are_refused(here: Path, capsys: Any) ->
         ("gmm-2", "--dropout 0.5", "dropout"),
         ("iaf-dsf-1", "--whiten", "whiten"),
         ("auto", "--components 3", "components"),
+        ("attention-dsf", "--head-dim 2", "head-dim"),
+        ("attention-mog", "--base student", "base"),
+        ("student-2", "--num-heads 2", "num-heads"),
     ):
         said = refuses(capsys, "fit", "x.npy", "--model", model, *option.split())
         assert said == f"--{named} is not for --model {model}, which makes no use of it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from pyro_naf import cli
 from pyro_naf.density import FlowDensity
 from pyro_naf.density.architectures import build
+from pyro_naf.density.closed_form import CLOSED
 from pyro_naf.density.incomplete import Gaussians, drawn, log_terms, maximised
 from pyro_naf.density.normal_scores import NormalScores
 
@@ -51,14 +53,27 @@ def with_gaps(x: Tensor, share: float = 0.3, seed: int = 9) -> Tensor:
     return torch.where(gone.scatter(1, kept, False), math.nan, x)
 
 
-def normal_log_prob(z: Tensor) -> Tensor:
+def student_rows(n: int, seed: int) -> Tensor:
+    chi2 = stats.chi2(3).rvs([n, 1], random_state=seed)
+    return normal_rows(n, seed) / torch.from_numpy(chi2 / 3).sqrt()
+
+
+def seen_log_prob(z: Tensor, law: Any) -> Tensor:
     """scipy's log-density of the cells that are not missing."""
     found = []
     for row in z:
         at = (~row.isnan()).nonzero().squeeze(1)
-        law = stats.multivariate_normal(np.zeros(len(at)), CORRELATION[at][:, at].numpy())
-        found.append(float(law.logpdf(row[at].numpy())))
+        own = law(np.zeros(len(at)), CORRELATION[at][:, at].numpy())
+        found.append(float(own.logpdf(row[at].numpy())))
     return torch.tensor(found, dtype=torch.double)
+
+
+def normal_log_prob(z: Tensor) -> Tensor:
+    return seen_log_prob(z, stats.multivariate_normal)
+
+
+def student_log_prob(z: Tensor) -> Tensor:
+    return seen_log_prob(z, partial(stats.multivariate_t, df=3))
 
 
 def copula_log_prob(x: Tensor) -> Tensor:
@@ -70,6 +85,7 @@ def copula_log_prob(x: Tensor) -> Tensor:
 
 TRUTHS = {
     "gaussian": (normal_rows, normal_log_prob),
+    "student-1": (student_rows, student_log_prob),
     "copula-1": (copula_rows, copula_log_prob),
 }
 
@@ -113,17 +129,19 @@ def test_by_default_mixtures_are_weighted_by_the_cells_of_rows_left_out() -> Non
     assert float((normal_log_prob(test) - density.log_prob(test)).mean()) < 0.1
     assert density.history is not None and density.held_out is not None
     assert [row["name"] for row in density.history.comparison][0] == "gaussian"
-    assert {name.split("-")[0] for name, _ in density.parts} <= {"gaussian", "gmm", "copula"}
+    assert {name.split("-")[0] for name, _ in density.parts} <= {"gaussian", *CLOSED}
     assert np.isfinite(density.anomaly_score(test)).all()
 
 
-def test_expectation_and_maximisation_never_lower_the_likelihood() -> None:
+@pytest.mark.parametrize("degrees", [None, torch.tensor([8.0, 8.0]).double()])
+def test_expectation_and_maximisation_never_lower_the_likelihood(degrees: Tensor | None) -> None:
     x = with_gaps(normal_rows(300, 6), 0.4)
     weight = torch.ones(len(x), dtype=torch.double)
     start = Gaussians(
         torch.tensor([0.5, 0.5]).double().log(),
         x[:2].nan_to_num(),
         torch.eye(4).double().expand(2, 4, 4),
+        degrees,
     )
     prior = (torch.zeros(4).double(), torch.eye(4).double(), 1e-6)
     before = float(log_terms(start, x).logsumexp(1).mean())

@@ -5,9 +5,11 @@ from __future__ import annotations
 from argparse import BooleanOptionalAction
 from typing import Any
 
+from ...conditioners.choice import CONDITIONERS
 from ...support.command_line import at_least, positive, widths
 from .. import datasets
-from ..architectures import ACTIVATIONS, NAMES
+from ..architectures import NAMES
+from ..options import ACTIVATIONS, BASES
 from ..settings import PRECISIONS, SCHEDULES, Training
 from .fit import run_fit
 from .plot import run_plot
@@ -144,6 +146,9 @@ def _add_fit(commands: Any) -> None:
     add("--bound", type=positive, metavar="B", help="its bins lie on [-B, B]")
     add("--components", type=at_least(1), metavar="N", help="Gaussians of a mixture")
     add("--activation", choices=list(ACTIVATIONS), help="of the hidden layers")
+    add("--conditioner", choices=list(CONDITIONERS), help="of the flows; default: made")
+    add("--num-heads", type=at_least(1), metavar="N", help="heads of each attention")
+    add("--base", choices=list(BASES), help="of a flow: student has heavy tails")
     add("--head-dim", type=at_least(1), metavar="N", help="factorise the last layer")
     add("--linear", choices=["reversal", "lu"], help="what lies between the layers")
     add("--whiten", action="store_const", const=True, help="the data's Gaussian in front")

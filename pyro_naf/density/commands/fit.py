@@ -19,8 +19,9 @@ import pyro_naf
 from ...files.atomic import ReplacedFolder
 from ...support.command_line import CommandError
 from .. import datasets, discrete, parallel, preparation
-from ..architectures import Options, unused_options
+from ..architectures import unused_options
 from ..estimator import FlowDensity
+from ..options import Options
 from ..published import published, published_of
 from . import inputs
 from .files import Table
