@@ -304,6 +304,16 @@ class ConditionalAutoregressiveFlow(ConditionalTransformModule):
             raise ValueError(f"context must have shape (..., {width}), got {tuple(context.shape)}")
         return AutoregressiveFlow(self.arn, self.transformer, context=context)
 
+    def forward(self, x: Any) -> Tensor:
+        """Refuse a call without a context.
+
+        :raises TypeError: always, with the remedy.
+        """
+        raise TypeError(
+            f"{type(self).__name__} maps nothing without a context: call "
+            "flow.condition(context)(x), with context (..., C)"
+        )
+
 
 class AffineAutoregressiveFlow(AutoregressiveFlow):
     r"""IAF and MAF: :math:`y_t = e^{s(x_{<t})} x_t + m(x_{<t})`, or the gated form.
@@ -554,6 +564,7 @@ def _made(
     context_dim: int = 0,
 ) -> MADE:
     """The factories' conditioner; takes its options out of ``kw`` and leaves the transformer's."""
+    check_integers(input_dim=(input_dim, 1))
     options = ("order", "residual", "head_dim", "activation")
     if hidden_dims is None:
         hidden_dims = [min(max(3 * input_dim + 1, 32), 512)]

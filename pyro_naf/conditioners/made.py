@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integers
+from ..checks import check_callable, check_integers
 from ..kernels.masked_linear import masked_linear, staircase
 from ..kernels.modes import needs_plain_operations
 from .order import cumulative, hidden_degrees, permutation_of
@@ -46,6 +46,7 @@ class MADE(nn.Module):
         pseudo-parameters, so that the flow and its inverse grow at most linearly however far out;
         with ELU (the NAF paper's) or ReLU preimages of far points explode along the order.
     :raises ValueError: when an argument is out of its range; it is named.
+    :raises TypeError: for an ``activation`` that is no function.
 
     Source: Germain et al. 2015 [arXiv:1502.03509]; slides eq. 10 and 25.
 
@@ -73,6 +74,7 @@ class MADE(nn.Module):
         activation: Callable[[Tensor], Tensor] = torch.tanh,
     ) -> None:
         super().__init__()
+        check_callable(activation=(activation, "a function of a tensor, such as torch.tanh"))
         hidden_dims = _check_widths(
             input_dim, hidden_dims, num_params, context_dim, residual, head_dim
         )
