@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -121,7 +121,7 @@ def sharp_parameters(
     matrices that a DDSF shares become N(0, 4).
     """
     k = transformer.hidden_units
-    layers = getattr(transformer, "num_layers", 1)
+    layers = transformer.num_layers
 
     def logits() -> Tensor:
         return torch.rand(samples, k) * 20 - 10
@@ -147,12 +147,18 @@ def sharp_phi(
 ) -> Tensor:
     """Pseudo-parameters ``(samples, P)``, float64, that make :func:`sharp_parameters`."""
     params = [p.double() for p in sharp_parameters(transformer, samples, **options)]
-    shift, floor = transformer.softplus_constants()
-    for layer in range(getattr(transformer, "num_layers", 1)):
-        over = params[3 * layer] - floor
-        params[3 * layer] = over + torch.log(-torch.expm1(-over)) - shift
-        params[3 * layer + 1] = params[3 * layer + 1] - transformer.initial_biases.cpu()
-    return torch.cat(params, -1)
+    return unconstrained(transformer, params)
+
+
+def unconstrained(
+    transformer: DeepSigmoidal | DeepDenseSigmoidal, params: Sequence[Tensor]
+) -> Tensor:
+    """Pseudo-parameters ``(..., P)``, float64, whose constrained parameters these are."""
+    spec, layers = transformer.spec(), transformer.num_layers
+    spec = spec._replace(biases=spec.biases.cpu())
+    raw = [p.double() for p in params]
+    parts = [spec.unconstrain(*raw[3 * i : 3 * i + 3]) for i in range(layers)]
+    return torch.cat([*parts, *raw[3 * layers :]], -1)
 
 
 def three_sharp_modes(samples: int, dim: int) -> Tensor:

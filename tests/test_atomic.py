@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from pyro_naf import atomic
-from pyro_naf.atomic import ReplacedFolder, check_file, open_file, replace_file
+from pyro_naf.files import atomic
+from pyro_naf.files.atomic import ReplacedFolder, check_file, open_file, replace_file
 
 OWNED = ("a.txt", "b.txt", "c.txt")
 

@@ -14,8 +14,8 @@ import pytest
 
 import pyro_naf
 from pyro_naf import cli, eight_schools
+from pyro_naf.cli.report import FILES, RefinementReport
 from pyro_naf.infer import Refinement
-from pyro_naf.report import FILES, RefinementReport
 
 QUICK = ["--fit-steps", "30", "--steps", "5", "--draws", "200", "--no-progress"]
 

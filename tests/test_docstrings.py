@@ -30,7 +30,7 @@ PUBLIC = {
 PUBLIC |= {
     name: getattr(importlib.import_module(f"pyro_naf.{module}"), name)
     for module, name in (
-        ("implicit", "attach_gradient"),
+        ("rootfinding", "attach_gradient"),
         ("density.architectures", "build"),
         ("density.flow", "NormalizingFlow"),
         ("density.linear", "LULinear"),

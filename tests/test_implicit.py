@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import jacfwd, jacrev, vmap
 
-from pyro_naf.implicit import attach_gradient, search_once
-from pyro_naf.rootfinding import Increasing, find_root
+from pyro_naf.rootfinding import Increasing, attach_gradient, find_root, search_once
 
 
 def implicit_root(f: Increasing, y: Tensor, *params: Tensor) -> Tensor:

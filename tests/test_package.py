@@ -133,32 +133,6 @@ def test_package_says_that_it_is_typed() -> None:
     assert (Path(pyro_naf.__file__).parent / "py.typed").exists()
 
 
-def test_layers_are_imported_downwards_only() -> None:
-    # transformers and conditioners know nothing of transforms, and transforms nothing of guides.
-    package = Path(pyro_naf.__file__).parent
-    forbidden = {
-        "rootfinding.py": ["transformers", "conditioners", "transforms", "caching", "infer"],
-        "caching.py": ["transformers", "conditioners", "transforms", "infer"],
-        "conditioners/made.py": ["transformers", "transforms", "infer"],
-        "transforms.py": ["infer", "density", "cli", "plotting"],
-        "guides/pyro_internals.py": ["infer", "density", "transforms", "transformers"],
-        "infer/lanes.py": ["joint", "autoguides", "training"],
-        "infer/joint.py": ["autoguides", "training", "refinement", "diagnostics", "gaussian"],
-        "infer/capture.py": ["joint", "autoguides", "training"],
-        "density/flow.py": ["infer", "cli", "plotting"],
-        "density/estimator.py": ["infer", "cli", "plotting", "commands"],
-        "transformers/base.py": ["conditioners", "transforms", "infer"],
-        "transformers/affine.py": ["conditioners", "transforms", "infer"],
-        "transformers/sigmoidal.py": ["conditioners", "transforms", "infer"],
-        "transformers/dense_sigmoidal.py": ["conditioners", "transforms", "infer"],
-    }
-    for file, modules in forbidden.items():
-        lines = (package / file).read_text().splitlines()
-        imports = [line for line in lines if line.startswith(("from .", "import pyro_naf"))]
-        for module in modules:
-            assert not any(f".{module} " in line for line in imports), f"{file} imports {module}"
-
-
 def test_version_is_a_version() -> None:
     assert [int(part) for part in pyro_naf.__version__.split(".")]
 

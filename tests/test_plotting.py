@@ -10,7 +10,7 @@ import torch
 from matplotlib.colors import to_rgba
 
 from pyro_naf.infer import importance_diagnostics
-from pyro_naf.panels import AFTER, BEFORE
+from pyro_naf.plot.panels import AFTER, BEFORE
 from pyro_naf.plotting import (
     plot_densities,
     plot_losses,

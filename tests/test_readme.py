@@ -51,7 +51,7 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYRO_NAF_COMPILE", "0")
     monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 2000)
-    monkeypatch.setattr("pyro_naf.infer.correction._POOL", 2000)
+    monkeypatch.setattr("pyro_naf.infer.base_space._POOL", 2000)
 
 
 # Of what was cut short; and of ArviZ, once a process, that it will change.

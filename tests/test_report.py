@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from pyro_naf.cli.report import FILES, RefinementReport
 from pyro_naf.eight_schools import REFERENCE, Summary
 from pyro_naf.infer.verdict import Verdict
-from pyro_naf.report import FILES, RefinementReport
 
 #: What is written whether ArviZ is there or not.
 ALWAYS = set(FILES) - {"posterior.nc"}

@@ -12,7 +12,7 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from pyro_naf import deep_dense_sigmoidal_flow, deep_sigmoidal_flow
 from pyro_naf.conditioners import MADE
-from pyro_naf.starts import sigmoids_at
+from pyro_naf.flows.starts import sigmoids_at
 from pyro_naf.transformers import Affine
 
 FLOWS = pytest.mark.parametrize("make", [deep_sigmoidal_flow, deep_dense_sigmoidal_flow])

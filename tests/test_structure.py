@@ -13,7 +13,7 @@ from test_conditioners import dependence, run_sweep
 from torch import Tensor
 
 from pyro_naf.conditioners import GraphConditioner, Structure
-from pyro_naf.linear_structured import StructuredAffine, factor_of, has_pattern, triangular
+from pyro_naf.flows.linear import StructuredAffine, factor_of, has_pattern, triangular
 from pyro_naf.transforms import DeepSigmoidalFlow
 
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import mpmath
 import pytest
 import torch
-from registry import TRANSFORMERS, sharp_parameters
+from registry import TRANSFORMERS, sharp_parameters, sharp_phi
 from torch import Tensor
 
+from pyro_naf.formulas.elementary import softplus_inverse
+from pyro_naf.formulas.spec import spread_biases
 from pyro_naf.transformers import (
     Affine,
     DeepDenseSigmoidal,
@@ -18,7 +20,6 @@ from pyro_naf.transformers import (
     RationalQuadraticSpline,
     Transformer,
 )
-from pyro_naf.transformers.base import softplus_inverse, spread_biases
 
 SIGMOIDAL = ["dsf", "ddsf-1", "ddsf-2", "ddsf-4"]
 
@@ -387,15 +388,15 @@ def test_inverse_of_sharp_parameters_is_right_to_the_spacing_of_x(
     # y may jump by many of its own roundings between neighbouring x: the root must be one of them.
     transformer = sigmoidal(num_layers, hidden_units).double()
     slope = 50 ** (1 / num_layers)
-    params = sharp_parameters(transformer, 500, max_slope=slope, centred=centred)
-    params = tuple(p.double().to(device) for p in params)
+    phi = sharp_phi(transformer, 500, max_slope=slope, centred=centred).to(device)
     transformer = transformer.to(device)
-    transformer.constrain = lambda phi: params  # type: ignore[method-assign]
     y = (10 * torch.randn(500)).double().to(device)
-    x = transformer.inverse(y, torch.empty(0))
-    value, log_slope = transformer.evaluate(x, *params)
-    spacing = 4 * torch.finfo(torch.double).eps * x.abs() * log_slope.exp()
-    assert ((value - y).abs() <= 1e-12 * y.abs().clamp(min=1) + spacing).all()
+    for kernel in ("plain", "auto"):
+        transformer.kernel = kernel
+        x = transformer.inverse(y, phi)
+        value, log_slope = transformer.plain(x, phi)
+        spacing = 4 * torch.finfo(torch.double).eps * x.abs() * log_slope.exp()
+        assert ((value - y).abs() <= 1e-12 * y.abs().clamp(min=1) + spacing).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float, torch.double])
@@ -407,14 +408,13 @@ def test_inverse_converges_for_steep_units_anywhere_and_far_values(
     # Composite slopes to 6e6, of which float32 cannot hold the roots: there 50 in all.
     transformer = sigmoidal(num_layers, hidden_units)
     slope = 50 if dtype == torch.double else 50 ** (1 / num_layers)
-    params = sharp_parameters(transformer, 1000, max_slope=slope, centred=True)
-    params = tuple(p.to(dtype).to(device) for p in params)
-    transformer = transformer.to(dtype).to(device)
-    transformer.kernel = "plain"  # others have the formula of the class
-    transformer.constrain = lambda phi: params  # type: ignore[method-assign]
-    y = torch.cat([torch.randn(800), torch.logspace(0, 6, 200)]).to(dtype).to(device)
-    with torch.no_grad():
-        assert torch.isfinite(transformer.inverse(y, torch.empty(0))).all()
+    phi = sharp_phi(transformer, 1000, max_slope=slope, centred=True).to(device, dtype)
+    transformer = transformer.to(device, dtype)
+    y = torch.cat([torch.randn(800), torch.logspace(0, 6, 200)]).to(device, dtype)
+    for kernel in ("plain", "auto"):
+        transformer.kernel = kernel
+        with torch.no_grad():
+            assert torch.isfinite(transformer.inverse(y, phi)).all()
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)

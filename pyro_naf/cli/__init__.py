@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import pyro_naf
-from pyro_naf.command_line import CommandError, describe, first_line
 from pyro_naf.density.commands import add_commands
+from pyro_naf.support.command_line import CommandError, describe, first_line
 
 from .refine import add_refine
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_naf import eight_schools
-from pyro_naf.command_line import CommandError, describe, first_line, member, numpy_file
-from pyro_naf.report import first_four
+from pyro_naf.cli.report import first_four
+from pyro_naf.examples import eight_schools
+from pyro_naf.support.command_line import CommandError, describe, first_line, member, numpy_file
 
 
 @dataclass

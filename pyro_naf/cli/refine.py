@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_naf.atomic import ReplacedFolder
-from pyro_naf.command_line import CommandError, at_least, describe, positive
+from pyro_naf.cli.report import OWNED, RefinementReport
+from pyro_naf.files.atomic import ReplacedFolder
 from pyro_naf.infer import Correction, Refinement, mcmc_correct, refine
 from pyro_naf.infer.diagnostics import ImportanceDiagnostics, diagnose
 from pyro_naf.infer.gaussian import Gaussian
@@ -23,8 +23,8 @@ from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.mean_field import fit_mean_field
 from pyro_naf.infer.pointwise import deterministic
 from pyro_naf.infer.proposals import GaussianProposal
-from pyro_naf.report import OWNED, RefinementReport
-from pyro_naf.seeding import seeded
+from pyro_naf.support.command_line import CommandError, at_least, describe, positive
+from pyro_naf.support.seeding import seeded
 
 from .models import Problem, load_problem
 
@@ -136,7 +136,8 @@ def _fit(joint: Joint, options: argparse.Namespace) -> GaussianProposal:
 
         decay = 0.01 ** (1 / steps)
         with _reported("the fit broke down"):
-            loc, scale, _ = fit_mean_field(joint, bar, _PARTICLES, decay=decay, report=report)
+            rates = (decay**step for step in bar)
+            loc, scale, _ = fit_mean_field(joint, rates, _PARTICLES, report=report)
     return GaussianProposal(joint, Gaussian(loc, scale, math.nan))
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integers
+from ..support.checks import check_integers
 from .protocol import Sweep
 from .structure import Structure
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_callable, check_integers
-from ..kernels.masked_linear import masked_linear, staircase
-from ..kernels.modes import needs_plain_operations
+from ..support.checks import check_callable, check_integers
+from ..support.modes import needs_plain_operations
+from .masked_linear import masked_linear, staircase
 from .order import cumulative, hidden_degrees, permutation_of
 from .protocol import Sweep
 
@@ -48,7 +48,7 @@ class MADE(nn.Module):
     :raises ValueError: when an argument is out of its range; it is named.
     :raises TypeError: for an ``activation`` that is no function.
 
-    Source: Germain et al. 2015 [arXiv:1502.03509]; slides eq. 10 and 25.
+    Source: Germain et al. 2015 [arXiv:1502.03509].
 
     Shapes: ``x`` ``(..., D)``, ``context`` ``(..., C)``; batch shapes broadcast; returns
     ``(..., D, P)``.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..overrides import has_hooks, refuse
+from ..support.overrides import has_hooks, refuse
 
 #: Yields the pseudo-parameters ``(N, P)`` of one dimension after another, in autoregressive
 #: order; is sent the value ``(N,)`` of that dimension.

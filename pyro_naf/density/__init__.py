@@ -1,8 +1,9 @@
 """Density estimation: named architectures, an estimator, data sets and a training loop."""
 
-from ..stored import ModelFileError
+from ..files.stored import ModelFileError
 from . import architectures, datasets
 from .estimator import FlowDensity
+from .pictures import plot_density
 from .reverse_kl import energy_bound, fit_energy
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "datasets",
     "energy_bound",
     "fit_energy",
+    "plot_density",
 ]

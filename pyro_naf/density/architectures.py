@@ -32,10 +32,10 @@ from typing import Any
 from pyro.distributions.transforms import BlockAutoregressive, Planar
 from torch import nn
 
-from ..archive import plain
-from ..checks import check_integers
 from ..conditioners import MADE
-from ..starts import spread_sigmoids
+from ..files.archive import plain
+from ..flows.starts import spread_sigmoids
+from ..support.checks import check_integers
 from ..transformers import (
     Affine,
     DeepDenseSigmoidal,
@@ -77,8 +77,32 @@ NAMES: dict[str, int | None] = {
     "auto": 0,
 }
 
+#: Architectures that model numbers and classes together.
+WITH_CLASSES = ("gmm", "copula")
+
 #: Names that take no number.
 UNNUMBERED = ("auto", "gaussian", "made", "made-mog")
+
+_MADE = ("hidden_dims", "residual", "activation", "dropout", "head_dim", "linear")
+_DSF = (*_MADE, "hidden_units", "sharpness", "affine", "kernel")
+
+#: The fields of :class:`Options` that architectures make use of.
+USED: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("auto", "maf-ddsf"): (*_DSF, "num_layers", "whiten"),
+    ("maf-dsf",): (*_DSF, "whiten"),
+    ("maf-affine", "made"): (*_MADE, "whiten"),
+    ("maf-mog", "made-mog"): (*_MADE, "components", "whiten"),
+    ("maf-nsf", "nsf-ar"): (*_MADE, "bins", "bound", "whiten"),
+    ("iaf-affine",): _MADE,
+    ("iaf-dsf",): _DSF,
+    ("iaf-ddsf",): (*_DSF, "num_layers"),
+    ("iaf-nsf",): (*_MADE, "bins", "bound"),
+    ("tan",): ("hidden_dims", "components"),
+    ("bnaf",): ("hidden_dims", "hidden_units", "linear"),
+    ("gmm",): ("prior_rows",),
+    ("copula",): ("components", "prior_rows"),
+    ("gaussian", "planar"): (),
+}
 
 #: The architectures of the NAF paper's table, and of later work, as they stand in it.
 TABLE = (
@@ -112,7 +136,7 @@ class Options:
     :param hidden_units: K, the sigmoids of DSF and DDSF; the width of BNAF a dimension.
     :param num_layers: layers of a DDSF transformer.
     :param sharpness: slope at which all sigmoids but one start, at places spread over the data;
-        see :func:`~pyro_naf.starts.spread_sigmoids`.
+        see :func:`~pyro_naf.flows.starts.spread_sigmoids`.
     :param affine: the conditioner also gives an affine map around the sigmoids.
     :param bins: bins of a spline, on [-``bound``, ``bound``].
     :param components: Gaussians of an autoregressive mixture.
@@ -161,15 +185,24 @@ class Options:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
 
 
-def build(name: str, input_dim: int, context_dim: int = 0, **overrides: Any) -> NormalizingFlow:
+def build(
+    name: str,
+    input_dim: int,
+    context_dim: int = 0,
+    *,
+    sizes: Sequence[int] = (),
+    **overrides: Any,
+) -> NormalizingFlow:
     """The named architecture, freshly initialised (from torch's global generator).
 
     :param name: see the table above; a number at its end is that of the layers.
     :param input_dim: D >= 1.
     :param context_dim: width C of a context, 0 for none.
+    :param sizes: number of values of each of M classes, which x ``(..., D + M)`` then holds too, by
+        their places: for "gmm-K" and "copula-K".
     :param overrides: fields of :class:`Options`.
     :raises ValueError: for an unknown name, an option out of its range, or an architecture that
-        takes no context.
+        takes no context, or no classes.
     :raises TypeError: for an unknown option, or one that no file could hold.
 
     >>> import torch
@@ -177,13 +210,15 @@ def build(name: str, input_dim: int, context_dim: int = 0, **overrides: Any) -> 
     torch.Size([5])
     """
     kind, number = parse(name)
-    check_integers(input_dim=(input_dim, 1), context_dim=(context_dim, 0))
+    check_integers(input_dim=(input_dim, 0 if sizes else 1), context_dim=(context_dim, 0))
     options = check_options(name, overrides)
     parts = _Parts(operator.index(input_dim), operator.index(context_dim), options)
     if kind == "auto":
         raise ValueError("architecture 'auto' is fitted by FlowDensity, and cannot be built alone")
-    if kind in ("gaussian", "gmm", "copula"):
-        return _gaussian(parts, kind, number)
+    if sizes and kind not in WITH_CLASSES:
+        raise ValueError(f"architecture {name!r} takes no classes beside numbers: name 'gmm-5'")
+    if kind in ("gaussian", *WITH_CLASSES):
+        return _gaussian(parts, kind, number, sizes)
     if kind == "planar":
         return _planar(parts, number)
     if kind == "bnaf":
@@ -212,6 +247,17 @@ def check_options(name: str, overrides: Mapping[str, Any]) -> Options:
         known = ", ".join(field.name for field in fields(Options))
         raise TypeError(f"unknown option {unknown[0]!r} of {name}; there are: {known}")
     return Options(**{key: plain(key, value) for key, value in overrides.items()})
+
+
+def unused_options(name: str, overrides: Mapping[str, Any]) -> list[str]:
+    """The options that a named architecture makes no use of.
+
+    >>> unused_options("maf-nsf-5", {"bins": 16, "hidden_units": 8})
+    ['hidden_units']
+    """
+    kind, _ = parse(name)
+    used = next(options for kinds, options in USED.items() if kind in kinds)
+    return [option for option in overrides if option not in used]
 
 
 def parse(name: str) -> tuple[str, int]:
@@ -313,14 +359,15 @@ class _Parts:
         return [*between[:-1], Diagonal(self.input_dim)]
 
 
-def _gaussian(parts: _Parts, kind: str, components: int) -> NormalizingFlow:
+def _gaussian(parts: _Parts, kind: str, components: int, sizes: Sequence[int]) -> NormalizingFlow:
     if kind == "gaussian":
         return NormalizingFlow([parts.whitening()], StandardNormal(parts.input_dim))
     if parts.context_dim:
         raise ValueError(f"architecture {kind!r} takes no context: name 'gaussian', or a flow")
-    scores = [NormalScores(parts.input_dim, parts.options.components)] if kind == "copula" else []
+    copula = kind == "copula" and parts.input_dim > 0
+    scores = [NormalScores(parts.input_dim, parts.options.components)] if copula else []
     return NormalizingFlow(
-        scores, GaussianMixture(parts.input_dim, components, parts.options.prior_rows)
+        scores, GaussianMixture(parts.input_dim, components, parts.options.prior_rows, sizes)
     )
 
 

@@ -9,7 +9,7 @@ mixtures, which take no time, have a sixth part, fitted to all rows, that weighs
 five.
 
 Where cells are missing, all candidates are Gaussians, their mixtures and those of normal scores,
-whose likelihood of the cells seen is a closed form.
+whose likelihood of the cells seen is a closed form. Classes are then part of the rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..archive import plain
+from ..files.archive import plain
 from . import parallel
 from .architectures import build, parse
 from .flow import NormalizingFlow
@@ -91,17 +91,19 @@ class Candidate:
 
 
 def candidates(
-    rows: int, dim: int, context_dim: int, crossed: bool, gaps: bool = False
+    rows: int, dim: int, context_dim: int, crossed: bool, gaps: bool = False, classes: bool = False
 ) -> list[Candidate]:
     """The densities to try for this many rows and columns, the Gaussian first.
 
     :param crossed: they are cross-validated, on rows that are few.
     :param gaps: cells are missing: only Gaussians and their mixtures are tried.
+    :param classes: rows hold classes beside the numbers; the first candidate is then a Gaussian of
+        the numbers, and classes that are independent.
 
     >>> [c.architecture for c in candidates(500, 8, 2, crossed=True)]
     ['gaussian', 'maf-affine-2', 'maf-dsf-2']
     """
-    found = [Candidate("gaussian")]
+    found = [Candidate("gmm-1" if classes else "gaussian")]
     if rows < FEW_ROWS:
         return found
     if gaps:
@@ -182,6 +184,7 @@ def fit(
     on_evaluation: Callable[[dict[str, Any]], None] | None = None,
     dtype: torch.dtype = torch.float32,
     gaps: bool = False,
+    sizes: Sequence[int] = (),
     keep: Callable[[Fitted], None],
 ) -> None:
     """Fits and weights the candidates.
@@ -195,11 +198,14 @@ def fit(
     :param shift: added to the log-densities of the rows left out, in their order, when they are
         reported; a single number is that of all rows.
     :param gaps: cells of x are missing, here or in the rows left out.
+    :param sizes: number of values of each class that x holds behind its numbers.
     :param keep: is given what was found, also when an exception or Ctrl-C ends the search after the
         first density.
     """
     with seeded(training.seed):
-        search = _Search(rows, held_out, training, given, overrides, weight, shift, dtype, gaps)
+        search = _Search(
+            rows, held_out, training, given, overrides, weight, shift, dtype, gaps, sizes
+        )
         try:
             search.run(on_evaluation)
         finally:
@@ -221,13 +227,15 @@ class _Search:
         shift: Tensor | None,
         dtype: torch.dtype,
         gaps: bool,
+        sizes: Sequence[int],
     ) -> None:
         self.rows, self.held_out, self.training = rows, held_out, training
         self.given, self.overrides, self.weight = given, overrides, weight
         self.dtype, self.device = dtype, rows[0].device
         n, dim = rows[0].shape
         width = rows[1].shape[1] if len(rows) > 1 else 0
-        self.tried = candidates(n, dim, width, held_out is None, gaps)
+        self.sizes = tuple(sizes)
+        self.tried = candidates(n, dim, width, held_out is None, gaps, bool(sizes))
         self.folds = 1 if held_out is not None or n < FEW_ROWS else FOLDS
         self.fold = torch.randperm(n, device=self.device) % self.folds
         self.left_out = n if held_out is None else len(held_out[0])
@@ -281,8 +289,10 @@ class _Search:
         return limit is not None and time.monotonic() - self.start > limit
 
     def make(self, candidate: Candidate) -> NormalizingFlow:
-        dim, width = self.rows[0].shape[1], self.rows[1].shape[1] if len(self.rows) > 1 else 0
-        part = build(candidate.architecture, dim, width, **self.options(candidate))
+        dim = self.rows[0].shape[1] - len(self.sizes)
+        width = self.rows[1].shape[1] if len(self.rows) > 1 else 0
+        options = self.options(candidate)
+        part = build(candidate.architecture, dim, width, sizes=self.sizes, **options)
         return part.to(self.device, self.dtype)
 
     def options(self, candidate: Candidate) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..stored import ModelFileError, load, save
+from ..files.stored import ModelFileError, load, save
 
 __all__ = ["ModelFileError", "load", "load_checkpoint", "save", "save_checkpoint"]
 

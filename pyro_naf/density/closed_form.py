@@ -1,5 +1,8 @@
 """Densities whose marginals and conditionals are closed forms: Gaussians and their mixtures.
 
+Rows x ``(N, D + M)`` hold D numbers and M classes, the latter by their places (see
+:mod:`~pyro_naf.density.incomplete`).
+
 Such a density is a mixture of parts, each a mixture of Gaussians behind a monotone map of every
 column by itself. Marginals and conditionals of it are again such mixtures.
 """
@@ -36,38 +39,40 @@ class Part:
     law: Gaussians
 
     def mapped(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows ``(N, D)`` as the Gaussians have them, and the log of the slopes ``(N,)``."""
+        """Rows as the Gaussians have them, and the log of the slopes ``(N,)``."""
         if self.scores is None:
             return x, x.new_zeros(len(x))
         z, log_slope = self.scores.value_and_log_slope(x)
         return z, log_slope.nan_to_num(nan=0.0).sum(-1)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density ``(N,)`` of the cells of x ``(N, D)`` that are not NaN."""
+        """The log-density ``(N,)`` of the cells of x that are not NaN."""
         z, log_slope = self.mapped(x)
         return incomplete.log_terms(self.law, z).logsumexp(1) + log_slope
 
     def drawn(self, x: Tensor) -> Tensor:
-        """The rows ``(N, D)`` with draws in the cells that are NaN."""
+        """The rows with draws in the cells that are NaN."""
         z = incomplete.drawn(self.law, self.mapped(x)[0])
         if self.scores is None:
             return z
-        gone, found = x.isnan(), x.clone()
+        found = torch.where(x.isnan(), z, x)
+        gone = x.isnan()
+        gone[:, self.law.dim :] = False
         found[gone] = self.scores.values(z[gone], gone.nonzero()[:, 1])
         return found
 
 
 def log_prob(parts: Sequence[Part], x: Tensor) -> Tensor:
-    """The log-density ``(N,)`` of the cells of x ``(N, D)``, in double precision, that are seen."""
+    """The log-density ``(N,)`` of the cells of x, in double precision, that are seen."""
     return torch.stack([part.log_prob(x) + part.log_weight for part in parts], 1).logsumexp(1)
 
 
 def imputed(
     parts: Sequence[Part], variants: Sequence[Tensor], shifts: Sequence[Tensor], number: int
 ) -> Tensor:
-    """Rows ``(S, N, D)`` with draws from their conditional law in the cells that are NaN.
+    """Rows ``(S, N, D + M)`` with draws from their conditional law in the cells that are NaN.
 
-    :param variants: the rows ``(N, D)``, in double precision, in each of the forms that they may
+    :param variants: the rows, in double precision, in each of the forms that they may
         have; more than one where the noise on integers is not known.
     :param shifts: ``(N,)``, the logarithm of each form's prior weight.
     :param number: S, the draws of each row.
@@ -90,12 +95,14 @@ def imputed(
 
 
 def marginal(parts: Sequence[Part], at: Tensor) -> list[Part]:
-    """The law of these dimensions ``(E,)``."""
-    return [replace(p, scores=_of(p.scores, at), law=p.law.marginal(at)) for p in parts]
+    """The law of these dimensions and classes ``(E,)``."""
+    return [
+        replace(p, scores=_of(p.scores, at[at < p.law.dim]), law=p.law.marginal(at)) for p in parts
+    ]
 
 
 def conditional(parts: Sequence[Part], x: Tensor) -> list[Part]:
-    """The law of the dimensions in which x ``(D,)`` is NaN, given the others.
+    """The law of the dimensions and classes in which x ``(D + M,)`` is NaN, given the others.
 
     The weights are those of the joint density: their sum is the density of what is given.
     """
@@ -103,13 +110,13 @@ def conditional(parts: Sequence[Part], x: Tensor) -> list[Part]:
     for p in parts:
         z = p.mapped(x.unsqueeze(0))[0].squeeze(0)
         weight = p.log_weight + float(p.log_prob(x.unsqueeze(0)))
-        found.append(Part(weight, _of(p.scores, rest), p.law.conditional(z)))
+        found.append(Part(weight, _of(p.scores, rest[rest < p.law.dim]), p.law.conditional(z)))
     return found
 
 
 def _of(scores: NormalScores | None, at: Tensor) -> NormalScores | None:
     """The maps of these columns."""
-    if scores is None:
+    if scores is None or len(at) == 0:
         return None
     found = NormalScores(len(at), scores.components).to(scores.means)
     for name, own in found.named_buffers():

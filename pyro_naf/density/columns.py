@@ -146,7 +146,7 @@ class Encoded:
     """Rows of a table as a density models them.
 
     :ivar real: ``(..., D)``, of the columns that are real numbers.
-    :ivar codes: ``(..., M)``, of those that are classes.
+    :ivar codes: ``(..., M)``, of those that are classes; -1 where a cell is missing.
     :ivar log_slope: ``(...)``, the logarithm of the map's slope, and of the steps of integers,
         whose density over a step is their probability; a missing cell adds nothing.
     :ivar inside: ``(...)``, whether all values lie where the columns have a density.
@@ -156,6 +156,12 @@ class Encoded:
     codes: Tensor
     log_slope: Tensor
     inside: Tensor
+
+
+def beside(real: Tensor, codes: Tensor) -> Tensor:
+    """Numbers ``(..., D)`` and, behind them, classes ``(..., M)`` by their places, NaN for -1."""
+    known = torch.where(codes < 0, math.nan, codes.to(real))
+    return torch.cat([real, known], -1)
 
 
 class Schema:
@@ -224,10 +230,12 @@ class Schema:
         """The places of a column's values among the known ones, and whether they are there."""
         if any(isinstance(value, str) for value in column.values):
             known = (x >= 0) & (x < len(column.values))  # text is coded before
-            return torch.where(known, x, 0.0).long(), known
-        values = torch.tensor([float(v) for v in column.values], dtype=x.dtype, device=x.device)
-        equal = x.unsqueeze(-1) == values
-        return equal.long().argmax(-1), equal.any(-1)
+            codes = torch.where(known, x, 0.0).long()
+        else:
+            values = torch.tensor([float(v) for v in column.values], dtype=x.dtype, device=x.device)
+            equal = x.unsqueeze(-1) == values
+            codes, known = equal.long().argmax(-1), equal.any(-1)
+        return torch.where(x.isnan(), -1, codes), known | x.isnan()
 
     def decode(self, real: Tensor, codes: Tensor) -> Tensor:
         """The rows ``(..., P)``; text as its place among the column's values."""

@@ -14,15 +14,15 @@ import torch
 from pyro.distributions.transforms import AffineTransform
 from torch import Tensor, nn
 
-from ..archive import plain
-from ..checks import check_integers
-from ..seeding import seeded
+from ..files.archive import plain
+from ..support.checks import check_integers
+from ..support.seeding import seeded
 from . import discrete, preparation, questions, tables
-from .architectures import build, check_options, parse
+from .architectures import WITH_CLASSES, build, check_options, parse
 from .classes import SoftmaxHead
-from .columns import Column, Encoded, Schema, ToData
+from .columns import Column, Encoded, Schema, ToData, beside
 from .fitting import Fitting
-from .flow import evaluating
+from .flow import NormalizingFlow, evaluating, finite_draws
 from .model_file import load_model, save_model
 from .modelled import Moments, joined
 from .settings import History
@@ -47,9 +47,10 @@ class FlowDensity(Estimator, nn.Module):
     in nats, for x in the units of the data. Numpy arrays and tensors of any floating-point dtype
     are taken; the flow computes in its own, that of torch's default at construction.
 
-    Cells may be missing (NaN, None, NaT) in tables without a context and without classes: by
-    default, and with the architectures of Gaussians ("gaussian", "gmm-K", "copula-K"), the
-    likelihood of the cells seen is what is fitted and scored.
+    Cells may be missing (NaN, None, NaT) in tables without a context: by default, and with the
+    architectures of Gaussians ("gaussian", "gmm-K", "copula-K"), the likelihood of the cells seen
+    is what is fitted and scored. Classes are then part of the mixture (of "gmm-K" and "copula-K"):
+    independent of the other columns given the Gaussian that a row is of.
 
     scikit-learn takes it for an estimator, whose y is the context: ``clone``, ``Pipeline``,
     ``cross_val_score`` and ``GridSearchCV`` over any argument work.
@@ -115,15 +116,21 @@ class FlowDensity(Estimator, nn.Module):
         self.noise: dict[int, float] = {}
         self.values: dict[int, Tensor] = {}
         self.parts: list[tuple[str, dict[str, Any]]] = []
-        self.from_table = False
+        self.from_table = self.together = False
         if input_dim is not None:
             check_integers(input_dim=(input_dim, 1))
         self.build_for(Schema([Column()] * operator.index(input_dim or 0)))
 
-    def build_for(self, schema: Schema) -> None:
-        """Makes what depends on the columns; what there is stays where it fits them."""
+    def build_for(self, schema: Schema, gaps: bool = False) -> None:
+        """Makes what depends on the columns; what there is stays where it fits them.
+
+        :param gaps: cells are missing, so that classes and numbers are modelled together.
+        """
         before, self.schema, self.width = self.schema, schema, len(schema.columns)
-        if self.width and (len(before.real), before.sizes) == (len(schema.real), schema.sizes):
+        kind, together = parse(self.architecture)[0], self.together
+        self.together = bool(schema.sizes) and (kind in WITH_CLASSES or kind == "auto" and gaps)
+        same = (len(before.real), before.sizes) == (len(schema.real), schema.sizes)
+        if self.width and same and together == self.together:
             return
         # In double precision whatever the flow's: a year is 2020, its hours are 1e-4 of that.
         for name, size in (("", len(schema.real)), ("context_", self.context_dim)):
@@ -131,22 +138,28 @@ class FlowDensity(Estimator, nn.Module):
             self.register_buffer(f"{name}loc", zeros)
             self.register_buffer(f"{name}scale", torch.ones_like(zeros))
         self.flow = self.head = None
-        if schema.sizes:
+        if schema.sizes and not self.together:
             self.head = SoftmaxHead(schema.sizes, self.context_dim).to(self.like)
-        if parse(self.architecture)[0] != "auto" and schema.real:
-            made = build(self.architecture, len(schema.real), self._given, **self.overrides)
-            self.flow = made.to(self.like)
+        if kind != "auto" and self.has_flow:
+            self.flow = self._built(self.architecture, self.overrides).to(self.like)
 
     @property
-    def _given(self) -> int:
-        """Width of what the flow is conditioned on: the context, and the classes."""
-        return self.context_dim + sum(self.schema.sizes)
+    def has_flow(self) -> bool:
+        """Whether there is more to model than a softmax does."""
+        return self.together or bool(self.schema.real)
+
+    def _built(self, architecture: str, options: Mapping[str, Any]) -> NormalizingFlow:
+        """A density of the numbers given context and classes, or of numbers and classes."""
+        dim, sizes = len(self.schema.real), self.schema.sizes
+        if self.together:
+            return build(architecture, dim, self.context_dim, sizes=sizes, **options)
+        return build(architecture, dim, self.context_dim + sum(sizes), **options)
 
     def restore_parts(self, parts: list[tuple[str, dict[str, Any]]]) -> None:
         """Makes the mixture of these architectures, with weights that are to be loaded."""
         if parts:
-            dim = len(self.schema.real)
-            made = [build(name, dim, self._given, **kw) for name, kw in parts]
+            dim = len(self.schema.real) + (len(self.schema.sizes) if self.together else 0)
+            made = [self._built(name, options) for name, options in parts]
             self.flow = Stacked(dim, made, torch.full((len(made),), 1 / len(made)))
             self.parts = parts
 
@@ -305,21 +318,26 @@ class FlowDensity(Estimator, nn.Module):
         """The log-density ``(...)`` of encoded rows, in the units of the data."""
         u = ((rows.real - self.loc) / self.scale).to(self.dtype)
         total = rows.log_slope - self.log_scale(u)
+        if self.together:
+            total = self._flow_log_prob(beside(u, rows.codes), None, with_gradient) + total
+            return torch.where(rows.inside, total, -math.inf)
+        codes, gaps = rows.codes.clamp(min=0), (rows.codes < 0).any(-1)
         if self.head is not None:
-            total = total + self.head.log_prob(rows.codes, c)
-        given = joined(c, rows.codes, self.schema, self.dtype)
+            total = total + self.head.log_prob(codes, c)
         if self.schema.real:
-            density = self._flow_log_prob if not with_gradient else self.flow.log_prob
-            total = density(u, given) + total
-        return torch.where(rows.inside, total, -math.inf)
+            given = joined(c, codes, self.schema, self.dtype)
+            total = self._flow_log_prob(u, given, with_gradient) + total
+        return torch.where(rows.inside, torch.where(gaps, math.nan, total), -math.inf)
 
     def log_scale(self, real: Tensor) -> Tensor:
         """The sum ``(...)`` of the logarithms of the scales, over the cells that are not NaN."""
         logs = self.scale.log()
         return torch.where(real.isnan(), 0.0, logs).sum(-1) if real.isnan().any() else logs.sum()
 
-    def _flow_log_prob(self, u: Tensor, given: Tensor | None) -> Tensor:
-        """The flow's log-density ``(...)``, in chunks that fit the memory."""
+    def _flow_log_prob(self, u: Tensor, given: Tensor | None, with_gradient: bool) -> Tensor:
+        """The flow's log-density ``(...)``; without gradient in chunks that fit the memory."""
+        if with_gradient:
+            return self.flow.log_prob(u, given)
         batch = u.shape[:-1]
         if given is not None:
             batch = torch.broadcast_shapes(batch, given.shape[:-1])
@@ -330,7 +348,7 @@ class FlowDensity(Estimator, nn.Module):
 
     def _fitted(self) -> None:
         """Raises where there is nothing yet that could be evaluated."""
-        if self.width == 0 or (self.schema.real and self.flow is None):
+        if self.width == 0 or (self.has_flow and self.flow is None):
             raise not_fitted(type(self).__name__)
 
     def score(self, x: Any, context: Any = None, *, y: Any = None) -> float:
@@ -421,7 +439,7 @@ class FlowDensity(Estimator, nn.Module):
 
         Where a given column is one of integers, it is as exact as their probabilities are.
 
-        :param given: a number or date for each of some columns, by name or number.
+        :param given: a number, date or class for each of some columns, by name or number.
         :raises ValueError: when there is no such column, a value is outside its bounds, or the
             density is none of Gaussians.
 
@@ -459,6 +477,8 @@ class FlowDensity(Estimator, nn.Module):
         :param as_table: draws as a pandas DataFrame, with text, dates and booleans; by default
             where the density was fitted to a table with names that holds any of these.
         :raises NotImplementedError: for an architecture that cannot be drawn from (bnaf).
+
+        Draws so far out that the flow overflows are drawn again, with a warning.
         """
         if not isinstance(n, int | np.integer) or n < 0:
             raise ValueError(f"n must be an integer of at least 0, got {n!r}")
@@ -476,18 +496,17 @@ class FlowDensity(Estimator, nn.Module):
         return rows
 
     def _draw(self, n: int, c: Tensor | None, batch: torch.Size) -> Tensor:
-        if self.head is None:
-            real = self.loc + self.scale * self.flow.rsample(n, c)
-            codes = torch.zeros(*real.shape[:-1], 0, dtype=torch.long, device=real.device)
-        else:
-            rows = n * batch.numel()
-            flat = None if c is None else c.expand(n, *batch, -1).reshape(rows, -1)
-            codes = self.head.sample(rows, flat)
-            real = self.loc.new_zeros(rows, 0)
-            if self.schema.real:
-                given = joined(flat, codes, self.schema, self.dtype)
-                real = self.loc + self.scale * self.flow.rsample(1, given)[0]
-            real, codes = (t.view(n, *batch, -1) for t in (real, codes))
+        rows, dim = n * batch.numel(), len(self.schema.real)
+        given = None if c is None else c.expand(n, *batch, -1).reshape(rows, -1)
+        codes = torch.zeros(rows, 0, dtype=torch.long, device=self.loc.device)
+        if self.head is not None:
+            codes = self.head.sample(rows, given)
+            given = joined(given, codes, self.schema, self.dtype)
+        real = self.loc.new_zeros(rows, 0)
+        if self.has_flow:
+            drawn = finite_draws(self.flow, rows, given)
+            real, codes = drawn[:, :dim], torch.cat([drawn[:, dim:].long(), codes], 1)
+        real, codes = (t.view(n, *batch, -1) for t in (self.loc + self.scale * real, codes))
         return discrete.quantised(self.schema.decode(real, codes), self.noise, self.values)
 
     def distribution(self, context: Any = None) -> dist.TransformedDistribution:
@@ -496,7 +515,7 @@ class FlowDensity(Estimator, nn.Module):
         :param context: ``(..., C)``, whose batch shape it has.
         """
         self._fitted()
-        if self.head is not None or self.schema.integers:
+        if self.schema.classes or self.schema.integers:
             raise NotImplementedError(
                 "a density with columns of classes or integers has no Pyro distribution: draw with "
                 "sample, and score with log_prob"

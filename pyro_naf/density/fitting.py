@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from . import automatic, kinds, preparation, tables
-from .architectures import parse
+from .architectures import WITH_CLASSES, parse
 from .closed_form import CLOSED
 from .columns import Schema
 from .modelled import Modelled
 from .settings import History, Training
 from .sklearn_api import SETTINGS
-from .training import log_probs, train, untrained
+from .training import Rows, log_probs, train, untrained
 
 if TYPE_CHECKING:
     from .estimator import FlowDensity
@@ -108,7 +108,7 @@ class Fitting:
         )
         self._check_classes(rows, schema)
         self.density.note = kinds.described(schema, self.said, self.density.columns)
-        self.density.build_for(schema)
+        self.density.build_for(schema, self.gaps)
 
     def _check_gaps(self, rows: Tensor) -> None:
         """Refuses what is not finite, but missing cells where the density takes them."""
@@ -134,15 +134,17 @@ class Fitting:
             )
 
     def _check_classes(self, rows: Tensor, schema: Schema) -> None:
-        """Refuses missing cells where there are columns of classes."""
-        if not (self.gaps and schema.classes):
+        """Refuses missing cells beside classes where these are no part of the mixture."""
+        kind = parse(self.density.architecture)[0]
+        if not (self.gaps and schema.classes) or kind in ("auto", *WITH_CLASSES):
             return
         classes = preparation.listed("column", [schema.called(i) for i in schema.classes])
         gone = rows.isnan().any(0).nonzero().squeeze(1).tolist()
         cells = preparation.listed("column", [schema.called(i) for i in gone])
         raise ValueError(
             f"{self.density.names[0]} has missing cells in {cells}, and classes in {classes}, "
-            "which cannot be fitted together: leave these rows out (--drop-missing), or the classes"
+            f"which architecture {kind!r} cannot fit together: choose 'auto' or 'gmm-5', or leave "
+            "these rows out (--drop-missing)"
         )
 
     def _without_empty(
@@ -227,12 +229,13 @@ class Fitting:
     def _train(self, rows: Modelled, weight: Tensor | None, held_out: Modelled | None) -> None:
         density, schema, dtype = self.density, self.density.schema, self.density.dtype
         if density.head is not None:
-            density.history = self._train_classes(rows, weight, held_out)
-        if not schema.real:
-            return
-        data, validation = density.moments.standardised(rows, schema, dtype), None
+            history = self._train_classes(rows, weight, held_out)
+            if not density.has_flow:
+                density.history = history
+                return
+        data, validation = self._standardised(rows), None
         if held_out is not None:
-            validation = density.moments.standardised(held_out, schema, dtype)
+            validation = self._standardised(held_out)
         shift = self._shift(rows if held_out is None else held_out)
         if parse(density.architecture)[0] == "auto":
             density.flow = None
@@ -243,20 +246,41 @@ class Fitting:
             automatic.fit(
                 data, validation, options, given=self.given, overrides=density.overrides,
                 weight=weight, shift=shift, on_evaluation=self.on_evaluation, dtype=dtype,
-                gaps=self.gaps, keep=self._keep,
+                gaps=self.gaps, sizes=schema.sizes if density.together else (), keep=self._keep,
             )  # fmt: skip
             return
-        flow, offset = density.flow, float(shift.mean())
+        self._train_flow(data, validation, weight, float(shift.mean()))
+        if validation is not None:
+            found = torch.cat(list(log_probs(density.flow, validation))).double()
+            density.held_out = found + shift
+
+    def _train_flow(
+        self, data: Rows, validation: Rows | None, weight: Tensor | None, offset: float
+    ) -> None:
+        """Trains a named architecture, and remembers what is known when Ctrl-C ends it."""
+        density, flow, seen = self.density, self.density.flow, list[dict[str, Any]]()
         flow.start(data[0], data[1] if len(data) > 1 else None, weight)
         if next(flow.parameters(), None) is None:
             density.history = untrained(flow, data, validation, offset)
-        else:
-            model = density.description()
+            return
+
+        def evaluated(entry: dict[str, Any]) -> None:
+            seen.append(entry)
+            if self.on_evaluation is not None:
+                self.on_evaluation(entry)
+
+        try:
             density.history = train(
-                flow, data, validation, self.options, self.on_evaluation, offset, model, weight
-            )
-        if validation is not None:
-            density.held_out = torch.cat(list(log_probs(flow, validation))).double() + shift
+                flow, data, validation, self.options, evaluated, offset,
+                density.description(), weight,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            density.history = History.interrupted(seen) if seen else None
+            raise
+
+    def _standardised(self, rows: Modelled) -> list[Tensor]:
+        density = self.density
+        return density.moments.standardised(rows, density.schema, density.dtype, density.together)
 
     def _keep(self, found: automatic.Fitted) -> None:
         self.density.flow, self.density.parts = found.density, found.parts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,12 +13,16 @@ import torch
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
 
+from ..rootfinding import RootNotFoundError
 from ..transforms import AutoregressiveFlow
 from . import closed_form
 from .gaussian import Whitening
 from .gaussian_mixture import GaussianMixture
 from .mixture import StandardNormal
 from .normal_scores import NormalScores
+
+#: Times that a single row is drawn before it is given up.
+TRIES = 50
 
 #: Standard deviations beyond which a log-density that cannot be computed is minus infinity.
 FAR = 1e6
@@ -32,6 +38,47 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def finite_draws(flow: Any, rows: int, given: Tensor | None = None) -> Tensor:
+    """Draws ``(rows, D)``, those that overflow drawn again, with a warning.
+
+    Affine flows of few rows send a draw in a thousand so far out that the next layer overflows.
+    Rows that cannot be drawn together are drawn anew in two parts, so that each part is of the law
+    of draws that are finite.
+
+    :param given: a context ``(rows, C)`` for each.
+    :raises RootNotFoundError: when a single row cannot be drawn at all.
+    """
+
+    def drawn(start: int, stop: int, tries: int = TRIES) -> Tensor:
+        number = stop - start
+        try:
+            if given is None:
+                found = flow.rsample(number)
+            else:
+                found = flow.rsample(1, given[start:stop])[0]
+            if found.isfinite().all():
+                return found
+            raise RootNotFoundError(int((~found.isfinite()).any(1).sum()), number, math.inf)
+        except RootNotFoundError:
+            if tries == 0:
+                raise
+        again.append(number)
+        if number == 1:
+            return drawn(start, stop, tries - 1)
+        middle = start + number // 2
+        return torch.cat([drawn(start, middle), drawn(middle, stop)])
+
+    again: list[int] = []
+    found = drawn(0, rows)
+    if again:
+        warnings.warn(
+            f"some of {rows} draws were so far out that the flow overflowed, and were drawn again: "
+            "it was fitted to few rows for its size",
+            stacklevel=4,
+        )
+    return found
 
 
 class NormalizingFlow(nn.Module):

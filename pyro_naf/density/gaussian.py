@@ -7,8 +7,8 @@ from pyro.distributions import constraints
 from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor
 
-from ..checks import check_integers
-from ..kernels.precision import without_autocast
+from ..support.checks import check_integers
+from ..support.precision import without_autocast
 from . import incomplete
 from .linear import Linear
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integers
-from ..kernels.precision import at_least_float32, without_autocast
+from ..support.checks import check_integers
+from ..support.precision import at_least_float32, without_autocast
 from . import incomplete
 from .gaussian import precision_factor, shrunk_moments
 from .mixture import ModuleDistribution
@@ -36,9 +38,13 @@ class GaussianMixture(nn.Module):
     mean is the shrunk covariance of all rows over :math:`K^{2/D}`, so that a part of few rows does
     not collapse. Nothing is left for a gradient to train.
 
-    :param input_dim: D >= 1.
+    Beside the D numbers, rows may hold M classes, by their places: they are independent given the
+    component, with the probabilities :math:`\theta_{km}` (a latent class model).
+
+    :param input_dim: D >= 1, or D >= 0 with classes.
     :param components: K >= 1.
     :param prior_rows: number of rows that the prior is worth, above 0; by default D + 2.
+    :param sizes: number of values of each of the M classes.
 
     Source: Fraley & Raftery 2007, Bayesian regularization for normal mixture estimation and
     model-based clustering, section 3.
@@ -53,21 +59,33 @@ class GaussianMixture(nn.Module):
     log_weights: Tensor
     means: Tensor
     factors: Tensor
+    class_logs: Tensor
 
-    def __init__(self, input_dim: int, components: int, prior_rows: float | None = None) -> None:
+    def __init__(
+        self,
+        input_dim: int,
+        components: int,
+        prior_rows: float | None = None,
+        sizes: Sequence[int] = (),
+    ) -> None:
         super().__init__()
-        check_integers(input_dim=(input_dim, 1), components=(components, 1))
+        check_integers(input_dim=(input_dim, 0 if sizes else 1), components=(components, 1))
+        self.sizes = tuple(sizes)
         self.prior_rows = input_dim + 2.0 if prior_rows is None else prior_rows
         if not 0 < self.prior_rows < math.inf:
             raise ValueError(f"prior_rows must be positive and finite, got {prior_rows}")
-        self.input_dim, self.components = input_dim, components
+        self.dim, self.components = input_dim, components
+        self.input_dim = input_dim + len(self.sizes)
         self.register_buffer("log_weights", torch.full((components,), -math.log(components)))
         self.register_buffer("means", torch.zeros(components, input_dim))
         self.register_buffer("factors", torch.eye(input_dim).repeat(components, 1, 1))
+        if sizes:
+            even = [torch.full((components, size), -math.log(size)) for size in sizes]
+            self.register_buffer("class_logs", torch.cat(even, 1))
 
     @torch.no_grad()
     def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
-        """Fits the mixture to rows ``(N, D)``; draws from torch's global generator.
+        """Fits the mixture to rows ``(N, D + M)``; draws from torch's global generator.
 
         NaN is a missing cell: the likelihood is then that of the cells seen, and expectation and
         maximisation begins with few steps on rows whose gaps have a single Gaussian's conditional
@@ -77,36 +95,46 @@ class GaussianMixture(nn.Module):
         """
         x, best = x.double(), -math.inf
         weight = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
-        mean, covariance = shrunk_moments(x, weight)
-        prior = (mean, covariance / self.components ** (2 / self.input_dim), self.prior_rows)
-        whole, gaps = x, bool(x.isnan().any())
+        real, codes = x[:, : self.dim], x[:, self.dim :]
+        mean, covariance = _moments(real, weight)
+        spread = covariance / self.components ** (2 / max(self.dim, 1))
+        prior = (mean, spread, self.prior_rows)
+        whole, gaps = real, bool(real.isnan().any())
         if gaps:
             pooled = incomplete.Gaussians(mean.new_zeros(1), mean[None], covariance[None])
-            whole = incomplete.filled(pooled, x)
+            whole = incomplete.filled(pooled, real)
         for _ in range((STARTS_WITH_GAPS if gaps else STARTS) if self.components > 1 else 1):
-            steps = FIRST_STEPS if gaps else MAX_STEPS
-            member = _clustered(whole, self.components)
+            steps = FIRST_STEPS if gaps or self.sizes else MAX_STEPS
+            member = _clustered(_with_classes(whole, codes, self.sizes), self.components)
             found, value = maximised(whole, weight, member, prior, steps)
-            if gaps:
-                law, value = incomplete.maximised(x, weight, _gaussians(found), prior)
-                found = law.log_weights, law.means, precision_factor(law.covariances)
+            law = _gaussians(found)
+            if gaps or self.sizes:
+                member = weight.unsqueeze(1) * member
+                tables = incomplete.class_tables(codes, member, weight, self.sizes)
+                law = replace(law, tables=tables)
+                law, value = incomplete.maximised(x, weight, law, prior)
             if value > best:
                 best = value
-                for own, new in zip(
-                    (self.log_weights, self.means, self.factors), found, strict=True
-                ):
-                    own.copy_(new)
+                self.take(law)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density ``(...)`` of x ``(..., D)``."""
+        """The log-density ``(...)`` of x ``(..., D + M)``."""
         with without_autocast(x):
-            terms = _terms(at_least_float32(x), self.log_weights, self.means, self.factors)
+            real, codes = at_least_float32(x[..., : self.dim]), x[..., self.dim :]
+            terms = _terms(real, self.log_weights, self.means, self.factors)
+            if self.sizes:
+                flat = incomplete.class_terms(self._tables(), codes.reshape(-1, len(self.sizes)))
+                terms = terms + flat.view(terms.shape)
             return torch.logsumexp(terms, -1)
+
+    def _tables(self) -> tuple[Tensor, ...]:
+        return self.class_logs.split(self.sizes, 1) if self.sizes else ()
 
     @property
     def gaussians(self) -> incomplete.Gaussians:
         """The mixture by its covariances, in double precision."""
-        return _gaussians((self.log_weights, self.means, self.factors))
+        law = _gaussians((self.log_weights, self.means, self.factors))
+        return replace(law, tables=tuple(t.double() for t in self._tables()))
 
     @torch.no_grad()
     def take(self, law: incomplete.Gaussians) -> None:
@@ -114,13 +142,16 @@ class GaussianMixture(nn.Module):
         self.log_weights.copy_(law.log_weights)
         self.means.copy_(law.means)
         self.factors.copy_(precision_factor(law.covariances))
+        if self.sizes:
+            self.class_logs.copy_(torch.cat(law.tables, 1))
 
     def rsample(self, rows: int, context: Tensor | None = None) -> Tensor:
-        """Draws ``(rows, D)``."""
+        """Draws ``(rows, D + M)``."""
         k = torch.multinomial(self.log_weights.exp(), rows, replacement=True)
-        noise = torch.randn(rows, self.input_dim).to(self.means).unsqueeze(-1)
+        noise = torch.randn(rows, self.dim).to(self.means).unsqueeze(-1)
         solved = torch.linalg.solve_triangular(self.factors[k], noise, upper=False)
-        return self.means[k] + solved.squeeze(-1)
+        codes = [torch.multinomial(table[k].exp(), 1) for table in self._tables()]
+        return torch.cat([self.means[k] + solved.squeeze(-1), *(c.to(noise) for c in codes)], 1)
 
     def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """The mixture as a Pyro distribution, of the context's batch shape."""
@@ -143,6 +174,21 @@ def _terms(x: Tensor, log_weights: Tensor, means: Tensor, factors: Tensor) -> Te
     log_det = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     constant = -0.5 * x.shape[-1] * math.log(2 * math.pi)
     return log_weights + log_det + constant - 0.5 * z.square().sum(-1)
+
+
+def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    if x.shape[1] == 0:
+        return x.new_zeros(0), x.new_zeros(0, 0)
+    return shrunk_moments(x, weight)
+
+
+def _with_classes(x: Tensor, codes: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Rows to cluster: numbers, and a unit vector for each class, zero where it is missing."""
+    vectors = [
+        (~code.isnan()).unsqueeze(1) * nn.functional.one_hot(code.nan_to_num(0.0).long(), size)
+        for code, size in zip(codes.unbind(1), sizes, strict=True)
+    ]
+    return torch.cat([x, *(vector.to(x) for vector in vectors)], 1)
 
 
 def _clustered(x: Tensor, components: int) -> Tensor:

@@ -1,5 +1,9 @@
 r"""Gaussian mixtures of rows with missing cells: likelihood of the cells seen, EM, and draws.
 
+Beside its D numbers, a row may hold M classes. They are independent of the numbers, and of one
+another, given the Gaussian that a row is of: a latent class model, whose marginals and conditionals
+are closed forms too. Classes are given by their places, 0.0 and on, behind the numbers.
+
 Rows are grouped by which of their cells are missing. Where M are those of a row, O the others, and
 :math:`Q = \Sigma^{-1}`, the missing cells have, given the cells seen, the covariance
 :math:`Q_{MM}^{-1}` and the mean :math:`\mu_M - Q_{MM}^{-1} Q_{MO} (x_O - \mu_O)`. Let d be the
@@ -9,13 +13,14 @@ is
 .. math:: \log N(x_O) = -\tfrac12 \big(d^\top Q d - h^\top Q_{MM}^{-1} h + \log|\Sigma| +
     \log|Q_{MM}| + |O| \log 2\pi\big).
 
-Source: Ghahramani & Jordan 1994, Supervised learning from incomplete data via an EM approach.
+Source: Ghahramani & Jordan 1994, Supervised learning from incomplete data via an EM approach; for
+classes Hunt & Jorgensen 2003, Mixture model clustering for mixed data with missing information.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,40 +37,62 @@ GAINS = (1e-5, 1e-4)
 #: Part of a variance that is added to it.
 RIDGE = 1e-7
 
+#: Rows that the prior of a class's probabilities, the shares among all rows, is worth.
+CLASS_ROWS = 1.0
+
 
 @dataclass(frozen=True)
 class Gaussians:
-    """K weighted Gaussians of D dimensions, in double precision.
+    """K weighted Gaussians of D dimensions, and of M classes, in double precision.
 
     :ivar log_weights: ``(K,)``.
     :ivar means: ``(K, D)``.
     :ivar covariances: ``(K, D, D)``.
+    :ivar tables: for each class the logarithms ``(K, S)`` of the probabilities of its S values.
     """
 
     log_weights: Tensor
     means: Tensor
     covariances: Tensor
+    tables: tuple[Tensor, ...] = ()
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.means.shape[1]
+
+    def class_terms(self, codes: Tensor) -> Tensor:
+        """The log-probabilities ``(N, K)`` of the classes ``(N, M)`` that are not NaN."""
+        none = codes.new_zeros(len(codes), len(self.log_weights))
+        return class_terms(self.tables, codes) if self.tables else none
 
     def marginal(self, at: Tensor) -> Gaussians:
-        """The law of these dimensions ``(E,)``."""
+        """The law of these dimensions and classes ``(E,)``, the latter numbered from D on."""
+        real, classes = at[at < self.dim], (at[at >= self.dim] - self.dim).tolist()
         return Gaussians(
-            self.log_weights, self.means[:, at], self.covariances[:, at.unsqueeze(1), at]
+            self.log_weights,
+            self.means[:, real],
+            self.covariances[:, real.unsqueeze(1), real],
+            tuple(self.tables[m] for m in classes),
         )
 
     def conditional(self, x: Tensor) -> Gaussians:
-        """The law of the dimensions in which x ``(D,)`` is NaN, given the others.
+        """The law of the dimensions and classes in which x ``(D + M,)`` is NaN, given the others.
 
         >>> joint = Gaussians(torch.zeros(1), torch.zeros(1, 2), torch.eye(2).unsqueeze(0) + 1)
         >>> joint.conditional(torch.tensor([2.0, math.nan])).means
         tensor([[1.]])
         """
-        group = _Group(self, x.isnan().logical_not().unsqueeze(0))
+        real, codes = x[: self.dim].unsqueeze(0), x[self.dim :].unsqueeze(0)
+        group = _Group(self, ~real.isnan())
         here = torch.zeros(1, dtype=torch.long, device=x.device)
-        centred, square = group.expected(group.centred(x.unsqueeze(0)), here)
-        terms = group.terms(square, here)[0]
-        rest = x.isnan().nonzero().squeeze(1)
+        centred, square = group.expected(group.centred(real), here)
+        terms = (group.terms(square, here) + self.class_terms(codes))[0]
+        rest = real[0].isnan().nonzero().squeeze(1)
         means = self.means[:, rest] + centred[0][:, rest]
-        return Gaussians(terms - terms.logsumexp(0), means, group.left_open[0])
+        open_classes = codes[0].isnan().nonzero().squeeze(1).tolist()
+        tables = tuple(self.tables[m] for m in open_classes)
+        return Gaussians(terms - terms.logsumexp(0), means, group.left_open[0], tables)
 
 
 class _Group:
@@ -124,20 +151,23 @@ class _Group:
         places = (self.gone.unsqueeze(-1) * self.dim + self.gone.unsqueeze(-2)).flatten()
         parts = parts.transpose(0, 1).flatten(1)
         found = member.new_zeros(member.shape[1], self.dim**2).index_add(1, places, parts)
-        return found.view(-1, self.dim, self.dim)
+        return found.view(len(found), self.dim, self.dim)
 
 
 class Patterns:
     """Rows with missing cells, grouped by which are seen.
 
-    :param x: ``(N, D)``, NaN where a cell is missing.
-    :param components: number K of Gaussians that the rows will meet.
+    :param x: ``(N, D + M)``, NaN where a cell is missing.
+    :param law: Gaussians like those that the rows will meet.
     """
 
-    def __init__(self, x: Tensor, components: int) -> None:
-        self.x = x
-        seen, which = (~x.isnan()).unique(dim=0, return_inverse=True)
-        size = max(1, CHUNK // (components * x.shape[1] ** 2))
+    def __init__(self, x: Tensor, law: Gaussians) -> None:
+        self.x, self.codes = x[:, : law.dim], x[:, law.dim :]
+        if law.dim:
+            seen, which = (~self.x.isnan()).unique(dim=0, return_inverse=True)
+        else:
+            seen, which = torch.ones(1, 0).to(x).bool(), torch.zeros(len(x)).to(x).long()
+        size = max(1, CHUNK // (len(law.log_weights) * max(law.dim, 1) ** 2))
         self.chunks = []
         for rows in which.argsort(stable=True).split(size):
             own, at = which[rows].unique(return_inverse=True)
@@ -150,40 +180,49 @@ class Patterns:
 
 
 def log_terms(law: Gaussians, x: Tensor) -> Tensor:
-    """The logarithms ``(N, K)`` of the weighted densities of the cells seen in rows ``(N, D)``."""
-    patterns = Patterns(x, len(law.log_weights))
-    found = x.new_zeros(len(x), len(law.log_weights))
+    """The logarithms ``(N, K)`` of the weighted densities of the cells of rows that are seen.
+
+    :param x: ``(N, D + M)``.
+    """
+    patterns = Patterns(x, law)
+    found = law.class_terms(patterns.codes)
     for rows, at, group in patterns.groups(law):
-        _, square = group.expected(group.centred(x[rows]), at)
-        found[rows] = group.terms(square, at)
+        _, square = group.expected(group.centred(patterns.x[rows]), at)
+        found[rows] += group.terms(square, at)
     return found
 
 
 def filled(law: Gaussians, x: Tensor) -> Tensor:
     """Rows ``(N, D)`` with the conditional means of one Gaussian in the missing cells."""
     found = x.clone()
-    for rows, at, group in Patterns(x, 1).groups(law):
+    for rows, at, group in Patterns(x, law).groups(law):
         centred, _ = group.expected(group.centred(x[rows]), at)
         found[rows] = torch.where(x[rows].isnan(), law.means[0] + centred[:, 0], x[rows])
     return found
 
 
 def drawn(law: Gaussians, x: Tensor) -> Tensor:
-    r"""Rows ``(N, D)`` with draws from their conditional law in the missing cells.
+    r"""Rows ``(N, D + M)`` with draws from their conditional law in the missing cells.
 
     A draw y of all cells is moved by what the cells seen say of its error, :math:`x_O - y_O`.
     """
     lower, result = torch.linalg.cholesky(law.covariances), x.clone()
-    for rows, at, group in Patterns(x, len(law.log_weights)).groups(law):
-        own = x[rows]
+    patterns = Patterns(x, law)
+    classes = law.class_terms(patterns.codes)
+    for rows, at, group in patterns.groups(law):
+        own = patterns.x[rows]
         _, square = group.expected(group.centred(own), at)
-        k = torch.multinomial(group.terms(square, at).softmax(1), 1).squeeze(1)
-        noise = torch.randn(len(rows), x.shape[1], dtype=torch.double).to(x).unsqueeze(-1)
+        terms = group.terms(square, at) + classes[rows]
+        k = torch.multinomial(terms.softmax(1), 1).squeeze(1)
+        noise = torch.randn(len(rows), law.dim, dtype=torch.double).to(x).unsqueeze(-1)
         y = law.means[k] + (lower[k] @ noise).squeeze(-1)
         error = (own - y).nan_to_num(nan=0.0).unsqueeze(1).expand(-1, len(law.means), -1)
         moved, _ = group.expected(error, at)
         chosen = moved[torch.arange(len(rows), device=x.device), k]
-        result[rows] = torch.where(own.isnan(), y + chosen, own)
+        result[rows, : law.dim] = torch.where(own.isnan(), y + chosen, own)
+        for m, table in enumerate(law.tables, law.dim):
+            code, drawn_code = x[rows, m], torch.multinomial(table[k].exp(), 1).squeeze(1)
+            result[rows, m] = torch.where(code.isnan(), drawn_code.to(x), code)
     return result
 
 
@@ -205,11 +244,11 @@ def maximised(
 ) -> tuple[Gaussians, float]:
     """The Gaussians after expectation and maximisation, and their mean log-likelihood.
 
-    :param x: ``(N, D)``, NaN where a cell is missing.
+    :param x: ``(N, D + M)``, NaN where a cell is missing.
     :param weight: of the rows, ``(N,)``.
     :param prior: mean of the means, mean of the covariances, and the rows that the latter is worth.
     """
-    patterns, before = Patterns(x, len(law.log_weights)), -math.inf
+    patterns, before = Patterns(x, law), -math.inf
     gain = GAINS[min(len(law.log_weights), 2) - 1]
     for _ in range(MAX_STEPS):
         updated, value = _step(patterns, weight, law, prior)
@@ -225,15 +264,17 @@ def _step(
     """One step of expectation and maximisation, and the mean log-likelihood before it."""
     centre, spread, worth = prior
     count, total = torch.zeros_like(law.log_weights), weight.new_zeros(())
+    classes = law.class_terms(patterns.codes)
+    members = torch.zeros_like(classes)
     sums, scatter = torch.zeros_like(law.means), torch.zeros_like(law.covariances)
     for rows, at, group in patterns.groups(law):
         x = patterns.x[rows]
         centred, square = group.expected(group.centred(x), at)
-        terms = group.terms(square, at)
+        terms = group.terms(square, at) + classes[rows]
         likelihood = terms.logsumexp(1, keepdim=True)
         member = (terms - likelihood).exp() * weight[rows].unsqueeze(1)
         total = total + (weight[rows] * likelihood.squeeze(1)).sum()
-        count = count + member.sum(0)
+        count, members[rows] = count + member.sum(0), member
         weighted = member.unsqueeze(-1) * centred
         sums = sums + weighted.sum(0)
         scatter = scatter + weighted.permute(1, 2, 0) @ centred.transpose(0, 1)
@@ -246,5 +287,36 @@ def _step(
     covariances = (covariances + worth * spread) / (count + worth).view(-1, 1, 1)
     covariances = covariances + RIDGE * torch.diag_embed(covariances.diagonal(dim1=-2, dim2=-1))
     log_weights = ((count + 1) / (count + 1).sum()).log()
-    updated = Gaussians(log_weights, law.means + shift, covariances)
+    sizes = [table.shape[1] for table in law.tables]
+    tables = class_tables(patterns.codes, members, weight, sizes)
+    updated = Gaussians(log_weights, law.means + shift, covariances, tables)
     return updated, float(total / weight.sum())
+
+
+def class_terms(tables: Sequence[Tensor], codes: Tensor) -> Tensor:
+    """The log-probabilities ``(N, K)`` by M >= 1 tables ``(K, S)`` of codes ``(N, M)`` not NaN."""
+    terms = [
+        torch.where(code.isnan().unsqueeze(1), 0.0, table.T[code.nan_to_num(nan=0.0).long()])
+        for code, table in zip(codes.unbind(1), tables, strict=True)
+    ]
+    return torch.stack(terms).sum(0)
+
+
+def class_tables(
+    codes: Tensor, member: Tensor, weight: Tensor, sizes: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """The likeliest log-probabilities ``(K, S)`` of each class, given the rows' Gaussians.
+
+    :param codes: ``(N, M)``, NaN where a cell is missing.
+    :param member: weight of each row in each Gaussian, ``(N, K)``.
+    :param weight: of the rows, ``(N,)``.
+    :param sizes: number S of values of each class.
+    """
+    found = []
+    for code, size in zip(codes.unbind(1), sizes, strict=True):
+        seen = ~code.isnan()
+        one_hot = torch.nn.functional.one_hot(code[seen].long(), size).to(member)
+        shares = weight[seen] @ one_hot + 0.5
+        counts = member[seen].T @ one_hot + CLASS_ROWS * shares / shares.sum()
+        found.append((counts / counts.sum(1, keepdim=True)).log())
+    return tuple(found)

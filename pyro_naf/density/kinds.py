@@ -169,7 +169,9 @@ def _inferred(values: Tensor, own: str | None) -> Column:
         return Column("continuous", own)
     for lower, upper in INTERVALS:
         if bool(values.max() <= upper):
-            edge = END * (upper - lower)
+            edge, inner = END * (upper - lower), (values > lower) & (values < upper)
+            if not inner.any():
+                break
             low, high = (values < lower + edge).double(), (values > upper - edge).double()
             if min(float(low.mean()), float(high.mean())) >= AT_END:
                 return _bounded(values, own, lower, upper, "")
@@ -213,6 +215,8 @@ def _bounded(values: Tensor, own: str | None, lower: float, upper: float, where:
     inner = values[(values > lower) & (values < upper)]
     gaps = torch.minimum(inner - lower, upper - inner)
     slack = 0.5 * float(gaps.min()) if len(inner) < len(values) and len(inner) else 0.0
+    if len(values) and not len(inner):  # nothing but bounds
+        slack = 0.5 * min(upper - lower, 1.0)
     if lower > -math.inf and upper < math.inf:
         return Column("bounded", own, lower, upper, slack)
     ends = [c for c in (lower, -upper) if c > -math.inf]

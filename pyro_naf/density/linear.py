@@ -7,8 +7,8 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 
-from ..checks import check_integers
-from ..kernels.precision import without_autocast
+from ..support.checks import check_integers
+from ..support.precision import without_autocast
 
 
 class Linear(TransformModule):

@@ -10,11 +10,11 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from ..checks import check_integers
 from ..conditioners import sweep
-from ..implicit import attach_gradient
-from ..kernels.precision import at_least_float32, without_autocast
-from ..transformers.base import log_sum_exp, positive
+from ..formulas.elementary import log_sum_exp, positive
+from ..rootfinding import attach_gradient
+from ..support.checks import check_integers
+from ..support.precision import at_least_float32, without_autocast
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 

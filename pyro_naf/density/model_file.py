@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..stored import ModelFileError, load, save
+from ..files.stored import ModelFileError, load, save
 from .architectures import parse
 from .columns import Column, Schema
 from .settings import History
@@ -48,6 +48,7 @@ def save_model(density: FlowDensity, path: str | os.PathLike[str]) -> None:
         "data_dtype": str(density.data_dtype).removeprefix("torch."),
         "schema": density.schema.content(),
         "from_table": density.from_table,
+        "together": density.together,
         "held_out": None if density.held_out is None else density.held_out.cpu(),
         "columns": density.columns,
         "context_columns": density.context_columns,
@@ -98,7 +99,7 @@ def _made(kind: type[Density], content: dict[str, Any]) -> Density:
     with _Limit(64 * numbers + 2**20):
         density = kind(None, sizes[1], content["architecture"], **content["overrides"])
         density.input_dim = sizes[0]
-        density.build_for(schema)
+        density.build_for(schema, gaps=bool(content.get("together", False)))
         density.restore_parts(parts)
     return density.to(DTYPES[content["dtype"]])
 

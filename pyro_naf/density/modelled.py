@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import preparation
-from .columns import Schema
+from .columns import Schema, beside
 
 
 @dataclass
@@ -61,9 +61,16 @@ class Moments:
             return None
         return preparation.standardised(context, self.context_loc, self.context_scale, dtype)
 
-    def standardised(self, rows: Modelled, schema: Schema, dtype: torch.dtype) -> list[Tensor]:
-        """The real columns and, where there is any, what they are conditioned on."""
+    def standardised(
+        self, rows: Modelled, schema: Schema, dtype: torch.dtype, together: bool
+    ) -> list[Tensor]:
+        """The real columns and, where there is any, what they are conditioned on.
+
+        :param together: classes are not conditioned on, but stand behind the real columns.
+        """
         real = preparation.standardised(rows.real, self.loc, self.scale, dtype)
+        if together:
+            return [beside(real, rows.codes)]
         given = joined(self.context(rows.context, dtype), rows.codes, schema, dtype)
         return [real] if given is None else [real, given]
 

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..checks import check_integers
-from ..kernels.precision import without_autocast
 from ..rootfinding import find_root
+from ..support.checks import check_integers
+from ..support.precision import without_autocast
 from .gaussian_mixture import maximised
 from .linear import Linear
 
@@ -31,7 +31,7 @@ class NormalScores(Linear):
     copula). Where all Gaussians of a column are six standard deviations away, the map goes on as a
     line. Nothing is left for a gradient to train.
 
-    NaN, a missing cell, stays NaN.
+    NaN, a missing cell, stays NaN. What follows the D columns, classes, stays as it is.
 
     :param input_dim: D >= 1.
     :param components: J >= 1, Gaussians in the mixture of a column.
@@ -60,7 +60,7 @@ class NormalScores(Linear):
     @torch.no_grad()
     def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Fits the mixture of each column to the cells of rows ``(N, D)`` that are not NaN."""
-        for t, column in enumerate(x.double().unbind(1)):
+        for t, column in enumerate(x[:, : self.input_dim].double().unbind(1)):
             seen = ~column.isnan()
             own = None if weight is None else weight[seen].to(column)
             self._fit(t, column[seen], own)
@@ -89,11 +89,13 @@ class NormalScores(Linear):
     def value_and_log_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The scores ``(..., D)`` of x ``(..., D)``, and the logarithms of the slopes."""
         with without_autocast(x):
+            x, others = x[..., : self.input_dim], x[..., self.input_dim :]
             exact, (low, high) = x.double(), self.ends
             near = torch.minimum(torch.maximum(exact, low), high)
             z, log_slope = _score(near, *self._exact)
             z = z + log_slope.exp() * (exact - near)
-            return z.to(x.dtype), log_slope.to(x.dtype)
+            z, log_slope = z.to(x.dtype), log_slope.to(x.dtype)
+            return torch.cat([z, others], -1), torch.cat([log_slope, 0 * others], -1)
 
     @property
     def _exact(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,8 +105,10 @@ class NormalScores(Linear):
         return self.value_and_log_slope(x)[0]
 
     def _inverse(self, z: Tensor) -> Tensor:
-        columns = torch.arange(self.input_dim, device=z.device).expand(z.shape)
-        x = self.values(z.detach().reshape(-1), columns.reshape(-1)).view(z.shape)
+        real = z[..., : self.input_dim].detach()
+        columns = torch.arange(self.input_dim, device=z.device).expand(real.shape)
+        x = self.values(real.reshape(-1), columns.reshape(-1)).view(real.shape)
+        x = torch.cat([x, z[..., self.input_dim :].detach()], -1)
         if not z.requires_grad:
             return x
         return x + (z - z.detach()) * (-self.value_and_log_slope(x)[1]).exp()

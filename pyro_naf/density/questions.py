@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import closed_form, preparation
 from .closed_form import Part
-from .columns import Encoded, Schema
+from .columns import Column, Encoded, Schema, beside
 from .stacked import of_closed_form
 from .tables import DAY, EPOCH
 
@@ -35,7 +35,7 @@ def parts_of(density: FlowDensity, what: str) -> list[Part]:
         remedy = "fit one with architecture='copula-3' or 'gmm-5'"
         if density.head is not None:
             at = [density.schema.called(i) for i in density.schema.classes]
-            remedy += f", without the classes of {preparation.listed('column', at)}"
+            remedy += f", whose mixture holds the classes of {preparation.listed('column', at)} too"
         raise ValueError(
             f"{what} needs a density of Gaussians without a context, and this one is no such: "
             + remedy
@@ -50,6 +50,12 @@ def encoded(density: FlowDensity, rows: Tensor, s: Tensor | None) -> Encoded:
     found = schema.encode(rows.double(), noise)
     found.real = (found.real - density.loc) / density.scale
     return found
+
+
+def places(density: FlowDensity, at: Sequence[int]) -> list[int]:
+    """Where columns are among the numbers and, behind these, the classes."""
+    order = [*density.schema.real, *density.schema.classes]
+    return [order.index(i) for i in at]
 
 
 def noises(density: FlowDensity) -> list[Tensor | None]:
@@ -70,9 +76,10 @@ def imputed(density: FlowDensity, rows: Tensor, number: int) -> Tensor:
     shifts = [torch.where(e.inside, e.log_slope, -math.inf) for e in each]
     if not torch.stack(shifts).isfinite().any(0).all():
         raise ValueError("x lies outside the bounds of its columns: nothing can be imputed there")
-    real = closed_form.imputed(parts, [e.real for e in each], shifts, number)
-    none = torch.zeros(*real.shape[:-1], 0, dtype=torch.long, device=rows.device)
-    drawn = density.schema.decode(density.loc + density.scale * real, none).to(rows)
+    found = closed_form.imputed(parts, [beside(e.real, e.codes) for e in each], shifts, number)
+    dim = len(density.schema.real)
+    real, codes = density.loc + density.scale * found[..., :dim], found[..., dim:].long()
+    drawn = density.schema.decode(real, codes).to(rows)
     return torch.where(rows.isnan(), drawn, rows)
 
 
@@ -82,8 +89,10 @@ def marginal(density: FlowDensity, columns: Sequence[Any]) -> FlowDensity:
     if not at:
         raise ValueError("columns must name at least one column, got none")
     parts = parts_of(density, "marginal")
-    places = torch.tensor(at, device=density.loc.device)
-    return _made(density, at, closed_form.marginal(parts, places))
+    # The columns' numbers first, then their classes, as the schema of the marginal has them.
+    order = sorted(places(density, at), key=lambda i: i >= len(density.schema.real))
+    law = closed_form.marginal(parts, torch.tensor(order, device=density.loc.device))
+    return _made(density, at, law)
 
 
 def condition(density: FlowDensity, given: Mapping[Any, Any]) -> FlowDensity:
@@ -98,24 +107,29 @@ def condition(density: FlowDensity, given: Mapping[Any, Any]) -> FlowDensity:
     parts = parts_of(density, "condition")
     row = torch.full((1, density.width), math.nan, dtype=torch.double, device=density.loc.device)
     for i, value in zip(at, given.values(), strict=True):
-        row[0, i] = _number(value, density.schema.called(i))
+        row[0, i] = _number(value, density.schema.columns[i], density.schema.called(i))
     found: list[Part] = []
     for s in noises(density):
         e = encoded(density, row, s)
         if e.inside.all():
             shift = float(e.log_slope)
-            own = closed_form.conditional(parts, e.real[0])
+            own = closed_form.conditional(parts, beside(e.real, e.codes)[0])
             found += [replace(p, log_weight=p.log_weight + shift) for p in own]
     if not found:
         names = preparation.listed("column", [density.schema.called(i) for i in at])
-        raise ValueError(f"given lies outside the bounds of {names}")
+        raise ValueError(f"given lies outside the bounds, or is none of the values, of {names}")
     if not max(part.log_weight for part in found) > -math.inf:
         raise ValueError("given is so far from all rows of the fit that its density is zero")
     return _made(density, rest, found)
 
 
-def _number(value: Any, name: str) -> float:
-    """A number, or a date in days."""
+def _number(value: Any, column: Column, name: str) -> float:
+    """A number, a date in days, or the place of a text among the column's values."""
+    if value in column.values and isinstance(value, str):
+        return float(column.values.index(value))
+    if isinstance(column.values[:1] and column.values[0], str):
+        known = ", ".join(map(str, column.values[:10]))
+        raise ValueError(f"given[{name!r}] must be one of {known}, got {value!r}")
     try:
         if isinstance(value, datetime.date | np.datetime64):
             moment = np.asarray(value, "datetime64[us]")
@@ -150,11 +164,12 @@ def _made(density: FlowDensity, at: list[int], parts: list[Part]) -> FlowDensity
     """A density of these columns, with these Gaussians."""
     made = type(density)()
     made.to(density.loc.device, density.dtype)
-    made.build_for(Schema([density.schema.columns[i] for i in at]))
+    made.build_for(Schema([density.schema.columns[i] for i in at]), gaps=True)
+    real = [density.schema.real.index(i) for i in at if density.schema.columns[i].is_real]
     flow, made.parts = of_closed_form(parts)
     made.flow = flow.to(density.loc.device, density.dtype)
-    made.loc.copy_(density.loc[at])
-    made.scale.copy_(density.scale[at])
+    made.loc.copy_(density.loc[real])
+    made.scale.copy_(density.scale[real])
     made.data_dtype, made.from_table = density.data_dtype, density.from_table
     made.columns = None if density.columns is None else [density.columns[i] for i in at]
     made.noise = {j: density.noise[i] for j, i in enumerate(at) if i in density.noise}

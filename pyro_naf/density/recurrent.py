@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integers
 from ..conditioners import Sweep
+from ..support.checks import check_integers
 
 
 class RecurrentConditioner(nn.Module):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..archive import plain
-from ..checks import check_integers
+from ..files.archive import plain
+from ..support.checks import check_integers
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 SCHEDULES = ("cosine", "plateau", "constant")
@@ -42,7 +42,8 @@ class Training:
     :param seed: of the batches and of dropout.
     :param checkpoint: file that the state is written to, so that a killed run can go on.
     :param checkpoint_seconds: time between two checkpoints, which are written after evaluations.
-    :param resume: go on from ``checkpoint``; from the start where there is none.
+    :param resume: go on from ``checkpoint``, with the same options but for the budget; from the
+        start where there is none.
     :param progress: show a progress bar.
     :raises ValueError: for an argument out of its range.
     """
@@ -112,7 +113,7 @@ class History:
     :ivar seconds: time spent, those before an interruption included.
     :ivar skipped: steps skipped because loss or gradient was not finite.
     :ivar best_step: the step whose (averaged) weights were kept.
-    :ivar stopped: why training ended: "budget" or "patience".
+    :ivar stopped: why training ended: "budget", "patience" or "interrupted".
     :ivar comparison: one dict for each density that was tried, of name, the mean log-likelihood of
         rows that it was not fitted to, and twice its standard error.
     :ivar overfit: a sentence on overfitting, where there was any.
@@ -126,6 +127,20 @@ class History:
     stopped: str = "budget"
     comparison: list[dict[str, Any]] = field(default_factory=list)
     overfit: str | None = None
+
+    @classmethod
+    def interrupted(cls, evaluations: list[dict[str, Any]]) -> History:
+        """What is known of a run that was interrupted after these evaluations, at least one."""
+        values = [e["validation"] for e in evaluations]
+        best = evaluations[-1] if values[-1] is None else evaluations[values.index(max(values))]
+        last = evaluations[-1]
+        return cls(
+            evaluations,
+            steps=last["step"],
+            seconds=last["seconds"],
+            best_step=best["step"],
+            stopped="interrupted",
+        )
 
     @property
     def best(self) -> dict[str, Any]:

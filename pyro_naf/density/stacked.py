@@ -109,15 +109,16 @@ def of_closed_form(parts: Sequence[Part]) -> tuple[Stacked, list[tuple[str, dict
     """A density of these parts, and the architecture and options of each."""
     weights = torch.tensor([p.log_weight for p in parts], dtype=torch.double).softmax(0)
     kept = [i for i, weight in enumerate(weights.tolist()) if weight > 0]
-    dim, made, named = parts[0].law.means.shape[1], list[nn.Module](), []
+    dim, made, named = parts[0].law.dim, list[nn.Module](), []
+    sizes = [table.shape[1] for table in parts[0].law.tables]
     for scores, law in ((parts[i].scores, parts[i].law) for i in kept):
         number = len(law.log_weights)
-        base = GaussianMixture(dim, number)
+        base = GaussianMixture(dim, number, sizes=sizes)
         base.take(law)
         made.append(NormalizingFlow([] if scores is None else [scores], base))
         options: dict[str, Any] = {} if scores is None else {"components": scores.components}
         named.append((f"{'gmm' if scores is None else 'copula'}-{number}", options))
-    return Stacked(dim, made, weights[kept]), named
+    return Stacked(dim + len(sizes), made, weights[kept]), named
 
 
 class _Flat:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -90,66 +91,105 @@ def _numbers(
     values: Any, known: Column | None, where: str, label: str
 ) -> tuple[np.ndarray, Column | None, bool]:
     """A column as numbers, what it is where its dtype tells, and whether that is of integers."""
-    array = np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
-    if array.ndim != 1:
-        raise ValueError(f"{where} must hold one value for each row, got shape {array.shape}")
-    if array.dtype.kind in "OUS":
-        array = _plain(array, where)
+    array = as_values(values, where)
     kind = array.dtype.kind
-    if kind == "b":
-        return array.astype(np.float64), Column("boolean", label, values=(0.0, 1.0)), False
     if kind == "M":
         days = (array.astype("datetime64[us]") - EPOCH) / DAY
         seen = days[~np.isnan(days)]
         return days, Column("date", label, step=float(bool((seen == seen.round()).all()))), False
-    if kind in "iuf":
-        numbers = array.astype(np.float64)
-        seen = numbers[~np.isnan(numbers)]
-        # With gaps, pandas makes integers floats.
-        gaps = 0 < len(seen) < len(numbers) and bool((seen == seen.round()).all())
-        return numbers, None, kind in "iu" or gaps
-    if kind != "U":
-        raise TypeError(f"{where} must hold numbers, text, booleans or dates, got {array.dtype}")
-    column = known or Column("categorical", label, values=tuple(np.unique(array).tolist()))
-    places = {str(value): place for place, value in enumerate(column.values)}
-    other = [value for value in dict.fromkeys(array.tolist()) if value not in places]
-    if other:
-        at = int(np.flatnonzero(array == other[0])[0])
-        shown = ", ".join(list(places)[:10])
-        raise ValueError(f"{where} holds {other[0]!r} in row {at}; the fit had {shown}")
-    return np.array([places[value] for value in array.tolist()], np.float64), column, False
+    if kind == "O":
+        return _classes(array, known, where, label)
+    numbers = array.astype(np.float64)
+    seen = numbers[~np.isnan(numbers)]
+    if kind == "b":
+        return numbers, Column("boolean", label, values=(0.0, 1.0)), False
+    if known is not None and any(isinstance(value, str) for value in known.values) and len(seen):
+        raise ValueError(f"{where} holds {seen[0]:g}, a number; the fit had {_shown(known)}")
+    if str(getattr(values, "dtype", "")).startswith("category") and len(seen):
+        return numbers, Column("categorical", label, values=tuple(np.unique(seen).tolist())), False
+    # With gaps, pandas makes integers floats.
+    gaps = 0 < len(seen) < len(numbers) and bool((seen == seen.round()).all())
+    return numbers, None, kind in "iu" or gaps
 
 
-def _plain(array: np.ndarray, where: str) -> np.ndarray:
-    """An array of objects as one of numbers, booleans, dates or text.
+def _classes(
+    array: np.ndarray, known: Column | None, where: str, label: str
+) -> tuple[np.ndarray, Column, bool]:
+    """Text or booleans, of which None are missing, as places among the values, or 0 and 1."""
+    cells = array.tolist()
+    if all(cell is None or isinstance(cell, bool) for cell in cells):
+        found = np.array([np.nan if cell is None else float(cell) for cell in cells])
+        return found, Column("boolean", label, values=(0.0, 1.0)), False
+    values = tuple(sorted({cell for cell in cells if cell is not None}))
+    column = known or Column("categorical", label, values=values)
+    places = {str(value): float(place) for place, value in enumerate(column.values)}
+    for at, cell in enumerate(cells):
+        if cell is not None and cell not in places:
+            raise ValueError(f"{where} holds {cell!r} in row {at}; the fit had {_shown(column)}")
+    return np.array([np.nan if c is None else places[c] for c in cells]), column, False
 
-    Missing numbers are NaN, missing dates NaT; missing text and booleans are refused.
+
+def _shown(column: Column) -> str:
+    return ", ".join(map(str, column.values[:10]))
+
+
+def as_values(values: Any, where: str) -> np.ndarray:
+    """A column ``(N,)`` as an array of numbers, booleans or dates, or of objects.
+
+    The latter are text, or booleans some of which are missing: None. Missing numbers are NaN,
+    missing dates NaT; moments with a time zone are those of UTC.
+
+    :raises TypeError: when it holds anything else.
+    :raises ValueError: when it has not one value for each row.
     """
+    if "dictionary" in str(getattr(values, "type", "")):
+        values = values.to_pylist()  # to_numpy of pyarrow 26 loses which cells are missing
+    array = np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
+    if array.ndim != 1:
+        raise ValueError(f"{where} must hold one value for each row, got shape {array.shape}")
     if array.dtype.kind == "S":
-        return np.char.decode(array, "utf-8")
+        array = np.char.decode(array, "utf-8")
     if array.dtype.kind == "U":
-        return array
+        return array.astype(object)
+    if array.dtype.kind == "O":
+        return _of_objects(array, where)
+    if array.dtype.kind not in "biufM":
+        raise TypeError(f"{where} must hold numbers, text, booleans or dates, got {array.dtype}")
+    return array
+
+
+def _of_objects(array: np.ndarray, where: str) -> np.ndarray:
     missing = np.array([_is_missing(value) for value in array], bool)
-    kinds = {type(value) for value, gone in zip(array, missing, strict=True) if not gone}
-    classes = "booleans" if kinds and all(issubclass(k, bool | np.bool_) for k in kinds) else None
-    if kinds and all(issubclass(kind, str) for kind in kinds):
-        classes = "text"
-    if classes is not None and missing.any():
-        at = preparation.listed("row", np.flatnonzero(missing).tolist())
-        raise ValueError(
-            f"{where} has missing {classes} in {at}, and only cells of numbers and dates may be "
-            "missing: give them a value of their own, or leave these rows out (--drop-missing)"
-        )
-    if classes is not None:
-        return array.astype(bool if classes == "booleans" else str)
-    if all(issubclass(kind, int | float | np.number | np.bool_) for kind in kinds):
-        return _filled(np.full(len(array), np.nan), array, missing)
-    if all(issubclass(kind, datetime.date | np.datetime64) for kind in kinds):
-        dates = array.copy()
-        dates[missing] = None
-        return dates.astype("datetime64[us]")
+    seen = array[~missing]
+    kinds = {type(value) for value in seen}
+
+    def all_are(*wanted: type) -> bool:
+        return all(issubclass(kind, wanted) for kind in kinds)
+
+    if kinds and (all_are(str) or all_are(bool, np.bool_)):
+        if all_are(str) or missing.any():
+            cells = array.astype(object)
+            cells[~missing] = seen.astype(str if all_are(str) else bool).tolist()
+            cells[missing] = None
+            return cells
+        return array.astype(bool)
+    if all_are(int, float, Decimal, np.number, np.bool_):
+        found = np.full(len(array), np.nan)
+        found[~missing] = seen.astype(np.float64)
+        return found
+    if all_are(datetime.date, np.datetime64):
+        dates = np.full(len(array), "NaT", "datetime64[us]")
+        dates[~missing] = np.array([_naive(value) for value in seen], "datetime64[us]")
+        return dates
     names = ", ".join(sorted(kind.__name__ for kind in kinds))
     raise TypeError(f"{where} must hold numbers, text, booleans or dates, got {names}")
+
+
+def _naive(moment: Any) -> Any:
+    """A date, or a moment in UTC that does not say so."""
+    if getattr(moment, "tzinfo", None) is None:
+        return moment
+    return moment.astimezone(datetime.timezone.utc).replace(tzinfo=None)
 
 
 def _is_missing(value: Any) -> bool:
@@ -158,11 +198,8 @@ def _is_missing(value: Any) -> bool:
         return value is None or bool(value != value)
     except TypeError:
         return True
-
-
-def _filled(found: np.ndarray, array: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    found[~missing] = array[~missing].astype(np.float64)
-    return found
+    except ValueError:  # an array in a cell, which is no value
+        return False
 
 
 def columns_of(rows: Tensor, schema: Schema) -> dict[str, np.ndarray]:

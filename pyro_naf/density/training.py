@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..archive import plain
-from ..atomic import check_file
+from ..files.archive import plain
+from ..files.atomic import check_file
 from . import parallel
 from .checkpoints import load_checkpoint, save_checkpoint
 from .flow import evaluating
@@ -30,10 +30,10 @@ MAX_BAD_STEPS = 50
 EVALUATE_EVERY = (100, 1000)
 
 #: Options that a checkpoint must agree on, beside those that the run derives others from.
-SAME = (
-    "max_seconds", "lr", "weight_decay", "schedule", "clip", "polyak", "patience", "precision",
-    "seed",
-)  # fmt: skip
+SAME = ("lr", "weight_decay", "schedule", "clip", "polyak", "patience", "precision", "seed")
+
+#: What older checkpoints hold beside; a budget may be another when a run goes on.
+BUDGET = ("max_steps", "max_seconds")
 
 Rows = Sequence[Tensor]  # x (N, D), and with a context c (N, C)
 
@@ -307,7 +307,6 @@ class _Run:
             "rows": _fingerprint(self.rows),
             "validation rows": _fingerprint(self.validation or ()),
             "batch_size": self.batch,
-            "max_steps": self.max_steps,
             "evaluate_every": self.evaluate_every,
             **{name: getattr(self.options, name) for name in SAME},
             **plain("model", self.model),
@@ -329,7 +328,9 @@ class _Run:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        ours, theirs = self.identity(), state["identity"]
+        ours, theirs = self.identity(), dict(state["identity"])
+        for name in BUDGET:
+            theirs.pop(name, None)
         if ours != theirs:
             differs = ", ".join(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))
             raise ValueError(

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
-from ..checks import check_integers
 from ..conditioners import Structure
-from ..linear_structured import factor_of
-from ..tables import Shown, Table
+from ..flows.linear import factor_of
+from ..support.checks import check_integers
+from ..support.tables import Shown, Table
 from ..transforms import (
     DeepDenseSigmoidalFlow,
     DeepSigmoidalFlow,

@@ -21,10 +21,10 @@ from pyro import poutine
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..checks import check_integers
-from ..labels import entry_labels, scalar_parameters
-from ..seeding import seeded
-from ..tables import Shown, Table
+from ..support.checks import check_integers
+from ..support.labels import entry_labels, scalar_parameters
+from ..support.seeding import seeded
+from ..support.tables import Shown, Table
 from .pointwise import Simulated, observed_sites
 from .posterior import Posterior, Results
 from .sites import latent_sites
@@ -122,7 +122,7 @@ class Calibration(Shown):
 
         :raises ImportError: without matplotlib.
         """
-        from ..plotting import plot_calibration
+        from ..plot.figures import plot_calibration
 
         shown = self.names[:_SHOWN]
         columns = {name: self.ranks[:, i].numpy() for i, name in enumerate(shown)}

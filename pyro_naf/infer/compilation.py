@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import libraries
+from ..support import libraries
 
 _LIBRARY, _CALLS = "graph.so", "graph.json"
 

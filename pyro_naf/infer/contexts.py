@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_integers
-from ..kernels.modes import values_are_unknown
+from ..support.checks import check_integers
+from ..support.modes import values_are_unknown
 
 #: Root mean square of a context's column from which tanh units see but its sign.
 _RAW = 30.0

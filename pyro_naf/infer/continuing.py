@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from ..seeding import seeded
+from ..support.seeding import seeded
 from .autoguides import AutoFlowNormal
 from .budget import Budget
 from .capture import is_enabled

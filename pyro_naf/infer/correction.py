@@ -20,49 +20,24 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..checks import check_integers
-from ..guides.pyro_internals import unconstrained_values
-from ..labels import entry_labels
-from ..tables import Shown, Table
-from .capture import Graph, is_enabled
+from ..support.checks import check_integers
+from ..support.labels import entry_labels
+from ..support.tables import Shown, Table
+from .base_space import BaseSpace, find_starts
+from .chain_methods import hamiltonian, independence, neutra
 from .chains import bulk_ess, rank_rhat, stood_still, tail_ess
-from .hmc import sample_hmc
 from .joint import Joint
-from .pointwise import deterministic
 from .posterior import Results
-from .proposals import GuideProposal
-from .psis import pareto_khat, smooth
 from .sample import Sample
-from .sites import batch_depth
-
-#: Draws of the guide that k-hat and the chains' starts come from.
-_POOL = 20_000
-
-#: Independence steps to a local one: they are weighed all at once, which makes them cheap.
-_INDEPENDENCE_STEPS = 8
-
-#: Number of NUTS transitions, warm-up included, from which on the density is compiled.
-_LONG = 2000
-
-#: Draws of each chain whose independence proposals are weighed at once.
-_BLOCK = 100
 
 #: Effective draws below which means and R-hat itself are too rough.
 _ENOUGH = 100
 
 #: Entries of a site that a summary shows.
 _SHOWN = 8
-
-#: Points of unconstrained space at which a site's constants are the same.
-_PROBES = 16
-
-#: Share of local proposals to be accepted.
-_LOCAL_RATE = 0.4
 
 
 @dataclass(frozen=True, repr=False)
@@ -242,9 +217,11 @@ def mcmc_correct(
     "neutra": Pyro's :class:`~pyro.infer.NUTS` on :math:`\pi(\epsilon)`, chain after chain. It is
     slower, and reaches where the guide has hardly any draws.
 
-    "hmc": Hamiltonian Monte Carlo on :math:`\pi(\epsilon)`, with 64 short chains at once that tune
-    one another (:func:`~pyro_naf.infer.hmc.sample_hmc`). It reaches where NUTS does, and is the
-    method for many latents: the price of a gradient is shared by all chains.
+    "hmc": Hamiltonian Monte Carlo with 64 short chains at once that tune one another
+    (:func:`~pyro_naf.infer.hmc.sample_hmc`), which share the price of a gradient. It is the method
+    for many latents. Chains run in units of the Gaussian with the moments of the guide's draws,
+    where a gradient is cheapest, and on :math:`\pi(\epsilon)` where they diverge or disagree
+    there, as in a funnel.
 
     :param model: any model that Pyro's NUTS takes; finite discrete latents are summed out.
     :param guide: a fitted guide with a transform, of this package or Pyro's, such as
@@ -294,8 +271,8 @@ def mcmc_correct(
     if seconds is not None and method != "hmc":
         raise ValueError(f"seconds is a limit for method='hmc', got method={method!r}")
     with nullcontext() if seed is None else poutine.seed(rng_seed=seed):
-        posterior = _Posterior(model, guide, args, kwargs)
-        start, khat = _starts(posterior, num_chains)
+        space = BaseSpace(model, guide, args, kwargs)
+        start, khat = find_starts(space, num_chains)
         if khat > 1 and method == "imh":
             warnings.warn(
                 f"k-hat of the guide is {khat:.2f}, above 1: its draws hardly reach parts of the "
@@ -305,10 +282,10 @@ def mcmc_correct(
             )
         options = {} if seconds is None else {"seconds": seconds}
         states, counts = _METHODS[method](
-            posterior, start, num_samples, warmup_steps, progress, **options
+            space, start, num_samples, warmup_steps, progress, **options
         )
-        fixed = posterior.fixed()
-    draws = posterior.draws(states)
+        fixed = space.fixed()
+    draws = space.draws(states)
     result = Correction(
         draws,
         {name: rank_rhat(value) for name, value in draws.items()},
@@ -317,7 +294,7 @@ def mcmc_correct(
         method=method,
         ess_tail={name: tail_ess(value) for name, value in draws.items()},
         fixed=fixed,
-        joint=posterior.joint,
+        joint=space.joint,
         **counts,
     )
     if result.max_rhat > 1.05 or result.still:
@@ -325,262 +302,10 @@ def mcmc_correct(
     return result
 
 
-class _Posterior:
-    """The posterior in the guide's base space; points are ``(N, *rows, D)``."""
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        guide: AutoContinuous,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        if not isinstance(guide, AutoContinuous):
-            raise TypeError(_no_transform(guide))
-        with poutine.block():
-            guide(*args, **kwargs)  # one that was never run is set up
-        try:
-            self.base = guide.get_base_dist()
-            self.transform = guide.get_transform(*args, **kwargs)
-        except NotImplementedError:
-            raise TypeError(_no_transform(guide)) from None
-        self.guide, self.joint = guide, Joint(model, args, kwargs)
-        self.nesting = batch_depth(GuideProposal(self.joint, guide, args, kwargs).trace)
-        self.rows = guide.get_posterior(*args, **kwargs).batch_shape
-        self.graph: Graph | None = None
-
-    def normal(self, *shape: int) -> Tensor:
-        return self.base.sample((*shape, *self.rows))
-
-    def log_density(self, eps: Tensor) -> Tensor:
-        r""":math:`\log \pi(\epsilon)` up to a constant, ``(N,)``."""
-        u = self.transform(eps)
-        log_det = self.transform.log_abs_det_jacobian(eps, u)
-        return self.joint(self._packed(u)) + log_det.reshape(len(eps), -1).sum(-1)
-
-    def capture(self, count: int, gradient: bool = True) -> None:
-        """Capture density and gradient at ``count`` points, the guide's map included.
-
-        Without ``gradient`` the graph gives zeros in its place, and costs half.
-        """
-        if not is_enabled() or self.graph is not None:
-            return
-        if len(self.rows):  # their number is not that of the points
-            self.joint.capture(count)
-            return
-
-        def function(eps: Tensor) -> tuple[Tensor, Tensor]:
-            if not gradient:
-                with torch.no_grad():
-                    return self.log_density(eps), torch.zeros_like(eps)
-            with torch.enable_grad():
-                eps = eps.detach().requires_grad_()
-                value = self.log_density(eps)
-            return value.detach(), torch.autograd.grad(value.sum(), eps)[0]
-
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-                    example = self.normal(count)
-                self.graph = Graph(function, example)
-        except Exception:  # noqa: BLE001 - what cannot be captured is run as before
-            return
-
-    def value_and_grad(self, eps: Tensor) -> tuple[Tensor, Tensor]:
-        r""":math:`\log \pi(\epsilon)` ``(N,)`` up to a constant, and its gradient ``(N, D)``."""
-        if self.graph is not None:
-            return self.graph(eps)
-        values, grads = [], []
-        for part in eps.split(self.joint.chunk):
-            with torch.enable_grad():
-                part = part.detach().requires_grad_()
-                value = self.log_density(part)
-            values.append(value.detach())
-            grads.append(torch.autograd.grad(value.sum(), part)[0])
-        return torch.cat(values), torch.cat(grads)
-
-    def _packed(self, u: Tensor) -> Tensor:
-        """Vectors of all latents ``(N, D)`` from the guide's, which may have rows."""
-        free = unconstrained_values(self.guide, u, self.nesting)
-        return torch.cat([free[name] for name in self.joint.sites], -1)
-
-    def log_base(self, eps: Tensor) -> Tensor:
-        r""":math:`\log N(\epsilon; 0, I)`, ``(N,)``."""
-        return self.base.log_prob(eps).reshape(len(eps), -1).sum(-1)
-
-    @torch.no_grad()
-    def log_weight(self, eps: Tensor) -> Tensor:
-        r""":math:`\log w(\epsilon)`, ``(N,)``; -inf where it is not a number."""
-        graph = self.graph
-        if graph is not None and (graph.is_compiled or len(eps) <= graph.count):
-            log_density = graph(eps)[0]
-        else:
-            parts = eps.split(self.joint.chunk)
-            log_density = torch.cat([self.log_density(part) for part in parts])
-        log_weight = (log_density - self.log_base(eps)).double()
-        return torch.where(log_weight < math.inf, log_weight, -math.inf)
-
-    @torch.no_grad()
-    def draws(self, eps: Tensor) -> dict[str, Tensor]:
-        """Constrained draws ``(num_chains, num_samples, ...)`` from states of such shape."""
-        parts = [
-            self.joint.constrained(self._packed(self.transform(part)))
-            for part in eps.flatten(0, 1).split(self.joint.chunk)
-        ]
-        latents = {name: torch.cat([part[name] for part in parts]) for name in self.joint.sites}
-        everything = latents | deterministic(self.joint, latents)
-        return {name: value.unflatten(0, eps.shape[:2]) for name, value in everything.items()}
-
-    @torch.no_grad()
-    def fixed(self) -> dict[str, Tensor]:
-        """Whether entries of each site are constants of its support, wherever the latents are."""
-        found = self.draws(self.normal(1, _PROBES))
-        return {name: (value == value[:, :1]).flatten(0, 1).all(0) for name, value in found.items()}
-
-    def culprits(self, eps: Tensor) -> list[str]:
-        """The sites of the model whose log-density is not finite at the first of the points."""
-        point = {name: value[0, 0] for name, value in self.draws(eps[None, :1]).items()}
-        return sorted(self.joint.culprits(point))
-
-
-def _no_transform(guide: Any) -> str:
-    return (
-        "guide must be an autoguide with a transform of a standard normal (AutoDSFNormal, "
-        "AutoMultivariateNormal, AutoIAFNormal, refine(...).guide, "
-        f"AutoLaplaceApproximation(...).laplace_approximation()), got {type(guide).__name__}"
-    )
-
-
-def _starts(posterior: _Posterior, num_chains: int) -> tuple[Tensor, float]:
-    """Draws of the guide, all different, chosen by their smoothed weights; and k-hat."""
-    pool = posterior.normal(_POOL)
-    log_weights = posterior.log_weight(pool).cpu()
-    if (finite := int((log_weights > -math.inf).sum())) < num_chains:
-        raise ValueError(
-            f"the log-density is finite at {finite} of {_POOL} draws of the guide, too few for "
-            f"{num_chains} chains to start from, because of the sites {posterior.culprits(pool)}; "
-            "look for NaN or impossible values in their data, and fit the guide"
-        )
-    # Weights may underflow; draws that are impossible must not be chosen even then.
-    weights = (smooth(log_weights).exp() + 1e-300) * (log_weights > -math.inf)
-    chosen = torch.multinomial(weights, num_chains)
-    return pool[chosen.to(pool.device)], pareto_khat(log_weights)
-
-
-def _independence(
-    posterior: _Posterior, eps: Tensor, num_samples: int, warmup_steps: int, progress: bool
-) -> tuple[Tensor, dict[str, Any]]:
-    num_chains = len(eps)
-    posterior.capture(num_chains, gradient=False)
-    log_weight = posterior.log_weight(eps)
-    step, states, accepted = 0.5, [], 0.0
-
-    def metropolis(proposal: Tensor, its_log_weight: Tensor, log_ratio: Tensor) -> float:
-        nonlocal eps, log_weight
-        taken = torch.rand_like(log_ratio).log() < log_ratio
-        eps = torch.where(taken.reshape(-1, *[1] * (eps.dim() - 1)), proposal, eps)
-        log_weight = torch.where(taken, its_log_weight, log_weight)
-        return float(log_ratio.clamp(max=0).exp().mean())
-
-    bar = tqdm(range(-warmup_steps, num_samples), disable=not progress, desc="mcmc", unit="step")
-    for i in bar:
-        if (i + warmup_steps) % _BLOCK == 0:
-            proposals = posterior.normal(_BLOCK, _INDEPENDENCE_STEPS, num_chains)
-            weights = posterior.log_weight(proposals.flatten(0, 2)).reshape(proposals.shape[:3])
-        place = (i + warmup_steps) % _BLOCK
-        pairs = zip(proposals[place], weights[place], strict=True)
-        rate = sum(metropolis(e, w, w - log_weight) for e, w in pairs) / _INDEPENDENCE_STEPS
-        near = eps + step * posterior.normal(num_chains)
-        weight = posterior.log_weight(near)
-        change = posterior.log_base(near) - posterior.log_base(eps)
-        local_rate = metropolis(near, weight, weight - log_weight + change)
-        if i < 0:
-            gain = (i + warmup_steps + 1) ** -0.5
-            step *= math.exp(gain * (local_rate - _LOCAL_RATE))
-        else:
-            states.append(eps)
-            accepted += rate / num_samples
-    evaluations = num_samples * num_chains * (_INDEPENDENCE_STEPS + 1)
-    return torch.stack(states, 1), {"accept_rate": accepted, "evaluations": evaluations}
-
-
-def _neutra(
-    posterior: _Posterior, start: Tensor, num_samples: int, warmup_steps: int, progress: bool
-) -> tuple[Tensor, dict[str, Any]]:
-    count = warm = evaluations = divergences = 0
-    states, rates = [], []
-    posterior.capture(1)
-    if posterior.graph is not None and len(start) * (num_samples + warmup_steps) >= _LONG:
-        posterior.graph.compile()
-
-    def potential(params: dict[str, Tensor]) -> Tensor:
-        nonlocal count
-        count += 1
-        eps = params["eps"]
-        value, grad = posterior.value_and_grad(eps[None])
-        # A linear function with the value and the gradient that are known.
-        return -(value[0] + (grad[0] * (eps - eps.detach())).sum())
-
-    def note_warm_up(kernel: Any, params: Any, stage: str, i: int) -> None:
-        nonlocal warm
-        if stage.startswith("Warmup"):
-            warm = count
-
-    for eps in start:
-        count = warm = 0
-        mcmc = MCMC(
-            NUTS(potential_fn=potential),
-            num_samples,
-            warmup_steps,
-            initial_params={"eps": eps},
-            disable_progbar=not progress,
-            hook_fn=note_warm_up,
-        )
-        mcmc.run()
-        states.append(mcmc.get_samples()["eps"])
-        evaluations += count - warm
-        found = mcmc.diagnostics()
-        rates += found["acceptance rate"].values()
-        divergences += sum(map(len, found["divergences"].values()))
-    counts = {"evaluations": evaluations, "divergences": divergences}
-    return torch.stack(states), {"accept_rate": sum(rates) / len(rates), **counts}
-
-
-def _hmc(
-    posterior: _Posterior,
-    start: Tensor,
-    num_samples: int,
-    warmup_steps: int,
-    progress: bool,
-    seconds: float | None = None,
-) -> tuple[Tensor, dict[str, Any]]:
-    shape = start.shape[1:]
-    posterior.capture(len(start))
-    if posterior.graph is not None:
-        posterior.graph.compile()
-
-    def value_and_grad(eps: Tensor) -> tuple[Tensor, Tensor]:
-        value, grad = posterior.value_and_grad(eps.reshape(-1, *shape))
-        return value, grad.flatten(1)
-
-    found = sample_hmc(
-        value_and_grad,
-        start.flatten(1),
-        num_samples,
-        warmup_steps,
-        seconds=seconds,
-        progress=progress,
-    )
-    counts = {"evaluations": found.gradients, "divergences": found.divergences}
-    states = found.states.reshape(*found.states.shape[:2], *shape)
-    return states, {"accept_rate": found.accept_rate, **counts}
-
-
 _METHODS: dict[str, Callable[..., tuple[Tensor, dict[str, Any]]]] = {
-    "imh": _independence,
-    "neutra": _neutra,
-    "hmc": _hmc,
+    "imh": independence,
+    "neutra": neutra,
+    "hmc": hamiltonian,
 }
 
 #: Chains, draws of each and warm-up steps where none are given, if not 4, 1000 and 500.

@@ -15,8 +15,8 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ..checks import check_callable, check_integers
-from ..tables import Shown, Table
+from ..support.checks import check_callable, check_integers
+from ..support.tables import Shown, Table
 from .doubt import DRAWS, largest_doubt
 from .joint import Joint
 from .lanes import vmapped_with_help

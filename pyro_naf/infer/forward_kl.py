@@ -13,7 +13,7 @@ from pyro.distributions import Unit
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from ..checks import check_integers
+from ..support.checks import check_integers
 from .autoguides import AutoFlowNormal
 from .flat_priors import FlatPriors, is_flat
 from .path_gradient import peel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..tables import Table
+from ..support.tables import Table
 
 
 def guide_table(guide: Any) -> Table:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..checks import check_integers
+from ..support.checks import check_integers
 
 #: Positions ``(N, D)`` to log-densities ``(N,)`` and their gradients ``(N, D)``.
 LogDensityAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..labels import entry_labels
-from ..tables import Shown, Table
+from ..support.labels import entry_labels
+from ..support.tables import Shown, Table
 from .psis import khat_threshold, pareto_khat, smooth
 from .summaries import pandas
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,29 +17,40 @@ from .joint import Joint
 _MEMORY = 50
 
 
+#: Standard deviations that a fit may begin with, and draws that choose among them.
+_SCALES, _CHOOSING = (0.5, 0.1, 0.02), 16
+
+
+def falling(seconds: float) -> Iterator[float]:
+    """The part of some seconds that is left, again and again until they are over."""
+    begin = time.monotonic()
+    while (left := 1 - (time.monotonic() - begin) / seconds) > 0:
+        yield left
+
+
 def fit_mean_field(
     joint: Joint,
-    steps: Iterable[int],
+    rates: Iterable[float],
     num_particles: int = 64,
     lr: float = 0.2,
-    decay: float = 1.0,
     report: Callable[[float], Any] = lambda elbo: None,
 ) -> tuple[Tensor, Tensor, list[float]]:
     """Maximise the ELBO of independent normals.
 
     :param joint: the joint density.
-    :param steps: an iterable with one entry a step, such as a progress bar.
+    :param rates: the learning rate of each step, in multiples of ``lr``.
     :param num_particles: draws for each gradient.
-    :param lr: learning rate at the start, which each step multiplies by ``decay``.
+    :param lr: learning rate of Adam.
     :param report: called with the running mean of the ELBO after every step.
     :return: mean ``(D,)``, standard deviation ``(D,)``, and the ELBO's running mean at every step.
     :raises ValueError: when no draw of a step has a finite density, naming the sites.
     """
     loc = joint.start.clone().requires_grad_()
-    log_scale = torch.full_like(loc, math.log(0.1), requires_grad=True)
-    optimiser = ClippedAdam([loc, log_scale], lr=lr, lrd=decay)
+    log_scale = torch.full_like(loc, math.log(_first_scale(joint)), requires_grad=True)
+    optimiser = ClippedAdam([loc, log_scale], lr=lr)
     elbos: list[float] = []
-    for _ in steps:
+    for rate in rates:
+        optimiser.param_groups[0]["lr"] = lr * rate
         u = loc + log_scale.exp() * torch.randn(num_particles, joint.dim).to(loc)
         log_p = joint(u)
         possible = log_p.isfinite()
@@ -59,3 +71,14 @@ def fit_mean_field(
         elbos.append(now if not elbos else elbos[-1] + (now - elbos[-1]) / _MEMORY)
         report(elbos[-1])
     return loc.detach(), log_scale.detach().exp(), elbos
+
+
+@torch.no_grad()
+def _first_scale(joint: Joint) -> float:
+    """The standard deviation around the start of the largest ELBO; dozens of weights want less."""
+    normal = torch.randn(_CHOOSING, joint.dim).to(joint.start)
+    elbos = [
+        float(joint(joint.start + scale * normal).double().mean()) + joint.dim * math.log(scale)
+        for scale in _SCALES
+    ]
+    return max(zip(elbos, _SCALES, strict=True))[1]

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import Independent
 from torch.distributions.transforms import ComposeTransform
 
-from ..kernels.modes import values_are_unknown
+from ..support.modes import values_are_unknown
 from ..transforms import AutoregressiveFlow
 from .angles import OnePeriod
 

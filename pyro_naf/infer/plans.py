@@ -41,17 +41,16 @@ _DIAGNOSING, _PATIENCE = 0.06, 10.0
 #: The same for who has pressed Ctrl-C.
 _IMPATIENCE = 2.0
 
-#: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise. One
-#: for several modes has mass that its start lacks: it must also waste all but so many of its draws.
-_FALL, _WASTE = 0.1, 0.05
+#: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise.
+_FALL = 0.1
 
 #: Draws of a diagnosis that time is kept for, in any case.
 _FEWEST = 200
 
-#: Effective share of a pool's draws from which on they are learnt from at once; the number of them
-#: below which they never are; the part of the budget in which a guide climbs from one mode else;
-#: and the draws that judge it.
-_EVEN_POOL, _POOR_POOL, _TRIAL, _JUDGES = 0.1, 100, 0.25, 20_000
+#: Effective share of a pool's draws from which on they are learnt from at once, as they are in few
+#: dimensions in any case; the number of them below which they never are; the part of the budget in
+#: which a guide climbs from one mode else; and the draws that judge it.
+_EVEN_POOL, _FEW, _POOR_POOL, _TRIAL, _JUDGES = 0.1, 10, 100, 0.25, 20_000
 
 
 def refine_from(
@@ -135,7 +134,8 @@ class _Plan:
         around = pool.around
         self.others = start.modes + _around(around.loc, around.factor, (1.0, 3.0))
         trained = None if self.previous is None else self.previous.guide
-        if trained is None and tempering == 1 and pool.ess < _EVEN_POOL * len(pool.z):
+        is_poor = self.joint.dim >= _FEW and pool.ess < _EVEN_POOL * len(pool.z)
+        if trained is None and tempering == 1 and is_poor:
             if (training := self._trial(pool)) is not None:
                 return training
         self.budget.several = True
@@ -192,8 +192,8 @@ class _Plan:
         after = self._weighed(guide, self.origin.options["num_draws"], limit)
         if previous is None:
             no_gain = _is_worse(after, self.before)
-            if self.origin.covers:  # a few draws between modes cost the ELBO much, and little else
-                no_gain &= after.ess < _WASTE * after.num_particles
+            # A few draws between modes cost the ELBO much, and the evidence little.
+            no_gain &= not (self.origin.covers and _finds_more(after, self.before))
         else:
             no_gain = not _is_better(after, self.before)
         if no_gain:
@@ -266,6 +266,12 @@ def _is_worse(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bo
         return math.isfinite(before.elbo)
     noise = 2 * math.hypot(after.elbo_se, before.elbo_se)
     return after.elbo < before.elbo - min(noise, _FALL)
+
+
+def _finds_more(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
+    """Whether the estimate of the evidence rose, by more than its noise."""
+    noise = math.hypot(after.log_evidence_se, before.log_evidence_se)
+    return after.log_evidence > before.log_evidence + 2 * noise
 
 
 def _is_better(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:

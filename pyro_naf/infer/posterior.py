@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checks import check_integers
-from ..labels import scalar_parameters
-from ..seeding import seeded
-from ..tables import Shown, Table
+from ..support.checks import check_integers
+from ..support.labels import scalar_parameters
+from ..support.seeding import seeded
+from ..support.tables import Shown, Table
 from . import pointwise
 from .arviz_export import export
 from .diagnostics import MIN_PARTICLES, ImportanceDiagnostics, diagnose, weighted_draws
@@ -194,7 +194,7 @@ class Results:
 
         :raises ImportError: without matplotlib.
         """
-        from ..plotting import plot_marginals
+        from ..plot.figures import plot_marginals
 
         columns = scalar_parameters(self.even_draws(num_samples, seed=seed))
         return plot_marginals({"posterior": dict(list(columns.items())[:_PANELS])})

@@ -11,8 +11,8 @@ from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous, AutoLaplaceApproximation
 from torch import Tensor
 
-from ..checks import check_callable
 from ..guides.pyro_internals import unconstrained_values
+from ..support.checks import check_callable
 from .flat_priors import FlatPriors
 from .gaussian import Gaussian
 from .joint import Joint

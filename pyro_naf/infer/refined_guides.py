@@ -12,7 +12,7 @@ from pyro.distributions.torch_transform import ComposeTransformModule
 from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
-from ..starts import sigmoids_at
+from ..flows.starts import sigmoids_at
 from ..transformers import Scaled
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .budget import Budget

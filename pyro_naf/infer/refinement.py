@@ -11,10 +11,10 @@ from typing import Any
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ..checks import check_integers
 from ..conditioners import Structure
-from ..kernels import compiled
-from ..seeding import seeded
+from ..kernels import library
+from ..support.checks import check_integers
+from ..support.seeding import seeded
 from .budget import Budget
 from .capture import is_enabled
 from .diagnostics import MIN_PARTICLES
@@ -174,8 +174,8 @@ def refine(
             capture(joint, num_particles, seconds)
             if joint.graph is not None and compiles:
                 joint.graph.compile()
-        if compiles and _num_cores() >= _CORES and not compiled.is_built():
-            compiled.build_beside()
+        if compiles and _num_cores() >= _CORES and not library.is_built():
+            library.build_beside()
         start = find_start(guide, joint, gaussian, tempering, num_starts, seconds, asked, bar)
         options = dict(
             flow=flow,
@@ -212,7 +212,7 @@ def capture(joint: Joint, num_particles: int, seconds: float | None) -> None:
 
 def chosen_kernel() -> str:
     """The flows' kernel: no part of a budget is spent on waiting for a compiler."""
-    return "auto" if compiled.is_built() else "eager"
+    return "auto" if library.is_built() else "plain"
 
 
 def _num_cores() -> int:

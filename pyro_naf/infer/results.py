@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..tables import Shown, Table
+from ..support.tables import Shown, Table
 from .autoguides import AutoFlowNormal
 from .diagnostics import ImportanceDiagnostics
 from .joint import Joint

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..seeding import seeded
+from ..support.seeding import seeded
 from .psis import khat_threshold, pareto_khat, smooth
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..conditioners import Structure
-from ..stored import ModelFileError, load, save
+from ..files.stored import ModelFileError, load, save
 from .autoguides import AutoFlowNormal
 from .correction import Correction
 from .diagnostics import ImportanceDiagnostics

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 #: Numbers of the matrices of regressions that are solved at once.
 _NUMBERS = 2**26
 
@@ -55,7 +54,6 @@ class ScoreRegression:
 
     def regress(self, z: Tensor, scores: Tensor) -> Tensor:
         """The mean Hessian ``(D, D)`` from centred draws and their scores, ``(N, D)`` each."""
-        dim = z.shape[1]
         scale = z.square().mean(0).sqrt()
         z = z / scale
         z = z - z.mean(0)

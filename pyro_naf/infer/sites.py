@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +157,7 @@ def find_sites(trace: Any) -> dict[str, Site]:
         fn, value = site["fn"], site["value"]
         if fn.support.is_discrete:
             continue
-        with helpful_support_errors(site):
+        with _named(site):
             transform = biject_to(fn.support)
             free_shape = transform.inv(value).shape
         sites[name] = Site(
@@ -164,6 +165,22 @@ def find_sites(trace: Any) -> dict[str, Site]:
         )
         start += free_shape.numel()
     return sites
+
+
+@contextmanager
+def _named(site: Mapping[str, Any]) -> Iterator[None]:
+    """Errors about a support that has no bijection name the site, and what to write instead."""
+    try:
+        with helpful_support_errors(site):
+            yield
+    except NotImplementedError as error:
+        if site["name"] in str(error):
+            raise
+        raise NotImplementedError(
+            f"latent {site['name']!r} has the support {site['fn'].support}, to which torch knows "
+            "no bijection from the real numbers; write it by latents that have one, as a "
+            "covariance matrix by LKJCholesky and standard deviations"
+        ) from error
 
 
 def site_log_probs(trace: Any) -> dict[str, Tensor]:

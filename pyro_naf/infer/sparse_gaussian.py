@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..conditioners.structure import Structure
-from ..linear_structured import factor_of
+from ..flows.linear import factor_of
 from .climbs import climb
 from .graph import Colouring, LogDensity, hessian
 from .rough_gaussian import independent_gaussians

@@ -24,6 +24,7 @@ from .angles import PERIODIC, OnePeriod
 from .gaussian import Gaussian, cholesky, distinct, find_gaussian, raise_for_start
 from .graph import structure_of
 from .joint import Joint
+from .mean_field import falling, fit_mean_field
 from .pace import Pace
 from .path_gradient import peel
 from .progress import Progress
@@ -46,6 +47,13 @@ _STRUCTURE_GRADIENTS = 12
 
 #: Number of latents from which on no modes are searched for: one Gaussian takes the time.
 _MANY = 60
+
+#: And from which on one of independent latents is fitted where there is no structure; its learning
+#: rate, steps that it takes at least, and draws that judge it.
+_INDEPENDENT, _RATE, _ASCENT, _JUDGES = 200, 0.04, 300, 512
+
+#: Regressions of the score that a Gaussian of full rank takes at least; draws of each by latent.
+_REGRESSIONS, _REGRESSION = 5, 6
 
 #: The part of the seconds for that Gaussian, and its seconds where there is no limit.
 _FITTING, _PATIENCE = 0.2, 20.0
@@ -133,6 +141,9 @@ def find_start(
     if found is None:
         needed = max(needed, 10 * joint.dim)
     if seconds is not None and gradients < needed:
+        if joint.dim >= _INDEPENDENT and _ASCENT * joint.pace.one < _FITTING * seconds:
+            progress.phase("fitting a Gaussian")
+            return _mean_field(joint, _FITTING * seconds)
         progress.phase("climbing to a mode")
         return _rough_start(joint, seconds, joint.pace)
     if tempering == 1 and (found is not None or joint.dim >= _MANY):
@@ -172,8 +183,18 @@ def _structure(joint: Joint, asked: str | Structure) -> Structure | None:
 
 
 def _start_of_many(joint: Joint, structure: Structure | None, seconds: float | None) -> Start:
-    """The best Gaussian of a structure, or of full rank, for dozens to hundreds of latents."""
+    """The best Gaussian of a structure, or of full rank, for dozens to hundreds of latents.
+
+    Without a structure hundreds have a Gaussian of independent latents as well: one of full rank
+    has more numbers than the time settles.
+    """
     limit = _PATIENCE if seconds is None else _FITTING * seconds
+    mean_field = None
+    if structure is None and joint.dim >= _INDEPENDENT:
+        limit = limit / 2
+        mean_field = _mean_field(joint, limit)
+        if _REGRESSIONS * joint.pace.seconds(_REGRESSION * joint.dim) > limit:
+            return mean_field
     dense = torch.ones(joint.dim, joint.dim, dtype=torch.bool).fill_diagonal_(False)
     best = fit_sparse_gaussian(
         joint, structure or Structure.from_adjacency(dense), joint.start, seconds=limit
@@ -181,7 +202,25 @@ def _start_of_many(joint: Joint, structure: Structure | None, seconds: float | N
     (factor,) = cholesky((best.factor @ best.factor.mT)[None])
     pattern = None if structure is None else best.factor.to(joint.start)
     loc, factor = best.loc.to(joint.start), factor.to(joint.start)
+    if mean_field is not None and _elbo(mean_field) > best.elbo:
+        return mean_field
     return Start(joint, loc, factor, structure=structure, pattern=pattern)
+
+
+def _mean_field(joint: Joint, seconds: float) -> Start:
+    affordable = joint.pace.points(seconds / _ASCENT)
+    count = min(max(affordable, 1), 64) if joint.graph is None else joint.graph.count
+    loc, scale, _ = fit_mean_field(joint, falling(seconds), count, lr=_RATE)
+    return Start(joint, loc, scale)
+
+
+@torch.no_grad()
+def _elbo(start: Start) -> float:
+    """Of a Gaussian of independent latents."""
+    normal = torch.randn(_JUDGES, start.joint.dim).to(start.loc)
+    energy = start.joint(start.loc + normal * start.factor).double().mean()
+    entropy = start.factor.log().sum() + 0.5 * normal.shape[1] * (1 + math.log(2 * math.pi))
+    return float(energy + entropy)
 
 
 def _in_order(joint: Joint, guide: AutoGuide, loc: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:

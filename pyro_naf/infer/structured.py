@@ -10,9 +10,10 @@ from pyro.distributions.torch_transform import ComposeTransformModule
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform, Transform
 
-from ..checks import check_integers
 from ..conditioners import GraphConditioner, Structure
-from ..linear_structured import StructuredAffine, factor_of, has_pattern, triangular
+from ..flows.linear import StructuredAffine, factor_of, has_pattern, triangular
+from ..formulas.spec import count_params
+from ..support.checks import check_integers
 from ..transforms import DeepDenseSigmoidalFlow, DeepSigmoidalFlow
 from .graph import structure_of
 
@@ -102,8 +103,8 @@ def structured_flows(
         raise ValueError(f"hidden_dims must be one width with a structure, got {widths}")
     if unknown := sorted({"order", "residual", "head_dim"} & kw.keys()):
         raise ValueError(f"{', '.join(unknown)} cannot be chosen with a structure")
-    factor = 3 if flow is DeepSigmoidalFlow else 4 * kw.get("num_layers", 2) - 1
-    num_params = factor * hidden_units + 2 * affine
+    num_layers = 1 if flow is DeepSigmoidalFlow else kw.get("num_layers", 2)
+    num_params = count_params(hidden_units, num_layers, affine=affine)
     flows = []
     for _ in range(num_transforms):
         conditioner = GraphConditioner(

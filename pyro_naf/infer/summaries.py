@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..labels import entry_labels
-from ..tables import Shown, Table
+from ..support.labels import entry_labels
+from ..support.tables import Shown, Table
 from .chains import bulk_ess, mean_mcse, rank_rhat, tail_ess
 from .doubt import doubts
 

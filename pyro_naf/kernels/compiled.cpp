@@ -6,11 +6,17 @@
 // the processor's first caches, so that the pseudo-parameters are read once and their gradients
 // written once.
 //
-// Sums are taken in linear space as in ddsf.py. Where one of them comes near underflow the group is
-// done again (so that a lane's last digits may depend on its neighbours) as in triton_ddsf.py:
-// every sum leaves its largest exponential out and carries that exponent beside it. The gradients,
-// products of terms with gradients by their sums, are the same for both. DSF is the case of one
-// layer, whose only matrix is a row of ones. Vectors are those of GCC and Clang, for any processor.
+// A dense layer has units v with tangents t = dv/dx. With E = exp(e), A = exp(W), s = sigmoid(v) and
+// n = sigmoid(-v) it is
+//     L = A (E s), R = A (E n), S = A (E s n t), h = log(L / R), dh/dx = S (L + R) / (L R),
+// and the mix that leads to the next layer, with F = exp(e') and B = exp(U), is
+//     Z = B F, m = B (F h) / Z, dm/dx = B (F dh/dx) / Z, v = a m + b, t = a dm/dx.
+//
+// Sums are taken in linear space. Where one of them comes near underflow the group is done again (so
+// that a lane's last digits may depend on its neighbours) as in triton/ddsf.py: every sum leaves its
+// largest exponential out and carries that exponent beside it. The gradients, products of terms with
+// gradients by their sums, are the same for both. DSF is the case of one layer, whose only matrix is
+// a row of ones. Vectors are those of GCC and Clang, for any processor.
 
 #include <cmath>
 #include <cstdint>
@@ -142,7 +148,7 @@ struct Register {
     s = z >= 0 ? large : small, n = z >= 0 ? small : large;
   }
 
-  // log(1 + exp(z)) and its derivative, as in triton_common.py.
+  // log(1 + exp(z)) and its derivative, as in triton/common.py.
   static V softplus(V z, V &derivative) {
     const V e = exponential(-magnitude(z));
     const V s = e / (2 + e);
@@ -494,7 +500,7 @@ struct Group : Register<A> {
     return x;
   }
 
-  // The bounded log-scale of scaled.py, and its derivative.
+  // The bounded log-scale of formulas/affine.py, and its derivative.
   static V log_scale(V raw, const Call &call, V &derivative) {
     const T bound = T(call.bound), slope = T(call.slope);
     const V most = R::splat(1e9);
@@ -504,7 +510,7 @@ struct Group : Register<A> {
     return bound * r * by_root;
   }
 
-  // An affine map around tau, as in scaled.py.
+  // An affine map around tau, as in formulas/sigmoidal.py.
   static void scale(V m, V raw, const Call &call, V &y, V &log_slope) {
     V unused;
     const V s = log_scale(raw, call, unused);

@@ -1,42 +1,63 @@
-"""DSF and DDSF in C++, compiled for this processor by its own compiler: once a machine.
+"""DSF and DDSF in C++ on a CPU: value, log-slope, gradients and inverse, each in one call.
 
-Value, log-slope, gradients and inverse each take one call, which reads the pseudo-parameters once
-(``compiled.cpp``). torch's compiler of C++ finds the machine's compiler, its flags and a place to
-keep what it makes; where it fails, "eager" does the work.
+A call reads the pseudo-parameters once (``compiled.cpp``); where the loops come from says
+:mod:`.library`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import functools
-import os
-import shutil
-import threading
-import warnings
-from collections.abc import Sequence
-from itertools import product
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .. import libraries
+from .. import formulas
+from ..formulas import SigmoidSpec
 from ..rootfinding import MAX_EVALUATIONS
-from .modes import needs_plain_backward, plain_gradients
-from .pages import in_large_pages
-
-if TYPE_CHECKING:
-    from ..transformers.base import SigmoidalTransformer
-    from ..transformers.scaled import Scaled
-
-#: Past what users may set for Inductor's kernels: sums are rounded as they are written.
-FLAGS = ("-fno-unsafe-math-optimizations", "-fno-finite-math-only", "-ffp-contract=fast")
+from ..support.modes import needs_plain_backward, needs_plain_operations, plain_gradients
+from ..support.pages import in_large_pages
+from . import library
+from .protocol import column, on_lanes
 
 #: Hidden units of all lanes below which another thread costs more than it saves.
 UNITS_EACH_THREAD = 1 << 12
+
+
+class Compiled:
+    """The kernel of C++ loops."""
+
+    name = "compiled"
+    reads_half = False
+
+    def supports(self, spec: SigmoidSpec, x: Tensor, phi: Tensor) -> bool:
+        """Plain tensors of one dtype in a CPU's memory, in no mode that looks into operations."""
+        return (
+            x.device.type == "cpu"
+            and x.dtype in (torch.float, torch.double)
+            and not needs_plain_operations(x)
+            and all(_is_readable(t, x.dtype) for t in (x, phi, spec.biases, *spec.matrices))
+            and library.available()
+        )
+
+    def evaluate(self, spec: SigmoidSpec, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`~pyro_naf.kernels.Kernel.evaluate`.
+
+        :raises ValueError: when phi has not the spec's number of pseudo-parameters.
+        """
+        return on_lanes(_evaluate, spec, x, phi)
+
+    def root(self, spec: SigmoidSpec, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`~pyro_naf.kernels.Kernel.root`.
+
+        :raises ValueError: as :meth:`evaluate`.
+        """
+        return column(root, spec, y, phi)
+
+
+def _is_readable(t: Tensor, dtype: torch.dtype) -> bool:
+    return type(t) in (Tensor, Parameter) and t.dtype == dtype and t.device.type == "cpu"
 
 
 class _Strided(ctypes.Structure):
@@ -58,100 +79,19 @@ class _Call(ctypes.Structure):
     ]
 
 
-def available() -> bool:
-    """Whether there is a compiler that works; says so once where there is none."""
-    return _library() is not None
-
-
-def is_built() -> bool:
-    """Whether this process, or an earlier one, has compiled the loops."""
-    return _library.cache_info().currsize > 0 or libraries.is_there(_place())
-
-
-@functools.cache
-def build_beside() -> None:
-    """Begin to compile the loops in a thread, where there is a compiler, for later use."""
-    if any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))):
-        threading.Thread(target=available, daemon=True).start()
-
-
-@functools.cache
-def _library() -> Any:
-    try:
-        library = _load(_place()) or _build(_place())
-        for name, width in product(("forward", "backward", "inverse"), ("float32", "float64")):
-            getattr(library, f"{name}_{width}").restype = ctypes.c_bool
-        return library
-    except Exception as error:  # of whatever kind: eager evaluation needs no compiler
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        warnings.warn(
-            f"no C++ could be compiled ({reason}); flows run eagerly, at half the speed or less: "
-            "install a C++ compiler, or choose kernel='eager'",
-            stacklevel=2,
-        )
-        return None
-
-
-def _source() -> str:
-    return Path(__file__).with_suffix(".cpp").read_text()
-
-
-def _place() -> Path:
-    return libraries.folder(_source(), FLAGS) / "kernels.so"
-
-
-def _load(path: Path) -> Any:
-    """The library that an earlier process has built: in milliseconds, without torch's compiler."""
-    if not libraries.is_there(path):
-        return None
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:  # of another system
-        return None
-
-
-def _build(path: Path) -> Any:
-    from torch._inductor.codecache import CppCodeCache
-
-    # CppCodeCache.load() takes no flags before torch 2.7.
-    library = CppCodeCache.load_async(_source(), extra_flags=FLAGS)()
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(f".{os.getpid()}")
-        shutil.copyfile(library._name, new)
-        new.replace(path)
-    return library
-
-
-def reads(x: Tensor, *others: Tensor) -> bool:
-    """Whether the loops can read these tensors: plain ones, of x's dtype, in a CPU's memory."""
-    return all(
-        type(t) in (Tensor, Parameter) and t.dtype == x.dtype and t.device.type == "cpu"
-        for t in (x, *others)
-    )
-
-
-def evaluate(
-    transformer: SigmoidalTransformer | Scaled, x: Tensor, phi: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Value and log-slope, each ``(B, D)``, of x ``(B, D)`` under phi ``(B, D, P)``.
-
-    :raises ValueError: when P is not the transformer's.
-    """
-    _check_width(transformer, phi)
-    return _Evaluation.apply(transformer, x, phi, *transformer.shared())
+def _evaluate(spec: SigmoidSpec, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+    _check_width(spec, phi)
+    found: tuple[Tensor, Tensor] = _Evaluation.apply(spec, x, phi, *spec.matrices)
+    return found
 
 
 @torch.no_grad()
-def root(transformer: SigmoidalTransformer, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    """The preimage ``(B, D)`` of y and its error: 0, or the residual where none was found.
-
-    :raises ValueError: as :func:`evaluate`.
-    """
-    _check_width(transformer, phi)
+def root(spec: SigmoidSpec, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+    """The preimage ``(B, D)`` of y under phi ``(B, D, P)``, and its error."""
+    _check_width(spec, phi)
     x, error = torch.empty_like(y), torch.empty_like(y)
-    matrices = _pack(transformer.shared())
-    _run("inverse", _constants(transformer), matrices, phi, y=y, x=x, log_slope=error)
+    matrices = spec.packed().detach()
+    _run("inverse", _constants(spec), matrices, phi, y=y, x=x, log_slope=error)
     return x, error
 
 
@@ -171,58 +111,49 @@ class _Constants(NamedTuple):
 class _Evaluation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        transformer: SigmoidalTransformer | Scaled,
-        x: Tensor,
-        phi: Tensor,
-        *shared: Tensor,
+        ctx: Any, spec: SigmoidSpec, x: Tensor, phi: Tensor, *matrices: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.plain, ctx.constants = transformer.plain, _constants(transformer)
-        ctx.save_for_backward(x, phi, *shared)
+        # The matrices are saved for the backward pass, and no tensor is held beside.
+        ctx.spec, ctx.constants = spec._replace(matrices=()), _constants(spec)
+        ctx.save_for_backward(x, phi, *matrices)
         y, log_slope = torch.empty_like(x), torch.empty_like(x)
-        _run("forward", ctx.constants, _pack(shared), phi, x=x, y=y, log_slope=log_slope)
+        _run("forward", ctx.constants, spec.packed(), phi, x=x, y=y, log_slope=log_slope)
         return y, log_slope
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, phi, *shared = ctx.saved_tensors
+        x, phi, *matrices = ctx.saved_tensors
         if needs_plain_backward(*grads):
-            return None, *plain_gradients(ctx.plain, ctx.saved_tensors, grads)
-        matrices = _pack(shared)
+
+            def plain(x: Tensor, phi: Tensor, *matrices: Tensor) -> tuple[Tensor, Tensor]:
+                return formulas.evaluate(ctx.spec._replace(matrices=matrices), x, phi)
+
+            return None, *plain_gradients(plain, ctx.saved_tensors, grads)
+        spec = ctx.spec._replace(matrices=tuple(matrices))
+        packed = spec.packed()
         found = {"grad_x": torch.empty_like(x), "grad_phi": in_large_pages(torch.empty_like(phi))}
         given = dict(zip(("grad_y", "grad_log_slope"), grads, strict=True))
-        total = None if matrices is None else torch.empty_like(matrices)
-        _run("backward", ctx.constants, matrices, phi, total, x=x, **given, **found)
-        if total is None:
-            return None, *found.values()
-        parts = total.split([m.numel() for m in shared])
-        return None, *found.values(), *(p.view_as(m) for p, m in zip(parts, shared, strict=True))
+        total = torch.empty_like(packed)
+        _run("backward", ctx.constants, packed, phi, total, x=x, **given, **found)
+        return None, *found.values(), *spec.unpack(total)
 
 
-def _check_width(transformer: SigmoidalTransformer | Scaled, phi: Tensor) -> None:
-    if phi.shape[-1] != transformer.num_params:
+def _check_width(spec: SigmoidSpec, phi: Tensor) -> None:
+    if phi.shape[-1] != spec.num_params:
         raise ValueError(
-            f"phi must have shape (..., {transformer.num_params}), got (..., {phi.shape[-1]})"
+            f"phi must have shape (..., {spec.num_params}), got (..., {phi.shape[-1]})"
         )
 
 
-def _constants(transformer: SigmoidalTransformer | Scaled) -> _Constants:
-    inner: Any = getattr(transformer, "inner", transformer)
-    limits: Any = getattr(transformer, "log_scale_limits", torch.zeros(2))
-    layers, (bound, slope) = getattr(inner, "num_layers", 1), limits.tolist()
-    shift, floor = inner.softplus_constants()
-    return _Constants(inner.hidden_units, layers, shift, floor, bound, slope, inner.initial_biases)
-
-
-def _pack(shared: Sequence[Tensor]) -> Tensor | None:
-    """The matrices in one vector; a DSF has none."""
-    return torch.cat([m.detach().flatten() for m in shared]) if shared else None
+def _constants(spec: SigmoidSpec) -> _Constants:
+    bound, slope = (0.0, 0.0) if spec.limits is None else spec.limits.tolist()
+    return _Constants(*spec[:4], bound, slope, spec.biases)
 
 
 def _run(
     name: str,
     constants: _Constants,
-    matrices: Tensor | None,
+    matrices: Tensor,
     phi: Tensor,
     grad_matrices: Tensor | None = None,
     **tensors: Tensor,
@@ -236,8 +167,9 @@ def _run(
     for field, tensor in tensors.items():
         setattr(call, field, _Strided(tensor.data_ptr(), *tensor.stride()))
     call.biases = biases.data_ptr()
-    call.matrices = None if matrices is None else matrices.data_ptr()
-    call.grad_matrices = None if grad_matrices is None else grad_matrices.data_ptr()
+    # A DSF has no matrices, and an empty tensor no memory.
+    call.matrices = matrices.data_ptr() or None
+    call.grad_matrices = None if grad_matrices is None else grad_matrices.data_ptr() or None
     width = "float32" if phi.dtype == torch.float else "float64"
-    if not getattr(_library(), f"{name}_{width}")(ctypes.byref(call)):
+    if not getattr(library.library(), f"{name}_{width}")(ctypes.byref(call)):
         raise MemoryError(f"no room for the {name} pass of kernel 'compiled'")

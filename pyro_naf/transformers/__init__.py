@@ -1,4 +1,4 @@
-"""Transformers: monotone scalar maps with pseudo-parameters (slides eq. 26 to 30)."""
+"""Transformers: monotone scalar maps with pseudo-parameters (Huang et al. 2018, section 3)."""
 
 from .affine import Affine
 from .base import Transformer

@@ -1,19 +1,20 @@
-"""The affine transformers of MAF and IAF (slides eq. 15, 24 and 26)."""
+"""The affine transformers of MAF and IAF (Kingma et al. 2016, Papamakarios et al. 2017)."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..kernels.precision import in_float32
-from .base import Transformer, log_sigmoids
+from ..formulas import affine
+from ..formulas.elementary import log_sigmoids
+from ..support.precision import in_float32
+from .base import Transformer
 
 
 class Affine(Transformer):
     r"""Shift and scale: :math:`y = e^s x + m`, or IAF's gated form :math:`y = g x + (1 - g) m`.
 
     The pseudo-parameters are :math:`(m, s)`, the gate is
-    :math:`g = \sigma(s + \mathrm{gate\_bias})` (slides eq. 23, 24 and 26). Both invert in closed
+    :math:`g = \sigma(s + \mathrm{gate\_bias})`. Both invert in closed
     form on all of R. The scale is not clamped: :math:`s` is the log-slope.
 
     :param gated: use the gated form, whose slope lies in (0, 1).
@@ -22,6 +23,7 @@ class Affine(Transformer):
     Source: Kingma et al. 2016 [arXiv:1606.04934], eq. 10 to 14; Papamakarios et al. 2017
     [arXiv:1705.07057].
 
+    >>> import torch
     >>> y, log_slope = Affine()(torch.tensor(3.0), torch.tensor([1.0, 0.0]))
     >>> y.item(), log_slope.item()
     (4.0, 0.0)
@@ -44,13 +46,13 @@ class Affine(Transformer):
     def evaluate(self, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
         """Value and log-slope, each ``(...)``."""
         shift, log_scale = params
-        y = log_scale.exp() * x + shift
+        y = affine.evaluate(x, shift, log_scale)
         return y, log_scale.expand_as(y)
 
     def bracket(self, y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
         """The preimage itself, twice."""
         shift, log_scale = params
-        x = (y - shift) * torch.exp(-log_scale)
+        x = affine.inverse(y, shift, log_scale)
         return x, x
 
     @in_float32

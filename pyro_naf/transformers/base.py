@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .. import kernels
-from ..checks import check_integers
-from ..implicit import attach_gradient, search_once
-from ..kernels.dsf import SOFTPLUS_THRESHOLD
-from ..kernels.eager import Formula
-from ..kernels.modes import needs_plain_operations, values_are_unknown
-from ..kernels.precision import in_float32
-from ..overrides import parent, redefined, refuse
-from ..rootfinding import check_roots, find_root
+from ..rootfinding import attach_gradient, check_roots, find_root, search_once
+from ..support.modes import needs_plain_operations, values_are_unknown
+from ..support.overrides import parent, redefined, refuse
+from ..support.precision import in_float32
 
 
 class Transformer(nn.Module):
@@ -27,7 +20,7 @@ class Transformer(nn.Module):
 
     A subclass sets :attr:`num_params` and defines :meth:`constrain`, :meth:`evaluate` and
     :meth:`bracket`. All maps act elementwise: ``x`` has any shape ``(...)`` and ``phi`` has shape
-    ``(..., P)``. (Huang et al. 2018, section 3; slides eq. 27.)
+    ``(..., P)``. (Huang et al. 2018, section 3.)
 
     :ivar num_params: the number P of unconstrained pseudo-parameters of one dimension.
     """
@@ -128,7 +121,7 @@ class _Method(nn.Module):
         return getattr(self.transformer, self.name)(x, phi)
 
 
-def _as_function(transformer: Transformer, method: str, names: Sequence[str]) -> Callable[..., Any]:
+def _as_function(transformer: Transformer, method: str, names: Sequence[str]) -> Any:
     """``f(x, phi, *own)``: a method with these tensors in place of the transformer's own."""
     if not names:
         return getattr(transformer, method)
@@ -160,98 +153,3 @@ def _check_directions(cls: type, base: type[Transformer]) -> None:
         raise refuse(cls, value, "preimage")
     if inverse and not value | formula:
         raise refuse(cls, inverse, "forward or evaluate")
-
-
-class SigmoidalTransformer(Transformer):
-    """What DSF and DDSF share: hidden units with spread biases and positive slopes, kernels.
-
-    :ivar name: which of the Triton operators are its own.
-    """
-
-    name: str
-    initial_biases: Tensor
-    #: Whether the kernels evaluate this class: not one that puts another formula in their place.
-    has_kernels = True
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        formula = {"constrain", "evaluate", "plain", "softplus_constants", "shared"}
-        if parent(cls, SigmoidalTransformer).evaluate is not Transformer.evaluate:
-            cls.has_kernels &= formula.isdisjoint(redefined(cls, SigmoidalTransformer))
-
-    def __init__(self, hidden_units: int, min_slope: float, spread: float, kernel: str) -> None:
-        super().__init__()
-        check_integers(hidden_units=(hidden_units, 1))
-        if not 0 < min_slope < 0.5:
-            raise ValueError(f"min_slope must lie in (0, 0.5), got {min_slope}")
-        if not 0 <= spread <= 10:
-            raise ValueError(f"spread must lie in [0, 10], got {spread}")
-        self.hidden_units, self.min_slope = hidden_units, min_slope
-        self.kernel = kernels.check_kernel(kernel)
-        biases, self.initial_slope = spread_biases(hidden_units, spread)
-        self.register_buffer("initial_biases", torch.tensor(biases), persistent=False)
-
-    @in_float32
-    def forward(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and log-slope, each ``(...)``, of ``x`` ``(...)`` under ``phi`` ``(..., P)``."""
-        return kernels.evaluate(self, x, phi)
-
-    def reads_half(self, x: Tensor, phi: Tensor) -> bool:
-        return kernels.choose(self, x, phi) == "triton"
-
-    @torch.no_grad()
-    def root(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
-        return kernels.root(self, y, phi) or super().root(y, phi)
-
-    def shared(self) -> tuple[Tensor, ...]:
-        """The tensors, parameters of the transformer's own, that all samples share."""
-        return ()
-
-    def formula(self) -> Formula:
-        """The same map in linear space, with gradients by hand."""
-        raise NotImplementedError
-
-    def softplus_constants(self) -> tuple[float, float]:
-        """What :func:`positive` adds to the raw slopes before and after the softplus."""
-        return softplus_inverse(self.initial_slope - self.min_slope), self.min_slope
-
-    def extra_repr(self) -> str:
-        return f"hidden_units={self.hidden_units}, min_slope={self.min_slope}"
-
-
-def log_sigmoids(u: Tensor) -> tuple[Tensor, Tensor]:
-    r""":math:`\log\sigma(u)` and :math:`\log\sigma(-u)`, from one exponential and one log1p."""
-    # minimum, not clamp: its gradient at a tie is a half, which makes that of log s(0) exact.
-    log_p = torch.minimum(u, torch.zeros_like(u)) - torch.log1p(torch.exp(-u.abs()))
-    return log_p, log_p - u
-
-
-def log_sum_exp(terms: Tensor) -> Tensor:
-    """``logsumexp`` over the last axis, kept; for finite terms, at half the price of torch's."""
-    top = terms.amax(-1, keepdim=True).detach()
-    return (terms - top).exp().sum(-1, keepdim=True).log() + top
-
-
-def positive(raw: Tensor, at_zero: float, floor: float) -> Tensor:
-    """A positive slope: ``floor + softplus``, shifted so that ``raw = 0`` gives ``at_zero``."""
-    shifted = raw + softplus_inverse(at_zero - floor)
-    return floor + F.softplus(shifted, threshold=SOFTPLUS_THRESHOLD)
-
-
-def softplus_inverse(value: float) -> float:
-    """The number whose softplus is ``value > 0``."""
-    return value + math.log(-math.expm1(-value))
-
-
-def spread_biases(hidden_units: int, spread: float) -> tuple[list[float], float]:
-    r"""Biases evenly over ``[-spread, spread]``, and the slope that undoes their widening.
-
-    Hidden units that start alike stay alike for long; with spread biases they differ from the
-    first step. A mean of shifted sigmoids is flatter than one sigmoid, so the common slope is
-    chosen to make :math:`dy/dx = 1` at zero: :math:`a = (4\, \mathrm{mean}_h \sigma'(b_h))^{-1}`.
-    """
-    if hidden_units == 1:
-        return [0.0], 1.0
-    b = torch.linspace(-spread, spread, hidden_units, dtype=torch.double)
-    slope = torch.sigmoid(b) * torch.sigmoid(-b)
-    return b.tolist(), float(1 / (4 * slope.mean()))

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from .. import kernels
-from ..kernels.eager import Formula
-from ..kernels.precision import at_least_float32, in_float32
-from ..kernels.scaled import ScaledFormula, bounded
-from .base import SigmoidalTransformer, Transformer
+from ..formulas import SigmoidSpec, affine
+from ..support.precision import in_float32
+from .base import Transformer
+from .sigmoids import SigmoidalTransformer
 
 #: Bound on the log-scale: each flow of a stack may widen or narrow its input by exp(6) = 403.
 MAX_LOG_SCALE = 6.0
@@ -30,13 +30,13 @@ class Scaled(Transformer):
     The slope of a sigmoidal transformer changes slowly with its pseudo-parameters, that of an
     affine one exponentially: together they follow a funnel, whose width spans orders of magnitude,
     and keep the sigmoids for the shape. The pseudo-parameters are those of :math:`\tau`, then m and
-    the raw log-scale, which :func:`~pyro_naf.kernels.scaled.bounded` keeps within :math:`\pm B`: an
-    unbounded one lets a few steps of an optimiser throw draws to infinity.
+    the raw log-scale, which :func:`~pyro_naf.formulas.affine.bounded` keeps within :math:`\pm B`:
+    an unbounded one lets a few steps of an optimiser throw draws to infinity.
 
     :param inner: the transformer :math:`\tau`; its kernel evaluates the whole.
     :param log_scale_slope: slope of the log-scale by its pseudo-parameter. One is for training that
         averages over many draws, and then learns narrow funnels sooner.
-    :ivar log_scale_limits: B and the slope of :func:`~pyro_naf.kernels.scaled.bounded`, a buffer.
+    :ivar log_scale_limits: B and the slope of :func:`~pyro_naf.formulas.affine.bounded`, a buffer.
         What was saved without them is loaded as the map without a bound that it was.
 
     >>> import torch
@@ -83,51 +83,38 @@ class Scaled(Transformer):
     @in_float32
     def forward(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Value and log-slope, each ``(...)``, of ``x`` ``(...)`` under ``phi`` ``(..., P)``."""
-        kernel = kernels.choose(self.inner, x, phi)
-        if kernel != "triton":
-            return kernels.evaluate_by(kernel, self, x, phi)
-        phi, m, s = self._split(phi)
-        y, log_slope = self.inner(x, phi)
-        return s.exp() * y + m, log_slope + s
+        if not self.inner.has_kernels:
+            return self.plain(x, phi)
+        spec = self.spec()
+        return kernels.choose(self.inner.kernel, spec, x, phi).evaluate(spec, x, phi)
 
-    def plain(self, x: Tensor, phi: Tensor, *shared: Tensor) -> tuple[Tensor, Tensor]:
-        phi, m, s = self._split(phi)
-        y, log_slope = self.inner.plain(x, phi, *shared)
-        return s.exp() * y + m, log_slope + s
+    def plain(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        phi, m, s = self.spec().split(phi)
+        y, log_slope = self.inner.plain(x, phi)
+        return affine.evaluate(y, m, s), log_slope + s
 
-    def formula(self) -> Formula:
-        """The same map in linear space, with gradients by hand."""
-        return ScaledFormula(self.plain, self.inner.formula(), self.log_scale_limits)
-
-    def shared(self) -> tuple[Tensor, ...]:
-        """Those of the inner transformer."""
-        return self.inner.shared()
+    def spec(self) -> SigmoidSpec:
+        """That of the inner transformer, with an affine map."""
+        return self.inner.spec()._replace(limits=self.log_scale_limits)
 
     def constrain(self, phi: Tensor) -> tuple[Tensor, ...]:
         """Shift and log-scale, each ``(...)``, and what the inner transformer has."""
-        phi, m, s = self._split(phi)
+        phi, m, s = self.spec().split(phi)
         return m, s, *self.inner.constrain(phi)
 
     def evaluate(self, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
         """Value and log-slope, each ``(...)``."""
         m, s, *inner = params
         y, log_slope = self.inner.evaluate(x, *inner)
-        return s.exp() * y + m, log_slope + s
+        return affine.evaluate(y, m, s), log_slope + s
 
     def bracket(self, y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
         """That of the inner transformer."""
         m, s, *inner = params
-        return self.inner.bracket((y - m) * s.neg().exp(), *inner)
+        return self.inner.bracket(affine.inverse(y, m, s), *inner)
 
     @in_float32
     def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
         """The inner transformer's preimage of ``(y - m) / e^s``."""
-        phi, m, s = self._split(phi)
-        return self.inner.preimage((y - m) * s.neg().exp(), phi)
-
-    def _split(self, phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The inner pseudo-parameters, shift and log-scale."""
-        # One gradient for the three, where slices would each fill one with zeros.
-        inner, m, raw = phi.split([phi.shape[-1] - 2, 1, 1], -1)
-        m, raw = (at_least_float32(t.squeeze(-1)) for t in (m, raw))
-        return inner, m, bounded(raw, self.log_scale_limits)[0]
+        phi, m, s = self.spec().split(phi)
+        return self.inner.preimage(affine.inverse(y, m, s), phi)

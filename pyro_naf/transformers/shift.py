@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.precision import in_float32
+from ..support.precision import in_float32
 from .base import Transformer
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import check_integers
-from ..kernels.precision import in_float32
-from .base import Transformer, positive
-
-#: Floors under widths and heights (as parts of the whole) and under the slopes at the knots.
-MIN_BIN, MIN_SLOPE = 1e-3, 1e-3
+from ..formulas import spline
+from ..support.checks import check_integers
+from ..support.precision import in_float32
+from .base import Transformer
 
 
 class RationalQuadraticSpline(Transformer):
@@ -48,68 +45,28 @@ class RationalQuadraticSpline(Transformer):
 
     def constrain(self, phi: Tensor) -> tuple[Tensor, ...]:
         """Knots x and y and slopes there, each ``(..., K + 1)``."""
-        widths, heights, slopes = phi.split([self.bins, self.bins, self.bins - 1], -1)
-        slopes = F.pad(positive(slopes, 1.0, MIN_SLOPE), (1, 1), value=1.0)
-        return self._knots(widths), self._knots(heights), slopes
-
-    def _knots(self, raw: Tensor) -> Tensor:
-        parts = MIN_BIN + (1 - MIN_BIN * self.bins) * raw.softmax(-1)
-        inside = 2 * parts[..., :-1].cumsum(-1) - 1
-        # The ends exactly: where the spline meets the identity nothing may be lost to rounding.
-        ends = torch.ones_like(inside[..., :1])
-        return self.bound * torch.cat([-ends, inside, ends], -1)
+        return spline.constrain(phi, self.bins, self.bound)
 
     def evaluate(self, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
         """Value and log-slope, each ``(...)``."""
-        knots_x, knots_y, slopes = params
-        inside = x.abs() < self.bound
-        at = torch.where(inside, x, 0.0)
-        x0, x1, y0, y1, d0, d1 = _bin(at, knots_x, knots_x, knots_y, slopes)
-        width, height = x1 - x0, y1 - y0
-        s, left = height / width, (at - x0) / width
-        right = (x1 - at) / width
-        both = left * right
-        below = s + (d0 + d1 - 2 * s) * both
-        y = y0 + height * left * (s * left + d0 * right) / below
-        slope = s.square() * (d1 * left.square() + 2 * s * both + d0 * right.square())
-        log_slope = slope.log() - 2 * below.log()
-        return torch.where(inside, y, x), torch.where(inside, log_slope, 0.0)
+        return spline.evaluate(x, self.bound, *params)
 
     def bracket(self, y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of the bin that y lies in."""
-        knots_x, knots_y, slopes = params
-        inside = y.abs() < self.bound
-        x0, x1, *_ = _bin(torch.where(inside, y, 0.0), knots_y, knots_x, knots_y, slopes)
-        return torch.where(inside, x0, y), torch.where(inside, x1, y)
+        return spline.bracket(y, self.bound, *params)
 
     @in_float32
     def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
-        r"""The preimage of ``y`` in closed form; the error is the residual where it is too large.
+        """The preimage of ``y`` in closed form; the error is the residual where it is too large."""
+        params = self.constrain(phi)
+        x = spline.inverse(y, self.bound, *params)
+        return x, self._error(*(t.detach() for t in (x, y, *params)))
 
-        With v and w the parts of the bin below and above y, the odds :math:`q = \xi / (1 - \xi)`
-        are the positive root of :math:`w q^2 + (w \delta_k - v \delta_{k+1}) q / s - v = 0`. Its
-        discriminant is a sum of positive terms: nothing cancels, and the root stays in its bin.
-        """
-        params = knots_x, knots_y, slopes = self.constrain(phi)
-        inside = y.abs() < self.bound
-        at = torch.where(inside, y, 0.0)
-        x0, x1, y0, y1, d0, d1 = _bin(at, knots_y, knots_x, knots_y, slopes)
-        height, width = y1 - y0, x1 - x0
-        v, w, by_s = (at - y0) / height, (y1 - at) / height, width / height
-        b = by_s * (w * d0 - v * d1)
-        larger = b.abs() + (b.square() + 4 * v * w).sqrt()
-        below = torch.where(b < 0, larger, 2 * v)
-        above = torch.where(b < 0, 2 * w, larger)
-        x = torch.where(inside, x0 + width * (below / (below + above)), y)
-        far = torch.where(inside, torch.maximum(x0.abs(), x1.abs()), y.abs())
-        return x, self._error(*(t.detach() for t in (x, y, far, *params)))
-
-    def _error(self, x: Tensor, y: Tensor, far: Tensor, *params: Tensor) -> Tensor:
-        """Zero where ``|f(x) - y|`` is at rounding level, else that residual.
-
-        x is a difference from the ends of its bin, of which the larger in magnitude is ``far``.
-        """
+    def _error(self, x: Tensor, y: Tensor, *params: Tensor) -> Tensor:
+        """Zero where ``|f(x) - y|`` is at rounding level, else that residual."""
         value, log_slope = self.evaluate(x, *params)
+        # x is a difference from the ends of its bin, of which the larger in magnitude counts.
+        far = torch.maximum(*(end.abs() for end in self.bracket(y, *params)))
         eps = torch.finfo(y.dtype).eps
         size = y.abs().clamp(min=1)
         rounding = 32 * eps * size + 8 * eps * far * log_slope.exp()
@@ -118,15 +75,3 @@ class RationalQuadraticSpline(Transformer):
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}, bound={self.bound}"
-
-
-def _bin(
-    at: Tensor, where: Tensor, knots_x: Tensor, knots_y: Tensor, slopes: Tensor
-) -> list[Tensor]:
-    """x, y and slope at both ends of the bin of ``where`` that holds ``at``: x0 x1 y0 y1 d0 d1."""
-    k = (at.unsqueeze(-1) >= where[..., 1:-1]).sum(-1, keepdim=True)
-    return [
-        knots.gather(-1, k + end).squeeze(-1)
-        for knots in (knots_x, knots_y, slopes)
-        for end in (0, 1)
-    ]

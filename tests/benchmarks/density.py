@@ -26,7 +26,6 @@ import torch
 from timing import environment
 from torch import Tensor, nn
 
-from pyro_naf.atomic import replace_file
 from pyro_naf.density import preparation, training
 from pyro_naf.density.architectures import TABLE, build, parse
 from pyro_naf.density.datasets import reference
@@ -35,6 +34,7 @@ from pyro_naf.density.mixture import StandardNormal
 from pyro_naf.density.published import published
 from pyro_naf.density.settings import Training
 from pyro_naf.density.training import mean_log_prob, train
+from pyro_naf.files.atomic import replace_file
 
 #: Layers of the peers' flows, as many as those of maf-ddsf-5.
 LAYERS, BINS = 5, 8

@@ -20,10 +20,10 @@ import torch
 from matplotlib.figure import Figure
 from timing import environment
 
-from pyro_naf.atomic import replace_file
 from pyro_naf.density import FlowDensity, energy_bound, fit_energy
 from pyro_naf.density.datasets import ENERGIES, GaussianGrid, Picture
 from pyro_naf.density.datasets.energies import log_normaliser
+from pyro_naf.files.atomic import replace_file
 
 DATA_MODELS = ("maf-dsf-2", "maf-ddsf-2", "maf-affine-2", "maf-affine-10", "nsf-ar-2", "made-mog")
 ENERGY_MODELS = ("iaf-dsf-2", "iaf-ddsf-2", "iaf-affine-8", "planar-32")

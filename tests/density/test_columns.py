@@ -253,11 +253,21 @@ def test_tables_that_do_not_fit_the_schema_are_refused() -> None:
     with pytest.raises(NotImplementedError, match="has no Pyro distribution"):
         density.distribution()
     for values, message in (
-        (np.array(["a", None] * 50, object), "has missing text in rows 1, 3"),
+        (np.array(["a", None] * 50, object), "cannot be fitted by architecture 'maf-affine-1'"),
         (np.array([{}] * 100, object), "must hold numbers, text, booleans or dates, got dict"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):
-            FlowDensity(**QUICK).fit({**table, "region": values})
+            FlowDensity(architecture="maf-affine-1", **QUICK).fit({**table, "region": values})
+
+
+def test_values_that_all_lie_on_bounds_have_a_density() -> None:
+    rows = np.random.default_rng(0).integers(2, size=(60, 1)).astype(float)
+    rows = np.hstack([rows, np.random.default_rng(1).normal(size=(60, 1))])
+    for said in (None, {0: ("bounded", 0, 1)}):
+        density = FlowDensity(architecture="gaussian", columns=said, **QUICK)
+        with pytest.warns(UserWarning, match="takes few different values in column 0"):
+            density.fit(rows)
+        assert np.isfinite(density.score_samples(rows)).all()
 
 
 def test_a_sentinel_costs_nothing_and_is_named() -> None:

@@ -18,13 +18,14 @@ import pytest
 import torch
 
 from pyro_naf import cli
-from pyro_naf.density import FlowDensity
+from pyro_naf.density import FlowDensity, training
+from pyro_naf.density.architectures import NAMES, unused_options
 from pyro_naf.density.commands.files import read_table
 from pyro_naf.density.sklearn_api import SETTINGS
 
 QUICK = [
     "--model", "maf-dsf-1", "--hidden", "16", "--hidden-units", "8", "--steps", "60",
-    "--no-progress",
+    "--no-progress", "--no-picture", "--force",
 ]  # fmt: skip
 
 
@@ -95,7 +96,10 @@ def test_columns_of_a_csv_are_chosen_by_name_and_found_again(here: Path, capsys:
     Path("x.csv").write_text("\n".join(lines) + "\n")
     chosen = ["--columns", "y", "--context", "x"]
     said = refuses(capsys, "fit", "x.csv", *QUICK)
-    assert said == "x.csv holds text in column city ('Paris' in line 2); choose with --columns"
+    assert said == (
+        "x.csv holds text in column city ('Paris' in line 2), 1 value in 400 rows; leave it out "
+        "with --exclude city"
+    )
     assert run("fit", "x.csv", *QUICK, *chosen, "--output", "out") == 0
     density = FlowDensity.load(here / "out" / "model.pt")
     assert (density.columns, density.context_columns) == (["y"], ["x"])
@@ -126,7 +130,7 @@ def test_text_dates_and_kinds_of_columns_go_from_file_to_file(here: Path, capsys
         region = "south" if south else "north"
         lines.append(f"{price:.4f},{region},2020-01-{1 + i % 28:02d},{wind:.3f},{rng.poisson(2)}")
     Path("t.csv").write_text("\n".join(lines) + "\n")
-    command = ["fit", "t.csv", "--model", "gaussian", "--output", "out", "--no-progress"]
+    command = ["fit", "t.csv", "--model", "gaussian", "--output", "out", *QUICK[-3:]]
     assert run(*command, "--periodic", "wind=360", "--integer", "visits") == 0
     err = capsys.readouterr().err
     assert "note: took price, EUR as positive; day as date; region as categorical" in err
@@ -242,7 +246,10 @@ def test_a_published_set_is_prepared_and_set_beside_its_row(here: Path, capsys: 
     [
         ("fit", "name a file of rows, or a published set with --dataset"),
         ("fit none.npy", "No such file or directory: 'none.npy'"),
-        ("fit x.txt", "x.txt must be one of .npy, .npz, .csv, .pt"),
+        (
+            "fit x.doc",
+            "x.doc must be one of .npy, .npz, .csv, .pt, .tsv, .txt, .gz, .zip",
+        ),
         ("fit x.npy --model vae", "architecture must be one of made, made-mog"),
         ("fit x.npy --model planar-4", "planar flows have no inverse, so that data cannot be"),
         ("fit x.npy --dropout 2", "dropout must lie in [0, 1), got 2.0"),
@@ -301,8 +308,7 @@ def test_text_files_are_read_whatever_their_encoding_decimals_and_packing(here: 
         table = read_table(name)
         assert (table.columns or []) == columns, name
         assert table.rows.shape == (40, 2) and float(table.rows[:, 1].mean()) == mean, name
-        lines = table.lines()
-        assert lines is not None and lines[0] == (2 if columns else 1)
+        assert table.lines is not None and table.lines[0] == (2 if columns else 1)
         noted = (
             None if name != "latin.csv" else "latin.csv is not in UTF-8, and was read as Latin-1"
         )
@@ -313,11 +319,14 @@ def test_packed_files_that_are_damaged_or_too_large_are_refused(
     here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = gzip.compress(b"a,b\n" + b"1,2\n" * 3000)
-    for name, content in (("cut.csv.gz", packed[:-9]), ("no.csv.gz", b"a,b\n1,2\n")):
+    for name, content, message in (
+        ("cut.csv.gz", packed[:-9], "is truncated: its packed content has no end"),
+        ("no.csv.gz", b"a,b\n1,2\n", "cannot be unpacked: it is damaged, or not packed so"),
+    ):
         Path(name).write_bytes(content)
-        assert f"{name} is not a text file of numbers" in refuses(capsys, "fit", name, *QUICK)
+        assert refuses(capsys, "fit", name, *QUICK) == f"{name} {message}"
     Path("bomb.csv.gz").write_bytes(packed)
-    monkeypatch.setattr("pyro_naf.density.commands.csv_files.UNPACKED", 100)
+    monkeypatch.setattr("pyro_naf.density.commands.text_files.UNPACKED", 100)
     said = refuses(capsys, "fit", "bomb.csv.gz", *QUICK)
     assert said.startswith("bomb.csv.gz would unpack to more than")
 
@@ -330,7 +339,7 @@ def files_that_are_no_tables() -> dict[str, tuple[bytes, str]]:
         "d.pt": (b"garbage", "d.pt is not a whole file of tensors"),
         "e.csv": (b"a,b\n", "e.csv holds no rows"),
         "f.csv": (b"a,b\n1,2\n3\n", "f.csv has 1 cells in line 3, 2 in the first"),
-        "g.csv": (b"\xff\xfe\x00\x01", "g.csv is not a text file of numbers"),
+        "g.csv": (b"\xff\xfe\x00", "g.csv is not whole: line 1 is no utf-16"),
         "h.csv": (
             b"1,2\n",
             "h.csv must have at least 2 rows to train on, got 1 row, of which 1 held out",
@@ -339,7 +348,7 @@ def files_that_are_no_tables() -> dict[str, tuple[bytes, str]]:
         "j.csv": (b"a,b\n1,2\n1,3\n1,4\n", "j.csv is constant in column a"),
         "k.csv": (b"", "k.csv holds no rows"),
         "l.csv": (b"a,1\nb,2\n", "l.csv holds text in column 0 ('a' in line 1)"),
-        "m.csv": (b"a,b,c\n1,2\n", "m.csv names 3 columns, but has 2"),
+        "m.csv": (b"a,b,c\n1,2\n", "m.csv has 2 cells in line 2, 3 in the first"),
     }
 
 
@@ -369,22 +378,27 @@ def test_whether_the_first_line_names_the_columns_can_be_said(here: Path, capsys
 
 
 def test_all_options_of_an_architecture_can_be_said(here: Path) -> None:
-    said = {
+    ddsf = {
         "hidden_dims": ("--hidden", "8,8"), "hidden_units": ("--hidden-units", 4),
         "num_layers": ("--num-layers", 3), "sharpness": ("--sharpness", 2.0),
-        "affine": ("--affine", True), "bins": ("--bins", 5), "bound": ("--bound", 3.0),
-        "components": ("--components", 3), "residual": ("--residual", True),
+        "affine": ("--affine", True), "residual": ("--residual", True),
         "linear": ("--linear", "lu"), "activation": ("--activation", "elu"),
         "dropout": ("--dropout", 0.1), "head_dim": ("--head-dim", 2), "whiten": ("--whiten", True),
     }  # fmt: skip
-    options = [str(a) for pair in said.values() for a in pair if a is not True]
-    command = ["fit", "x.npy", "--steps", "5", "--no-progress", *options]
-    assert run(*command, "--model", "maf-ddsf-1", "--output", "out") == 0
-    params = FlowDensity.load(here / "out" / "model.pt").get_params()
-    expected = {k: value for k, (_, value) in said.items()} | {"hidden_dims": [8, 8]}
-    assert {k: params[k] for k in expected} == expected
+    nsf = {"bins": ("--bins", 5), "bound": ("--bound", 3.0)}
+    every = {"maf-ddsf-1": ddsf, "maf-nsf-1": nsf, "maf-mog-1": {"components": ("--components", 3)}}
+    params = dict[str, Any]()
+    for model, said in every.items():
+        options = [str(a) for pair in said.values() for a in pair if a is not True]
+        command = ["fit", "x.npy", *QUICK[-3:], "--steps", "5", *options, "--model", model]
+        assert run(*command, "--output", "out") == 0
+        params = FlowDensity.load(here / "out" / "model.pt").get_params()
+        expected = {k: value for k, (_, value) in said.items()}
+        expected |= {"hidden_dims": [8, 8]} if said is ddsf else {}
+        assert {k: params[k] for k in expected} == expected
+    known = {name for said in every.values() for name in said}
     others = {"input_dim", "context_dim", "architecture", "kernel", "prior_rows", *SETTINGS}
-    assert set(params) - set(expected) == others
+    assert set(params) - known == others
 
 
 def test_one_dimension_and_a_vector_work(here: Path) -> None:
@@ -411,6 +425,21 @@ def test_a_context_of_the_wrong_width_is_refused(here: Path, capsys: Any) -> Non
     )
 
 
+def test_options_of_another_architecture_are_refused(here: Path, capsys: Any) -> None:
+    for model, option, named in (
+        ("maf-dsf-1", "--bins 5", "bins"),
+        ("maf-nsf-1", "--hidden-units 5", "hidden-units"),
+        ("gaussian", "--hidden 5", "hidden"),
+        ("gmm-2", "--dropout 0.5", "dropout"),
+        ("iaf-dsf-1", "--whiten", "whiten"),
+        ("auto", "--components 3", "components"),
+    ):
+        said = refuses(capsys, "fit", "x.npy", "--model", model, *option.split())
+        assert said == f"--{named} is not for --model {model}, which makes no use of it"
+    for name in NAMES:
+        unused_options(name if NAMES[name] is not None else f"{name}-1", {})  # each has its list
+
+
 # ------------------------------------------------------------------------------------ nothing lost
 
 
@@ -433,8 +462,93 @@ def test_a_full_disk_is_one_line_and_the_old_model_stands(
     assert {p.name for p in (here / "out").iterdir()} == {"model.pt", "summary.json"}
 
 
+def test_a_model_is_replaced_only_on_request(here: Path, capsys: Any) -> None:
+    fit = ["fit", "x.npy", "--model", "gaussian", "--no-picture", "--output", "out"]
+    assert run(*fit) == 0
+    before = (here / "out" / "model.pt").read_bytes()
+    capsys.readouterr()
+    said = refuses(capsys, *fit)
+    assert said.startswith("out holds a model: replace it with --force, or name another folder")
+    assert "out holds a model" in refuses(capsys, *fit, "--resume")
+    assert (here / "out" / "model.pt").read_bytes() == before
+    assert run(*fit, "--columns", "0", "--force") == 0
+    assert FlowDensity.load(here / "out" / "model.pt").width == 1
+
+
+def test_ctrl_c_keeps_the_best_and_a_larger_budget_goes_on(
+    here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = training._Run.write_checkpoint, [0]
+
+    def interrupt(run: Any) -> None:
+        write(run)
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+
+    fit = ["fit", "x.npy", *QUICK[:-1], "--checkpoint-seconds", "0", "--output", "out"]
+    fit[fit.index("60")] = "1000"
+    monkeypatch.setattr(training._Run, "write_checkpoint", interrupt)
+    assert run(*fit) == 130
+    told = capsys.readouterr()
+    assert "interrupted: the best density so far is kept" in told.err and "Written to" in told.out
+    summary = json.loads((here / "out" / "summary.json").read_text())
+    assert (summary["steps"], summary["stopped"]) == (200, "interrupted")
+    assert {p.name for p in (here / "out").iterdir()} == {
+        "model.pt",
+        "summary.json",
+        "checkpoint.pt",
+    }
+    kept = FlowDensity.load(here / "out" / "model.pt")
+    assert kept.score(np.load("x.npy")) == pytest.approx(summary["validation"], abs=0.3)
+    assert "go on with --resume, begin anew with --force" in refuses(capsys, *fit)
+    fit[fit.index("1000")] = "400"
+    assert run(*fit, "--resume") == 0
+    summary = json.loads((here / "out" / "summary.json").read_text())
+    assert (summary["steps"], summary["stopped"]) == (400, "budget")
+    assert {p.name for p in (here / "out").iterdir()} == {"model.pt", "summary.json"}
+
+
+def test_ctrl_c_before_anything_is_known_leaves_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Run, "evaluate", interrupt)
+    assert run("fit", "x.npy", *QUICK, "--output", "out") == 130
+    assert not (here / "out").exists() or not any((here / "out").iterdir())
+
+
+def test_pictures_are_drawn_by_fit_and_later(
+    here: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    assert run("fit", "x.npy", "--model", "gaussian", "--output", "out") == 0
+    picture = here / "out" / "fit.png"
+    whole = picture.read_bytes()
+    assert whole.startswith(b"\x89PNG")
+    assert run("plot", "out") == 0  # with the data that the summary names
+    assert picture.read_bytes() == whole
+    for name in ("a.svg", "b.pdf"):
+        assert run("plot", "out/model.pt", "x.npy", "--output", name) == 0
+        assert Path(name).stat().st_size > 1000
+    (here / "x.npy").rename("y.npy")
+    capsys.readouterr()
+    assert run("plot", "out") == 0
+    assert "note: no data to compare with: name a file" in capsys.readouterr().err
+    assert picture.read_bytes() != whole
+    assert ".png, .pdf, .svg" in refuses(capsys, "plot", "out", "--output", "a.txt")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pip install 'pyro_naf[plots]'" in refuses(capsys, "plot", "out")
+    picture.unlink()
+    assert run("fit", "y.npy", "--model", "gaussian", "--output", "out", "--force") == 0
+    assert "note: the picture was left out: pictures need matplotlib" in capsys.readouterr().err
+    assert (here / "out" / "model.pt").exists() and not picture.exists()
+
+
 def test_kill_9_during_fit_and_resume_give_the_same_model(here: Path, capsys: Any) -> None:
-    long = [*QUICK, "--checkpoint-seconds", "0", "--validation", "0.2"]
+    long = [*QUICK[:-1], "--checkpoint-seconds", "0", "--validation", "0.2"]
     long[long.index("60")] = "300"
     assert run("fit", "x.npy", *long, "--output", "whole") == 0
     command = [sys.executable, "-m", "pyro_naf", "fit", "x.npy", *long, "--output", "killed"]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from scipy import stats
+from torch import Tensor
 
 from pyro_naf.conditioners import MADE
+from pyro_naf.density.flow import finite_draws
 from pyro_naf.density.linear import Diagonal, LULinear, Reversal
 from pyro_naf.density.mixture import AutoregressiveMixture
 from pyro_naf.density.recurrent import RecurrentConditioner
+from pyro_naf.rootfinding import RootNotFoundError
 from pyro_naf.transformers import Affine
 from pyro_naf.transforms import AutoregressiveFlow
 
@@ -115,3 +121,34 @@ def test_a_mixture_names_mistakes() -> None:
         AutoregressiveMixture(MADE(3, [10], 12), components=4, min_scale=0.0)
     with pytest.raises(ValueError, match=r"context must have shape \(..., 2\), got None"):
         RecurrentConditioner(3, 8, 1, context_dim=2)(torch.randn(3))
+
+
+class Overflows:
+    """Uniform draws, of which those above a bound cannot be computed."""
+
+    def __init__(self, bound: float, raises: bool) -> None:
+        self.bound, self.raises = bound, raises
+
+    def rsample(self, n: int, given: Tensor | None = None) -> Tensor:
+        n = n if given is None else len(given)
+        u = torch.rand(n, 1)
+        x = torch.where(u > self.bound, math.inf, u)
+        if self.raises and x.isinf().any():
+            raise RootNotFoundError(int(x.isinf().sum()), n, math.nan)
+        return x if given is None else (x * 0 + given).unsqueeze(0)
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_draws_that_overflow_are_drawn_again_from_the_law_of_the_others(raises: bool) -> None:
+    with pytest.warns(UserWarning, match="some of 4000 draws were so far out that the flow over"):
+        x = finite_draws(Overflows(0.9, raises), 4000)
+    assert x.shape == (4000, 1) and stats.kstest(x[:, 0], "uniform", (0, 0.9)).pvalue > 1e-3
+    with pytest.warns(UserWarning, match="drawn again"):  # each context keeps its place
+        assert finite_draws(Overflows(0.9, True), 300, torch.arange(300.0)[:, None])[7] == 7
+    assert finite_draws(Overflows(1.0, raises), 5).shape == (5, 1)  # no warning
+
+
+def test_what_cannot_be_drawn_at_all_is_an_error() -> None:
+    for raises in (True, False):
+        with pytest.raises(RootNotFoundError):
+            finite_draws(Overflows(-1.0, raises), 4)

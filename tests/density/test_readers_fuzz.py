@@ -26,10 +26,10 @@ import pytest
 import torch
 
 from pyro_naf.cli.models import load_data
-from pyro_naf.command_line import CommandError
 from pyro_naf.density import FlowDensity, ModelFileError
-from pyro_naf.density.commands.files import SUFFIXES, read_table, write_table
+from pyro_naf.density.commands.files import SUFFIXES, Reading, read_table, write_table
 from pyro_naf.density.settings import History
+from pyro_naf.support.command_line import CommandError
 
 CALLS = int(os.environ.get("PYRO_NAF_FUZZ", 1250))
 
@@ -136,12 +136,12 @@ def test_a_table_is_read_right_however_it_is_written(
     path = tmp_path / "x.csv"
     path.write_text(start + text.getvalue(), encoding="utf-8", newline="")
     header = True if quoting == csv.QUOTE_ALL else None  # all quoted: "2020" may be a number
-    table = read_table(str(path), header)
+    table = read_table(str(path), Reading(header))
     np.testing.assert_array_equal(table.rows.numpy(), rows)
     assert table.columns == [*(name.strip() for name in names[:7]), "x7"]
     with path.open("a", encoding="utf-8", newline="") as file:
         file.write(end + delimiter.join(["1", "nan", "NaN", "", "NA", "?", "null", "-inf"]) + end)
-    last = read_table(str(path), header).rows[-1]
+    last = read_table(str(path), Reading(header)).rows[-1]
     assert last[0] == 1 and last[1:7].isnan().all() and last[7] == -np.inf
     for columns in (table.columns[1:3], table.columns[4:6], ["a"]):
         assert table.listed(",".join(columns)) == columns

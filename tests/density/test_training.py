@@ -269,7 +269,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     fit(Gaussian(), x, max_steps=5, checkpoint=path, checkpoint_seconds=0)
     with pytest.raises(ValueError, match="c.pt is of another run: it differs in rows"):
         fit(Gaussian(), x + 1, max_steps=5, checkpoint=path, resume=True)
-    for other in ({"patience": 3}, {"precision": "tf32"}, {"evaluate_every": 2}, {"max_steps": 6}):
+    for other in ({"patience": 3}, {"precision": "tf32"}, {"evaluate_every": 2}):
         options = {"max_steps": 5, **other}
         with pytest.raises(ValueError, match=f"it differs in {next(iter(other))}$"):
             fit(Gaussian(), x, checkpoint=path, resume=True, **options)

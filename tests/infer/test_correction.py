@@ -26,8 +26,8 @@ from pyro.infer.autoguide import (
 
 from pyro_naf.eight_schools import REFERENCE
 from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, Correction, mcmc_correct, refine
+from pyro_naf.infer.base_space import BaseSpace
 from pyro_naf.infer.chains import bulk_ess, rank_rhat, tail_ess
-from pyro_naf.infer.correction import _Posterior
 
 QUIET: dict[str, Any] = {"seed": 0, "progress": False}
 SHORT: dict[str, Any] = {"num_chains": 2, "num_samples": 8, "warmup_steps": 4, **QUIET}
@@ -157,10 +157,10 @@ def test_many_chains_of_hamiltonian_monte_carlo_are_the_default_and_keep_a_time_
 def test_weights_are_those_of_model_and_guide(kind: Any) -> None:
     guide = kind(schools)
     guide()
-    posterior = _Posterior(schools, guide, (), {})
+    posterior = BaseSpace(schools, guide, (), {})
     eps = posterior.normal(3)
     found = posterior.log_weight(eps)
-    draws = posterior.draws(eps[None])
+    draws = posterior.draws(posterior.unconstrained(eps)[None])
     for i in range(3):
         u = guide.get_transform()(eps[i])
         jacobian = torch.autograd.functional.jacobian(guide.get_transform(), eps[i])

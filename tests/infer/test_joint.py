@@ -247,3 +247,13 @@ def test_a_latent_with_a_batch_shape_and_no_plate_is_drawn_and_refined() -> None
     law = dist.MultivariateNormal(torch.zeros(3), 2 * torch.ones(3, 3) + torch.eye(3))
     assert result.elbo == pytest.approx(float(law.log_prob(y)), abs=0.05)
     assert draws(result.guide, y, num_samples=7)["c"].shape == (7, 2)
+
+
+@pytest.mark.filterwarnings("ignore:Singular sample detected")
+def test_a_support_without_a_bijection_is_named_with_what_to_write_instead() -> None:
+    def model() -> None:
+        pyro.sample("precision", dist.Wishart(torch.tensor(50.0), torch.eye(2)))
+
+    torch.manual_seed(0)
+    with pytest.raises(NotImplementedError, match="'precision' has the support .*LKJCholesky"):
+        Joint(model)

@@ -30,6 +30,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal, init_to_value
 from torch import Tensor
 
 from pyro_naf.eight_schools import REFERENCE
+from pyro_naf.files.stored import ModelFileError
 from pyro_naf.infer import (
     AutoDSFNormal,
     Comparison,
@@ -43,7 +44,6 @@ from pyro_naf.infer import (
     refine,
 )
 from pyro_naf.infer.training import Training
-from pyro_naf.stored import ModelFileError
 
 QUIET: dict[str, Any] = {"progress": False}
 SHORT: dict[str, Any] = {"num_draws": 2000, "num_starts": 2, "compile": False, **QUIET}

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_naf.kernels import compiled
+from pyro_naf.kernels import compiled, library, prebuilt
 from pyro_naf.transformers import DeepDenseSigmoidal, DeepSigmoidal, Scaled
 
 #: Compiler flags of an instruction set, and the processor's flags that it needs.
@@ -65,13 +65,13 @@ def _preloaded() -> list[str]:
 
 def build(isa: str, folder: str | Path) -> Path:
     """The loops as a library for an instruction set, with sanitizers."""
-    source, library = Path(compiled.__file__).with_suffix(".cpp"), Path(folder) / f"{isa}.so"
+    built = Path(folder) / f"{isa}.so"
     flags = [*FLAGS.split(), *ISAS[isa][0].split()]
-    subprocess.run(["g++", *flags, str(source), "-o", str(library)], check=True)
-    return library
+    subprocess.run(["g++", *flags, str(prebuilt.SOURCE), "-o", str(built)], check=True)
+    return built
 
 
-def run(library: Path, calls: int, seed: int) -> subprocess.CompletedProcess[str]:
+def run(built: Path, calls: int, seed: int) -> subprocess.CompletedProcess[str]:
     """Run a process that calls a library ``calls`` times; it exits with 0 if all were right."""
     environment = {
         **os.environ,
@@ -81,7 +81,7 @@ def run(library: Path, calls: int, seed: int) -> subprocess.CompletedProcess[str
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(compiled.__file__).parents[2]),
     }
-    command = [sys.executable, __file__, "--library", library, "--calls", calls, "--seed", seed]
+    command = [sys.executable, __file__, "--library", built, "--calls", calls, "--seed", seed]
     return subprocess.run(
         [str(part) for part in command], env=environment, capture_output=True, text=True
     )
@@ -91,12 +91,8 @@ def run(library: Path, calls: int, seed: int) -> subprocess.CompletedProcess[str
 
 
 def load(path: str) -> Any:
-    """The library's entry points, as :func:`compiled._library` has them."""
-    library = ctypes.CDLL(path)
-    for name in ("forward", "backward", "inverse"):
-        for width in ("float32", "float64"):
-            getattr(library, f"{name}_{width}").restype = ctypes.c_bool
-    return library
+    """The library's entry points, as :func:`library.library` has them."""
+    return library.with_signatures(ctypes.CDLL(path))
 
 
 def transformer(rng: random.Random) -> DeepSigmoidal | DeepDenseSigmoidal | Scaled:
@@ -157,13 +153,13 @@ def call(rng: random.Random, is_checked: bool) -> None:
         for matrix in made.parameters():
             matrix.copy_(numbers(tuple(matrix.shape), dtype, rng).nan_to_num(0).clamp(-100, 100))
     grads = [odd(torch.randn(shape, dtype=dtype), rng) for _ in "yl"]
-    outputs = compiled.evaluate(made, x, phi)
+    outputs = compiled.Compiled().evaluate(made.spec(), x, phi)
     gradients = torch.autograd.grad(outputs, [x, phi, *made.parameters()], grads)
     assert [g.shape for g in gradients[:2]] == [x.shape, phi.shape]
     x, phi = x.detach(), phi.detach()
     if not is_checked:
         inner = getattr(made, "inner", made)
-        compiled.root(inner, x, phi[..., : inner.num_params])
+        compiled.root(inner.spec(), x, phi[..., : inner.num_params])
         return
     check_values(made, x, phi, [t.detach() for t in outputs])
     check_gradients(made, x, phi, grads, gradients)
@@ -223,8 +219,10 @@ def check_roots(made: Any, y: Tensor, phi: Tensor) -> None:
     """A root that is said to be one has a small residual."""
     made = getattr(made, "inner", made)
     phi = phi[..., : made.num_params]
-    x, error = compiled.root(made, y, phi)
-    residual = (compiled.evaluate(made, x, phi)[0] - y).abs() / y.abs().clamp(min=1)
+    x, error = compiled.root(made.spec(), y, phi)
+    residual = (compiled.Compiled().evaluate(made.spec(), x, phi)[0] - y).abs() / y.abs().clamp(
+        min=1
+    )
     assert (residual[error == 0] <= 8 * torch.finfo(y.dtype).eps ** 0.5).all(), f"root of {made}"
     assert not (error == 0)[y.isnan() | phi.isnan().any(-1)].any(), f"NaN in {made}"
 
@@ -237,8 +235,8 @@ def main() -> int:
     parser.add_argument("--library", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.library:
-        library = load(given.library)
-        compiled._library = lambda: library
+        loaded = load(given.library)
+        library.library = lambda: loaded
         rng = random.Random(given.seed)
         torch.manual_seed(given.seed)
         for i in range(given.calls):

@@ -1,4 +1,4 @@
-"""What the formulas promise, of every kernel: one battery for plain, eager, compiled and Triton.
+"""What the formulas promise, of every kernel: one battery for plain, compiled and Triton.
 
 The truth is the plain formula in float64 under autograd, which the tests of the transformers hold
 against mpmath.
@@ -11,11 +11,10 @@ import os
 
 import pytest
 import torch
-from registry import needs_compiler, roughen, sharp_phi
+from registry import needs_compiler, roughen, sharp_phi, unconstrained
 from torch import Tensor
 
 from pyro_naf import deep_dense_sigmoidal_flow, deep_sigmoidal_flow, kernels
-from pyro_naf.kernels import eager
 from pyro_naf.transformers import DeepDenseSigmoidal, DeepSigmoidal, Scaled
 
 Sigmoidal = DeepSigmoidal | DeepDenseSigmoidal
@@ -23,26 +22,23 @@ Sigmoidal = DeepSigmoidal | DeepDenseSigmoidal
 #: The layers of a DDSF, 0 for a DSF.
 LAYERS = [0, 1, 2, 4]
 
-needs_triton = pytest.mark.skipif(not kernels.has_triton(), reason="needs the package triton")
+# Triton's interpreter computes with numpy, which warns where a GPU does not.
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning")
+
+needs_triton = pytest.mark.skipif(
+    not kernels.triton.is_installed(), reason="needs the package triton"
+)
 
 
 @pytest.fixture(
     params=[
         "plain",
-        "eager",
-        "eager in chunks",
         pytest.param("compiled", marks=needs_compiler),
         pytest.param("triton", marks=needs_triton),
     ]
 )
-def kernel(
-    request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> str:
-    name = request.param.split()[0]
-    if request.param != "eager":
-        # A few lanes a chunk, and no state kept from forward to backward.
-        monkeypatch.setattr(eager, "CHUNK", 1 << 10)
-        monkeypatch.setattr(eager, "SMALL", 0)
+def kernel(request: pytest.FixtureRequest, device: torch.device) -> str:
+    name: str = request.param
     if name == "triton" and device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
         pytest.skip("needs a GPU or Triton's interpreter")
     return name
@@ -127,7 +123,7 @@ def test_an_affine_map_around_them_is_that_of_the_plain_formula(
     transformer = Scaled(make(layers, kernel=kernel)).to(device).double()
     phi = torch.randn(30, 4, transformer.num_params).to(device).double()
     x = torch.randn(30, 4).to(device).double()
-    x[:3] *= 1e3  # lanes that the linear-space formula leaves to the plain one
+    x[:3] *= 1e3  # lanes whose sums underflow in linear space
     grads = [torch.randn(30, 4), torch.randn(30, 4)]
     true = everything(exact(transformer), x, phi, grads)
     assert_equal(everything(transformer, x, phi, grads), true, 1e-11)
@@ -188,6 +184,77 @@ def test_second_derivatives_are_those_of_the_plain_formula(
     x = torch.randn(6).double().to(device)
     phi = torch.randn(6, transformer.num_params).double().to(device)
     assert_equal(second(transformer), second(exact(transformer)), 1e-12)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_gradients_pass_gradcheck(kernel: str, layers: int, device: torch.device) -> None:
+    transformer = make(layers, 3, kernel).to(device).double()
+    x = torch.randn(4, dtype=torch.double, device=device, requires_grad=True)
+    phi = torch.randn(4, transformer.num_params, dtype=torch.double, device=device)
+    matrices = list(transformer.parameters())
+
+    def evaluate(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return transformer(*inputs[:2])
+
+    inputs = (x, phi.requires_grad_(), *matrices)
+    assert torch.autograd.gradcheck(evaluate, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_deep_plateau_keeps_its_log_slope(kernel: str, layers: int, device: torch.device) -> None:
+    # Between steep steps the slope is exp(-245): far below the smallest float32.
+    transformer = make(layers, 2, kernel)
+    for matrix in transformer.parameters():
+        torch.nn.init.zeros_(matrix)
+    params = [torch.tensor(p) for p in ([50.0, 50.0], [250.0, -250.0], [0.0, -0.5])]
+    phi = unconstrained(transformer, params).float().expand(5, -1).to(device)
+    x = torch.tensor([-4.0, -0.5, 0.0, 0.25, 3.0], device=device)
+    transformer, grads = transformer.to(device), [torch.linspace(-1, 1, 5)] * 2
+    got = everything(transformer, x, phi, grads)
+    true = everything(exact(transformer), x.double(), phi.double(), grads)
+    assert true[1].min() < -240
+    assert max(relative(g, t) for g, t in zip(got, true, strict=True)) <= 5e-6
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_what_is_not_a_number_stays_in_its_lane(
+    kernel: str, layers: int, device: torch.device
+) -> None:
+    transformer = make(layers, kernel=kernel).to(device)
+    x, phi = torch.randn(70).to(device), torch.randn(70, transformer.num_params).to(device)
+    grads = [torch.ones(70)] * 2
+    expected = everything(transformer, x, phi, grads)[:4]
+    lost = [3, *range(10, 10 + transformer.num_params)]
+    x[3] = torch.nan
+    for i in range(transformer.num_params):
+        phi[10 + i, i] = torch.nan
+    kept = [i for i in range(70) if i not in lost]
+    for found, before in zip(everything(transformer, x, phi, grads)[:4], expected, strict=True):
+        assert torch.isnan(found.view(70, -1).sum(-1)[lost]).all()
+        torch.testing.assert_close(found[kept], before[kept])
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.half])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_arithmetic_on_pseudo_parameters_of_16_bits_is_float32(
+    kernel: str, layers: int, narrow: torch.dtype, device: torch.device
+) -> None:
+    transformer = make(layers, kernel=kernel).to(device)
+    x = torch.randn(30).to(device)
+    phi, grads = torch.randn(30, transformer.num_params).to(device, narrow), [torch.randn(30)] * 2
+    inputs = [x.requires_grad_(), phi.requires_grad_()]
+    with torch.autocast(device.type, torch.bfloat16):
+        outputs = transformer(*inputs)
+    got = [
+        *(t.detach() for t in outputs),
+        *torch.autograd.grad(
+            outputs, [*inputs, *transformer.parameters()], [g.to(x) for g in grads]
+        ),
+    ]
+    true = everything(exact(transformer), x.double(), phi.double(), grads)
+    assert [t.dtype for t in got[:4]] == [torch.float, torch.float, torch.float, narrow]
+    assert_equal([*got[:3], *got[4:]], [*true[:3], *true[4:]], 64 * torch.finfo(torch.float).eps)
+    assert_equal(got[3:4], true[3:4], torch.finfo(narrow).eps)
 
 
 @pytest.mark.parametrize("layers", [0, 2])

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pyro_naf import deep_sigmoidal_flow
 from pyro_naf.conditioners import MADE
-from pyro_naf.kernels import masked_linear as module
-from pyro_naf.kernels.masked_linear import STEPS, masked_linear, staircase
+from pyro_naf.conditioners import masked_linear as module
+from pyro_naf.conditioners.masked_linear import STEPS, masked_linear, staircase
 
 
 @pytest.fixture(autouse=True)

@@ -13,32 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from registry import sharp_parameters
+from registry import sharp_parameters, unconstrained
 from torch import Tensor
 
 from pyro_naf.rootfinding import RootNotFoundError
 from pyro_naf.transformers import DeepDenseSigmoidal, DeepSigmoidal
-from pyro_naf.transformers.base import softplus_inverse
 
 pytest.importorskip("triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("without a GPU these tests need TRITON_INTERPRET=1", allow_module_level=True)
 
-from pyro_naf.kernels.triton_ddsf import (  # noqa: E402
-    ddsf,
-    ddsf_backward,
-    ddsf_forward,
-    ddsf_inverse,
-    ddsf_root,
-    pack,
-)
-from pyro_naf.kernels.triton_dsf import (  # noqa: E402
-    dsf,
-    dsf_backward,
-    dsf_forward,
-    dsf_inverse,
-    dsf_root,
-)
+from pyro_naf.kernels.triton import operators  # noqa: E402
 
 # The interpreter computes with numpy, which warns where a GPU does not.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning")
@@ -63,15 +48,11 @@ def make(units: int, layers: int, device: torch.device, dtype: torch.dtype) -> S
 
 
 def kernel(transformer: Sigmoidal, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    if isinstance(transformer, DeepSigmoidal):
-        return dsf(transformer, x, phi)
-    return ddsf(transformer, x, phi)
+    return operators.evaluate(transformer.spec(), x, phi)
 
 
 def root(transformer: Sigmoidal, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    if isinstance(transformer, DeepSigmoidal):
-        return dsf_root(transformer, y, phi)
-    return ddsf_root(transformer, y, phi)
+    return operators.root(transformer.spec(), y, phi)
 
 
 def inputs(
@@ -109,18 +90,6 @@ def exactly(
 def relative(got: Tensor, exact: Tensor) -> float:
     """The largest difference, relative to max(1, |exact|)."""
     return float(((got - exact).abs() / exact.abs().clamp(min=1)).detach().max())
-
-
-def unconstrained(transformer: Sigmoidal, params: Sequence[Tensor]) -> Tensor:
-    """The phi ``(N, 1, P)`` whose constrained parameters these are, in float32."""
-    layers = getattr(transformer, "num_layers", 1)
-    raw = [p.double() for p in params]
-    for layer in range(layers):
-        a = raw[3 * layer] - transformer.min_slope
-        shift = softplus_inverse(transformer.initial_slope - transformer.min_slope)
-        raw[3 * layer] = a + torch.log(-torch.expm1(-a)) - shift
-        raw[3 * layer + 1] = raw[3 * layer + 1] - transformer.initial_biases.cpu()
-    return torch.cat(raw, -1).float().unsqueeze(1)
 
 
 # ------------------------------------------------------------------------------- value and gradient
@@ -181,7 +150,7 @@ def test_float32_is_as_right_as_the_plain_formula_for_sharp_parameters(
     transformer = make(units, layers, torch.device("cpu"), torch.float)
     slope = 50 ** (1 / max(layers, 1))
     params = sharp_parameters(transformer, 300, max_slope=slope, centred=centred)
-    phi = unconstrained(transformer, params).to(device)
+    phi = unconstrained(transformer, params).float().unsqueeze(1).to(device)
     transformer = transformer.to(device)
     x = (torch.rand(300, 1) * 20 - 10).to(device)
     got, single = kernel(transformer, x, phi), transformer(x, phi)
@@ -192,34 +161,6 @@ def test_float32_is_as_right_as_the_plain_formula_for_sharp_parameters(
         assert relative(g, e) <= (4 if centred else 2) * relative(s, e) + 1e-6
     found = gradients(kernel, transformer, x * 1e5, phi)
     assert all(bool(torch.isfinite(t).all()) for t in found)
-
-
-@pytest.mark.parametrize("layers", [0, 1])
-def test_deep_plateau_keeps_its_log_slope(layers: int, device: torch.device) -> None:
-    # Between steep steps the slope is exp(-245): far below the smallest float32.
-    transformer = make(2, layers, torch.device("cpu"), torch.float)
-    for matrix in transformer.parameters():
-        torch.nn.init.zeros_(matrix)
-    params = [torch.tensor([p]) for p in ([50.0, 50.0], [250.0, -250.0], [0.0, -0.5])]
-    phi = unconstrained(transformer, params).expand(5, -1, -1).to(device)
-    x = torch.tensor([-4.0, -0.5, 0.0, 0.25, 3.0], device=device).unsqueeze(1)
-    got = gradients(kernel, transformer.to(device), x, phi)
-    exact = exactly(gradients, transformer, x, phi)
-    assert exact[1].min() < -240
-    assert max(relative(g, e) for g, e in zip(got, exact, strict=True)) <= 5e-6
-
-
-@pytest.mark.parametrize(("units", "layers"), SOME)
-def test_what_is_not_a_number_stays_so_and_stays_in_its_lane(
-    units: int, layers: int, device: torch.device
-) -> None:
-    transformer = make(units, layers, device, torch.float).requires_grad_(False)
-    x, phi = inputs(transformer, device, torch.float, (5, 1))
-    expected = kernel(transformer, x, phi)
-    x[0], phi[1, 0, 0], phi[2, 0, units], phi[3, 0, -1] = 4 * [torch.nan]
-    for got, want in zip(kernel(transformer, x, phi), expected, strict=True):
-        assert torch.isnan(got[:4]).all()
-        assert torch.equal(got[4], want[4])
 
 
 # --------------------------------------------------------------------- memory orders, dtypes, sizes
@@ -339,7 +280,7 @@ def test_inverse_converges_for_sharp_parameters(
     transformer = make(units, layers, torch.device("cpu"), torch.float)
     slope = 50 ** (1 / max(layers, 1))
     params = sharp_parameters(transformer, 128, max_slope=slope, centred=centred)
-    phi = unconstrained(transformer, params).to(device)
+    phi = unconstrained(transformer, params).float().unsqueeze(1).to(device)
     x, error = root(transformer.to(device), 5 * torch.randn(128, 1, device=device), phi)
     assert (error == 0).all() and torch.isfinite(x).all()
 
@@ -371,15 +312,17 @@ def test_a_root_between_two_numbers_of_the_dtype_is_flagged(device: torch.device
 # ----------------------------------------------------------------------------- as torch's operators
 
 
-def operators(transformer: Sigmoidal, x: Tensor, phi: Tensor) -> list[tuple[Any, tuple[Any, ...]]]:
+def calls(transformer: Sigmoidal, x: Tensor, phi: Tensor) -> list[tuple[Any, tuple[Any, ...]]]:
     """The three operators, each with arguments."""
-    slopes = transformer.initial_slope, transformer.min_slope
+    spec = transformer.spec()
+    numbers = spec.layers, spec.shift, spec.floor
+    args = x, phi, spec.biases, spec.packed().detach(), *numbers
     grads = torch.randn_like(x), torch.randn_like(x)
-    if isinstance(transformer, DeepSigmoidal):
-        args = x, phi, transformer.initial_biases, *slopes
-        return [(dsf_forward, args), (dsf_backward, (*args, *grads)), (dsf_inverse, args)]
-    args = x, phi, transformer.initial_biases, pack(transformer).detach(), *slopes
-    return [(ddsf_forward, args), (ddsf_backward, (*args, *grads)), (ddsf_inverse, args)]
+    return [
+        (operators.forward, args),
+        (operators.backward, (*args, *grads)),
+        (operators.inverse, args),
+    ]
 
 
 @pytest.mark.parametrize("index", range(3))
@@ -387,7 +330,7 @@ def operators(transformer: Sigmoidal, x: Tensor, phi: Tensor) -> list[tuple[Any,
 def test_operators_pass_opcheck(units: int, layers: int, index: int, device: torch.device) -> None:
     transformer = make(units, layers, device, torch.float)
     x, phi = inputs(transformer, device, torch.float, (3, 2))
-    operator, args = operators(transformer, x, phi)[index]
+    operator, args = calls(transformer, x, phi)[index]
     if index == 0:
         args[0].requires_grad_(), args[1].requires_grad_()
     torch.library.opcheck(operator, args)
@@ -400,7 +343,7 @@ def test_fake_tensors_have_the_shapes_strides_and_dtypes_of_real_ones(
 ) -> None:
     transformer = make(units, layers, device, torch.float)
     x, phi = orders(*inputs(transformer, device, torch.float, (3, 2)))[order]
-    for operator, args in operators(transformer, x, phi.bfloat16()):
+    for operator, args in calls(transformer, x, phi.bfloat16()):
         real = operator(*args)
         with torch._subclasses.FakeTensorMode() as mode:
             tensors = (mode.from_tensor(t) if isinstance(t, Tensor) else t for t in args)
@@ -421,40 +364,6 @@ def test_compiles_without_a_graph_break(
     )
     got = gradients(lambda _, *args: compiled(*args), transformer, x, phi)
     torch.testing.assert_close(got, gradients(kernel, transformer, x, phi))
-
-
-@pytest.mark.parametrize(("units", "layers"), [(3, 0), (2, 2)])
-def test_second_derivatives_are_those_of_the_plain_formula(
-    units: int, layers: int, device: torch.device
-) -> None:
-    transformer = make(units, layers, device, torch.double)
-    x, phi = inputs(transformer, device, torch.double, (3, 2))
-    leaves = [x.requires_grad_(), phi.requires_grad_(), *transformer.parameters()]
-
-    def second(f: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
-        y, log_slope = f(transformer, x, phi)
-        first = torch.autograd.grad(y.sin().sum() + log_slope.sum(), leaves, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-
-    torch.testing.assert_close(second(kernel), second(plain), rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize(("units", "layers"), [(3, 0), (2, 2)])
-def test_gradients_can_be_batched_and_partial(
-    units: int, layers: int, device: torch.device
-) -> None:
-    transformer = make(units, layers, device, torch.double).requires_grad_(False)
-    x, phi = inputs(transformer, device, torch.double, (3, 1))
-    phi.requires_grad_()
-    lanes = torch.eye(3, device=device, dtype=torch.double).unsqueeze(-1)
-    found = [
-        torch.autograd.grad(f(transformer, x, phi)[0], phi, lanes, is_grads_batched=True)
-        for f in (kernel, plain)
-    ]
-    torch.testing.assert_close(*found)
-    (alone,) = torch.autograd.grad(kernel(transformer, x, phi)[1].sum(), phi)
-    (expected,) = torch.autograd.grad(plain(transformer, x, phi)[1].sum(), phi)
-    torch.testing.assert_close(alone, expected)
 
 
 # -------------------------------------------------------------------------------------- compilation
@@ -478,17 +387,16 @@ def compile_only(self, *args, grid, warmup, **options):
     return compiled
 JITFunction.run = compile_only
 
-from pyro_naf.kernels.triton_ddsf import ddsf, ddsf_root
-from pyro_naf.kernels.triton_dsf import dsf, dsf_root
+from pyro_naf.kernels.triton import operators
 from pyro_naf.transformers import DeepDenseSigmoidal, DeepSigmoidal
 
-for make, f, root in ((DeepSigmoidal, dsf, dsf_root), (DeepDenseSigmoidal, ddsf, ddsf_root)):
+for make in (DeepSigmoidal, DeepDenseSigmoidal):
     transformer = make(16)
     x = torch.zeros(64, 2, requires_grad=True)
     phi = torch.zeros(2, transformer.num_params, 64).permute(2, 0, 1)
-    y, log_slope = f(transformer, x, phi)
+    y, log_slope = operators.evaluate(transformer.spec(), x, phi)
     torch.autograd.grad(y.sum() + log_slope.sum(), x)
-    root(transformer, y, phi)
+    operators.root(transformer.spec(), y, phi)
 """
 
 

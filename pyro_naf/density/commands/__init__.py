@@ -1,15 +1,16 @@
-"""The commands ``pyro-naf fit``, ``score`` and ``sample``."""
+"""The commands ``pyro-naf fit``, ``score``, ``sample`` and ``plot``."""
 
 from __future__ import annotations
 
 from argparse import BooleanOptionalAction
 from typing import Any
 
-from ...command_line import at_least, positive, widths
+from ...support.command_line import at_least, positive, widths
 from .. import datasets
 from ..architectures import ACTIVATIONS, NAMES
 from ..settings import PRECISIONS, SCHEDULES, Training
 from .fit import run_fit
+from .plot import run_plot
 from .use import run_sample, run_score
 
 #: Kinds of columns that can be said, and what they are.
@@ -22,7 +23,7 @@ KINDS = {
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the three to the subparsers of ``pyro-naf``."""
+    """Adds the four to the subparsers of ``pyro-naf``."""
     _add_fit(commands)
     score = _command(
         commands, "score", run_score, "log-likelihood of rows under a fitted density",
@@ -30,7 +31,11 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
     score.add_argument("model", metavar="MODEL", help="a model.pt, or the folder that it is in")
     _add_data(score)
-    score.add_argument("--output", metavar="FILE", help="write each row's log-likelihood there")
+    score.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write each row's log-likelihood there, - to standard output",
+    )
     score.add_argument("--device", metavar="NAME", default="cpu", help="default: %(default)s")
     sample = _command(
         commands, "sample", run_sample, "rows drawn from a fitted density",
@@ -41,9 +46,23 @@ def add_commands(commands: Any) -> None:
     add("-n", type=at_least(1), metavar="N", default=1000, help="rows; default: %(default)s")
     add("--context-file", metavar="DATA", help="contexts, for each of which N rows are drawn")
     _add_header(sample)
-    add("--output", metavar="FILE", required=True, help="a .npy, .npz, .csv or .pt file")
+    add(
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="a .npy, .npz, .csv or .pt file, or - for standard output",
+    )
     add("--seed", type=at_least(0), metavar="N", default=0, help="default: %(default)s")
     add("--device", metavar="NAME", default="cpu", help="default: %(default)s")
+    plot = _command(
+        commands, "plot", run_plot, "a picture of a fitted density",
+        "Draw a fitted density beside data, and how it was trained. Needs matplotlib.",
+    )  # fmt: skip
+    plot.add_argument("model", metavar="MODEL", help="a model.pt, or the folder that it is in")
+    _add_data(plot, "?")
+    output = "a .png, .pdf or .svg file; default: fit.png beside the model"
+    plot.add_argument("--output", metavar="FILE", help=output)
+    plot.add_argument("--seed", type=at_least(0), metavar="N", default=0, help="of the draws")
 
 
 def _command(commands: Any, name: str, run: Any, short: str, long: str) -> Any:
@@ -54,8 +73,10 @@ def _command(commands: Any, name: str, run: Any, short: str, long: str) -> Any:
 
 def _add_data(parser: Any, nargs: str | None = None) -> None:
     add = parser.add_argument
-    add("data", nargs=nargs, metavar="DATA", help="rows: a .csv, .tsv, .npy, .npz or .pt file")
+    kinds = "text (.csv, .tsv, .txt, .gz, .zip), .parquet, .feather, .xlsx, .npy, .npz or .pt"
+    add("data", nargs=nargs, metavar="DATA", help=f"rows: {kinds}; - is text on standard input")
     add("--columns", metavar="A,B", help="names or numbers (from 0) of the columns; default: all")
+    add("--exclude", metavar="A,B", help="columns to leave out")
     add("--context", metavar="A,B", help="columns that the density is conditioned on")
     add(
         "--drop-missing",
@@ -72,6 +93,8 @@ def _add_header(parser: Any) -> None:
         action=BooleanOptionalAction,
         help="the first line of a .csv names the columns; default: where it holds no number",
     )
+    parser.add_argument("--decimal", choices=(".", ","), help="decimal mark; default: found out")
+    parser.add_argument("--sheet", metavar="NAME", help="of an .xlsx file; default: the first")
 
 
 def _add_fit(commands: Any) -> None:
@@ -128,7 +151,10 @@ def _add_fit(commands: Any) -> None:
     add("--residual", action="store_const", const=True, help="residual conditioners")
     add("--seed", type=at_least(0), metavar="N", default=0, help="default: %(default)s")
     add("--device", metavar="NAME", help="default: a GPU where there is one")
-    add("--resume", action="store_true", help="go on with a run that was interrupted")
+    add("--resume", action="store_true",
+        help="go on with a run that was interrupted; its budget may be another")  # fmt: skip
+    add("--force", action="store_true", help="replace a model that is there")
     add("--checkpoint-seconds", type=float, metavar="S", default=30.0,
         help="time between two checkpoints; default: %(default)s")  # fmt: skip
     add("--no-progress", action="store_true", help="show no progress bar")
+    add("--no-picture", action="store_true", help="draw no fit.png")

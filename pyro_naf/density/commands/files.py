@@ -1,12 +1,14 @@
-"""Rows of numbers in files: .npy, .npz, .csv and .pt, read without running any code."""
+"""Rows of tables in files, read without running any code, and written whole."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ... import archive
-from ...atomic import check_file, replace_file
-from ...command_line import CommandError, member, numpy_file
+from ...files import archive
+from ...files.atomic import check_file, replace_file
+from ...support.command_line import CommandError, member, numpy_file
 from .. import preparation
-from .csv_files import are_names, is_text, lines_of, read_csv
+from . import data_files, text_files
+from .cells import Parsed
+from .csv_files import are_names, read_csv
+from .text_files import STANDARD
 
-#: What the names of files that can be written end with.
+#: What the names of files of numbers end with, which are written too.
 SUFFIXES = (".npy", ".npz", ".csv", ".pt")
+
+#: What else is read.
+READ = (".tsv", ".txt", ".gz", ".zip", *data_files.SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is to be read.
+
+    :ivar header: whether the first line of a text file, or of a sheet, names the columns; by
+        default it does where it holds no number.
+    :ivar decimal: the decimal mark; by default found out.
+    :ivar sheet: of an .xlsx file; by default the first.
+    :ivar as_text: names of columns that stay text, whatever they hold.
+    """
+
+    header: bool | None = None
+    decimal: str | None = None
+    sheet: str | None = None
+    as_text: Collection[str] = ()
 
 
 @dataclass
 class Table:
     """Rows ``(N, W)`` of a file, and the names of their columns, where it has any.
 
-    :ivar text: what is wrong with each column that holds text.
-    :ivar cells: the text, or dates, of columns that hold nothing else; their ``rows`` are 0.
+    :ivar text: what it holds in columns that cannot be modelled, and where.
+    :ivar cells: the text, booleans or dates of columns that hold such, None or NaT where a cell is
+        missing; their ``rows`` are 0.
+    :ivar whole: columns whose numbers are written as integers.
+    :ivar lines: the line, from 1, that each row of a text file is in; None for other files.
     :ivar note: what the user should know of how the file was read.
     """
 
@@ -38,7 +66,24 @@ class Table:
     columns: list[str] | None = None
     text: dict[int, str] = field(default_factory=dict)
     cells: dict[int, np.ndarray] = field(default_factory=dict)
+    whole: Collection[int] = ()
+    lines: Sequence[int] | None = None
     note: str | None = None
+
+    @classmethod
+    def of(cls, path: str, found: Parsed) -> Table:
+        """What was read of a file."""
+        rows = torch.from_numpy(found.rows)
+        told = found.text, found.cells, found.whole
+        return cls(path, rows, found.columns, *told, found.lines, found.note)
+
+    def missing(self) -> Tensor:
+        """Which cells have no value, ``(N, W)``."""
+        gone = self.rows.isnan()
+        for i, cells in self.cells.items():
+            empty = np.isnat(cells) if cells.dtype.kind == "M" else cells == np.array(None)
+            gone[:, i] = torch.from_numpy(empty.astype(bool))
+        return gone
 
     def select(self, chosen: Sequence[str] | None) -> Table:
         """These columns, each a name, or a number from 0; None for all.
@@ -47,29 +92,35 @@ class Table:
         """
         names = self.columns or []
         at = list(range(self.rows.shape[1])) if chosen is None else self.positions(chosen)
-        for i in at:
-            if i in self.text:
-                raise CommandError(f"{self.path} holds text in {self.text[i]}")
+        wrong = [i for i in at if i in self.text]
+        if wrong:
+            others = [names[i] if names else str(i) for i in wrong[1:]]
+            more = f"; likewise {preparation.listed('column', others)}" if others else ""
+            raise CommandError(f"{self.path} holds {self.text[wrong[0]]}{more}")
         cells = {place: self.cells[i] for place, i in enumerate(at) if i in self.cells}
         kept = [names[i] for i in at] if names else None
-        return Table(self.path, self.rows[:, at], kept, cells=cells)
+        whole = [place for place, i in enumerate(at) if i in self.whole]
+        return Table(self.path, self.rows[:, at], kept, {}, cells, whole, self.lines)
 
     def content(self) -> Tensor | dict[str, Any]:
-        """The rows, or where there is text, the columns by name."""
-        if not self.cells:
+        """The rows, or where there is more to a column than its numbers, the columns by name."""
+        if not self.cells and not (self.columns and self.whole):
             return self.rows
         names = self.columns or [str(i) for i in range(self.rows.shape[1])]
-        numbers = self.rows.numpy()
-        return {name: self.cells.get(i, numbers[:, i]) for i, name in enumerate(names)}
-
-    def lines(self) -> list[int] | None:
-        """The line, from 1, that each row of a text file is in; None where that is not so."""
-        return lines_of(self.path, len(self.rows), self.columns is not None)
+        found = dict[str, Any]()
+        for i, name in enumerate(names):
+            numbers = self.rows[:, i].numpy()
+            whole = i in self.whole and bool(np.isfinite(numbers).all())
+            found[name] = self.cells.get(i, numbers.astype(np.int64) if whole else numbers)
+        return found
 
     def keep(self, kept: Tensor) -> None:
         """Leaves out the other rows."""
         self.rows = self.rows[kept]
         self.cells = {i: cells[kept.numpy()] for i, cells in self.cells.items()}
+        if self.lines is not None:
+            at = kept.nonzero().squeeze(1).tolist()
+            self.lines = [self.lines[i] for i in at]
 
     def positions(self, chosen: Sequence[str]) -> list[int]:
         """Where these columns are.
@@ -115,23 +166,24 @@ class Table:
         return [name for i, name in enumerate(names) if str(i) not in numbers]
 
 
-def read_table(path: str, header: bool | None = None) -> Table:
+def read_table(path: str, how: Reading = Reading()) -> Table:
     """The rows of a file; a vector is one column. Of an .npz or .pt with several arrays, ``x``.
 
-    :param header: whether the first line of a .csv names the columns; by default it does where it
-        holds no number.
     :raises CommandError: when it is no table of numbers.
     :raises OSError: when it cannot be read.
     """
     suffix = Path(path).suffix.lower()
-    if is_text(path):
-        found = read_csv(path, header)
-        rows = torch.from_numpy(found.rows)
-        return Table(path, rows, found.columns, found.text, found.cells, found.note)
-    if header is not None:
+    if how.sheet is not None and suffix != ".xlsx":
+        raise CommandError(f"--sheet is for .xlsx files, not {path}")
+    if text_files.is_text(path):
+        return Table.of(path, read_csv(path, how.header, how.decimal, how.as_text))
+    if how.header is not None and suffix != ".xlsx":
         raise CommandError(f"--header and --no-header are for .csv files, not {path}")
+    if suffix in data_files.SUFFIXES:
+        read = data_files.read_data(path, how.header, how.sheet, how.decimal, how.as_text)
+        return Table.of(path, read)
     if suffix not in SUFFIXES:
-        raise CommandError(f"{path} must be one of {', '.join(SUFFIXES)}, .tsv, .csv.gz, .tsv.gz")
+        raise CommandError(f"{path} must be one of {', '.join((*SUFFIXES, *READ))}")
     value = _read_torch(path) if suffix == ".pt" else _read_numpy(path)
     try:
         rows = preparation.as_tensor(value, path)
@@ -182,22 +234,24 @@ def _only_or_x(names: Sequence[str], path: str) -> str:
 
 
 def write_columns(path: str, columns: Mapping[str, np.ndarray]) -> None:
-    """Writes columns, of text and dates too, to a .csv file.
+    """Writes columns, of text and dates too, to a .csv file or to standard output.
 
     :raises CommandError: for another kind of file.
     :raises OSError: when it cannot be written.
     """
-    if check_output(path) != ".csv":
+    if check_output(path) not in (".csv", STANDARD):
         raise CommandError(f"{path} must be a .csv file: the model has columns of text or dates")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
-    replace_file(path, text.getvalue().encode())
+    _written(path, text.getvalue().encode())
 
 
 def write_table(path: str, rows: np.ndarray, columns: Sequence[str] | None = None) -> None:
     """Writes rows to a .npy, .npz, .csv or .pt file; an older one stands until all is there.
+
+    Standard output is given the text of a .csv file.
 
     :raises CommandError: for another kind of file.
     :raises OSError: when it cannot be written.
@@ -218,15 +272,29 @@ def write_table(path: str, rows: np.ndarray, columns: Sequence[str] | None = Non
         buffer.write(header.getvalue().encode())
         digits = 17 if rows.dtype == np.float64 else 9  # as many as bring the number back
         np.savetxt(buffer, rows, delimiter=",", fmt=f"%.{digits}g")
-    replace_file(path, buffer.getbuffer())
+    _written(path, buffer.getvalue())
+
+
+def _written(path: str, content: bytes) -> None:
+    if path == STANDARD:
+        sys.stdout.write(content.decode())
+    else:
+        replace_file(path, content)
+
+
+def telling(path: str | None) -> Callable[[str], None]:
+    """How to say what was done: beside the table, where that is on standard output."""
+    return partial(print, file=sys.stderr) if path == STANDARD else print
 
 
 def check_output(path: str) -> str:
-    """The suffix of a file which :func:`write_table` can write.
+    """The suffix of a file which :func:`write_table` can write, or "-" for standard output.
 
     :raises CommandError: for another suffix.
     :raises OSError: for what is no file.
     """
+    if path == STANDARD:
+        return path
     check_file(path)
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -15,18 +16,19 @@ from torch import Tensor
 
 import pyro_naf
 
-from ...atomic import ReplacedFolder
-from ...command_line import CommandError
+from ...files.atomic import ReplacedFolder
+from ...support.command_line import CommandError
 from .. import datasets, discrete, parallel, preparation
-from ..architectures import Options
+from ..architectures import Options, unused_options
 from ..estimator import FlowDensity
 from ..published import published, published_of
 from . import inputs
 from .files import Table
+from .plot import PICTURE, drawn
 from .use import mean_and_se
 
 #: All the files that a fit may write into its folder.
-FILES = ("summary.json", "model.pt", "checkpoint.pt")
+FILES = ("summary.json", PICTURE, "model.pt", "checkpoint.pt")
 
 #: Options of the training, by their names in Training; None where they were not said.
 SETTINGS = ("batch_size", "lr", "weight_decay", "schedule", "patience", "precision")
@@ -34,22 +36,35 @@ SETTINGS = ("batch_size", "lr", "weight_decay", "schedule", "patience", "precisi
 #: Options that describe the density, by their names in Options.
 OVERRIDES = [field.name for field in fields(Options) if field.name not in ("kernel", "prior_rows")]
 
+#: What the command line calls them, where that is something else.
+OPTIONS = {"hidden_dims": "hidden"}
 
-def run_fit(options: argparse.Namespace) -> None:
+#: Exit status after Ctrl-C.
+INTERRUPTED = 130
+
+
+def run_fit(options: argparse.Namespace) -> int:
     """``pyro-naf fit``."""
     parallel.start()
     try:
         with inputs.one_line():
-            _fit(options)
+            return _fit(options)
     finally:
         parallel.stop()
 
 
-def _fit(options: argparse.Namespace) -> None:
+def _fit(options: argparse.Namespace) -> int:
     device = inputs.device(options.device or inputs.best_device())
     data = _published(options) if options.dataset else _from_file(options)
     torch.manual_seed(options.seed)
     chosen = _said(options, OVERRIDES)
+    unused = unused_options(options.model, chosen)
+    if unused:
+        option = OPTIONS.get(unused[0], unused[0])
+        raise CommandError(
+            f"--{option.replace('_', '-')} is not for --model {options.model}, which makes no use "
+            "of it"
+        )
     density = FlowDensity(data.input_dim, data.width, options.model, **chosen).to(device)
     flow = density.flow
     if flow is not None and flow.no_inverse is not None and flow.sampling:
@@ -63,37 +78,74 @@ def _fit(options: argparse.Namespace) -> None:
     if first:
         output.check()
     checkpoint = output.path / "checkpoint.pt"
-    if checkpoint.exists() and not options.resume:
-        raise CommandError(
-            f"{options.output} holds the checkpoint of a run that was interrupted: go on with "
-            "--resume, or name another folder"
+    _check_output(options, output.path)
+    status = 0
+    try:
+        density.fit(
+            data.x,
+            data.context,
+            validation=options.validation if data.validation is None else data.validation,
+            max_epochs=options.epochs,
+            max_steps=options.steps,
+            max_seconds=options.seconds,
+            **_said(options, SETTINGS),
+            columns=data.kinds,
+            seed=options.seed,
+            progress=not options.no_progress,
+            checkpoint=checkpoint,
+            checkpoint_seconds=options.checkpoint_seconds,
+            resume=options.resume,
         )
-    if options.resume and not checkpoint.exists():
-        inputs.note(f"{options.output} holds no run that was interrupted: this one starts anew")
-    density.fit(
-        data.x,
-        data.context,
-        validation=options.validation if data.validation is None else data.validation,
-        max_epochs=options.epochs,
-        max_steps=options.steps,
-        max_seconds=options.seconds,
-        **_said(options, SETTINGS),
-        columns=data.kinds,
-        seed=options.seed,
-        progress=not options.no_progress,
-        checkpoint=checkpoint,
-        checkpoint_seconds=options.checkpoint_seconds,
-        resume=options.resume,
-    )
+    except KeyboardInterrupt:
+        if density.history is None:  # nothing was evaluated yet
+            raise
+        status, density.history.stopped = INTERRUPTED, "interrupted"
+        inputs.note("interrupted: the best density so far is kept")
     density.data_dtype = data.dtype
     if density.note is not None:
-        inputs.note(density.note)
-    if not first:
+        inputs.note(
+            density.note.replace("columns={name: kind}", "--continuous NAME, or another kind")
+        )
+    if first:
+        _write(density, data, options, output)
+    return status
+
+
+def _check_output(options: argparse.Namespace, folder: Path) -> None:
+    """Refuses to begin where there is a model, or a run that was interrupted."""
+    checkpoint, model = (folder / f"{name}.pt" for name in ("checkpoint", "model"))
+    if checkpoint.exists():
+        if not options.resume and not options.force:
+            raise CommandError(
+                f"{options.output} holds the checkpoint of a run that was interrupted: go on with "
+                "--resume, begin anew with --force, or name another folder"
+            )
         return
-    summary = _summary(density, data, options)
+    if model.exists() and not options.force:
+        raise CommandError(
+            f"{options.output} holds a model: replace it with --force, or name another folder with "
+            "--output"
+        )
+    if options.resume:
+        inputs.note(f"{options.output} holds no run that was interrupted: this one starts anew")
+
+
+def _write(
+    density: FlowDensity, data: _Data, options: argparse.Namespace, output: ReplacedFolder
+) -> None:
+    """Writes the model, its picture and its summary; what is needed to go on stays."""
+    summary, picture = _summary(density, data, options), None
+    if not options.no_picture:
+        x = data.x if data.validation is None else data.validation
+        picture = drawn(density, x, data.context, options.seed)
+    checkpoint = output.path / "checkpoint.pt"
 
     def write(folder: Path) -> None:
         density.save(folder / "model.pt")
+        if picture is not None:
+            (folder / PICTURE).write_bytes(picture)
+        if summary["stopped"] == "interrupted" and checkpoint.exists():
+            shutil.copyfile(checkpoint, folder / checkpoint.name)
         text = json.dumps(summary, indent=1, allow_nan=False)
         (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
 
@@ -144,7 +196,8 @@ def _from_file(options: argparse.Namespace) -> _Data:
     if options.data is None:
         raise CommandError("name a file of rows, or a published set with --dataset")
     x, context = inputs.read(options, None)
-    data = _Data(x.content(), None if context is None else context.rows)
+    content = x.rows if options.dequantise else x.content()
+    data = _Data(content, None if context is None else context.rows)
     data.columns = x.columns
     data.kinds = _kinds(options, x)
     data.context_columns = None if context is None else context.columns

@@ -11,13 +11,26 @@ from typing import Any
 
 import torch
 
-from ...command_line import CommandError
+from ...support.command_line import CommandError
 from .. import parallel, preparation
 from ..architectures import parse
 from ..closed_form import CLOSED
 from ..estimator import FlowDensity
 from . import files
-from .files import Table
+from .files import Reading, Table
+
+
+def reading(options: argparse.Namespace, density: FlowDensity | None) -> Reading:
+    """How the options say that a file is to be read, for this density, if it is fitted."""
+    as_text = {
+        name.strip()
+        for text in getattr(options, "categorical", None) or ()
+        for name in (text, *text.split(","))
+    }
+    if density is not None:
+        columns = density.schema.columns
+        as_text = {c.name for c in columns if c.name and isinstance((*c.values, 0)[0], str)}
+    return Reading(options.header, options.decimal, options.sheet, as_text)
 
 
 def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Table, Table | None]:
@@ -26,26 +39,29 @@ def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Tabl
     A fitted density finds its columns by their names, unless others are named. Missing cells of
     rows stay where the density takes them.
     """
-    table = files.read_table(options.data, options.header)
+    table = files.read_table(options.data, reading(options, density))
     if table.note is not None:
         note(table.note)
     columns = table.listed(options.columns) if options.columns else None
     context = table.listed(options.context) if options.context else None
+    excluded = table.listed(options.exclude) if options.exclude else []
+    table.positions([*(columns or ()), *excluded])  # none is named twice
     if density is not None and table.columns is not None:
         columns = columns or density.columns
         context = context or density.context_columns
-    if columns is None and context is not None:
-        columns = table.without(context)
+    if columns is None and (context is not None or excluded):
+        columns = table.without([*(context or ()), *excluded])
         if not columns:
-            raise CommandError(f"--context names every column of {options.data}: none is left")
-    table.positions([*(columns or ()), *(context or ())])  # none is named twice
+            option = "--context" if not excluded else "--exclude"
+            raise CommandError(f"{option} names every column of {options.data}: none is left")
+    table.positions([*(columns or ()), *(context or ())])
     x = table.select(columns)
     c = None if context is None else table.select(context)
     if c is not None and c.cells:
         name = c.columns[min(c.cells)] if c.columns else min(c.cells)
         raise CommandError(f"{options.data} holds text in column {name}, which is no context")
     if options.drop_missing:
-        finite = torch.isfinite(x.rows).all(1)
+        finite = ~(x.missing() | x.rows.isinf()).any(1)
         if c is not None:
             finite &= torch.isfinite(c.rows).all(1)
         if not finite.all():
@@ -67,18 +83,18 @@ def _takes_gaps(
 
 
 def _check_missing(x: Table, context: Table | None, takes: bool) -> None:
-    both = x.rows if context is None else torch.cat([x.rows, context.rows], 1)
-    bad = both.isinf() if takes else ~both.isfinite()
-    if bad.any():
-        try:
-            preparation.check_finite(both, x.path, x.lines(), gaps=takes)
-        except ValueError as error:
-            raise CommandError(f"{error}; --drop-missing leaves them out") from None
-    gaps = x.rows.isnan().sum(0)
-    if gaps.any():
-        at = gaps.nonzero().squeeze(1).tolist()
+    gone = x.missing()
+    both = torch.where(gone, torch.nan, x.rows.double())
+    if context is not None:
+        both = torch.cat([both, context.rows], 1)
+    try:
+        preparation.check_finite(both, x.path, x.lines, gaps=takes)
+    except ValueError as error:
+        raise CommandError(f"{error}; --drop-missing leaves them out") from None
+    if gone.any():
+        at = gone.any(0).nonzero().squeeze(1).tolist()
         named = preparation.listed("column", [x.columns[i] if x.columns else i for i in at])
-        number = int(gaps.sum())
+        number = int(gone.sum())
         note(f"{x.path} has {number} missing cell{'s' if number > 1 else ''} in {named}")
 
 

@@ -18,7 +18,7 @@ def run_score(options: argparse.Namespace) -> None:
     with inputs.one_line():
         if options.output:
             files.check_output(options.output)
-        density = _load(options.model).to(inputs.device(options.device))
+        density = load(options.model).to(inputs.device(options.device))
         x, context = inputs.read(options, density)
         c = None if context is None else context.rows
         if density.noise:
@@ -35,27 +35,29 @@ def run_score(options: argparse.Namespace) -> None:
         if options.output:
             files.write_table(options.output, values[:, None], ["log_likelihood"])
         counted = len(values) - int(empty.sum())
-        print(f"log-likelihood {mean:.4f} ± {2 * se:.4f} nats (2 s.e.), {counted} rows")
+        say = files.telling(options.output)
+        say(f"log-likelihood {mean:.4f} ± {2 * se:.4f} nats (2 s.e.), {counted} rows")
         if options.output:
-            print(f"Written to {options.output}")
+            say(f"Written to {options.output}")
 
 
 def run_sample(options: argparse.Namespace) -> None:
     """``pyro-naf sample``."""
     with inputs.one_line():
         files.check_output(options.output)
-        density = _load(options.model).to(inputs.device(options.device))
-        context, names = None, density.columns
+        density = load(options.model).to(inputs.device(options.device))
+        context, names, say = None, density.columns, files.telling(options.output)
         if options.context_file:
-            table = files.read_table(options.context_file, options.header)
+            table = files.read_table(options.context_file, inputs.reading(options, None))
             table = table.select(density.context_columns if table.columns is not None else None)
-            preparation.check_finite(table.rows, table.path, table.lines())
+            preparation.check_finite(table.rows, table.path, table.lines)
             context = table.rows
         torch.manual_seed(options.seed)
         rows = density.sample(options.n, context, as_table=False).cpu()
-        if context is None and density.from_table:
+        told = any(c.kind == "date" or not c.is_real for c in density.schema.columns)
+        if context is None and told and density.from_table:
             files.write_columns(options.output, tables.columns_of(rows, density.schema))
-            print(f"{len(rows)} rows written to {options.output}")
+            say(f"{len(rows)} rows written to {options.output}")
             return
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # numpy has no bfloat16
         if context is not None:
@@ -65,10 +67,14 @@ def run_sample(options: argparse.Namespace) -> None:
             known = density.context_columns or [f"c{i}" for i in range(density.context_dim)]
             names = [*known, *(density.columns or [f"x{i}" for i in range(density.width)])]
         files.write_table(options.output, rows.numpy(), names)
-        print(f"{len(rows)} rows written to {options.output}")
+        say(f"{len(rows)} rows written to {options.output}")
 
 
-def _load(path: str) -> FlowDensity:
+def load(path: str) -> FlowDensity:
+    """The density in a file, or in a folder of ``pyro-naf fit``.
+
+    :raises ModelFileError: as :meth:`FlowDensity.load`.
+    """
     folder = Path(path)
     return FlowDensity.load(folder / "model.pt" if folder.is_dir() else folder)
 

@@ -1,0 +1,1 @@
+"""Models with reference draws, to try the package on."""

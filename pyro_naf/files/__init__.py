@@ -1,0 +1,1 @@
+"""Files of tensors and numbers, written whole or not at all."""

@@ -1,0 +1,322 @@
+"""An autoregressive flow as a Pyro transform: a conditioner and a transformer joined.
+
+.. math:: y_t = \\tau(c(x_{<t}), x_t)
+
+(Huang et al. 2018, eq. 3.) ``flow(x)`` is one pass, ``flow.inv`` is numerical, one dimension after
+another at the cost of a few passes; both are exact and differentiable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.conditional import ConditionalTransformModule
+from pyro.distributions.torch_transform import TransformModule
+from torch import Tensor
+
+from ..conditioners import MADE, GraphConditioner, as_conditioner, sweep
+from ..conditioners.protocol import check_overrides, is_unchanged
+from ..rootfinding import RootNotFoundError, check_roots
+from ..support.modes import needs_plain_operations
+from ..support.overrides import has_hooks, redefined, refuse
+from ..support.precision import widened, without_autocast
+from ..transformers import Transformer
+from .cache import Evaluation, Memory
+
+#: The methods of a flow's three parts; who overrides one part overrides all.
+_VALUE = frozenset({"__call__", "_call", "_pass", "_finite_pass", "value_and_log_slope"})
+_INVERSE = frozenset({"_inv_call", "_inverse"})
+_LOG_DET = frozenset({"log_abs_det_jacobian"})
+
+
+class AutoregressiveFlow(TransformModule):
+    r"""The general autoregressive flow :math:`y_t = \tau(c(x_{<t}), x_t)`.
+
+    The Jacobian is triangular, so that
+    :math:`\log|\det J| = \sum_t \log \partial\tau/\partial x_t`; it is computed
+    together with the value. A guide uses ``[flow]``: sampling is one pass. A density model uses
+    ``[flow.inv]``: scoring data is one pass. A NaN in ``x`` gives NaN, as everywhere in torch.
+
+    The last evaluation ``y = flow(x)`` is remembered for these two tensors, while nothing has
+    changed: the log-determinant of a fresh sample, and its preimage, cost nothing.
+
+    :param conditioner: :class:`~pyro_naf.conditioners.MADE`, Pyro's
+        :class:`~pyro.nn.AutoRegressiveNN`, or any callable with ``input_dim`` and
+        ``get_permutation()`` that maps ``(..., D)`` to pseudo-parameters ``(..., D, P)``.
+    :param transformer: a :class:`~pyro_naf.transformers.Transformer` with P pseudo-parameters.
+    :param context: fixes the context of a conditional conditioner, shape ``(..., C)``.
+    :raises ValueError: when the conditioner's P is not the transformer's; when called, for an
+        input of another width, dtype or device than the flow's; by the inverse, for a value that
+        is not finite.
+    :raises ~pyro_naf.rootfinding.RootNotFoundError: by the inverse, when it does not converge.
+
+    Shapes: x and y ``(..., D)``, log-determinant ``(...)``.
+
+    Source: Huang et al. 2018 [arXiv:1804.00779].
+
+    >>> from pyro_naf.transformers import Affine
+    >>> flow = AutoregressiveFlow(MADE(3, [16], num_params=2), Affine())
+    >>> x = torch.randn(5, 3)
+    >>> flow.log_abs_det_jacobian(x, flow(x)).shape
+    torch.Size([5])
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+    sign = +1
+    autoregressive = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        new = redefined(cls, AutoregressiveFlow)
+        for directions in (_VALUE, _INVERSE, _LOG_DET):
+            changed = new & (_VALUE | _INVERSE | _LOG_DET)
+            if changed and not changed & directions:
+                raise refuse(cls, changed, sorted(directions)[-1])
+
+    def __init__(
+        self, conditioner: Any, transformer: Transformer, *, context: Tensor | None = None
+    ) -> None:
+        super().__init__(cache_size=1)
+        self.arn = as_conditioner(conditioner)
+        self.transformer = transformer
+        self.context = context
+        self._memory = Memory()
+        check_overrides(self.arn)
+        _check_num_params(self.arn, transformer)
+
+    @property
+    def input_dim(self) -> int:
+        """The dimension D."""
+        return self.arn.input_dim
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self._memory.image(self, self.context, x)
+        return self._call(x) if y is None else y
+
+    def _call(self, x: Tensor) -> Tensor:
+        y, log_slope = self._pass(x, sorted_slopes=False)  # a sum has no order
+        self._memory.remember(self, self.context, Evaluation(x, y, log_slope.sum(-1)))
+        return y
+
+    def _inv_call(self, y: Tensor) -> Tensor:
+        x = self._memory.preimage(self, self.context, y)
+        if x is not None:
+            return x
+        # A compiler leaves the search to Python.
+        compiles = torch.compiler.is_compiling()
+        inverse = torch.compiler.disable(self._inverse) if compiles else self._inverse
+        # A sweep's products have other shapes than a pass's: in 16 bits it would invert another
+        # map. The inverse is that of the flow in the precision of its parameters.
+        y = widened(y)
+        with without_autocast(y):
+            return inverse(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        r""":math:`\log|\det \partial y/\partial x|` at ``x`` ``(..., D)``, shape ``(...)``."""
+        log_det = self._memory.log_det(self, self.context, x, y)
+        # Of x alone: y is not known to be the image of x.
+        return self._pass(x, sorted_slopes=False)[1].sum(-1) if log_det is None else log_det
+
+    def value_and_log_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""One pass, past the cache: y and :math:`\log \partial y_t/\partial x_t`, ``(..., D)``."""
+        return self._pass(x, sorted_slopes=True)
+
+    def _pass(self, x: Tensor, sorted_slopes: bool) -> tuple[Tensor, Tensor]:
+        """As :meth:`value_and_log_slope`; log-slopes may stay in autoregressive order.
+
+        An infinite x_t is its own image, with log-slope zero, and its successors see a zero: a
+        density is zero there, and not NaN.
+        """
+        self._check(x, "x")
+        infinite = x.isinf()
+        if x.device.type == "cpu" and not needs_plain_operations(x) and not infinite.any():
+            return self._finite_pass(x, sorted_slopes)
+        y, log_slope = self._finite_pass(x.masked_fill(infinite, 0.0), sorted_slopes)
+        return torch.where(infinite, x, y), log_slope
+
+    def _finite_pass(self, x: Tensor, sorted_slopes: bool) -> tuple[Tensor, Tensor]:
+        context = () if self.context is None else (self.context,)
+        sorts = isinstance(self.arn, (MADE, GraphConditioner)) and is_unchanged(self.arn)
+        if not sorts or self.arn.is_natural:
+            return self.transformer(x, self.arn(x, *context))
+        # Sorting x and y is cheaper than sorting the pseudo-parameters.
+        x = self.arn.sort(x)
+        y, log_slope = self.transformer(x, self.arn(x, *context, in_order=True))
+        log_slope = self.arn.sort(log_slope, back=True) if sorted_slopes else log_slope
+        return self.arn.sort(y, back=True), log_slope
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        self._check(y, "y")
+        looks = not needs_plain_operations(y, autocast=False)
+        if looks:
+            _check_finite(y, "y")
+        context, shape = self.context, y.shape
+        if context is not None:
+            shape = self.forward_shape(shape)
+            context = context.expand(*shape[:-1], -1).reshape(-1, context.shape[-1])
+        columns = y.expand(shape).reshape(-1, self.input_dim).unbind(-1)
+        steps = sweep(self.arn, columns[0].shape[0], context, like=y)
+        x: list[Tensor] = list(columns)
+        phi = next(steps)
+        order = self.arn.get_permutation().tolist()
+        errors = []
+        for place, dim in enumerate(order):
+            try:
+                x[dim], error = self.transformer.preimage(columns[dim], phi)
+            except RootNotFoundError as lost:
+                raise lost.located(f" in dimension {dim}") from None
+            errors.append(error)
+            if place < len(order) - 1:
+                phi = steps.send(x[dim])
+        if looks:
+            check_roots(errors, order)
+        found = torch.stack(x, -1).view(shape)
+        if has_hooks(self.transformer):
+            self._check_hooks(found, y)
+        return found
+
+    @torch.no_grad()
+    def _check_hooks(self, x: Tensor, y: Tensor) -> None:
+        """Refuse an inverse that does not follow what hooks do to the transformer's output."""
+        off = (self._pass(x, sorted_slopes=False)[0] - y).abs() / y.abs().clamp(min=1)
+        if bool((off > torch.finfo(y.dtype).eps ** 0.5).any()):
+            raise NotImplementedError(
+                f"{type(self.transformer).__name__} has forward hooks that change its value, which "
+                "the inverse cannot follow; put the change into a subclass with its own preimage"
+            )
+
+    def clear_cache(self) -> None:
+        """Forgets the last evaluation, and frees its graph."""
+        self._memory.forget()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> AutoregressiveFlow:
+        self.clear_cache()  # .to() and its kin replace the parameters' data
+        return super()._apply(*args, **kwargs)
+
+    def _check(self, x: Tensor, name: str) -> None:
+        _check_tensor(x, name)
+        if x.dim() == 0 or x.shape[-1] != self.input_dim:
+            raise ValueError(
+                f"{name} must have shape (..., {self.input_dim}), got {tuple(x.shape)}"
+            )
+        parameter = next(self.parameters(), None)
+        if parameter is None or (
+            x.device == parameter.device and torch.is_autocast_enabled(x.device.type)
+        ):
+            return
+        if self.context is not None:
+            self._check_context_shape(x, name)
+        for other, other_name in ((x, name), (self.context, "context")):
+            if other is None:
+                continue
+            if other.dtype != parameter.dtype:
+                raise ValueError(
+                    f"{other_name} must be {parameter.dtype} like the flow's parameters, got "
+                    f"{other.dtype}; convert it, or the flow with .to(dtype)"
+                )
+            if other.device != parameter.device:
+                raise ValueError(
+                    f"{other_name} must be on {parameter.device} like the flow's parameters, got "
+                    f"{other.device}; move it, or the flow with .to(device)"
+                )
+
+    def _check_context_shape(self, x: Tensor, name: str) -> None:
+        assert self.context is not None
+        try:
+            torch.broadcast_shapes(x.shape[:-1], self.context.shape[:-1])
+        except RuntimeError:
+            raise ValueError(
+                f"context must have a batch shape that broadcasts with {name}'s, got context "
+                f"{tuple(self.context.shape)} and {name} {tuple(x.shape)}"
+            ) from None
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        """The shape of ``flow(x)``: that of x, broadcast with the context's batch shape."""
+        if len(shape) == 0 or shape[-1] != self.input_dim:
+            raise ValueError(
+                f"the base distribution must have shape (..., {self.input_dim}), got {tuple(shape)}"
+            )
+        if self.context is None:
+            return torch.Size(shape)
+        return torch.broadcast_shapes(shape[:-1], self.context.shape[:-1]) + torch.Size(shape[-1:])
+
+    inverse_shape = forward_shape
+
+    def with_cache(self, cache_size: int = 1) -> AutoregressiveFlow:
+        """The flow itself, whose cache is always on and never stale."""
+        return self
+
+    def __repr__(self) -> str:
+        return torch.nn.Module.__repr__(self)
+
+
+class ConditionalAutoregressiveFlow(ConditionalTransformModule):
+    r"""An autoregressive flow with a context z, :math:`y_t = \tau(c(x_{<t}, z), x_t)`.
+
+    :param conditioner: :class:`~pyro_naf.conditioners.MADE` with ``context_dim``, or Pyro's
+        :class:`~pyro.nn.ConditionalAutoRegressiveNN`.
+    :param transformer: as in :class:`AutoregressiveFlow`.
+    :raises ValueError: as there, and by :meth:`condition` for a context of the wrong width.
+
+    >>> from pyro_naf.transformers import Affine
+    >>> flow = ConditionalAutoregressiveFlow(MADE(3, [16], num_params=2, context_dim=2), Affine())
+    >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, conditioner: Any, transformer: Transformer) -> None:
+        super().__init__()
+        self.arn = as_conditioner(conditioner)
+        self.transformer = transformer
+        check_overrides(self.arn)
+        _check_num_params(self.arn, transformer)
+
+    def condition(self, context: Tensor) -> AutoregressiveFlow:
+        """The flow for this context ``(..., C)``; it shares this one's parameters."""
+        _check_tensor(context, "context")
+        width = getattr(self.arn, "context_dim", None)
+        if width is not None and (context.dim() == 0 or context.shape[-1] != width):
+            raise ValueError(f"context must have shape (..., {width}), got {tuple(context.shape)}")
+        return AutoregressiveFlow(self.arn, self.transformer, context=context)
+
+    def forward(self, x: Any) -> Tensor:
+        """Refuse a call without a context.
+
+        :raises TypeError: always, with the remedy.
+        """
+        raise TypeError(
+            f"{type(self).__name__} maps nothing without a context: call "
+            "flow.condition(context)(x), with context (..., C)"
+        )
+
+
+def _check_tensor(value: Any, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def _check_num_params(conditioner: Any, transformer: Transformer) -> None:
+    given = getattr(conditioner, "num_params", None)
+    if given is not None and given != transformer.num_params:
+        raise ValueError(
+            f"conditioner gives {given} pseudo-parameters a dimension, but {transformer} needs "
+            f"{transformer.num_params}"
+        )
+
+
+def _check_finite(y: Tensor, name: str) -> None:
+    bad = ~torch.isfinite(y).all(-1)
+    if bad.any():
+        raise ValueError(
+            f"{name} must be finite to be inverted, got NaN or infinity in {int(bad.sum())} of "
+            f"{bad.numel()} samples"
+        )

@@ -1,0 +1,169 @@
+"""Factories: each flow by name on a fresh conditioner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..conditioners import MADE
+from ..formulas.spec import count_params
+from ..support.checks import check_integers
+from .named import (
+    AffineAutoregressiveFlow,
+    ConditionalAffineAutoregressiveFlow,
+    ConditionalDeepDenseSigmoidalFlow,
+    ConditionalDeepSigmoidalFlow,
+    DeepDenseSigmoidalFlow,
+    DeepSigmoidalFlow,
+)
+
+
+def affine_autoregressive_flow(
+    input_dim: int, hidden_dims: Sequence[int] | None = None, **kw: Any
+) -> AffineAutoregressiveFlow:
+    """An :class:`AffineAutoregressiveFlow` on a fresh :class:`~pyro_naf.conditioners.MADE`.
+
+    :param input_dim: number D of dimensions.
+    :param hidden_dims: as in MADE; by default one layer of 3 D + 1 units, but at least 32 and at
+        most 512.
+    :param kw: further arguments of MADE (``order``, ``residual``, ``head_dim``, ``activation``)
+        and of :class:`~pyro_naf.transformers.Affine` (``gated``, ``gate_bias``).
+
+    >>> import torch
+    >>> affine_autoregressive_flow(3, order="natural")(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+    return AffineAutoregressiveFlow(_made(2, input_dim, hidden_dims, kw), **kw)
+
+
+def deep_sigmoidal_flow(
+    input_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    hidden_units: int = 16,
+    *,
+    affine: bool = False,
+    **kw: Any,
+) -> DeepSigmoidalFlow:
+    """A :class:`DeepSigmoidalFlow` on a fresh :class:`~pyro_naf.conditioners.MADE`.
+
+    :param input_dim: number D of dimensions.
+    :param hidden_dims: as in :func:`affine_autoregressive_flow`.
+    :param hidden_units: K, the number of sigmoids.
+    :param affine: an affine map around the sigmoids, as in :class:`DeepSigmoidalFlow`.
+    :param kw: further arguments of MADE (``order``, ``residual``, ``head_dim``, ``activation``)
+        and of :class:`~pyro_naf.transformers.DeepSigmoidal` (``min_slope``, ``spread``,
+        ``kernel``).
+
+    >>> import torch
+    >>> import pyro.distributions as dist
+    >>> flow = deep_sigmoidal_flow(3)
+    >>> base = dist.Normal(torch.zeros(3), 1.0).to_event(1)
+    >>> density = dist.TransformedDistribution(base, [flow.inv])
+    >>> density.log_prob(torch.randn(5, 3)).shape, density.sample([5]).shape
+    (torch.Size([5]), torch.Size([5, 3]))
+    """
+    num_params = _num_params(hidden_units, 1, affine)
+    made = _made(num_params, input_dim, hidden_dims, kw)
+    return DeepSigmoidalFlow(made, hidden_units, affine, **kw)
+
+
+def deep_dense_sigmoidal_flow(
+    input_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    hidden_units: int = 16,
+    num_layers: int = 2,
+    *,
+    affine: bool = False,
+    **kw: Any,
+) -> DeepDenseSigmoidalFlow:
+    """A :class:`DeepDenseSigmoidalFlow` on a fresh :class:`~pyro_naf.conditioners.MADE`.
+
+    :param num_layers: L, the number of dense sigmoidal layers; the other arguments are those of
+        :func:`deep_sigmoidal_flow`.
+
+    >>> import torch
+    >>> deep_dense_sigmoidal_flow(3, hidden_units=4, num_layers=3)(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+    num_params = _num_params(hidden_units, num_layers, affine)
+    made = _made(num_params, input_dim, hidden_dims, kw)
+    return DeepDenseSigmoidalFlow(made, hidden_units, num_layers, affine, **kw)
+
+
+def conditional_affine_autoregressive_flow(
+    input_dim: int, context_dim: int, hidden_dims: Sequence[int] | None = None, **kw: Any
+) -> ConditionalAffineAutoregressiveFlow:
+    """:func:`affine_autoregressive_flow` with a context of width ``context_dim``.
+
+    >>> import torch
+    >>> flow = conditional_affine_autoregressive_flow(3, 2)
+    >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+    made = _made(2, input_dim, hidden_dims, kw, context_dim)
+    return ConditionalAffineAutoregressiveFlow(made, **kw)
+
+
+def conditional_deep_sigmoidal_flow(
+    input_dim: int,
+    context_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    hidden_units: int = 16,
+    *,
+    affine: bool = False,
+    **kw: Any,
+) -> ConditionalDeepSigmoidalFlow:
+    """:func:`deep_sigmoidal_flow` with a context of width ``context_dim``.
+
+    >>> import torch
+    >>> flow = conditional_deep_sigmoidal_flow(3, 2)
+    >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+    num_params = _num_params(hidden_units, 1, affine)
+    made = _made(num_params, input_dim, hidden_dims, kw, context_dim)
+    return ConditionalDeepSigmoidalFlow(made, hidden_units, affine, **kw)
+
+
+def conditional_deep_dense_sigmoidal_flow(
+    input_dim: int,
+    context_dim: int,
+    hidden_dims: Sequence[int] | None = None,
+    hidden_units: int = 16,
+    num_layers: int = 2,
+    *,
+    affine: bool = False,
+    **kw: Any,
+) -> ConditionalDeepDenseSigmoidalFlow:
+    """:func:`deep_dense_sigmoidal_flow` with a context of width ``context_dim``.
+
+    >>> import torch
+    >>> flow = conditional_deep_dense_sigmoidal_flow(3, 2)
+    >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
+    torch.Size([5, 3])
+    """
+    num_params = _num_params(hidden_units, num_layers, affine)
+    made = _made(num_params, input_dim, hidden_dims, kw, context_dim)
+    return ConditionalDeepDenseSigmoidalFlow(made, hidden_units, num_layers, affine, **kw)
+
+
+def _num_params(hidden_units: int, num_layers: int, affine: bool) -> int:
+    """As :func:`~pyro_naf.formulas.spec.count_params`, of checked arguments."""
+    check_integers(hidden_units=(hidden_units, 1), num_layers=(num_layers, 1))
+    return count_params(hidden_units, num_layers, affine=affine)
+
+
+def _made(
+    num_params: int,
+    input_dim: int,
+    hidden_dims: Sequence[int] | None,
+    kw: dict[str, Any],
+    context_dim: int = 0,
+) -> MADE:
+    """The factories' conditioner; takes its options out of ``kw`` and leaves the transformer's."""
+    check_integers(input_dim=(input_dim, 1))
+    options = ("order", "residual", "head_dim", "activation")
+    if hidden_dims is None:
+        hidden_dims = [min(max(3 * input_dim + 1, 32), 512)]
+    chosen = {name: kw.pop(name) for name in options if name in kw}
+    return MADE(input_dim, hidden_dims, num_params, context_dim=context_dim, **chosen)

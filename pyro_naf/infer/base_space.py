@@ -1,0 +1,224 @@
+"""A posterior in the coordinates of a guide: its standard normal base, or a Gaussian like it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.guides import AutoContinuous
+from torch import Tensor
+
+from ..guides.pyro_internals import unconstrained_values
+from .capture import Graph, is_enabled
+from .gaussian import cholesky
+from .joint import Joint
+from .pointwise import deterministic
+from .proposals import GuideProposal
+from .psis import pareto_khat, smooth
+from .sites import batch_depth
+
+#: Draws of the guide that k-hat and the chains' starts come from.
+_POOL = 20_000
+
+#: Points of unconstrained space at which a site's constants are the same.
+_PROBES = 16
+
+#: Draws of a guide for each latent, and at least, that its Gaussian's moments are taken from.
+_MOMENTS, _FEWEST_MOMENTS = 20, 2000
+
+
+class BaseSpace:
+    """The posterior in the guide's base space; points are ``(N, *rows, D)``.
+
+    :raises TypeError: for a guide without a transform of a standard normal.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: AutoContinuous,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        if not isinstance(guide, AutoContinuous):
+            raise TypeError(_no_transform(guide))
+        with poutine.block():
+            guide(*args, **kwargs)  # one that was never run is set up
+        try:
+            self.base = guide.get_base_dist()
+            self.transform = guide.get_transform(*args, **kwargs)
+        except NotImplementedError:
+            raise TypeError(_no_transform(guide)) from None
+        self.guide, self.joint = guide, Joint(model, args, kwargs)
+        self.nesting = batch_depth(GuideProposal(self.joint, guide, args, kwargs).trace)
+        self.rows = guide.get_posterior(*args, **kwargs).batch_shape
+        self.graph: Graph | None = None
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draws of the base ``(*shape, *rows, D)``."""
+        return self.base.sample((*shape, *self.rows))
+
+    def log_density(self, eps: Tensor) -> Tensor:
+        r""":math:`\log \pi(\epsilon)` up to a constant, ``(N,)``."""
+        u = self.transform(eps)
+        log_det = self.transform.log_abs_det_jacobian(eps, u)
+        return self.joint(self._packed(u)) + log_det.reshape(len(eps), -1).sum(-1)
+
+    def capture(self, count: int, gradient: bool = True) -> None:
+        """Capture density and gradient at ``count`` points, the guide's map included.
+
+        Without ``gradient`` the graph gives zeros in its place, and costs half.
+        """
+        if not is_enabled() or self.graph is not None:
+            return
+        if len(self.rows):  # their number is not that of the points
+            self.joint.capture(count)
+            return
+
+        def function(eps: Tensor) -> tuple[Tensor, Tensor]:
+            if not gradient:
+                with torch.no_grad():
+                    return self.log_density(eps), torch.zeros_like(eps)
+            with torch.enable_grad():
+                eps = eps.detach().requires_grad_()
+                value = self.log_density(eps)
+            return value.detach(), torch.autograd.grad(value.sum(), eps)[0]
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                    example = self.normal(count)
+                self.graph = Graph(function, example)
+        except Exception:  # noqa: BLE001 - what cannot be captured is run as before
+            return
+
+    def value_and_grad(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        r""":math:`\log \pi(\epsilon)` ``(N,)`` up to a constant, and its gradient ``(N, D)``."""
+        if self.graph is not None:
+            return self.graph(eps)
+        values, grads = [], []
+        for part in eps.split(self.joint.chunk):
+            with torch.enable_grad():
+                part = part.detach().requires_grad_()
+                value = self.log_density(part)
+            values.append(value.detach())
+            grads.append(torch.autograd.grad(value.sum(), part)[0])
+        return torch.cat(values), torch.cat(grads)
+
+    def _packed(self, u: Tensor) -> Tensor:
+        """Vectors of all latents ``(N, D)`` from the guide's, which may have rows."""
+        free = unconstrained_values(self.guide, u, self.nesting)
+        return torch.cat([free[name] for name in self.joint.sites], -1)
+
+    def log_base(self, eps: Tensor) -> Tensor:
+        r""":math:`\log N(\epsilon; 0, I)`, ``(N,)``."""
+        return self.base.log_prob(eps).reshape(len(eps), -1).sum(-1)
+
+    @torch.no_grad()
+    def log_weight(self, eps: Tensor) -> Tensor:
+        r""":math:`\log w(\epsilon)`, ``(N,)``; -inf where it is not a number."""
+        graph = self.graph
+        if graph is not None and (graph.is_compiled or len(eps) <= graph.count):
+            log_density = graph(eps)[0]
+        else:
+            parts = eps.split(self.joint.chunk)
+            log_density = torch.cat([self.log_density(part) for part in parts])
+        log_weight = (log_density - self.log_base(eps)).double()
+        return torch.where(log_weight < math.inf, log_weight, -math.inf)
+
+    @torch.no_grad()
+    def unconstrained(self, eps: Tensor) -> Tensor:
+        """Vectors of all latents ``(N, D)`` from points of the base space."""
+        parts = eps.split(self.joint.chunk)
+        return torch.cat([self._packed(self.transform(part)) for part in parts])
+
+    @torch.no_grad()
+    def draws(self, u: Tensor) -> dict[str, Tensor]:
+        """Constrained draws ``(num_chains, num_samples, ...)`` from latents of such shape."""
+        latents = self.joint.constrained(u.flatten(0, 1))
+        everything = latents | deterministic(self.joint, latents)
+        return {name: value.unflatten(0, u.shape[:2]) for name, value in everything.items()}
+
+    @torch.no_grad()
+    def fixed(self) -> dict[str, Tensor]:
+        """Whether entries of each site are constants of its support, wherever the latents are."""
+        found = self.draws(self.unconstrained(self.normal(_PROBES))[None])
+        return {name: (value == value[:, :1]).flatten(0, 1).all(0) for name, value in found.items()}
+
+    def culprits(self, eps: Tensor) -> list[str]:
+        """The sites of the model whose log-density is not finite at the first of the points."""
+        point = {
+            name: value[0, 0]
+            for name, value in self.draws(self.unconstrained(eps[:1])[None]).items()
+        }
+        return sorted(self.joint.culprits(point))
+
+
+class GaussianSpace:
+    """The posterior in units of the Gaussian with the moments of a guide's draws.
+
+    Its density costs no pass through the guide's flows; points are ``(N, D)``.
+    """
+
+    @torch.no_grad()
+    def __init__(self, space: BaseSpace) -> None:
+        self.joint = space.joint
+        count = max(_MOMENTS * self.joint.dim, _FEWEST_MOMENTS)
+        u = space.unconstrained(space.normal(count)).double()
+        u = u[u.isfinite().all(-1)]
+        self.loc = u.mean(0)
+        centred = u - self.loc
+        (self.factor,) = cholesky((centred.mT @ centred / len(u))[None])
+
+    def points(self, u: Tensor) -> Tensor:
+        """Points from vectors of all latents ``(N, D)``."""
+        centred = (u.double() - self.loc).mT
+        return torch.linalg.solve_triangular(self.factor, centred, upper=False).mT.to(u)
+
+    def unconstrained(self, x: Tensor) -> Tensor:
+        """Vectors of all latents from points."""
+        return self.loc.to(x) + x @ self.factor.mT.to(x)
+
+    def capture(self, count: int) -> None:
+        """Capture and compile the joint density as a refinement with as many draws does it.
+
+        What that has left on disk is found at once.
+        """
+        if is_enabled():
+            self.joint.capture(count + max(count // 2, 2))
+        if self.joint.graph is not None:
+            self.joint.graph.compile()
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-density ``(N,)`` up to a constant, and its gradient ``(N, D)``."""
+        value, grad = self.joint.value_and_grad(self.unconstrained(x))
+        return value, grad @ self.factor.to(grad)
+
+
+def _no_transform(guide: Any) -> str:
+    return (
+        "guide must be an autoguide with a transform of a standard normal (AutoDSFNormal, "
+        "AutoMultivariateNormal, AutoIAFNormal, refine(...).guide, "
+        f"AutoLaplaceApproximation(...).laplace_approximation()), got {type(guide).__name__}"
+    )
+
+
+def find_starts(space: BaseSpace, num_chains: int) -> tuple[Tensor, float]:
+    """Draws of the guide, all different, chosen by their smoothed weights; and k-hat."""
+    pool = space.normal(_POOL)
+    log_weights = space.log_weight(pool).cpu()
+    if (finite := int((log_weights > -math.inf).sum())) < num_chains:
+        raise ValueError(
+            f"the log-density is finite at {finite} of {_POOL} draws of the guide, too few for "
+            f"{num_chains} chains to start from, because of the sites {space.culprits(pool)}; "
+            "look for NaN or impossible values in their data, and fit the guide"
+        )
+    # Weights may underflow; draws that are impossible must not be chosen even then.
+    weights = (smooth(log_weights).exp() + 1e-300) * (log_weights > -math.inf)
+    chosen = torch.multinomial(weights, num_chains)
+    return pool[chosen.to(pool.device)], pareto_khat(log_weights)

@@ -1,0 +1,181 @@
+"""The Markov chains of mcmc_correct: from starts in a guide's base space to draws of the latents.
+
+Each method returns vectors of the latents ``(num_chains, num_samples, D)``, and what it counted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from pyro.infer import MCMC, NUTS
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .base_space import BaseSpace, GaussianSpace
+from .chains import bulk_ess, rank_rhat
+from .hmc import Chains, sample_hmc
+
+#: Independence steps to a local one: they are weighed all at once, which makes them cheap.
+_INDEPENDENCE_STEPS = 8
+
+#: Number of NUTS transitions, warm-up included, from which on the density is compiled.
+_LONG = 2000
+
+#: Draws of each chain whose independence proposals are weighed at once.
+_BLOCK = 100
+
+#: Share of local proposals to be accepted.
+_LOCAL_RATE = 0.4
+
+#: Chains in units of a Gaussian mix where they have so many draws each, a rank-normalised R-hat
+#: below the second number, and so many effective draws of every latent.
+_FEWEST_STATES, _AGREE, _ENOUGH = 50, 1.01, 400
+
+#: Share of a time limit for these chains, and what others have at least.
+_FIRST, _LEAST = 0.6, 0.2
+
+
+def independence(
+    space: BaseSpace, eps: Tensor, num_samples: int, warmup_steps: int, progress: bool
+) -> tuple[Tensor, dict[str, Any]]:
+    num_chains = len(eps)
+    space.capture(num_chains, gradient=False)
+    log_weight = space.log_weight(eps)
+    step, states, accepted = 0.5, [], 0.0
+
+    def metropolis(proposal: Tensor, its_log_weight: Tensor, log_ratio: Tensor) -> float:
+        nonlocal eps, log_weight
+        taken = torch.rand_like(log_ratio).log() < log_ratio
+        eps = torch.where(taken.reshape(-1, *[1] * (eps.dim() - 1)), proposal, eps)
+        log_weight = torch.where(taken, its_log_weight, log_weight)
+        return float(log_ratio.clamp(max=0).exp().mean())
+
+    bar = tqdm(range(-warmup_steps, num_samples), disable=not progress, desc="mcmc", unit="step")
+    for i in bar:
+        if (i + warmup_steps) % _BLOCK == 0:
+            proposals = space.normal(_BLOCK, _INDEPENDENCE_STEPS, num_chains)
+            weights = space.log_weight(proposals.flatten(0, 2)).reshape(proposals.shape[:3])
+        place = (i + warmup_steps) % _BLOCK
+        pairs = zip(proposals[place], weights[place], strict=True)
+        rate = sum(metropolis(e, w, w - log_weight) for e, w in pairs) / _INDEPENDENCE_STEPS
+        near = eps + step * space.normal(num_chains)
+        weight = space.log_weight(near)
+        change = space.log_base(near) - space.log_base(eps)
+        local_rate = metropolis(near, weight, weight - log_weight + change)
+        if i < 0:
+            gain = (i + warmup_steps + 1) ** -0.5
+            step *= math.exp(gain * (local_rate - _LOCAL_RATE))
+        else:
+            states.append(eps)
+            accepted += rate / num_samples
+    evaluations = num_samples * num_chains * (_INDEPENDENCE_STEPS + 1)
+    found = _unconstrained(space, torch.stack(states, 1))
+    return found, {"accept_rate": accepted, "evaluations": evaluations}
+
+
+def neutra(
+    space: BaseSpace, start: Tensor, num_samples: int, warmup_steps: int, progress: bool
+) -> tuple[Tensor, dict[str, Any]]:
+    count = warm = evaluations = divergences = 0
+    states, rates = [], []
+    space.capture(1)
+    if space.graph is not None and len(start) * (num_samples + warmup_steps) >= _LONG:
+        space.graph.compile()
+
+    def potential(params: dict[str, Tensor]) -> Tensor:
+        nonlocal count
+        count += 1
+        eps = params["eps"]
+        value, grad = space.value_and_grad(eps[None])
+        # A linear function with the value and the gradient that are known.
+        return -(value[0] + (grad[0] * (eps - eps.detach())).sum())
+
+    def note_warm_up(kernel: Any, params: Any, stage: str, i: int) -> None:
+        nonlocal warm
+        if stage.startswith("Warmup"):
+            warm = count
+
+    for eps in start:
+        count = warm = 0
+        mcmc = MCMC(
+            NUTS(potential_fn=potential),
+            num_samples,
+            warmup_steps,
+            initial_params={"eps": eps},
+            disable_progbar=not progress,
+            hook_fn=note_warm_up,
+        )
+        mcmc.run()
+        states.append(mcmc.get_samples()["eps"])
+        evaluations += count - warm
+        diagnosed = mcmc.diagnostics()
+        rates += diagnosed["acceptance rate"].values()
+        divergences += sum(map(len, diagnosed["divergences"].values()))
+    counts = {"evaluations": evaluations, "divergences": divergences}
+    found = _unconstrained(space, torch.stack(states))
+    return found, {"accept_rate": sum(rates) / len(rates), **counts}
+
+
+def hamiltonian(
+    space: BaseSpace,
+    start: Tensor,
+    num_samples: int,
+    warmup_steps: int,
+    progress: bool,
+    seconds: float | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Hamiltonian Monte Carlo, in units of a Gaussian where that mixes; else in the base space.
+
+    A gradient there costs a fraction of one through the flows. Where the posterior's widths differ
+    too much from place to place, as in a funnel, chains diverge or disagree.
+    """
+    began = time.monotonic()
+    gaussian = GaussianSpace(space)
+    gaussian.capture(len(start))
+    options: dict[str, Any] = {"progress": progress, "seconds": seconds}
+    if seconds is not None:
+        options["seconds"] = _FIRST * seconds
+    points = gaussian.points(space.unconstrained(start))
+    first = sample_hmc(gaussian.value_and_grad, points, num_samples, warmup_steps, **options)
+    if _mixes(first):
+        return _unconstrained(gaussian, first.states), _counts(first)
+    shape = start.shape[1:]
+    space.capture(len(start))
+    if space.graph is not None:
+        space.graph.compile()
+
+    def value_and_grad(eps: Tensor) -> tuple[Tensor, Tensor]:
+        value, grad = space.value_and_grad(eps.reshape(-1, *shape))
+        return value, grad.flatten(1)
+
+    if seconds is not None:
+        options["seconds"] = max(seconds - (time.monotonic() - began), _LEAST * seconds)
+    found = sample_hmc(value_and_grad, start.flatten(1), num_samples, warmup_steps, **options)
+    states = found.states.unflatten(-1, shape)
+    counts = _counts(found)
+    counts["evaluations"] += first.gradients
+    return _unconstrained(space, states), counts
+
+
+def _mixes(chains: Chains) -> bool:
+    """Whether chains agree and none diverged, after as many draws as that takes to be seen."""
+    if chains.divergences or chains.states.shape[1] < _FEWEST_STATES:
+        return False
+    if float(rank_rhat(chains.states).max()) >= _AGREE:
+        return False
+    return float(bulk_ess(chains.states).min()) >= _ENOUGH
+
+
+def _unconstrained(space: BaseSpace | GaussianSpace, states: Tensor) -> Tensor:
+    return space.unconstrained(states.flatten(0, 1)).unflatten(0, states.shape[:2])
+
+
+def _counts(chains: Chains) -> dict[str, Any]:
+    return {
+        "accept_rate": chains.accept_rate,
+        "evaluations": chains.gradients,
+        "divergences": chains.divergences,
+    }

@@ -1,0 +1,1 @@
+"""What several rooms need: checks of arguments, modes of torch, labels, tables of text."""
