@@ -158,6 +158,8 @@ def test_arguments_out_of_range_are_named(options: dict[str, Any], message: str)
 def test_factories_name_an_unknown_conditioner_and_options_of_another() -> None:
     with pytest.raises(ValueError, match="conditioner must be one of made, attention, got 'rnn'"):
         deep_sigmoidal_flow(3, conditioner="rnn")
+    with pytest.raises(TypeError, match="activation must be a function of a tensor"):
+        deep_sigmoidal_flow(3, conditioner="attention", activation="gelu")
     with pytest.raises(TypeError, match="residual"):
         deep_sigmoidal_flow(3, conditioner="attention", residual=True)
 

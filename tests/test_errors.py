@@ -94,6 +94,11 @@ def test_wrong_context_names_it_and_both_shapes() -> None:
         flow.condition(torch.randn(2).double())(torch.randn(5, 3))
 
 
+def test_a_conditional_flow_called_without_a_context_says_how_to_give_one() -> None:
+    with raises("call flow.condition(context)(x)", TypeError):
+        conditional_deep_sigmoidal_flow(3, 2)(torch.randn(4, 3))
+
+
 def test_context_that_does_not_broadcast_names_both_shapes() -> None:
     flow = conditional_deep_sigmoidal_flow(3, 2).condition(torch.randn(4, 2))
     for call in (flow, flow.inv):
@@ -215,8 +220,10 @@ def test_a_number_out_of_range_is_named_with_its_range(
     [
         ("hidden_dims", lambda: deep_sigmoidal_flow(3, 16)),  # type: ignore[arg-type]
         ("order", lambda: deep_sigmoidal_flow(3, order=[0.5, 1.2, 2.1])),
+        ("input_dim must be an integer, got '3'", lambda: deep_sigmoidal_flow("3")),  # type: ignore[arg-type]
+        ("activation", lambda: deep_sigmoidal_flow(3, activation="relu")),
     ],
-    ids=["hidden_dims", "order"],
+    ids=["hidden_dims", "order", "input_dim", "activation"],
 )
 def test_an_argument_of_the_wrong_type_is_named(argument: str, call: Callable[[], Any]) -> None:
     with pytest.raises((TypeError, ValueError), match=argument):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..support.checks import check_integers
+from ..support.checks import check_callable, check_integers
 from ..support.modes import needs_plain_backward, needs_plain_operations, plain_gradients
 from .order import Ordered
 from .protocol import Sweep
@@ -50,6 +50,7 @@ class AttentionConditioner(Ordered):
         training mode.
     :param activation: g, an elementwise nonlinearity.
     :raises ValueError: when an argument is out of its range; it is named.
+    :raises TypeError: for an ``activation`` that is no function.
 
     Source: Vaswani et al. 2017 [arXiv:1706.03762]; Fakoor et al. 2020, TraDE [arXiv:2004.02441];
     Patacchiola et al. 2024, Transformer neural autoregressive flows [arXiv:2401.01855].
@@ -76,6 +77,7 @@ class AttentionConditioner(Ordered):
         dropout: float = 0.0,
         activation: Callable[[Tensor], Tensor] = F.gelu,
     ) -> None:
+        check_callable(activation=(activation, "a function of a tensor, such as torch.tanh"))
         widths = _check(input_dim, hidden_dims, num_params, num_heads, context_dim, dropout)
         super().__init__(input_dim, context_dim, order)
         self.hidden_dims, self.num_params, width = widths, num_params, widths[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..support.checks import check_integers
 from .attention import AttentionConditioner
 from .made import MADE
 
@@ -44,6 +45,7 @@ def make(
     >>> make("attention", 3, [16], 2, order="natural").get_permutation()
     tensor([0, 1, 2])
     """
+    check_integers(input_dim=(input_dim, 1))
     if hidden_dims is None:
         made = (min(max(3 * input_dim + 1, 32), 512),)
         hidden_dims = made if name == "made" else BLOCKS

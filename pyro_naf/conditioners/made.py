@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..support.checks import check_integers
+from ..support.checks import check_callable, check_integers
 from ..support.modes import needs_plain_operations
 from .masked_linear import masked_linear, staircase
 from .order import Ordered, cumulative, hidden_degrees
@@ -46,6 +46,7 @@ class MADE(Ordered):
         pseudo-parameters, so that the flow and its inverse grow at most linearly however far out;
         with ELU (the NAF paper's) or ReLU preimages of far points explode along the order.
     :raises ValueError: when an argument is out of its range; it is named.
+    :raises TypeError: for an ``activation`` that is no function.
 
     Source: Germain et al. 2015 [arXiv:1502.03509].
 
@@ -69,6 +70,7 @@ class MADE(Ordered):
         head_dim: int | None = None,
         activation: Callable[[Tensor], Tensor] = torch.tanh,
     ) -> None:
+        check_callable(activation=(activation, "a function of a tensor, such as torch.tanh"))
         hidden_dims = _check_widths(
             input_dim, hidden_dims, num_params, context_dim, residual, head_dim
         )

@@ -289,6 +289,16 @@ class ConditionalAutoregressiveFlow(ConditionalTransformModule):
             raise ValueError(f"context must have shape (..., {width}), got {tuple(context.shape)}")
         return AutoregressiveFlow(self.arn, self.transformer, context=context)
 
+    def forward(self, x: Any) -> Tensor:
+        """Refuse a call without a context.
+
+        :raises TypeError: always, with the remedy.
+        """
+        raise TypeError(
+            f"{type(self).__name__} maps nothing without a context: call "
+            "flow.condition(context)(x), with context (..., C)"
+        )
+
 
 def _check_tensor(value: Any, name: str) -> None:
     if not isinstance(value, Tensor):

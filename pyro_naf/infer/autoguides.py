@@ -286,6 +286,7 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
         """Draw all latents: a dict of site to constrained value."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+        self._follow_store()
         if not self._special:
             return super().forward(*args, **kwargs)
         latent = self.sample_latent(*args, **kwargs)
@@ -409,7 +410,9 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
         self._num_rows = rows
         if self._model is not None:
             model = poutine.block(self.model, self._prototype_hide_fn)
-            trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
+            # The model's draws are thrown away: a call draws the same, whatever rows came before.
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
             frames = [
                 f for _, site in trace.iter_stochastic_nodes() for f in site["cond_indep_stack"]
             ]
@@ -509,6 +512,22 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
         self.scale = torch.ones_like(self.loc)
         if self.full_rank:
             self.scale_tril = torch.eye(self.latent_dim).to(self.loc)
+
+    def _follow_store(self) -> None:
+        """Exchange own parameters for those put into Pyro's param store since the last call.
+
+        Reading a plain parameter from a PyroModule gives the module's own, though the store may
+        hold another one, such as one loaded from a file, and that is what the optimiser moves.
+        Setting it takes the store's.
+        """
+        if not self._pyro_context.active or pyro.settings.get("module_local_params"):
+            return
+        store = pyro.get_param_store()
+        for name, own in list(self._parameters.items()):
+            full_name = self._pyro_get_fullname(name)  # a PyroParam's is none of the store's
+            if full_name in store and store[full_name] is not own:
+                del self._parameters[name]
+                setattr(self, name, own)
 
     def _registered(self, name: str) -> Any:
         """A module of this one's, its weights in step with Pyro's param store.

@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ..support.checks import check_integers
+from ..support.checks import check_callable, check_integers
 from ..support.tables import Shown, Table
 from .doubt import DRAWS, largest_doubt
 from .joint import Joint
@@ -279,12 +279,20 @@ def draws(
 ) -> dict[str, Tensor]:
     """Draws of an autoguide, all at once: site to tensor ``(num_samples, ...)``.
 
+    :param guide: an autoguide, or another guide that returns its draws.
+    :param args: the guide's arguments, as are ``kwargs``.
+    :param num_samples: number of draws, at least 1.
+    :raises TypeError: for a guide that cannot be called.
+    :raises ValueError: for ``num_samples`` below 1.
+
     >>> from pyro.infer.autoguide import AutoNormal
     >>> import pyro.distributions as dist
     >>> guide = AutoNormal(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)))
     >>> draws(guide, num_samples=100)["x"].shape
     torch.Size([100])
     """
+    check_callable(guide=(guide, "a guide of Pyro, called with the model's arguments"))
+    check_integers(num_samples=(num_samples, 1))
     with poutine.block():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
         single = trace.nodes["_RETURN"]["value"]

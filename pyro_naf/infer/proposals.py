@@ -12,6 +12,7 @@ from pyro.infer.autoguide.guides import AutoContinuous, AutoLaplaceApproximation
 from torch import Tensor
 
 from ..guides.pyro_internals import unconstrained_values
+from ..support.checks import check_callable
 from .flat_priors import FlatPriors
 from .gaussian import Gaussian
 from .joint import Joint
@@ -57,6 +58,7 @@ class GuideProposal:
     :param joint: the joint density.
     :param guide: a guide for its latents.
     :param args: the guide's arguments, as are ``kwargs``.
+    :raises TypeError: for a guide that cannot be called.
     :raises ValueError: when the guide does not draw the latents of the joint density in their
         shapes, naming them.
     """
@@ -68,6 +70,7 @@ class GuideProposal:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
+        check_callable(guide=(guide, "a guide of Pyro, called with the model's arguments"))
         self.joint, self.guide, self.args, self.kwargs = joint, guide, args, kwargs
         with torch.no_grad(), poutine.block(), FlatPriors():
             self.trace = self._trace()

@@ -217,15 +217,20 @@ def _reason(error: Exception) -> str:
 
 
 def _place(error: Exception | None) -> str:
-    """The innermost line of the user's own code."""
+    """The innermost line of the user's model or guide, or else of Pyro."""
     frames = list(traceback.extract_stack())
     if error is not None:
         frames += traceback.extract_tb(error.__traceback__)
-    ours = [str(Path(file).parent) for file in (torch.__file__, pyro.__file__, np.__file__)]
-    ours.append(str(Path(__file__).parent.parent))
-    users = [f for f in frames if not any(f.filename.startswith(folder) for folder in ours)]
-    frame = (users or frames)[-1]
-    return f"{Path(frame.filename).name}, line {frame.lineno}"
+    # Outside of the trace is the call of the step, which is not to blame.
+    names = [f.name if f.filename == __file__ else "" for f in frames]
+    frames = frames[names.index("_trace") :]
+    of_pyro, *others = (Path(file).parent for file in (pyro.__file__, torch.__file__, np.__file__))
+    library = [str(folder) for folder in (of_pyro, *others, Path(__file__).parent.parent)]
+    users = [f for f in frames if not any(f.filename.startswith(folder) for folder in library)]
+    if users:
+        return f"{Path(users[-1].filename).name}, line {users[-1].lineno}"
+    frame = ([f for f in frames if f.filename.startswith(str(of_pyro))] or frames)[-1]
+    return f"{'/'.join(Path(frame.filename).parts[-3:])}, line {frame.lineno}"
 
 
 def _refuse_trainable(constants: Sequence[Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 
 def check_integers(**arguments: tuple[int, int]) -> None:
@@ -14,3 +15,10 @@ def check_integers(**arguments: tuple[int, int]) -> None:
             raise TypeError(f"{name} must be an integer, got {value!r}") from None
         if value < minimum:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_callable(**arguments: tuple[Any, str]) -> None:
+    """``name=(value, what it must be)``: raises TypeError for what cannot be called."""
+    for name, (value, what) in arguments.items():
+        if not callable(value):
+            raise TypeError(f"{name} must be {what}, got {value!r}")

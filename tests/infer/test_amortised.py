@@ -26,6 +26,7 @@ from pyro_naf.infer import (
     AutoDDSFNormal,
     AutoDSFNormal,
     AutoFlowNormal,
+    CompiledSVI,
     ForwardKL,
     importance_diagnostics,
 )
@@ -342,6 +343,28 @@ def with_network(**kw: Any) -> AutoFlowNormal:
     return dsf(
         linear_sets, context_fn=nn.Sequential(nn.Linear(3, 5), nn.Tanh()), context_dim=5, **kw
     )
+
+
+@pytest.mark.parametrize("data_before", [2, 5])
+def test_a_draw_does_not_depend_on_the_number_of_rows_of_the_call_before(data_before: int) -> None:
+    guide, y = dsf(linear_sets), torch.randn(5, 3)
+    guide(torch.randn(data_before, 3))
+    torch.manual_seed(0)
+    found = guide(y)["x"]
+    torch.manual_seed(0)
+    assert torch.equal(guide(y)["x"], found)
+
+
+def test_a_smaller_last_minibatch_has_a_graph_of_its_own() -> None:
+    batches = torch.randn(8, 3).split(3)  # 3, 3 and 2 rows
+    losses = []
+    for kind in (SVI, partial(CompiledSVI, compile=False)):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        svi = kind(linear_sets, with_network(), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+        losses.append([svi.step(batch) for _ in range(6) for batch in batches])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert svi.rung == "captured"
 
 
 def test_a_guide_with_a_context_is_copied_pickled_and_loaded() -> None:

@@ -31,7 +31,13 @@ from pyro.infer.reparam import NeuTraReparam
 from pyro.optim import Adam
 
 from pyro_naf import affine_autoregressive_flow, deep_sigmoidal_flow
-from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal, importance_diagnostics
+from pyro_naf.infer import (
+    AutoDDSFNormal,
+    AutoDSFNormal,
+    AutoFlowNormal,
+    CompiledSVI,
+    importance_diagnostics,
+)
 from pyro_naf.transforms import AutoregressiveFlow
 
 
@@ -131,6 +137,29 @@ def test_a_loaded_param_store_is_taken_over_and_stays_trainable(tmp_path: Any) -
         assert torch.equal(p, start[name]), name
     svi_steps(schools, second)
     assert trained(start, second) == set(start)
+
+
+@every_guide
+@pytest.mark.parametrize("kind", [SVI, CompiledSVI])
+@pytest.mark.filterwarnings("ignore:CompiledSVI runs as SVI does")  # a numerical inverse
+def test_training_goes_on_from_a_param_store_loaded_under_the_guide(
+    make: Any, kind: Any, tmp_path: Any
+) -> None:
+    """To the digit: parameters, the optimiser's state and the random numbers are those saved."""
+    optimiser = Adam({"lr": 0.02})
+    options = {"compile": False} if kind is CompiledSVI else {}
+    svi = kind(schools, make(schools), optimiser, Trace_ELBO(), **options)
+    for _ in range(6):
+        svi.step()
+    optimiser.save(str(tmp_path / "optimiser.pt"))
+    pyro.get_param_store().save(str(tmp_path / "store.pt"))
+    generator = torch.get_rng_state()
+    expected = [svi.step() for _ in range(4)]
+    optimiser.load(str(tmp_path / "optimiser.pt"))
+    pyro.clear_param_store()
+    pyro.get_param_store().load(str(tmp_path / "store.pt"))
+    torch.set_rng_state(generator)
+    assert [svi.step() for _ in range(4)] == pytest.approx(expected, rel=1e-5)
 
 
 @every_guide

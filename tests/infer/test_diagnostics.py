@@ -15,7 +15,13 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
 
-from pyro_naf.infer import AutoDSFNormal, draws, importance_diagnostics, importance_resample
+from pyro_naf.infer import (
+    AutoDSFNormal,
+    Posterior,
+    draws,
+    importance_diagnostics,
+    importance_resample,
+)
 from pyro_naf.infer.diagnostics import diagnose, pareto_khat, smooth
 from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.proposals import GuideProposal
@@ -127,6 +133,19 @@ def test_draws_have_the_shapes_of_the_sites() -> None:
         values = draws(guide, num_samples=30)
         shapes = {name: tuple(v.shape) for name, v in values.items()}
         assert shapes == {"mu": (30,), "tau": (30,), "theta": (30, 8)}
+
+
+def test_what_is_no_guide_and_no_number_of_draws_is_named() -> None:
+    calls: list[Any] = [
+        lambda: draws(None, DATA),  # type: ignore[arg-type]
+        lambda: importance_diagnostics(conjugate, None, DATA),  # type: ignore[arg-type]
+        lambda: Posterior(conjugate, None, DATA),  # type: ignore[arg-type]
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="guide must be a guide of Pyro.*, got None"):
+            call()
+    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        draws(AutoNormal(conjugate), DATA, num_samples=0)
 
 
 def test_draws_follow_the_guide() -> None:
