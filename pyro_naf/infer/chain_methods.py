@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .base_space import BaseSpace, GaussianSpace
-from .chains import bulk_ess, rank_rhat
+from .chains import bulk_ess, rank_rhat, tail_ess
 from .hmc import Chains, sample_hmc
 
 #: Independence steps to a local one: they are weighed all at once, which makes them cheap.
@@ -32,10 +32,14 @@ _LOCAL_RATE = 0.4
 
 #: Chains in units of a Gaussian mix where they have so many draws each, a rank-normalised R-hat
 #: below the second number, and so many effective draws of every latent.
-_FEWEST_STATES, _AGREE, _ENOUGH = 50, 1.01, 400
+_FEWEST_STATES, _NEARLY_AGREE, _FEW = 50, 1.05, 400
+
+#: Draws are enough where R-hat is below the first number and there are so many effective ones; and
+#: most draws of each chain.
+_AGREE, _ENOUGH, _MOST_STATES = 1.0095, 1100, 10_000
 
 #: Share of a time limit for these chains, and what others have at least.
-_FIRST, _LEAST = 0.6, 0.2
+_FIRST, _LEAST = 0.9, 0.1
 
 
 def independence(
@@ -122,7 +126,7 @@ def neutra(
 def hamiltonian(
     space: BaseSpace,
     start: Tensor,
-    num_samples: int,
+    num_samples: int | None,
     warmup_steps: int,
     progress: bool,
     seconds: float | None = None,
@@ -131,11 +135,16 @@ def hamiltonian(
 
     A gradient there costs a fraction of one through the flows. Where the posterior's widths differ
     too much from place to place, as in a funnel, chains diverge or disagree.
+
+    :param num_samples: None for as many as are enough, or as the time allows.
     """
     began = time.monotonic()
     gaussian = GaussianSpace(space)
     gaussian.capture(len(start))
     options: dict[str, Any] = {"progress": progress, "seconds": seconds}
+    if num_samples is None:
+        num_samples = _MOST_STATES
+        options["enough"] = _are_enough
     if seconds is not None:
         options["seconds"] = _FIRST * seconds
     points = gaussian.points(space.unconstrained(start))
@@ -154,19 +163,31 @@ def hamiltonian(
     if seconds is not None:
         options["seconds"] = max(seconds - (time.monotonic() - began), _LEAST * seconds)
     found = sample_hmc(value_and_grad, start.flatten(1), num_samples, warmup_steps, **options)
-    states = found.states.unflatten(-1, shape)
-    counts = _counts(found)
-    counts["evaluations"] += first.gradients
-    return _unconstrained(space, states), counts
+    evaluations = first.gradients + found.gradients
+    if float(rank_rhat(first.states).max()) < float(rank_rhat(found.states).max()):
+        states, counts = _unconstrained(gaussian, first.states), _counts(first)
+    else:
+        states = _unconstrained(space, found.states.unflatten(-1, shape))
+        counts = _counts(found)
+    return states, counts | {"evaluations": evaluations}
 
 
 def _mixes(chains: Chains) -> bool:
-    """Whether chains agree and none diverged, after as many draws as that takes to be seen."""
+    """Whether chains nearly agree and none diverged, after as many draws as it takes to see that.
+
+    Where they have not drawn enough yet, others would not do so in the time that is left.
+    """
     if chains.divergences or chains.states.shape[1] < _FEWEST_STATES:
         return False
-    if float(rank_rhat(chains.states).max()) >= _AGREE:
+    agree = float(rank_rhat(chains.states).max()) < _NEARLY_AGREE
+    return agree and float(bulk_ess(chains.states).min()) >= _FEW
+
+
+def _are_enough(states: Tensor) -> bool:
+    """Whether draws may be relied on: rank-normalised R-hat, and effective draws of each latent."""
+    if float(rank_rhat(states).max()) >= _AGREE:
         return False
-    return float(bulk_ess(chains.states).min()) >= _ENOUGH
+    return float(torch.minimum(bulk_ess(states), tail_ess(states)).min()) >= _ENOUGH
 
 
 def _unconstrained(space: BaseSpace | GaussianSpace, states: Tensor) -> Tensor:

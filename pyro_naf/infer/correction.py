@@ -227,7 +227,9 @@ def mcmc_correct(
     :param guide: a fitted guide with a transform, of this package or Pyro's, such as
         ``refine(...).guide`` or an ``AutoMultivariateNormal``.
     :param args: the model's arguments, as are ``kwargs``.
-    :param num_samples: draws of each chain >= 4; 1000, for "hmc" 400.
+    :param num_samples: draws of each chain >= 4; 1000, for "hmc" 400. For "hmc" with ``seconds``
+        chains go on by default until R-hat is below 1.01 and every latent has a thousand effective
+        draws.
     :param num_chains: number of chains, which start at draws of the guide; 4, for "hmc" 64, of
         which it needs two.
     :param warmup_steps: steps of each chain before them; 500, for "hmc" 200.
@@ -258,11 +260,12 @@ def mcmc_correct(
     """
     if method not in _METHODS:
         raise ValueError(f"method must be one of {sorted(_METHODS)}, got {method!r}")
-    defaults = _DEFAULTS.get(method, (4, 1000, 500))
+    defaults, given_samples = _DEFAULTS.get(method, (4, 1000, 500)), num_samples
     num_chains, num_samples, warmup_steps = (
         default if given is None else given
         for given, default in zip((num_chains, num_samples, warmup_steps), defaults, strict=True)
     )
+    until_enough = method == "hmc" and seconds is not None and given_samples is None
     check_integers(
         num_samples=(num_samples, 4),
         num_chains=(num_chains, 2 if method == "hmc" else 1),
@@ -282,7 +285,7 @@ def mcmc_correct(
             )
         options = {} if seconds is None else {"seconds": seconds}
         states, counts = _METHODS[method](
-            space, start, num_samples, warmup_steps, progress, **options
+            space, start, None if until_enough else num_samples, warmup_steps, progress, **options
         )
         fixed = space.fixed()
     draws = space.draws(states)

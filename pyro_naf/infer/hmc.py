@@ -44,6 +44,10 @@ _RESCALED = (0.1, 0.25, 0.5, 0.75)
 #: Share of a time limit that the warm-up takes at most.
 _WARM_UP = 0.5
 
+#: Draws of each chain after which it is first asked whether they are enough, and how many times as
+#: many have been drawn each time after that.
+_FIRST_ASKED, _LATER = 200, 1.25
+
 #: Step of log T, in units of the slope, in the warm-up's first transition, and in its last.
 _RATES = (0.1, 0.02)
 
@@ -105,6 +109,7 @@ def sample_hmc(
     *,
     target_accept: float = 0.65,
     seconds: float | None = None,
+    enough: Callable[[Tensor], bool] | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Chains:
@@ -120,6 +125,8 @@ def sample_hmc(
     :param target_accept: acceptance rate in (0, 1) that the step size is adapted to.
     :param seconds: time limit. The warm-up takes at most half of it, and what is drawn until then
         is returned, a draw of each chain at least.
+    :param enough: whether states ``(num_chains, n, D)`` are enough, n <= ``num_samples``; it is
+        asked now and then, and ends the chains.
     :param generator: for velocities and acceptance; torch's own by default.
     :param progress: show a progress bar.
     :raises ValueError: for an argument out of range, and for starts where density or gradient are
@@ -150,7 +157,7 @@ def sample_hmc(
     sampler = _Sampler(log_density_and_grad, start.detach(), generator)
     tuner = _Tuner(start.shape[-1], warmup_steps, target_accept)
     states: list[Tensor] = []
-    accepted, divergences = 0.0, 0
+    accepted, divergences, asked = 0.0, 0, _FIRST_ASKED
 
     def move() -> _Move:
         return sampler.step(tuner.step_size, tuner.jittered(), tuner.scale.to(start))
@@ -167,6 +174,10 @@ def sample_hmc(
             accepted += float(made.accept.mean())
             divergences += int(made.divergent.sum())
             bar.update()
+            if enough is not None and len(states) == asked:
+                asked = math.ceil(_LATER * asked)
+                if enough(torch.stack(states, 1)):
+                    break
     return Chains(
         torch.stack(states, 1),
         accepted / len(states),
