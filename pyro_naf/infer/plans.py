@@ -25,7 +25,7 @@ from .joint import Joint
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
 from .progress import Progress
 from .proposals import GaussianProposal, GuideProposal
-from .refined_guides import flow_guide, forget, gaussian_guide, is_affordable, start_at
+from .refined_guides import affordable, flow_guide, forget, gaussian_guide, start_at
 from .results import Origin, Previous, Refinement
 from .start import Start
 from .training import Training
@@ -117,9 +117,10 @@ class _Plan:
         start = self.start
         if self.previous is not None and self.previous.guide is not None:
             return self._training(self.previous.guide)
-        if not is_affordable(self.origin, self.budget):
+        if (origin := affordable(self.origin, self.budget)) is None:
             return self._training(self.gaussian())
-        guide = flow_guide(self.origin, self.kernel)
+        self.origin = origin
+        guide = flow_guide(origin, self.kernel)
         has_pattern = guide.structure is not None and start.pattern is not None
         guide.set_affine(start.loc, start.pattern if has_pattern else start.factor)
         return self._training(guide)

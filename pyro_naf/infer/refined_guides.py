@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -28,41 +29,51 @@ _SEVERAL: dict[str, Any] = {"inverse": True, "min_slope": 0.2}
 
 #: Flows, and sigmoids of each, where none are asked for: a posterior with a structure has many
 #: latents, and simple conditionals.
-_FULL = {"num_transforms": 2, "hidden_units": 16}
-_STRUCTURED = {"num_transforms": 1, "hidden_units": 8}
+_FULL: dict[str, Any] = {"num_transforms": 2, "hidden_units": 16, "hidden_dims": None}
+_STRUCTURED: dict[str, Any] = {"num_transforms": 1, "hidden_units": 8}
+
+#: The same where the time does not allow those.
+_SMALL: dict[str, Any] = {"num_transforms": 1, "hidden_units": 8, "hidden_dims": [128]}
 
 #: Widest hidden layer of a flow by default.
 _WIDEST = 512
 
 #: Floating-point operations a second of one thread, roughly; those of a step for each weight and
 #: draw; and the fewest steps that a flow is trained with.
-_SPEED, _OPERATIONS, _FEWEST_STEPS = 2e10, 6, 100
+_SPEED, _OPERATIONS, _FEWEST_STEPS = 2e10, 6, 500
 
 #: Numbers that training holds for each weight: itself, gradient, two moments, average, two copies.
 _COPIES = 7
 
 
-def is_affordable(origin: Origin, budget: Budget) -> bool:
-    """Whether there is time for a hundred training steps of the guide with flows.
+def affordable(origin: Origin, budget: Budget) -> Origin | None:
+    """With sizes of flows that there is memory and time for; None where no flow can be trained.
 
-    :raises ValueError: when the weights do not fit into the memory that is free.
+    :raises ValueError: when not even small flows fit into the memory that is free.
     """
     if origin.start.structure is not None:
-        return True
-    weights = _num_weights(origin)
-    size = origin.start.loc.element_size() * _COPIES * weights
-    if size > (free := _free_memory(origin.start.loc.device)):
-        raise ValueError(
-            f"a flow for all {origin.start.joint.dim} latents without a structure needs "
-            f"{size / 2**30:.1f} GiB for training, and {free / 2**30:.1f} are free; give the "
-            "latents' structure (an adjacency), or smaller hidden_dims, hidden_units or "
-            "num_transforms"
-        )
-    if origin.start.loc.device.type != "cpu":
-        return True
-    draws = 1.5 * origin.options["num_particles"]
-    step = _OPERATIONS * weights * draws / _SPEED
-    return budget.left_for_training() >= _FEWEST_STEPS * step
+        return origin
+    free, left = _free_memory(origin.start.loc.device), budget.left_for_training()
+    size = origin.start.loc.element_size() * _COPIES
+    needed = 0.0
+    for usual in (_FULL, _SMALL):
+        options = {name: origin.options[name] or value for name, value in usual.items()}
+        sized = replace(origin, options=origin.options | options)
+        weights = _num_weights(sized)
+        needed = size * weights
+        draws = 1.5 * origin.options["num_particles"]
+        step = _OPERATIONS * weights * draws / _SPEED
+        is_fast = origin.start.loc.device.type != "cpu" or left >= _FEWEST_STEPS * step
+        if needed <= free and is_fast:
+            return sized
+    if needed <= free:
+        return None
+    raise ValueError(
+        f"a flow for all {origin.start.joint.dim} latents without a structure needs "
+        f"{needed / 2**30:.2g} GiB for training, and {free / 2**30:.2g} are free; give the "
+        "latents' structure (an adjacency), or smaller hidden_dims, hidden_units or "
+        "num_transforms"
+    )
 
 
 def _num_weights(origin: Origin) -> int:
@@ -71,11 +82,10 @@ def _num_weights(origin: Origin) -> int:
     widths = options["hidden_dims"]
     if widths is None:
         widths = [min(max(3 * dim + 1, 32), _WIDEST)]
-    units = options["hidden_units"] or _FULL["hidden_units"]
-    outputs = (3 if options["flow"] == "dsf" else 7) * units + 2
+    outputs = (3 if options["flow"] == "dsf" else 7) * options["hidden_units"] + 2
     layers = [dim, *widths, dim * outputs]
     count = sum(a * b for a, b in zip(layers, layers[1:], strict=False))
-    return count * (options["num_transforms"] or _FULL["num_transforms"])
+    return count * options["num_transforms"]
 
 
 def _free_memory(device: torch.device) -> float:

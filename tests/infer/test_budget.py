@@ -18,7 +18,7 @@ from pyro_naf.infer.diagnostics import growing
 from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.pace import Pace
 from pyro_naf.infer.progress import Progress
-from pyro_naf.infer.refined_guides import is_affordable
+from pyro_naf.infer.refined_guides import affordable
 from pyro_naf.infer.refinement import affordable_particles
 from pyro_naf.infer.results import Origin
 from pyro_naf.infer.rough_gaussian import fit_roughly
@@ -141,11 +141,13 @@ def test_a_flow_that_there_is_no_memory_or_time_for_is_told(monkeypatch: Any) ->
         flow="dsf", num_transforms=None, hidden_dims=None, hidden_units=None, num_particles=64
     )
     origin = Origin(Start(joint, torch.zeros(300), torch.ones(300)), False, options)
-    assert not is_affordable(origin, Budget(None, 1.0))
-    assert is_affordable(origin, Budget(10, None))
+    assert affordable(origin, Budget(None, 1.0)) is None
+    full, small = affordable(origin, Budget(10, None)), affordable(origin, Budget(None, 60.0))
+    assert full is not None and full.options["num_transforms"] == 2
+    assert small is not None and small.options["hidden_dims"] == [128]
     monkeypatch.setattr("pyro_naf.infer.refined_guides._free_memory", lambda _: 2.0**20)
-    with pytest.raises(ValueError, match="all 300 latents without a structure needs 0.4 GiB"):
-        is_affordable(origin, Budget(10, None))
+    with pytest.raises(ValueError, match="all 300 latents without a structure needs 0.027 GiB"):
+        affordable(origin, Budget(10, None))
 
 
 def test_the_bar_names_the_phase_and_the_time_left(
