@@ -26,6 +26,7 @@ planar-K              K of Pyro's planar flows; no density of data
 
 from __future__ import annotations
 
+import difflib
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ from .mixture import AutoregressiveMixture, StandardNormal
 from .normal_scores import NormalScores
 from .options import ACTIVATIONS, BASES, USED, Options
 from .recurrent import RecurrentConditioner
+from .settings import Training
 from .student import Student
 
 #: Names without their number of layers, and that number where none is given (None: required).
@@ -178,8 +180,14 @@ def check_options(name: str, overrides: Mapping[str, Any]) -> Options:
     parse(name)
     unknown = sorted(set(overrides) - {field.name for field in fields(Options)})
     if unknown:
-        known = ", ".join(field.name for field in fields(Options))
-        raise TypeError(f"unknown option {unknown[0]!r} of {name}; there are: {known}")
+        known = [field.name for field in fields(Options)]
+        of_fit = [field.name for field in fields(Training)]
+        close = difflib.get_close_matches(unknown[0], known + of_fit, n=1)
+        meant = f", did you mean {close[0]!r}?" if close else ";"
+        raise TypeError(
+            f"unknown option {unknown[0]!r} of {name}{meant} there are: {', '.join(known)}; and "
+            f"for the fit: {', '.join(of_fit)}"
+        )
     return Options(**{key: plain(key, value) for key, value in overrides.items()})
 
 

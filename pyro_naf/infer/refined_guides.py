@@ -39,8 +39,8 @@ _SMALL: dict[str, Any] = {"num_transforms": 1, "hidden_units": 8, "hidden_dims":
 _WIDEST = 512
 
 #: Floating-point operations a second of one thread, roughly; those of a step for each weight and
-#: draw; and the fewest steps that a flow is trained with.
-_SPEED, _OPERATIONS, _FEWEST_STEPS = 2e10, 6, 500
+#: draw; the draws that a weight's own update is worth; and the fewest steps of training.
+_SPEED, _OPERATIONS, _EACH, _FEWEST_STEPS = 2e10, 6, 64, 300
 
 #: Numbers that training holds for each weight: itself, gradient, two moments, average, two copies.
 _COPIES = 7
@@ -62,7 +62,8 @@ def affordable(origin: Origin, budget: Budget) -> Origin | None:
         weights = _num_weights(sized)
         needed = size * weights
         draws = 1.5 * origin.options["num_particles"]
-        step = _OPERATIONS * weights * draws / _SPEED
+        step = _OPERATIONS * weights * (draws + _EACH) / _SPEED
+        step += origin.start.joint.pace.seconds(round(draws))
         is_fast = origin.start.loc.device.type != "cpu" or left >= _FEWEST_STEPS * step
         if needed <= free and is_fast:
             return sized
