@@ -32,7 +32,7 @@ class Options:
     """What an architecture leaves open.
 
     :param hidden_dims: widths of the conditioner's hidden layers (``tan``: the first is the
-        recurrent state's; ``bnaf``: so many layers of ``hidden_units`` a dimension).
+        recurrent state's; ``bnaf``: that number of layers of ``hidden_units`` for each dimension).
     :param hidden_units: K, the sigmoids of DSF and DDSF; the width of BNAF a dimension.
     :param num_layers: layers of a DDSF transformer.
     :param sharpness: slope at which all sigmoids but one start, at places spread over the data;

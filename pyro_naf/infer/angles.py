@@ -49,14 +49,14 @@ class OnePeriod(TorchDistribution):
         return self.turned(self.base_dist.sample(torch.Size(sample_shape)))
 
     def turned(self, angle: Tensor) -> Tensor:
-        """The same angles, in the support."""
+        """Angles turned by whole turns into the support."""
         angle = torch.remainder(angle - self.mean + math.pi, 2 * math.pi)
         return self.mean + angle - math.pi
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """That of the distribution."""
+        """Log-density of the wrapped distribution, which has the same mass on any period."""
         return self.base_dist.log_prob(value)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> OnePeriod:
-        """The same distribution, broadcast."""
+        """A copy that is broadcast to a batch shape."""
         return OnePeriod(self.base_dist.expand(batch_shape))

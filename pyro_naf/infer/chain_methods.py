@@ -18,13 +18,13 @@ from .base_space import BaseSpace, GaussianSpace
 from .chains import bulk_ess, rank_rhat, tail_ess
 from .hmc import Chains, sample_hmc
 
-#: Independence steps to a local one: they are weighed all at once, which makes them cheap.
+#: Independence steps for each local step: weights for all of them are computed in one batch.
 _INDEPENDENCE_STEPS = 8
 
 #: Number of NUTS transitions, warm-up included, from which on the density is compiled.
 _LONG = 2000
 
-#: Draws of each chain whose independence proposals are weighed at once.
+#: Draws of each chain whose independence proposals are weighted in one batch.
 _BLOCK = 100
 
 #: Share of local proposals to be accepted.
