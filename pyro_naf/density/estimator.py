@@ -332,8 +332,7 @@ class FlowDensity(Estimator, nn.Module):
 
     def log_scale(self, real: Tensor) -> Tensor:
         """The sum ``(...)`` of the logarithms of the scales, over the cells that are not NaN."""
-        logs = self.scale.log()
-        return torch.where(real.isnan(), 0.0, logs).sum(-1) if real.isnan().any() else logs.sum()
+        return torch.where(real.isnan(), 0.0, self.scale.log()).sum(-1)
 
     def _flow_log_prob(self, u: Tensor, given: Tensor | None, with_gradient: bool) -> Tensor:
         """The flow's log-density ``(...)``; without gradient in chunks that fit the memory."""

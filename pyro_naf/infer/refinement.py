@@ -17,10 +17,11 @@ from ..support.checks import check_integers
 from ..support.seeding import seeded
 from .budget import Budget
 from .capture import is_enabled
-from .diagnostics import MIN_PARTICLES
+from .diagnostics import MIN_PARTICLES, diagnose
 from .gaussian import fit_gaussian
 from .graph import check_structure
 from .joint import Joint
+from .mixture import missed_mass, several
 from .plans import refine_from
 from .progress import Progress
 from .refined_guides import FLOWS
@@ -28,7 +29,16 @@ from .results import Refinement
 from .start import Start, affine_of, density_of, find_start
 
 #: Names that were importable from here before.
-__all__ = ["Refinement", "Start", "affine_of", "fit_gaussian", "refine"]
+__all__ = [
+    "Refinement",
+    "Start",
+    "affine_of",
+    "diagnose",
+    "fit_gaussian",
+    "missed_mass",
+    "refine",
+    "several",
+]
 
 #: Number of steps, and seconds, where no budget is given; whichever is over first.
 _STEPS, _SECONDS = 4000, 60.0

@@ -580,3 +580,10 @@ def test_scikit_learn_clones_it_and_chooses_its_options() -> None:
     scaled = make_pipeline(StandardScaler(), small(name="maf-dsf-1"))
     scaled.fit(x, flowdensity__max_steps=5, flowdensity__progress=False)
     assert np.isfinite(scaled.score(x)) and scaled.score_samples(x).shape == (600,)
+
+
+def test_a_density_is_exported_for_any_number_of_rows() -> None:
+    density = FlowDensity(3, architecture="maf-dsf-1", hidden_dims=[8]).eval()
+    x, rows = torch.randn(20, 3), torch.export.Dim("rows", min=2, max=4096)
+    program = torch.export.export(density, (x,), dynamic_shapes=({0: rows},))
+    torch.testing.assert_close(program.module()(x[:7] + 1), density.log_prob(x[:7] + 1))
