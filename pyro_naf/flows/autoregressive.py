@@ -58,6 +58,7 @@ class AutoregressiveFlow(TransformModule):
 
     Source: Huang et al. 2018 [arXiv:1804.00779].
 
+    >>> from pyro_naf.conditioners import MADE
     >>> from pyro_naf.transformers import Affine
     >>> flow = AutoregressiveFlow(MADE(3, [16], num_params=2), Affine())
     >>> x = torch.randn(5, 3)
@@ -264,6 +265,7 @@ class ConditionalAutoregressiveFlow(ConditionalTransformModule):
     :param transformer: as in :class:`AutoregressiveFlow`.
     :raises ValueError: as there, and by :meth:`condition` for a context of the wrong width.
 
+    >>> from pyro_naf.conditioners import MADE
     >>> from pyro_naf.transformers import Affine
     >>> flow = ConditionalAutoregressiveFlow(MADE(3, [16], num_params=2, context_dim=2), Affine())
     >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape

@@ -156,7 +156,7 @@ def refine(
         shape, NaN in its data, no finite density at its starts, or an improper posterior.
     :raises RuntimeError: when 50 steps in a row have no finite loss and gradient.
 
-    >>> import pyro.distributions as dist
+    >>> import pyro, pyro.distributions as dist
     >>> def model():
     ...     pyro.sample("x", dist.Gamma(2.0, 1.0))
     >>> result = refine(model, steps=200, num_draws=2000, seed=0, progress=False)
