@@ -1,5 +1,3 @@
-"""The import path that :mod:`pyro_naf.files.atomic` had before 0.2."""
+"""The import path of :mod:`pyro_naf.files.atomic` before version 0.2."""
 
-from .files.atomic import ReplacedFolder, check_file, open_file, replace_file
-
-__all__ = ["ReplacedFolder", "check_file", "open_file", "replace_file"]
+from .files.atomic import ReplacedFolder, check_file, open_file, replace_file  # noqa: F401

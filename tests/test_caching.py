@@ -122,7 +122,6 @@ CHANGES: dict[str, Callable[[AutoregressiveFlow], Any]] = {
     "SGD": step_of(lambda p: torch.optim.SGD(p, lr=0.1)),
     "fused SGD": step_of(lambda p: torch.optim.SGD(p, lr=0.1, fused=True)),
     "fused Adam": step_of(lambda p: torch.optim.Adam(p, lr=0.1, fused=True)),
-    "fused AdamW": step_of(lambda p: torch.optim.AdamW(p, lr=0.1, fused=True)),
     "ClippedAdam": step_of(lambda p: ClippedAdam(p, lr=0.1)),
     "DCTAdam": step_of(lambda p: DCTAdam(p, lr=0.1)),
     "AdagradRMSProp": step_of(lambda p: AdagradRMSProp(p, eta=0.1)),

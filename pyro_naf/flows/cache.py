@@ -138,12 +138,9 @@ class _State:
         return tensors
 
     def _flags(self, tensors: list[Tensor]) -> list[object]:
-        flags: list[object] = [*self.training, *(t.requires_grad for t in tensors)]
-        if self.values:
-            flags += [t.data_ptr() for t in tensors]
-        if self.versions:
-            flags += [t._version for t in tensors]
-        return flags
+        places = [t.data_ptr() for t in tensors] if self.values else []
+        versions = [t._version for t in tensors] if self.versions else []
+        return [*self.training, *(t.requires_grad for t in tensors), *places, *versions]
 
 
 def _collect(module: nn.Module, tensors: list[Tensor], training: list[bool]) -> None:
