@@ -30,12 +30,12 @@ _BLOCK = 100
 #: Share of local proposals to be accepted.
 _LOCAL_RATE = 0.4
 
-#: Chains in units of a Gaussian mix where they have so many draws each, a rank-normalised R-hat
-#: below the second number, and so many effective draws of every latent.
+#: What chains in units of a Gaussian need to be kept: draws of each, a rank-normalised R-hat below
+#: the second number, and effective draws of every latent.
 _FEWEST_STATES, _NEARLY_AGREE, _FEW = 50, 1.05, 400
 
-#: Draws are enough where R-hat is below the first number and there are so many effective ones; and
-#: most draws of each chain.
+#: R-hat below which chains may end, effective draws of every latent that this takes as well, and
+#: the largest number of draws of each chain.
 _AGREE, _ENOUGH, _MOST_STATES = 1.0095, 1100, 10_000
 
 #: Share of a time limit for these chains, and what others have at least.

@@ -78,7 +78,7 @@ def refine_from(
 
 
 class _Plan:
-    """One refinement: its start, weighed, and the training from it."""
+    """One refinement: diagnostics of its start, and the training from there."""
 
     def __init__(
         self,
@@ -249,7 +249,7 @@ def _mixture_draws(joint: Joint, seconds: float | None) -> int:
 
 
 def _around(loc: Tensor, factor: Tensor, widths: Sequence[float]) -> list[Gaussian]:
-    """The Gaussian of a guide's affine map, so many times as wide."""
+    """The Gaussian of a guide's affine map, multiplied in width by each of the numbers."""
     return [Gaussian(loc, width * factor, math.nan) for width in widths]
 
 
