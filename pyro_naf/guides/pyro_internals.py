@@ -16,6 +16,7 @@ from pyro.infer import config_enumerate
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.nn.module import PyroModule
 from pyro.ops.einsum import torch_log
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
@@ -49,6 +50,17 @@ def without_block(model: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(handler, BlockMessenger):
             return inner
     return model
+
+
+def store_decides(module: PyroModule) -> bool:
+    """Whether Pyro's param store, and not the module, holds the parameters of this call."""
+    context: Any = module._pyro_context
+    return bool(context.active) and not pyro.settings.get("module_local_params")
+
+
+def full_name(module: PyroModule, name: str) -> str:
+    """Name of a module's parameter or part in Pyro's param store."""
+    return module._pyro_get_fullname(name)
 
 
 def unconstrained_values(guide: AutoContinuous, u: Tensor, nesting: int) -> dict[str, Tensor]:

@@ -21,13 +21,13 @@ from pyro import poutine
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..guides.sites import latent_sites
 from ..support.checks import check_integers
 from ..support.labels import entry_labels, scalar_parameters
 from ..support.seeding import seeded
 from ..support.tables import Shown, Table
 from .pointwise import Simulated, observed_sites
 from .posterior import Posterior, Results
-from .sites import latent_sites
 from .uniformity import band, symmetry, uniformity
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous, AutoLaplaceApproximation
 from torch import Tensor
 
+from ..guides.flat_priors import FlatPriors
 from ..guides.pyro_internals import unconstrained_values
+from ..guides.sites import batch_depth, latent_sites
 from ..support.checks import check_callable
-from .flat_priors import FlatPriors
 from .gaussian import Gaussian
 from .joint import Joint
 from .lanes import one_by_one, vmapped_with_help
-from .sites import batch_depth, latent_sites
 
 
 class Weighted(NamedTuple):

@@ -157,7 +157,7 @@ def _no_flow(dim: int) -> ComposeTransformModule:
 @torch.no_grad()
 def start_at(guide: AutoFlowNormal, z: Tensor) -> None:
     """Gives the first flow, from latents to base, the marginals of draws ``(N, D)``."""
-    for outer in reversed(guide._outer(None)):
+    for outer in reversed(guide.affine_parts()):
         z = outer.inv(z)
     first: Any = guide.flow.parts[0]
     sigmoids_at(first.arn, first.transformer, z)
