@@ -1,3 +1,3 @@
-"""The import path of :mod:`pyro_naf.guides.contexts` that pickled guides of version 0.1 name."""
+"""The old import path of :mod:`pyro_naf.guides.contexts`, which pickled guides name."""
 
 from ..guides.contexts import ContextAffine as ContextAffine

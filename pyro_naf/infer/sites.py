@@ -1,4 +1,4 @@
-"""The import path of :mod:`pyro_naf.guides.sites` that pickled guides of version 0.1 name."""
+"""The old import path of :mod:`pyro_naf.guides.sites`, which pickled guides name."""
 
 from ..guides.sites import Angles as Angles
 from ..guides.sites import Latents as Latents

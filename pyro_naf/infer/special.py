@@ -1,3 +1,3 @@
-"""The import path of :mod:`pyro_naf.guides.special` that pickled guides of version 0.1 name."""
+"""The old import path of :mod:`pyro_naf.guides.special`, which pickled guides name."""
 
 from ..guides.special import SpecialSites as SpecialSites

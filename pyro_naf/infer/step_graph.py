@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import TorchFunctionMode
 
-from ..guides.pyro_internals import without_checks
+from ..guides.pyro_internals import without_checks, without_masks_of_dice
 from .capture import check_equal, constants_to_inputs, trace
 from .compilation import Compilation, Compiled
 from .draw_inputs import NotCaptured, functional, without_draws
@@ -129,6 +129,7 @@ class StepGraph:
             with (
                 warnings.catch_warnings(),
                 without_checks(),
+                without_masks_of_dice(),
                 _NoReading(),
                 _Limited(),
             ):

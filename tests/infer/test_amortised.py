@@ -386,7 +386,7 @@ def test_a_guide_with_a_context_is_copied_pickled_and_loaded() -> None:
         assert twin(torch.randn(4, 3))["x"].shape == (4, 2)
 
 
-def test_pickles_that_name_the_modules_of_version_0_1_are_loaded() -> None:
+def test_pickles_that_name_the_old_import_paths_are_loaded() -> None:
     guide = with_network()
     y, z = torch.randn(8, 3), torch.randn(8, 2)
     guide(y)
