@@ -17,7 +17,7 @@ from pyro_naf import cli, eight_schools
 from pyro_naf.cli.report import FILES, RefinementReport
 from pyro_naf.infer import Refinement
 
-QUICK = ["--fit-steps", "30", "--steps", "5", "--draws", "200", "--no-progress"]
+QUICK = ["--fit-steps", "30", "--steps", "5", "--num-samples", "200", "--no-progress"]
 
 MODELS = """
 import pyro
@@ -209,7 +209,7 @@ def test_the_same_seed_gives_the_same_draws_and_another_seed_others(here):
 
 
 def test_both_modes_are_found_where_pyros_gaussian_has_one(here):
-    arguments = ["--fit-steps", "200", "--steps", "150", "--no-progress", "--draws", "2000"]
+    arguments = ["--fit-steps", "200", "--steps", "150", "--no-progress", "--num-samples", "2000"]
     assert cli.main(["refine", "user_models:product", *arguments]) == 0
     with np.load(here / "pyro-naf-output" / "draws.npz") as draws:
         shares = {stage: (draws[f"{stage}/x"][:, 0] > 0).mean() for stage in ("before", "after")}
