@@ -168,7 +168,7 @@ def test_without_arguments_it_refines_eight_schools(here, capsys):
     assert summary["parameters"]["tau"]["reference"]["mean"] == pytest.approx(3.602)
 
 
-@pytest.mark.parametrize(("flow", "dtype"), [("dsf", "float64"), ("ddsf", "float32")])
+@pytest.mark.parametrize("flow, dtype", [("dsf", "float64"), ("ddsf", "float32")])
 def test_a_user_model_with_data_is_refined(line_data, here, capsys, flow, dtype):
     arguments = ["--data", line_data, "--flow", flow, "--dtype", dtype, "--output", "out", *QUICK]
     assert cli.main(["refine", "user_models:line", *arguments]) == 0
@@ -388,7 +388,7 @@ FLOATS = np.array([1.0, np.nan, np.inf, -np.inf])
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content, message",
     [
         (b"", "data.npz is not a whole .npz file"),
         (b"x,y\n1,2\n", "data.npz is not a whole .npz file"),
@@ -414,7 +414,7 @@ def test_bad_data_gets_one_line_and_status_2(here, capsys, content, message):
     assert message in _refuses(capsys, "refine", "user_models:line", "--data", "data.npz")
 
 
-@pytest.mark.parametrize(("name", "message"), [("none.npz", "No such file"), (".", "directory")])
+@pytest.mark.parametrize("name, message", [("none.npz", "No such file"), (".", "directory")])
 def test_data_that_cannot_be_opened_is_named(here, capsys, name, message):
     said = _refuses(capsys, "refine", "user_models:line", "--data", name)
     assert message in said and repr(name) in said

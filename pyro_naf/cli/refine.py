@@ -39,7 +39,7 @@ SETTINGS = (
 
 
 def add_refine(commands: Any) -> None:
-    """Adds the command to the subparsers of ``pyro-naf``."""
+    """Add the command to the subparsers of ``pyro-naf``."""
     parser = commands.add_parser(
         "refine",
         help="approximate a posterior by a flow, and say how good it is",

@@ -63,6 +63,7 @@ class Column:
 
     @property
     def is_real(self) -> bool:
+        """Whether the column's values are real numbers to a flow."""
         return self.kind in REAL
 
     @property
@@ -72,6 +73,7 @@ class Column:
 
     @property
     def period(self) -> float:
+        """Length of the period of a periodic column."""
         return self.upper - self.lower
 
     @property
@@ -188,6 +190,7 @@ class Schema:
 
     @property
     def names(self) -> list[str] | None:
+        """Names of the columns; None where they have none."""
         names = [c.name for c in self.columns]
         return None if None in names else [str(name) for name in names]
 
@@ -295,4 +298,5 @@ class ToData(Transform):
         return self.schema.encode(x).real.to(x.dtype)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log-determinant ``(...)`` of the map from coordinates to the columns' values."""
         return -self.schema.encode(y).log_slope.to(y.dtype)

@@ -129,7 +129,7 @@ class FlowDensity(Estimator, nn.Module):
         """
         before, self.schema, self.width = self.schema, schema, len(schema.columns)
         kind, together = parse(self.architecture)[0], self.together
-        self.together = bool(schema.sizes) and (kind in WITH_CLASSES or kind == "auto" and gaps)
+        self.together = bool(schema.sizes) and (kind in WITH_CLASSES or (kind == "auto" and gaps))
         same = (len(before.real), before.sizes) == (len(schema.real), schema.sizes)
         if self.width and same and together == self.together:
             return
@@ -576,4 +576,5 @@ class FlowDensity(Estimator, nn.Module):
         return self
 
     def extra_repr(self) -> str:
+        """Describe the options, for ``repr``."""
         return f"input_dim={self.input_dim}, context_dim={self.context_dim}, {self.architecture!r}"

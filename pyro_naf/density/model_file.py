@@ -125,7 +125,7 @@ def _fill(density: FlowDensity, content: dict[str, Any]) -> None:
 
 
 def _names(names: Any, number: int) -> list[str] | None:
-    if names is None or len(names) == number and all(isinstance(name, str) for name in names):
+    if names is None or (len(names) == number and all(isinstance(name, str) for name in names)):
         return names
     raise ValueError("its columns have other names")
 

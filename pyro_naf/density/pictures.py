@@ -74,7 +74,7 @@ def plot_density(
     >>> [axes.get_xlabel() for axes in plot_density(density, rows).axes]
     ['0', '1', '0']
     """
-    density._fitted()
+    density._fitted()  # noqa: SLF001
     data = None
     if x is not None:
         (table, *_) = density.checked_rows(x, context, "x", "context", gaps=True)
@@ -139,7 +139,7 @@ def _pairs(rows: np.ndarray, real: list[int]) -> list[tuple[int, int]]:
 def _draw_column(axes: Axes, column: Column, data: np.ndarray | None, draws: np.ndarray) -> None:
     known = data[~np.isnan(data)] if data is not None else None
     values = np.unique(draws if known is None else known)
-    if not column.is_real or column.kind == "integer" and len(values) <= BARS:
+    if not column.is_real or (column.kind == "integer" and len(values) <= BARS):
         _draw_bars(axes, column, known, draws)
         return
     draw_marginal(axes, {"draws": draws}, known, {"draws": AFTER})

@@ -136,7 +136,7 @@ class NotRealError(TypeError, ValueError):
 def check_finite(
     rows: Tensor, name: str, lines: Sequence[int] | None = None, *, gaps: bool = False
 ) -> None:
-    """Refuses NaN and infinity, counts them and names the rows.
+    """Refuse NaN and infinity, count them and name the rows.
 
     :param gaps: take NaN, a missing cell.
     :param lines: the lines of a file that the rows are in, where those are to be named.
@@ -223,7 +223,7 @@ def standardised(rows: Tensor, loc: Tensor, scale: Tensor, dtype: torch.dtype) -
 
 
 def warn_of_atoms(rows: Tensor, name: str, columns: Sequence[str], at: Sequence[int]) -> None:
-    """Warns of what has no density: columns of few values, and rows that occur repeatedly.
+    """Warn of what has no density: columns of few values, and rows that occur repeatedly.
 
     :param at: the columns that are modelled as real numbers without noise.
     """
@@ -280,7 +280,7 @@ def near_rows(rows: Tensor) -> Tensor | None:
 
 
 def warn_of_dependence(rows: Tensor, name: str, columns: Sequence[Any]) -> None:
-    """Warns of columns that others determine: the density rises there without bound."""
+    """Warn of columns that others determine: the density rises there without bound."""
     rows = rows[~rows.isnan().any(1)]
     if len(rows) <= rows.shape[1] or rows.shape[1] < 2:
         return
@@ -298,7 +298,7 @@ def warn_of_dependence(rows: Tensor, name: str, columns: Sequence[Any]) -> None:
 def warn_of_outliers(
     rows: Tensor, name: str, columns: Sequence[str] | None = None, left_out: bool = False
 ) -> None:
-    """Warns of columns whose standard deviation is due to few rows: typing errors, sentinels.
+    """Warn of columns whose standard deviation is due to few rows: typing errors, sentinels.
 
     :param left_out: say that the rows are left out of the fit.
     """

@@ -47,7 +47,7 @@ def fit_energy(
     progress: bool = True,
     **training: Any,
 ) -> FlowDensity:
-    r"""Fits a density without a context to :math:`e^{-U}`, from its present weights.
+    r"""Fit a density without a context to :math:`e^{-U}`, from its present weights.
 
     Draws have to be cheap: architectures of the sampling direction (``iaf-*``, ``planar-K``) give
     them in one pass.

@@ -7,7 +7,7 @@ Over them a posterior would repeat itself without end.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import SineBivariateVonMises, SineSkewed, TorchDistribution, VonMises
@@ -24,7 +24,7 @@ class OnePeriod(TorchDistribution):
     :param base_dist: one of :data:`PERIODIC` with location :math:`\mu`, in whatever wrapping.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, base_dist: Any) -> None:
         self.base_dist = base_dist

@@ -14,6 +14,7 @@ class Composed(ComposeTransform):
     domain = codomain = constraints.real_vector
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log-determinant ``(...)`` of the composition at x ``(..., D)``, whose image is y."""
         total = x.new_zeros(())
         for i, part in enumerate(self.parts):
             image = part(x) if i < len(self.parts) - 1 else y

@@ -44,12 +44,13 @@ class ContextAffine(nn.Module):
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and log-scale ``(..., D)`` for contexts ``(..., C)``."""
         shift, log_scale = self.output(self.hidden(context).tanh()).chunk(2, -1)
         return shift + self.linear(context), log_scale
 
 
 def check_context_arguments(context_fn: Callable[..., Tensor] | None, context_dim: int) -> None:
-    """Raises ValueError when one of the two is given without the other."""
+    """Raise ValueError when one of the two is given without the other."""
     check_integers(context_dim=(context_dim, 0))
     if context_fn is None and context_dim:
         raise ValueError(f"context_dim={context_dim} needs a context_fn, got None")
@@ -75,7 +76,7 @@ def check_context(context: Any, width: int) -> Tensor:
 
 
 def check_broadcast(context_rows: Sequence[int], latent_rows: Sequence[int]) -> None:
-    """Raises ValueError where there are other rows of contexts than of latents."""
+    """Raise ValueError where there are other rows of contexts than of latents."""
     try:
         torch.broadcast_shapes(context_rows, latent_rows)
     except RuntimeError:
@@ -86,7 +87,7 @@ def check_broadcast(context_rows: Sequence[int], latent_rows: Sequence[int]) -> 
 
 
 def warn_of_raw(context: Tensor) -> None:
-    """Warns of columns far from unit scale, in which networks of tanh units are blind."""
+    """Warn of columns far from unit scale, in which networks of tanh units are blind."""
     size = context.detach().double().pow(2).reshape(-1, context.shape[-1]).mean(0).sqrt()
     if bool((size > _RAW).any()):
         warnings.warn(
@@ -120,7 +121,7 @@ def row_plates(stacks: Mapping[str, Sequence[Any]], context: Tensor) -> tuple[An
 
 
 def align(context: Tensor, dims: Sequence[int]) -> Tensor:
-    """Puts the axes of ``context`` ``(..., n_1, ..., n_k, C)`` where plates of ``dims`` lie."""
+    """Put the axes of ``context`` ``(..., n_1, ..., n_k, C)`` where plates of ``dims`` lie."""
     for dim in range(-1, min(dims, default=0), -1):
         if dim not in dims:
             context = context.unsqueeze(dim - 1)

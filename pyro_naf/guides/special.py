@@ -116,7 +116,7 @@ class SpecialSites:
         return latents.transforms
 
     def refuse_log_prob(self) -> None:
-        """Raises NotImplementedError where the unconstrained values cannot be told."""
+        """Raise NotImplementedError where the unconstrained values cannot be told."""
         if self.dependent:
             raise NotImplementedError(
                 f"the support of {self.dependent} depends on other latents: log_prob is not known "

@@ -139,7 +139,7 @@ class _AutoStackNormal(AutoFlowNormal):
         if context_dim and not (isinstance(structure, str) and structure == "full"):
             raise ValueError("structure must be 'full' for a guide with a context")
         self._asked_structure = check_structure(structure)
-        factory = type(self)._conditional_factory if context_dim else type(self)._factory
+        factory = self._conditional_factory if context_dim else self._factory
         # With a context its affine map does that, and holds for contexts far from those seen.
         if affine and context_dim:
             raise ValueError(
@@ -170,7 +170,7 @@ class _AutoStackNormal(AutoFlowNormal):
     def _make_flow(self) -> Any:
         if self.structure is None:
             return super()._make_flow()
-        return structured_flows(type(self)._flow, self.structure, **self._options)
+        return structured_flows(self._flow, self.structure, **self._options)
 
 
 class AutoDSFNormal(_AutoStackNormal):

@@ -92,6 +92,7 @@ class Budget:
 
     @property
     def rate(self) -> float:
+        """Learning rate now, in units of the first one."""
         if self.landing is None:
             return 1.0
         part = (self.fraction - self.landing) / max(self.end - self.landing, 1e-9)

@@ -200,7 +200,7 @@ def importance_resample(
 
 
 def _warn_of_weights(found: ImportanceDiagnostics) -> None:
-    """Warns the caller of :func:`importance_resample` of weights that cannot be relied on."""
+    """Warn the caller of :func:`importance_resample` of weights that cannot be relied on."""
     threshold = khat_threshold(found.num_particles)
     if found.khat > threshold:
         reason = f"k-hat is {found.khat:.2f}, above {threshold:.2f}"

@@ -360,6 +360,7 @@ def free_name(name: str) -> str:
 
 
 def raise_for_start(joint: Joint) -> NoReturn:
+    """Raise ValueError that names the sites whose log-density is not finite at the start."""
     point = {name: value[0] for name, value in joint.constrained(joint.start[None]).items()}
     for name, value in joint.culprits(point).items():
         raise ValueError(

@@ -123,8 +123,9 @@ class Refinement(GuideResults, Shown):
 
     @property
     def verdict(self) -> str:
-        """What the weights allow, in one line: "trust", "trust, do not weight", "weight", or "do
-        not trust", why, and what may help.
+        """What the weights allow, in one line: one of four words, why, and what may help.
+
+        The words are "trust", "trust, do not weight", "weight" and "do not trust".
         """
         return self.judgement.text()
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from pyro_naf.infer import draws, refine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "infer"))
-from zoo import ZOO, Case  # noqa: E402
+from zoo import ZOO, Case
 
 Draws = dict[str, Tensor]
 HEADER = """\

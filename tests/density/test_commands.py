@@ -242,7 +242,7 @@ def test_a_published_set_is_prepared_and_set_beside_its_row(here: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("command", "message"),
+    "command, message",
     [
         ("fit", "name a file of rows, or a published set with --dataset"),
         ("fit none.npy", "No such file or directory: 'none.npy'"),

@@ -249,7 +249,7 @@ def packed(*names: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "message"),
+    "name, data, message",
     [
         ("t.csv.gz", gzip.compress(PLAIN), None),
         ("T.CSV", PLAIN, None),
@@ -437,7 +437,7 @@ def mixed(book: Any, sheet: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fill", "expected", "note"),
+    "fill, expected, note",
     [
         (two_sheets, people(), "has the sheets Sheet, more: read the first, see --sheet"),
         (empty_rows, people(), None),
@@ -480,7 +480,7 @@ def nothing(book: Any, sheet: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fill", "message"),
+    "fill, message",
     [
         (formulas, "has a formula without a value in cell B4 of sheet Sheet: open it in Excel or"),
         (merged, "has merged cells A3:A4 in sheet Sheet"),
@@ -525,7 +525,7 @@ def test_damaged_files_are_read_or_refused(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "package"),
+    "suffix, package",
     [("parquet", "pyarrow"), ("feather", "pyarrow"), ("xlsx", "openpyxl")],
 )
 def test_without_the_extra_its_name_is_said(

@@ -461,7 +461,7 @@ def test_a_context_needs_its_width_and_the_width_a_context() -> None:
         AutoDSFNormal(linear, context_dim=3)
     with pytest.raises(ValueError, match="context_dim must be at least 0, got -1"):
         AutoDSFNormal(linear, context_fn=itself, context_dim=-1)
-    with pytest.raises(ValueError, match="affine must be None or False .* got True"):
+    with pytest.raises(ValueError, match=r"affine must be None or False .* got True"):
         AutoDSFNormal(linear, context_fn=itself, context_dim=3, affine=True)
     with pytest.raises(TypeError, match="transform_fn must return a conditional transform"):
         AutoFlowNormal(
@@ -557,13 +557,13 @@ def test_forward_kl_refuses_what_it_cannot_simulate_or_hand_on() -> None:
         dist.ImproperUniform(dist.constraints.real, (), ()),
     ):
         model = partial(flat, prior=prior)
-        with pytest.raises(ValueError, match="'x' has an improper prior.* give it a proper one"):
+        with pytest.raises(ValueError, match=r"'x' has an improper prior.* give it a proper one"):
             loss(model, dsf(model), y)
-    with pytest.raises(TypeError, match="guide must be an AutoFlowNormal.*context_fn.*AutoNormal"):
+    with pytest.raises(TypeError, match=r"guide must be an AutoFlowNormal.*context_fn.*AutoNormal"):
         loss(linear, AutoNormal(linear), y)
     with pytest.raises(TypeError, match="context_fn"):
         loss(linear, AutoDSFNormal(linear), y)
-    with pytest.raises(ValueError, match="'penalty' is a pyro.factor"):
+    with pytest.raises(ValueError, match=r"'penalty' is a pyro.factor"):
         loss(factor, dsf(factor), y)
     with pytest.raises(
         ValueError, match=r"observed sites \['y'\].*has \['data'\].*arguments\(sites\)"

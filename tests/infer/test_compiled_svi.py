@@ -134,7 +134,7 @@ MANY = dict(num_particles=3, vectorize_particles=True)
         automatic(AutoNormal, lambda: TraceDReG_ELBO(num_particles=2)),
         by_hand,
     ],
-    ids="normal normal-stl mvn low-rank dsf dsf-stl iaf dreg hand".split(),
+    ids=["normal", "normal-stl", "mvn", "low-rank", "dsf", "dsf-stl", "iaf", "dreg", "hand"],
 )
 def test_steps_are_those_of_svi_from_the_same_seed(make: Any) -> None:
     svi = by_both(make, twelve())
@@ -150,7 +150,7 @@ def test_steps_are_those_of_svi_from_the_same_seed(make: Any) -> None:
         lambda: pyro.optim.Adam({"lr": 0.05}, clip_args={"clip_norm": 0.5}),
         lambda: pyro.optim.SGD({"lr": 1e-3, "momentum": 0.9}),
     ],
-    ids="clipped decoupled each-its-own clip-args sgd".split(),
+    ids=["clipped", "decoupled", "each-its-own", "clip-args", "sgd"],
 )
 def test_every_optimiser_moves_and_counts_as_in_svi(optim: Any) -> None:
     assert by_both(by_hand, twelve(), optim).rung == "captured"
@@ -205,7 +205,7 @@ def markov_chain(y: Tensor) -> None:
         (clusters, ["which"], AutoDSFNormal, {"num_particles": 2}),
         (markov_chain, [f"state {t}" for t in range(8)], AutoNormal, {}),
     ],
-    ids="mixture-particles mixture-dsf markov".split(),
+    ids=["mixture-particles", "mixture-dsf", "markov"],
 )
 def test_models_with_enumerated_latents_are_captured(
     model: Any, discrete: list[str], guide: Any, options: dict[str, Any]
@@ -513,8 +513,7 @@ def test_what_cannot_be_captured_is_run_by_svi_and_said_once(name: str) -> None:
     model, guide, loss = make()
     svi = CompiledSVI(model, guide, adam(), loss, compile=False)
     with pytest.warns(UserWarning, match=f"CompiledSVI runs as SVI does: .*{words}") as said:
-        for _ in range(8):
-            svi.step(data)
+        _ = [svi.step(data) for _ in range(8)]
     assert len(said) == 1 and svi.rung == "plain"
     assert svi.why_not is not None and "\n" not in svi.why_not
 
@@ -536,7 +535,7 @@ def test_a_loss_that_is_not_finite_is_svis_with_its_words() -> None:
     for _ in range(8):
         svi.step(Y)
     assert svi.rung == "captured"
-    with pytest.raises(ValueError, match="at site 'y'|invalid values"):
+    with pytest.raises(ValueError, match=r"at site 'y'|invalid values"):
         svi.step(Y * torch.nan)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from typing import Any
@@ -64,7 +65,7 @@ def test_balancing_descends_the_variance_of_the_log_weights() -> None:
     law = near.get_posterior()
     training = training_of(guide, law, num_particles=50)
     theirs = training.pool.draw(100)
-    with mock.patch.object(training.pool, "draw", lambda count: theirs):
+    with mock.patch.object(training.pool, "draw", return_value=theirs):
         found = gradient(training, training._balance())
     z = torch.cat([theirs[0], training.own[0]])
     log_w = law.log_prob(z) - guide.get_posterior().log_prob(z)
@@ -81,7 +82,7 @@ def test_the_guide_s_own_draws_are_made_anew_once_in_some_steps() -> None:
     for _ in range(6):
         training._balance()
         made.append(training.own[0])
-    pairs = zip(made, made[1:], strict=False)
+    pairs = itertools.pairwise(made)
     assert [a is b for a, b in pairs] == [True, False, True, False, True]
 
 

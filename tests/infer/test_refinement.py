@@ -127,7 +127,7 @@ def test_the_fitted_guide_the_model_and_random_generators_are_left_as_they_were(
     store = pyro.get_param_store()
     assert all(torch.equal(store[k], v) for k, v in before.items())
     assert all(store[k].unconstrained().grad is None for k in before)
-    names = {k.split(".")[0] for k in store.keys()}
+    names = {k.split(".")[0] for k in store}
     assert names == {"bias", "AutoNormal", result.guide._pyro_name}
     again = refine(guide, steps=5, seed=3, progress=False)
     assert again.losses == result.losses and again.elbo == result.elbo
@@ -160,7 +160,7 @@ def test_the_param_store_holds_nothing_but_the_refined_guides_afterwards(kind: A
     assert before <= set(pyro.get_param_store().keys())
     pyro.clear_param_store()
     result.guide()  # and it is there again
-    names = {key.split(".")[0] for key in pyro.get_param_store().keys()}
+    names = {key.split(".")[0] for key in pyro.get_param_store()}
     assert names == {result.guide._pyro_name}
 
 

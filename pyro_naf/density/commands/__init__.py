@@ -25,7 +25,7 @@ KINDS = {
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the four to the subparsers of ``pyro-naf``."""
+    """Add the four to the subparsers of ``pyro-naf``."""
     _add_fit(commands)
     score = _command(
         commands, "score", run_score, "log-likelihood of rows under a fitted density",

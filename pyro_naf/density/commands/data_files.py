@@ -120,7 +120,7 @@ class _Workbook:
             self._check_formulas(sheet, formulas())
 
     def _check_formulas(self, values: Any, formulas: Any) -> None:
-        """Refuses formulas whose value is not stored, as of programs that do not compute them."""
+        """Refuse formulas whose value is not stored, as of programs that do not compute them."""
         for row in formulas.iter_rows():
             for cell in row:
                 if cell.data_type == "f" and values[cell.coordinate].value is None:

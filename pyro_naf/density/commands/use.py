@@ -80,6 +80,7 @@ def load(path: str) -> FlowDensity:
 
 
 def mean_and_se(values: np.ndarray) -> tuple[float, float]:
+    """Mean of the values, and its standard error."""
     values = np.asarray(values, np.float64)
     se = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
     return float(values.mean()), float(se)
