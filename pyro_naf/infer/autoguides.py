@@ -46,6 +46,7 @@ from .contexts import (
     row_plates,
     rows_of,
     warn_of_raw,
+    warn_of_untrained,
 )
 from .flat_priors import start_flat_priors
 from .graph import check_structure
@@ -229,6 +230,7 @@ class AutoFlowNormal(Shown, StructuredAffineMap, AutoContinuous):
         if self.context_dim:
             context = self._context(*args, **kwargs)
             warn_of_raw(context)
+            warn_of_untrained(self.context_fn, args, kwargs)
             self._row_frames = row_plates(self._cond_indep_stacks, context)
             self._num_rows = context.shape[:-1]
         self._layout = Layout(
