@@ -24,6 +24,7 @@ from .contexts import (
     row_plates,
     rows_of,
     warn_of_raw,
+    warn_of_untrained,
 )
 from .quantiles import NUMBERS, marginal_quantiles
 from .special import SpecialSites
@@ -78,6 +79,7 @@ class AmortisedFlowNormal(FlowNormal):
         if self.context_dim:
             context = self._context(*args, **kwargs)
             warn_of_raw(context)
+            warn_of_untrained(self.context_fn, args, kwargs)
             self._row_frames = row_plates(self._cond_indep_stacks, context)
             self._num_rows = context.shape[:-1]
         super()._set_up_layout(*args, **kwargs)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from ..support.checks import check_integers
@@ -93,6 +94,25 @@ def warn_of_raw(context: Tensor) -> None:
         warnings.warn(
             f"context_fn returns columns of root mean square up to {size.max():.3g}; standardise "
             "them in context_fn, to mean 0 and deviation 1 over the data sets you expect",
+            stacklevel=2,
+        )
+
+
+def warn_of_untrained(
+    context_fn: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Warn of a function around a module: the guide does not see its weights, nobody trains them.
+
+    One that registers them itself, by ``pyro.module``, is left alone.
+    """
+    if context_fn is None or isinstance(context_fn, nn.Module):
+        return
+    with torch.enable_grad(), poutine.block(), poutine.trace(param_only=True) as tracer:
+        context = context_fn(*args, **kwargs)
+    if context.requires_grad and not tracer.trace.nodes:
+        warnings.warn(
+            "context_fn depends on weights that are not part of the guide, and that no optimiser "
+            "will see: give the nn.Module itself, in place of a function that calls it",
             stacklevel=2,
         )
 

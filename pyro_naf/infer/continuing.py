@@ -6,13 +6,14 @@ import copy
 from dataclasses import replace
 
 from ..support.seeding import seeded
+from .arguments import check_arguments
 from .autoguides import AutoFlowNormal
 from .budget import Budget
 from .capture import is_enabled
 from .gaussian import free_name
 from .plans import refine_from
 from .progress import Progress
-from .refinement import _SECONDS, _STEPS, _check_arguments, capture, chosen_kernel
+from .refinement import _SECONDS, _STEPS, capture, chosen_kernel
 from .results import Previous, Refinement
 
 
@@ -26,7 +27,7 @@ def go_on(
     """:meth:`Refinement.refine`."""
     assert result.origin is not None
     start, options = result.origin.start, result.origin.options
-    _check_arguments(
+    check_arguments(
         steps=steps, seconds=seconds, num_starts=1, **{name: options[name] for name in _CHECKED}
     )
     if steps is None and seconds is None:
