@@ -102,7 +102,7 @@ class Fitting:
             raise ValueError(f"{name} must have rows, got none")
         self._check_gaps(rows)
         schema = kinds.infer(
-            rows, self.density.columns, self.said, table.columns, name, table.whole
+            rows, self.density.columns, self.said, table.columns, name, table.whole, table.units
         )
         self._check_classes(rows, schema)
         self.density.note = kinds.described(schema, self.said, self.density.columns)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import closed_form, preparation
+from . import closed_form, numerals, preparation
 from .closed_form import Part
 from .columns import Column, Encoded, Schema, beside
 from .stacked import of_closed_form
 from .table_density import TableDensity
-from .tables import DAY, EPOCH
+from .tables import DAY, EPOCH, SECOND
 
 Density = TypeVar("Density", bound=TableDensity)
 
@@ -131,6 +131,10 @@ def _number(value: Any, column: Column, name: str) -> float:
         known = ", ".join(map(str, column.values[:10]))
         raise ValueError(f"given[{name!r}] must be one of {known}, got {value!r}")
     try:
+        if isinstance(value, str) and (read := numerals.measured([value])) is not None:
+            return read.values[0]
+        if isinstance(value, datetime.timedelta | np.timedelta64):
+            return float(np.asarray(value, "timedelta64[us]") / SECOND)
         if isinstance(value, datetime.date | np.datetime64):
             moment = np.asarray(value, "datetime64[us]")
             return float((moment - EPOCH) / DAY)

@@ -280,7 +280,7 @@ class TableDensity(Estimator, nn.Module):
             parts = [self._draw(min(chunk, n - i), c, batch) for i in range(0, n, chunk)]
         empty = self.loc.new_zeros(0, *batch, self.width)
         rows = torch.cat([part.to(self.data_dtype) for part in parts] or [empty])
-        told = any(c.kind in ("categorical", "boolean", "date") for c in self.schema.columns)
+        told = not all(c.is_number for c in self.schema.columns)
         if as_table or (as_table is None and self.from_table and told and not batch):
             return tables.as_frame(rows, self.schema)
         return rows
