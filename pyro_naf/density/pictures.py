@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .estimator import FlowDensity
     from .settings import History
+    from .table_density import TableDensity
 
 #: Panels in a row, and rows of marginals at most.
 WIDTH, HEIGHT = 4, 3
@@ -47,7 +47,7 @@ BELOW = 0.2
 
 
 def plot_density(
-    density: FlowDensity,
+    density: TableDensity,
     x: Any = None,
     context: Any = None,
     *,
@@ -107,7 +107,7 @@ def plot_density(
     return figure
 
 
-def _names(density: FlowDensity) -> list[str]:
+def _names(density: TableDensity) -> list[str]:
     called = [density.schema.called(i) for i in range(density.width)]
     called = density.columns or called
     return [name if len(name) <= 2 * LABEL else f"{name[: 2 * LABEL]}..." for name in called]

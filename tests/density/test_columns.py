@@ -254,7 +254,10 @@ def test_tables_that_do_not_fit_the_schema_are_refused() -> None:
         density.distribution()
     for values, message in (
         (np.array(["a", None] * 50, object), "cannot be fitted by architecture 'maf-affine-1'"),
-        (np.array([{}] * 100, object), "must hold numbers, text, booleans or dates, got dict"),
+        (
+            np.array([{}] * 100, object),
+            "must hold numbers, text, booleans, dates or durations, got dict",
+        ),
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             FlowDensity(architecture="maf-affine-1", **QUICK).fit({**table, "region": values})

@@ -54,7 +54,7 @@ def run_sample(options: argparse.Namespace) -> None:
             context = table.rows
         torch.manual_seed(options.seed)
         rows = density.sample(options.num_samples, context, as_table=False).cpu()
-        told = any(c.kind == "date" or not c.is_real for c in density.schema.columns)
+        told = not all(c.is_number for c in density.schema.columns)
         if context is None and told and density.from_table:
             files.write_columns(options.output, tables.columns_of(rows, density.schema))
             say(f"{len(rows)} rows written to {options.output}")
