@@ -21,7 +21,7 @@ from .autoguides import AutoFlowNormal
 from .diagnostics import ImportanceDiagnostics
 from .gaussian import Gaussian
 from .joint import Joint
-from .results import Refinement
+from .refined import Refined
 from .saving import (
     VERSION,
     check_sites,
@@ -111,7 +111,7 @@ class Checkpoint:
                 "refine"
             )
 
-    def found(self, joint: Joint) -> Found | Refinement | None:
+    def found(self, joint: Joint) -> Found | Refined | None:
         """What a killed process had reached, or the result of one that ended; None without a file.
 
         :raises ValueError: for a model with other latents, or with another log-density.
@@ -168,7 +168,7 @@ class Checkpoint:
         self.last = time.monotonic()
         self.price = self.last - begin
 
-    def finish(self, result: Refinement) -> None:
+    def finish(self, result: Refined) -> None:
         """Write the result in place of the state, unless Ctrl-C has broken training off."""
         if result.ended != "interrupted" and result.origin is not None:
             at = _density_at(result.origin.start)

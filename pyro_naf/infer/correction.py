@@ -23,6 +23,7 @@ from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 
+from ..files.stored import ModelFileError
 from ..support.checks import check_integers
 from ..support.deprecation import renamed
 from ..support.labels import entry_labels
@@ -33,6 +34,7 @@ from .chains import bulk_ess, rank_rhat, stood_still, tail_ess
 from .joint import Joint
 from .posterior import Results
 from .sample import Sample
+from .saving import load_correction, save_correction
 
 #: Effective draws below which means and R-hat itself are too rough.
 _ENOUGH = 100
@@ -133,8 +135,6 @@ class Correction(Results, Shown):
 
         :raises OSError: when it cannot be written.
         """
-        from .saving import save_correction
-
         save_correction(self, path)
 
     @classmethod
@@ -154,9 +154,12 @@ class Correction(Results, Shown):
         :raises ValueError: for a model with other latents.
         :raises OSError: when it cannot be read.
         """
-        from .saving import load_correction
-
-        return load_correction(path, model, args, kwargs)
+        content = load_correction(path, model, args, kwargs)
+        try:
+            return cls(**content)
+        except TypeError as error:
+            message = f"{path} does not hold a whole correction: {error}"
+            raise ModelFileError(message) from None
 
     def _sample(self, num_samples: int | None, seed: int | None) -> Sample:
         chains, count = next(iter(self.draws.values())).shape[:2]

@@ -27,8 +27,8 @@ from .joint import Joint
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
 from .progress import Progress
 from .proposals import GaussianProposal, GuideProposal
+from .refined import Origin, Previous, Refined
 from .refined_guides import affordable, flow_guide, forget, gaussian_guide, start_at
-from .results import Origin, Previous, Refinement
 from .start import Start
 from .training import Training
 from .verdict import MISSED
@@ -63,7 +63,7 @@ def refine_from(
     previous: Previous | None = None,
     checkpoint: Checkpoint | None = None,
     found: Found | None = None,
-) -> Refinement:
+) -> Refined:
     """:func:`~pyro_naf.infer.refine` from a Gaussian that is known.
 
     :param options: those of :func:`~pyro_naf.infer.refine` from ``flow`` to ``tempering``, all.
@@ -221,7 +221,7 @@ class _Plan:
         if self.checkpoint is not None:
             self.checkpoint.write(self, training)
 
-    def finish(self, training: Training) -> Refinement:
+    def finish(self, training: Training) -> Refined:
         """Train for the rest of the budget, and keep the better of the guide and its start."""
         if self.ended != "interrupted":
             self.run(training)
@@ -252,7 +252,7 @@ class _Plan:
         after: ImportanceDiagnostics,
         training: Training | None = None,
         ended: str = "budget",
-    ) -> Refinement:
+    ) -> Refined:
         """What is returned: the guide, with what it lacks of the posterior's mass."""
         joint, budget = self.joint, self.budget
         # Where the density is too dear for all draws of the diagnostics it is for these as well.
@@ -264,7 +264,7 @@ class _Plan:
         losses = [] if training is None else training.losses
         skipped = 0 if training is None else training.skipped
         way, elapsed = joint.way, budget.elapsed
-        return Refinement(
+        return Refined(
             guide,
             self.before,
             after,

@@ -20,7 +20,7 @@ from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .budget import Budget
 from .gaussian import free_name
 from .joint import Joint
-from .results import Origin
+from .refined import Origin
 
 FLOWS: dict[str, Callable[..., AutoFlowNormal]] = {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}
 

@@ -18,12 +18,22 @@ from .budget import Budget
 from .capture import is_enabled
 from .checkpoints import Checkpoint
 from .diagnostics import diagnose
+from .effort import (
+    CORES,
+    SECONDS,
+    STEPS,
+    affordable_particles,
+    capture,
+    chosen_kernel,
+    is_worth_compiling,
+    num_cores,
+)
 from .gaussian import fit_gaussian
 from .graph import check_structure
-from .joint import Joint
 from .mixture import missed_mass, several
 from .plans import refine_from
 from .progress import Progress
+from .refined import Refined
 from .results import Refinement
 from .start import Start, affine_of, density_of, find_start
 
@@ -39,31 +49,11 @@ __all__ = [
     "several",
 ]
 
-#: Number of steps, and seconds, where no budget is given; whichever is over first.
-_STEPS, _SECONDS = 4000, 60.0
-
 #: Options that a call must repeat to go on from a checkpoint.
 _CALL = (
     "flow num_transforms hidden_dims hidden_units steps seconds num_particles num_draws "
     "learning_rate tempering num_starts structure seed"
 ).split()
-
-#: Seconds of a budget from which on the density is compiled; compiling takes 10 to 20.
-_COMPILING = 30.0
-
-#: Cores from which on the flows' loops are compiled at the same time, for the next refinement.
-_CORES = 4
-
-#: Share of the seconds that capturing the density may take, and the price of capturing in gradients
-#: at one point; both are mostly Python for each operation.
-_CAPTURING, _CAPTURE = 0.15, 80
-
-#: Fewest training steps that draws are worth: with fewer, half as many draws are taken, as long as
-#: a step is the cheaper for it by a fifth.
-_WORTH_STEPS, _FEWEST_PARTICLES, _CHEAPER = 1000, 8, 0.8
-
-#: Draws for each gradient where a budget allows them, and gradients that a step costs, roughly.
-_PARTICLES, _GRADIENTS = 64, 1.5
 
 
 def refine(
@@ -189,18 +179,18 @@ def refine(
     # A number of steps that was asked for is made.
     good_ends, asked = steps is None, check_structure(structure)
     if steps is None and seconds is None:
-        steps, seconds = _STEPS, _SECONDS
+        steps, seconds = STEPS, SECONDS
     budget, file = Budget(steps, seconds), None
     if checkpoint is not None:
         call = locals()
         file = Checkpoint(checkpoint, checkpoint_seconds, {name: call[name] for name in _CALL})
-    compiles = compile and is_enabled() and _is_worth_compiling(steps, seconds)
+    compiles = compile and is_enabled() and is_worth_compiling(steps, seconds)
     with seeded(seed), Progress(progress, seconds) as bar:
         bar.phase("running the model")
         joint, gaussian = density_of(guide, args, kwargs)
         found = None if file is None else file.found(joint)
-        if isinstance(found, Refinement):
-            return found
+        if isinstance(found, Refined):
+            return Refinement.of(found)
         if found is not None:
             budget.spend(found.budget["spent"])
             num_particles = found.options["num_particles"]
@@ -209,7 +199,7 @@ def refine(
             capture(joint, num_particles, seconds)
             if joint.graph is not None and compiles:
                 joint.graph.compile()
-        if compiles and _num_cores() >= _CORES and not library.is_built():
+        if compiles and num_cores() >= CORES and not library.is_built():
             library.build_beside()
         begin = guide if found is None else found.start
         start = find_start(begin, joint, gaussian, tempering, num_starts, seconds, asked, bar)
@@ -236,41 +226,4 @@ def refine(
         )
         if file is not None:
             file.finish(result)
-        return result
-
-
-def affordable_particles(joint: Joint, budget: Budget) -> int:
-    """Draws for each gradient: 64, or fewer where that makes a step cheaper and steps are few."""
-    count, left = _PARTICLES, budget.left_for_training()
-    while count > _FEWEST_PARTICLES:
-        step, half = (joint.pace.seconds(round(_GRADIENTS * n)) for n in (count, count // 2))
-        if left >= _WORTH_STEPS * step or half > _CHEAPER * step:
-            break
-        count //= 2
-    return count
-
-
-def capture(joint: Joint, num_particles: int, seconds: float | None) -> None:
-    """Capture a joint density as a graph for training, where the time allows it."""
-    if joint.subsampled or joint.graph is not None:
-        return
-    if seconds is None or _CAPTURE * joint.pace.one < _CAPTURING * seconds:
-        joint.capture(num_particles + max(num_particles // 2, 2))
-
-
-def chosen_kernel() -> str:
-    """The flows' kernel: no part of a budget is spent on waiting for a compiler."""
-    return "auto" if library.is_built() else "plain"
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _is_worth_compiling(steps: int | None, seconds: float | None) -> bool:
-    """Whether a budget outlasts the compiling by far; that takes a core, the fit another."""
-    if seconds is None:
-        return steps is not None and steps >= _STEPS
-    return seconds >= (_COMPILING if _num_cores() > 1 else 4 * _COMPILING)
+        return Refinement.of(result)

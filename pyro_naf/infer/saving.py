@@ -14,12 +14,11 @@ from torch import Tensor
 from ..conditioners import Structure
 from ..files.stored import ModelFileError, load, save
 from .autoguides import AutoFlowNormal
-from .correction import Correction
 from .diagnostics import ImportanceDiagnostics
 from .gaussian import Gaussian
 from .joint import Joint
+from .refined import Origin, Refined
 from .refined_guides import flow_guide, gaussian_guide
-from .results import Origin, Refinement
 from .start import Start
 
 VERSION = 1
@@ -29,7 +28,7 @@ _PLAIN = ("losses", "skipped", "seconds", "missed", "density", "ended")
 
 
 def save_refinement(
-    result: Refinement, path: str | os.PathLike[str], more: dict[str, Any] | None = None
+    result: Refined, path: str | os.PathLike[str], more: dict[str, Any] | None = None
 ) -> None:
     """:meth:`~pyro_naf.infer.Refinement.save`.
 
@@ -74,7 +73,7 @@ def load_refinement(
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> Refinement:
+) -> Refined:
     """:meth:`~pyro_naf.infer.Refinement.load`."""
     content = load(Path(path), "refinement", VERSION)
     if "training" in content:
@@ -87,7 +86,7 @@ def load_refinement(
     return restored(path, content, joint)
 
 
-def restored(path: str | os.PathLike[str], content: dict[str, Any], joint: Joint) -> Refinement:
+def restored(path: str | os.PathLike[str], content: dict[str, Any], joint: Joint) -> Refined:
     """The result that a file holds, for a joint density with its latents."""
     try:
         origin = _origin(content, joint)
@@ -102,11 +101,11 @@ def restored(path: str | os.PathLike[str], content: dict[str, Any], joint: Joint
         raise ModelFileError(
             f"{path} does not hold a whole refinement: {shortened(error)}"
         ) from None
-    return Refinement(guide, before, after, joint=joint, origin=origin, **plain)
+    return Refined(guide, before, after, joint=joint, origin=origin, **plain)
 
 
-def save_correction(result: Correction, path: str | os.PathLike[str]) -> None:
-    """:meth:`~pyro_naf.infer.Correction.save`."""
+def save_correction(result: Any, path: str | os.PathLike[str]) -> None:
+    """Write the fields of a :class:`~pyro_naf.infer.Correction` but for the model."""
     content = {field.name: getattr(result, field.name) for field in fields(result)}
     del content["joint"]
     save(Path(path), on_cpu({"kind": "pyro_naf correction", "version": VERSION, **content}))
@@ -117,20 +116,16 @@ def load_correction(
     model: Callable[..., Any] | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> Correction:
-    """:meth:`~pyro_naf.infer.Correction.load`."""
+) -> dict[str, Any]:
+    """Read the fields of a :class:`~pyro_naf.infer.Correction`."""
     content = load(Path(path), "correction", VERSION)
     del content["kind"], content["version"]
     joint = None if model is None else Joint(model, args, kwargs)
-    try:
-        result = Correction(**content, joint=joint)
-    except TypeError as error:
-        raise ModelFileError(f"{path} does not hold a whole correction: {error}") from None
-    if joint is not None:
-        shapes = {name: list(v.shape[2:]) for name, v in result.draws.items()}
+    if joint is not None and isinstance(draws := content.get("draws"), dict):
+        shapes = {name: list(v.shape[2:]) for name, v in draws.items()}
         sites = {name: shapes[name] for name in joint.sites if name in shapes}
         check_sites(path, {"sites": sites}, joint)
-    return result
+    return content | {"joint": joint}
 
 
 def _sites(joint: Joint) -> dict[str, list[int]]:
