@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pyro_naf.density import FlowDensity, energy_bound, fit_energy
-from pyro_naf.infer import AutoDSFNormal, fit_gaussian, mcmc_correct, sbc
+from pyro_naf.infer import AutoDSFNormal, fit_gaussian, mcmc_correct, refine, sbc
 from pyro_naf.support.command_line import add_renamed
 
 
@@ -55,6 +55,11 @@ CALLS: dict[str, tuple[Callable[..., Any], str, str]] = {
         lambda **kw: fit_energy(planar(), energy, progress=False, **kw),
         "steps",
         "max_steps",
+    ),
+    "refine": (
+        lambda **kw: refine(model, Y, steps=1, num_starts=1, num_draws=100, progress=False, **kw),
+        "learning_rate",
+        "lr",
     ),
     "mcmc_correct": (
         lambda **kw: mcmc_correct(

@@ -57,7 +57,7 @@ def check_arguments(
         num_draws=(num_draws, MIN_PARTICLES),
         num_starts=(num_starts, 1),
     )
-    for name, value in {"seconds": seconds, "learning_rate": learning_rate}.items():
+    for name, value in {"seconds": seconds, "lr": learning_rate}.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
     if not 0 < tempering <= 1:

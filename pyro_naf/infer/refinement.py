@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..conditioners import Structure
 from ..kernels import library
+from ..support.deprecation import renamed
 from ..support.seeding import seeded
 from .arguments import check_arguments, refuse_swallowed
 from .budget import Budget
@@ -52,10 +53,11 @@ __all__ = [
 #: Options that a call must repeat to go on from a checkpoint.
 _CALL = (
     "flow num_transforms hidden_dims hidden_units steps seconds num_particles num_draws "
-    "learning_rate tempering num_starts structure seed"
+    "lr tempering num_starts structure seed"
 ).split()
 
 
+@renamed(learning_rate="lr")
 def refine(
     guide: AutoGuide | Callable[..., Any] | Start,
     *args: Any,
@@ -67,7 +69,7 @@ def refine(
     seconds: float | None = None,
     num_particles: int | None = None,
     num_draws: int = 50_000,
-    learning_rate: float = 1e-2,
+    lr: float = 1e-2,
     tempering: float = 1.0,
     num_starts: int = 16,
     structure: str | Structure | Tensor = "auto",
@@ -133,7 +135,7 @@ def refine(
         be over before a thousand steps and fewer draws make a step cheaper.
     :param num_draws: draws for the diagnostics before and after; fewer, but 64 at least, where
         each would take longer than a sixteenth of ``seconds``, or than ten seconds without.
-    :param learning_rate: Adam's, at the start.
+    :param lr: learning rate of Adam, at the start.
     :param tempering: below 1, Gaussians as wide as the posterior to this power (0.02, say) are
         weighed too, and what they find is covered as several modes are: for modes that no start
         finds, or a guide that is given.
@@ -173,9 +175,7 @@ def refine(
         own = {name: p.default for name, p in inspect.signature(refine).parameters.items()}
         options = {name: value for name, value in locals().items() if name in own}
         refuse_swallowed(guide, args, options, own)
-    check_arguments(
-        flow, steps, seconds, num_particles, num_draws, learning_rate, tempering, num_starts
-    )
+    check_arguments(flow, steps, seconds, num_particles, num_draws, lr, tempering, num_starts)
     # A number of steps that was asked for is made.
     good_ends, asked = steps is None, check_structure(structure)
     if steps is None and seconds is None:
@@ -210,7 +210,7 @@ def refine(
             hidden_units=hidden_units,
             num_particles=num_particles,
             num_draws=num_draws,
-            learning_rate=learning_rate,
+            learning_rate=lr,
             tempering=tempering,
         )
         kernel = chosen_kernel()

@@ -160,7 +160,7 @@ def test_a_flow_that_has_nothing_to_add_stays_as_it_started() -> None:
         pyro.sample("x", dist.Normal(torch.zeros(3), torch.tensor([1.0, 10.0, 0.1])).to_event(1))
 
     settings: dict[str, Any] = dict(seed=0, num_draws=20_000, progress=False)
-    start = refine(model, steps=1, learning_rate=1e-9, **settings)
+    start = refine(model, steps=1, lr=1e-9, **settings)
     result = refine(model, steps=60, **settings)
     noise = math.hypot(start.elbo_se, result.elbo_se)
     assert result.khat <= 0.6 and result.elbo > start.elbo - 0.005 - 4 * noise
