@@ -43,6 +43,7 @@ QUICK_FILES = {"test_chains.py", "test_layout.py", "test_psis.py", "test_verdict
 
 #: Tests of other files that take longer than a second.
 SLOW_TESTS = {
+    "pyro_naf.density.estimator.FlowDensity",
     "test_a_captured_density_and_a_captured_fresh_sample_are_right_on_other_points",
     "test_a_column_that_others_determine_is_named",
     "test_a_context_is_standardised_and_followed",
