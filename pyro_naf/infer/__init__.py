@@ -13,6 +13,7 @@ from .loo import Comparison, Loo, compare, psis_loo
 from .posterior import Posterior
 from .refinement import Refinement, refine
 from .sbi_adapter import sbi_estimator
+from .simulations import SimulationFit, fit_simulations
 from .summaries import Summary
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Posterior",
     "Refinement",
     "SetEncoder",
+    "SimulationFit",
     "Standardize",
     "Summary",
     "TraceDReG_ELBO",
@@ -36,6 +38,7 @@ __all__ = [
     "compare",
     "draws",
     "fit_gaussian",
+    "fit_simulations",
     "importance_diagnostics",
     "importance_resample",
     "mcmc_correct",

@@ -3,7 +3,7 @@ r"""The forward Kullback-Leibler divergence on simulated data: neural posterior 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -17,6 +17,9 @@ from ..guides.flat_priors import FlatPriors, is_flat
 from ..guides.wrapping import peel
 from ..support.checks import check_integers
 from .autoguides import AutoFlowNormal
+
+#: Least standard deviation that a guide starts with.
+_NARROWEST = 1e-6
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -35,7 +38,8 @@ class ForwardKL:
 
     ``context_fn`` gets the simulated data where the model's arguments have data, with one more
     leading axis: of length ``num_simulations``, unless that is 1. A guide that was never called is
-    set up by the model's run on simulated data.
+    set up by the model's run on simulated data, and starts with the mean and the standard deviation
+    of the simulated latents, in place of ``init_loc_fn`` and ``init_scale``.
 
     :param num_simulations: runs of the model in each step.
     :param arguments: maps a dict of all simulated sites but the guide's to arguments ``(args,
@@ -84,13 +88,16 @@ class ForwardKL:
         with torch.no_grad(), poutine.block():
             sites = _simulate(model, args, kwargs)
             values = {name: site["value"] for name, site in sites.items()}
-            if guide.prototype_trace is None:
+            is_new = guide.prototype_trace is None
+            if is_new:
                 given = self._arguments(model, sites, values, args, kwargs)
                 guide._setup_prototype(*given[0], **given[1])
             latents = {name for name, _ in guide.prototype_trace.iter_stochastic_nodes()}
             _refuse_subsampling(sites, {frame.name for frame in guide.row_frames})
             if self.num_simulations > 1:
                 values = self._simulate_many(model, sites, args, kwargs)
+                if is_new:
+                    start_at(guide, {name: values[name] for name in latents})
         data = {name: value for name, value in values.items() if name not in latents}
         args, kwargs = self._arguments(model, sites, data, args, kwargs)
         return -guide.log_prob({name: values[name] for name in latents}, *args, **kwargs).mean()
@@ -130,6 +137,19 @@ class ForwardKL:
             )
         bound.arguments.update({name: data[name] for name in found})
         return bound.args, bound.kwargs
+
+
+@torch.no_grad()
+def start_at(guide: AutoFlowNormal, latents: Mapping[str, Tensor]) -> None:
+    """Gives a guide that is set up the mean and the standard deviation of simulated latents.
+
+    :param latents: site to values ``(N, *site shape)``, N > 1.
+    """
+    z = guide._layout.pack(latents)[0].reshape(-1, guide.latent_dim)
+    z = z[z.isfinite().all(-1)]
+    if len(z) > 1:
+        guide.loc.copy_(z.mean(0))
+        guide.scale = z.std(0).clamp(min=_NARROWEST)
 
 
 def _simulate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,7 +85,8 @@ def test_wrong_options_are_named(monkeypatch: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Maximum number of epochs")
-def test_npe_of_sbi_takes_it() -> None:
+def test_npe_of_sbi_takes_it(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)  # sbi writes logs
     inference = pytest.importorskip("sbi.inference")
     torch.manual_seed(0)
     prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
