@@ -25,7 +25,7 @@ from .joint import Joint
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
 from .progress import Progress
 from .proposals import GaussianProposal, GuideProposal
-from .refined_guides import affordable, flow_guide, forget, gaussian_guide, start_at
+from .refined_guides import flow_guide, forget, gaussian_guide, sizes, start_at
 from .results import Origin, Previous, Refinement
 from .start import Start
 from .training import Training
@@ -44,6 +44,12 @@ _IMPATIENCE = 2.0
 #: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise.
 _FALL = 0.1
 
+#: Steps of training that a flow is worth, and so few that draws are not halved to make them more.
+_FEWEST_STEPS, _HOPELESS = 300, 50
+
+#: Draws for each gradient that time may reduce them to.
+FEWEST_PARTICLES = 8
+
 #: Draws of a diagnosis that time is kept for, in any case.
 _FEWEST = 200
 
@@ -61,15 +67,18 @@ def refine_from(
     good_ends: bool,
     kernel: str,
     bar: Progress,
+    fewest_particles: int = FEWEST_PARTICLES,
     previous: Previous | None = None,
 ) -> Refinement:
     """:func:`~pyro_naf.infer.refine` from a Gaussian that is known.
 
     :param options: those of :func:`~pyro_naf.infer.refine` from ``flow`` to ``tempering``, all.
     :param good_ends: whether a Gaussian that fits already is returned at once.
+    :param fewest_particles: draws of a step are halved down to these, twice at most, where steps
+        would be few.
     :param previous: an earlier refinement, whose guide is trained further.
     """
-    plan = _Plan(start, budget, options, kernel, bar, previous)
+    plan = _Plan(start, budget, options, kernel, bar, fewest_particles, previous)
     if good_ends and not plan.origin.covers and _is_good(plan.before):
         budget.elapsed = time.monotonic() - budget.start
         return plan.result(plan.gaussian(), plan.before, ended="good")
@@ -87,9 +96,10 @@ class _Plan:
         options: dict[str, Any],
         kernel: str,
         bar: Progress,
+        fewest: int,
         previous: Previous | None,
     ) -> None:
-        self.start, self.joint, self.budget = start, start.joint, budget
+        self.start, self.joint, self.budget, self.fewest = start, start.joint, budget, fewest
         self.kernel, self.bar, self.previous = kernel, bar, previous
         self.count = _mixture_draws(self.joint, budget.seconds)
         self.limit = _PATIENCE if budget.seconds is None else _DIAGNOSING * budget.seconds
@@ -117,13 +127,34 @@ class _Plan:
         start = self.start
         if self.previous is not None and self.previous.guide is not None:
             return self._training(self.previous.guide)
-        if (origin := affordable(self.origin, self.budget)) is None:
-            return self._training(self.gaussian())
-        self.origin = origin
-        guide = flow_guide(origin, self.kernel)
-        has_pattern = guide.structure is not None and start.pattern is not None
-        guide.set_affine(start.loc, start.pattern if has_pattern else start.factor)
-        return self._training(guide)
+        for origin in sizes(self.origin):
+            guide = flow_guide(origin, self.kernel)
+            has_pattern = guide.structure is not None and start.pattern is not None
+            guide.set_affine(start.loc, start.pattern if has_pattern else start.factor)
+            if (training := self._affordable(guide, origin)) is not None:
+                return training
+            forget(guide)
+        return self._training(self.gaussian())
+
+    def _affordable(self, guide: AutoFlowNormal, origin: Origin) -> Training | None:
+        """A training with as many draws a step as the time allows; None where it is too short.
+
+        The flow of a structure is trained in any case: its Gaussian is the best one already.
+        """
+        training, count = self._training(guide), origin.options["num_particles"]
+        if self.budget.seconds is not None:
+            while True:
+                left = self.budget.left_for_training()
+                steps = left / training.seconds_of_a_step()
+                fewer = training.num_particles // 2
+                if not _HOPELESS < steps < _FEWEST_STEPS or fewer < max(self.fewest, count // 4):
+                    break
+                training.num_particles = fewer
+            if steps < _FEWEST_STEPS and guide.structure is None:
+                return None
+        options = origin.options | {"num_particles": training.num_particles}
+        self.origin = replace(origin, options=options)
+        return training
 
     def several_modes(self) -> Training:
         """A guide that learns from draws at all modes, or one that climbs and loses none."""

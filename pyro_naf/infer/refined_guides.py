@@ -16,7 +16,6 @@ from torch import Tensor
 from ..flows.starts import sigmoids_at
 from ..transformers import Scaled
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
-from .budget import Budget
 from .gaussian import free_name
 from .joint import Joint
 from .results import Origin
@@ -38,37 +37,27 @@ _SMALL: dict[str, Any] = {"num_transforms": 1, "hidden_units": 8, "hidden_dims":
 #: Widest hidden layer of a flow by default.
 _WIDEST = 512
 
-#: Floating-point operations a second of one thread, roughly; those of a step for each weight and
-#: draw; the draws that a weight's own update is worth; and the fewest steps of training.
-_SPEED, _OPERATIONS, _EACH, _FEWEST_STEPS = 2e10, 6, 64, 300
-
 #: Numbers that training holds for each weight: itself, gradient, two moments, average, two copies.
 _COPIES = 7
 
 
-def affordable(origin: Origin, budget: Budget) -> Origin | None:
-    """With sizes of flows that there is memory and time for; None where no flow can be trained.
+def sizes(origin: Origin) -> list[Origin]:
+    """With sizes of flows that there is memory for, larger ones first.
 
     :raises ValueError: when not even small flows fit into the memory that is free.
     """
     if origin.start.structure is not None:
-        return origin
-    free, left = _free_memory(origin.start.loc.device), budget.left_for_training()
-    size = origin.start.loc.element_size() * _COPIES
-    needed = 0.0
+        return [origin]
+    free = _free_memory(origin.start.loc.device)
+    found, needed = [], 0.0
     for usual in (_FULL, _SMALL):
         options = {name: origin.options[name] or value for name, value in usual.items()}
         sized = replace(origin, options=origin.options | options)
-        weights = _num_weights(sized)
-        needed = size * weights
-        draws = 1.5 * origin.options["num_particles"]
-        step = _OPERATIONS * weights * (draws + _EACH) / _SPEED
-        step += origin.start.joint.pace.seconds(round(draws))
-        is_fast = origin.start.loc.device.type != "cpu" or left >= _FEWEST_STEPS * step
-        if needed <= free and is_fast:
-            return sized
-    if needed <= free:
-        return None
+        needed = origin.start.loc.element_size() * _COPIES * _num_weights(sized)
+        if needed <= free and sized not in found:
+            found.append(sized)
+    if found:
+        return found
     raise ValueError(
         f"a flow for all {origin.start.joint.dim} latents without a structure needs "
         f"{needed / 2**30:.2g} GiB for training, and {free / 2**30:.2g} are free; give the "

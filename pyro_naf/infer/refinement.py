@@ -22,7 +22,7 @@ from .gaussian import fit_gaussian
 from .graph import check_structure
 from .joint import Joint
 from .mixture import missed_mass, several
-from .plans import refine_from
+from .plans import FEWEST_PARTICLES, refine_from
 from .progress import Progress
 from .refined_guides import FLOWS
 from .results import Refinement
@@ -55,7 +55,7 @@ _CAPTURING, _CAPTURE = 0.15, 80
 
 #: Fewest training steps that draws are worth: with fewer, half as many draws are taken, as long as
 #: a step is the cheaper for it by a fifth.
-_WORTH_STEPS, _FEWEST_PARTICLES, _CHEAPER = 1000, 8, 0.8
+_WORTH_STEPS, _CHEAPER = 1000, 0.8
 
 #: Draws for each gradient where a budget allows them, and gradients that a step costs, roughly.
 _PARTICLES, _GRADIENTS = 64, 1.5
@@ -179,6 +179,7 @@ def refine(
     with seeded(seed), Progress(progress, seconds) as bar:
         bar.phase("running the model")
         joint, gaussian = density_of(guide, args, kwargs)
+        fewest = num_particles or FEWEST_PARTICLES
         num_particles = num_particles or affordable_particles(joint, budget)
         if compile and is_enabled():
             capture(joint, num_particles, seconds)
@@ -198,13 +199,21 @@ def refine(
             tempering=tempering,
         )
         kernel = chosen_kernel()
-        return refine_from(start, budget, options, good_ends=good_ends, kernel=kernel, bar=bar)
+        return refine_from(
+            start,
+            budget,
+            options,
+            good_ends=good_ends,
+            kernel=kernel,
+            bar=bar,
+            fewest_particles=fewest,
+        )
 
 
 def affordable_particles(joint: Joint, budget: Budget) -> int:
     """Draws for each gradient: 64, or fewer where that makes a step cheaper and steps are few."""
     count, left = _PARTICLES, budget.left_for_training()
-    while count > _FEWEST_PARTICLES:
+    while count > FEWEST_PARTICLES:
         step, half = (joint.pace.seconds(round(_GRADIENTS * n)) for n in (count, count // 2))
         if left >= _WORTH_STEPS * step or half > _CHEAPER * step:
             break
