@@ -21,6 +21,7 @@ from .autoguides import AutoFlowNormal
 from .budget import Budget
 from .diagnostics import ImportanceDiagnostics, diagnose
 from .gaussian import Gaussian
+from .graph import LEAST_DIM
 from .joint import Joint
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
 from .progress import Progress
@@ -44,8 +45,9 @@ _IMPATIENCE = 2.0
 #: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise.
 _FALL = 0.1
 
-#: Steps of training that a flow is worth, and so few that draws are not halved to make them more.
-_FEWEST_STEPS, _HOPELESS = 300, 50
+#: Steps of training that a flow is worth; that a large one of many latents is, as a small one gets
+#: farther in fewer; and so few that draws are not halved to make them more.
+_FEWEST_STEPS, _MANY_STEPS, _HOPELESS = 300, 2000, 50
 
 #: Draws for each gradient that time may reduce them to.
 FEWEST_PARTICLES = 8
@@ -127,30 +129,34 @@ class _Plan:
         start = self.start
         if self.previous is not None and self.previous.guide is not None:
             return self._training(self.previous.guide)
-        for origin in sizes(self.origin):
+        origins = sizes(self.origin)
+        for origin in origins:
             guide = flow_guide(origin, self.kernel)
             has_pattern = guide.structure is not None and start.pattern is not None
             guide.set_affine(start.loc, start.pattern if has_pattern else start.factor)
-            if (training := self._affordable(guide, origin)) is not None:
+            training = self._affordable(guide, origin, is_last=origin is origins[-1])
+            if training is not None:
                 return training
             forget(guide)
         return self._training(self.gaussian())
 
-    def _affordable(self, guide: AutoFlowNormal, origin: Origin) -> Training | None:
-        """A training with as many draws a step as the time allows; None where it is too short.
+    def _affordable(self, guide: AutoFlowNormal, origin: Origin, is_last: bool) -> Training | None:
+        """A training of this guide; None where the time is too short.
 
-        The flow of a structure is trained in any case: its Gaussian is the best one already.
+        The last guide of several has fewer draws a step where that is what the time allows. The
+        flow of a structure is trained in any case: its Gaussian is the best one already.
         """
         training, count = self._training(guide), origin.options["num_particles"]
         if self.budget.seconds is not None:
+            wanted = _FEWEST_STEPS if is_last or self.joint.dim < LEAST_DIM else _MANY_STEPS
+            fewest = max(self.fewest, count // 4) if is_last else count
             while True:
-                left = self.budget.left_for_training()
-                steps = left / training.seconds_of_a_step()
+                steps = self.budget.left_for_training() / training.seconds_of_a_step()
                 fewer = training.num_particles // 2
-                if not _HOPELESS < steps < _FEWEST_STEPS or fewer < max(self.fewest, count // 4):
+                if not _HOPELESS < steps < wanted or fewer < fewest:
                     break
                 training.num_particles = fewer
-            if steps < _FEWEST_STEPS and guide.structure is None:
+            if steps < wanted and guide.structure is None:
                 return None
         options = origin.options | {"num_particles": training.num_particles}
         self.origin = replace(origin, options=options)

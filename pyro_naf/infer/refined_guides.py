@@ -32,10 +32,10 @@ _FULL: dict[str, Any] = {"num_transforms": 2, "hidden_units": 16, "hidden_dims":
 _STRUCTURED: dict[str, Any] = {"num_transforms": 1, "hidden_units": 8}
 
 #: The same where the time does not allow those.
-_SMALL: dict[str, Any] = {"num_transforms": 1, "hidden_units": 8, "hidden_dims": [128]}
+_SMALL: dict[str, Any] = {"num_transforms": 1, "hidden_units": 8}
 
-#: Widest hidden layer of a flow by default.
-_WIDEST = 512
+#: Widest hidden layer of a flow by default, and of a small one.
+_WIDEST, _NARROW = 512, 128
 
 #: Numbers that training holds for each weight: itself, gradient, two moments, average, two copies.
 _COPIES = 7
@@ -50,7 +50,8 @@ def sizes(origin: Origin) -> list[Origin]:
         return [origin]
     free = _free_memory(origin.start.loc.device)
     found, needed = [], 0.0
-    for usual in (_FULL, _SMALL):
+    narrow = [min(_NARROW, _width(origin.start.joint.dim))]
+    for usual in (_FULL, _SMALL | {"hidden_dims": narrow}):
         options = {name: origin.options[name] or value for name, value in usual.items()}
         sized = replace(origin, options=origin.options | options)
         needed = origin.start.loc.element_size() * _COPIES * _num_weights(sized)
@@ -71,11 +72,16 @@ def _num_weights(origin: Origin) -> int:
     options, dim = origin.options, origin.start.joint.dim
     widths = options["hidden_dims"]
     if widths is None:
-        widths = [min(max(3 * dim + 1, 32), _WIDEST)]
+        widths = [_width(dim)]
     outputs = (3 if options["flow"] == "dsf" else 7) * options["hidden_units"] + 2
     layers = [dim, *widths, dim * outputs]
     count = sum(a * b for a, b in zip(layers, layers[1:], strict=False))
     return count * options["num_transforms"]
+
+
+def _width(dim: int) -> int:
+    """Of the hidden layer of a flow by default."""
+    return min(max(3 * dim + 1, 32), _WIDEST)
 
 
 def _free_memory(device: torch.device) -> float:
