@@ -121,10 +121,14 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
     def _make_flow(self) -> Any:
         return self._transform_fn(self.latent_dim)
 
+    def latent_vectors(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Latent vectors ``(N, D)`` of the sites' values, each with the same leading axes."""
+        return self._layout.pack(values)[0].reshape(-1, self.latent_dim)
+
     def _init_loc(self) -> Tensor:
         """The initial latent vector, a mean over the rows."""
         values = {name: place.site["value"] for name, place in self._layout.places.items()}
-        start = self._layout.pack(values)[0].detach().reshape(-1, self.latent_dim)
+        start = self.latent_vectors(values).detach()
         for site, value in self._unpack_latent(start.mean(0)):
             if not bool(value.isfinite().all()):
                 raise ValueError(

@@ -23,7 +23,10 @@ _CAPTURING, _CAPTURE = 0.15, 80
 
 #: Fewest training steps that draws are worth: with fewer, half as many draws are taken, as long as
 #: a step is the cheaper for it by a fifth.
-_WORTH_STEPS, _FEWEST_PARTICLES, _CHEAPER = 1000, 8, 0.8
+_WORTH_STEPS, _CHEAPER = 1000, 0.8
+
+#: Draws for each gradient that time may reduce them to.
+FEWEST_PARTICLES = 8
 
 #: Draws for each gradient where a budget allows them, and gradients that a step costs, roughly.
 _PARTICLES, _GRADIENTS = 64, 1.5
@@ -32,7 +35,7 @@ _PARTICLES, _GRADIENTS = 64, 1.5
 def affordable_particles(joint: Joint, budget: Budget) -> int:
     """Draws for each gradient: 64, or fewer where that makes a step cheaper and steps are few."""
     count, left = _PARTICLES, budget.left_for_training()
-    while count > _FEWEST_PARTICLES:
+    while count > FEWEST_PARTICLES:
         step, half = (joint.pace.seconds(round(_GRADIENTS * n)) for n in (count, count // 2))
         if left >= _WORTH_STEPS * step or half > _CHEAPER * step:
             break

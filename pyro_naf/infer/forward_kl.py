@@ -145,7 +145,7 @@ def start_at(guide: AutoFlowNormal, latents: Mapping[str, Tensor]) -> None:
 
     :param latents: site to values ``(N, *site shape)``, N > 1.
     """
-    z = guide._layout.pack(latents)[0].reshape(-1, guide.latent_dim)
+    z = guide.latent_vectors(latents)
     z = z[z.isfinite().all(-1)]
     if len(z) > 1:
         guide.loc.copy_(z.mean(0))

@@ -45,6 +45,7 @@ def find_structure(
     scales: Sequence[float] = SCALES,
     *,
     coloured_from: int = COLOURED_FROM,
+    largest_share: float = 1.0,
 ) -> Structure:
     """The structure of a log-density, from its Hessians at points around ``middle``.
 
@@ -53,6 +54,8 @@ def find_structure(
     :param middle: a point ``(D,)`` where it is finite.
     :param scales: standard deviations of the points around it, one point for each.
     :param coloured_from: number of latents from which on columns are added up; see above.
+    :param largest_share: the search ends once a larger share of all pairs of latents depend on
+        each other, as they do in a structure whose share is larger.
     :raises ValueError: when density and Hessian are finite at none of the points.
 
     Source: Curtis, Powell & Reid 1974, J. Inst. Maths Applics 13, 117-119.
@@ -84,6 +87,8 @@ def find_structure(
             if found is not None:
                 pattern = found if pattern is None else pattern | found
                 break
+        if pattern is not None and _share_of_pairs(pattern) > largest_share:
+            break
     if pattern is None:
         raise ValueError(
             "the model's log-density and its second derivatives are not finite at any of "
@@ -91,6 +96,11 @@ def find_structure(
             "adjacency, or 'full'"
         )
     return Structure.from_adjacency(pattern)
+
+
+def _share_of_pairs(pattern: Tensor) -> float:
+    """The share of the pairs of latents that depend on each other."""
+    return float(pattern.tril(-1).sum()) / max(len(pattern) * (len(pattern) - 1) // 2, 1)
 
 
 def check_structure(structure: Any) -> str | Structure:
@@ -119,7 +129,7 @@ def structure_of(
     if structure == "full" or (structure == "auto" and len(middle) < LEAST_DIM):
         return None
     if isinstance(structure, str):
-        found = find_structure(target(), middle)
+        found = find_structure(target(), middle, largest_share=LARGEST_SHARE)
         return found if found.share <= LARGEST_SHARE else None
     if structure.dim != len(middle):
         raise ValueError(

@@ -22,13 +22,15 @@ from .better import finds_more, is_better, is_good, is_worse
 from .budget import Budget
 from .checkpoints import Checkpoint, Found
 from .diagnostics import ImportanceDiagnostics, diagnose
+from .effort import FEWEST_PARTICLES
 from .gaussian import Gaussian
+from .graph import LEAST_DIM
 from .joint import Joint
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
 from .progress import Progress
 from .proposals import GaussianProposal, GuideProposal
 from .refined import Origin, Previous, Refined
-from .refined_guides import affordable, flow_guide, forget, gaussian_guide, start_at
+from .refined_guides import flow_guide, forget, gaussian_guide, sizes, start_at
 from .start import Start
 from .training import Training
 from .verdict import MISSED
@@ -42,6 +44,10 @@ _DIAGNOSING, _PATIENCE = 0.06, 10.0
 
 #: The same for who has pressed Ctrl-C.
 _IMPATIENCE = 2.0
+
+#: Steps of training that a flow is worth; that a large one of many latents is, as a small one gets
+#: farther in fewer; and so few that draws are not halved to make them more.
+_FEWEST_STEPS, _MANY_STEPS, _HOPELESS = 300, 2000, 50
 
 #: Draws of a diagnosis that time is kept for, in any case.
 _FEWEST = 200
@@ -60,6 +66,7 @@ def refine_from(
     good_ends: bool,
     kernel: str,
     bar: Progress,
+    fewest_particles: int = FEWEST_PARTICLES,
     previous: Previous | None = None,
     checkpoint: Checkpoint | None = None,
     found: Found | None = None,
@@ -68,11 +75,13 @@ def refine_from(
 
     :param options: those of :func:`~pyro_naf.infer.refine` from ``flow`` to ``tempering``, all.
     :param good_ends: whether a Gaussian that fits already is returned at once.
+    :param fewest_particles: draws of a step are halved down to these, twice at most, where steps
+        would be few.
     :param previous: an earlier refinement, whose guide is trained further.
     :param checkpoint: what the state of training is written to.
     :param found: what a killed process had reached.
     """
-    plan = _Plan(start, budget, options, kernel, bar, previous, checkpoint, found)
+    plan = _Plan(start, budget, options, kernel, bar, fewest_particles, previous, checkpoint, found)
     if good_ends and not plan.origin.covers and is_good(plan.before):
         budget.elapsed = time.monotonic() - budget.start
         return plan.result(plan.gaussian(), plan.before, ended="good")
@@ -90,11 +99,12 @@ class _Plan:
         options: dict[str, Any],
         kernel: str,
         bar: Progress,
+        fewest: int,
         previous: Previous | None,
         checkpoint: Checkpoint | None,
         found: Found | None,
     ) -> None:
-        self.start, self.joint, self.budget = start, start.joint, budget
+        self.start, self.joint, self.budget, self.fewest = start, start.joint, budget, fewest
         self.kernel, self.bar, self.previous = kernel, bar, previous
         self.options, self.checkpoint, self.found = options, checkpoint, found
         self.stage, self.generator = "one mode", torch.get_rng_state()
@@ -131,13 +141,38 @@ class _Plan:
             return self._resumed(self.found)
         if self.previous is not None and self.previous.guide is not None:
             return self._training(self.previous.guide)
-        if (origin := affordable(self.origin, self.budget)) is None:
-            return self._training(self.gaussian())
-        self.origin = origin
-        guide = flow_guide(origin, self.kernel)
-        has_pattern = guide.structure is not None and start.pattern is not None
-        guide.set_affine(start.loc, start.pattern if has_pattern else start.factor)
-        return self._training(guide)
+        origins = sizes(self.origin)
+        for origin in origins:
+            guide = flow_guide(origin, self.kernel)
+            has_pattern = guide.structure is not None and start.pattern is not None
+            guide.set_affine(start.loc, start.pattern if has_pattern else start.factor)
+            training = self._affordable(guide, origin, is_last=origin is origins[-1])
+            if training is not None:
+                return training
+            forget(guide)
+        return self._training(self.gaussian())
+
+    def _affordable(self, guide: AutoFlowNormal, origin: Origin, is_last: bool) -> Training | None:
+        """A training of this guide; None where the time is too short.
+
+        The last guide of several has fewer draws a step where that is what the time allows. The
+        flow of a structure is trained in any case: its Gaussian is the best one already.
+        """
+        training, count = self._training(guide), origin.options["num_particles"]
+        if self.budget.seconds is not None:
+            wanted = _FEWEST_STEPS if is_last or self.joint.dim < LEAST_DIM else _MANY_STEPS
+            fewest = max(self.fewest, count // 4) if is_last else count
+            while True:
+                steps = self.budget.left_for_training() / training.seconds_of_a_step()
+                fewer = training.num_particles // 2
+                if not _HOPELESS < steps < wanted or fewer < fewest:
+                    break
+                training.num_particles = fewer
+            if steps < wanted and guide.structure is None:
+                return None
+        options = origin.options | {"num_particles": training.num_particles}
+        self.origin = replace(origin, options=options)
+        return training
 
     def several_modes(self) -> Training:
         """A guide that learns from draws at all modes, or one that climbs and loses none."""

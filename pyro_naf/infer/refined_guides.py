@@ -17,7 +17,6 @@ from torch import Tensor
 from ..flows.starts import sigmoids_at
 from ..transformers import Scaled
 from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
-from .budget import Budget
 from .gaussian import free_name
 from .joint import Joint
 from .refined import Origin
@@ -34,42 +33,33 @@ _FULL: dict[str, Any] = {"num_transforms": 2, "hidden_units": 16, "hidden_dims":
 _STRUCTURED: dict[str, Any] = {"num_transforms": 1, "hidden_units": 8}
 
 #: The same where the time does not allow those.
-_SMALL: dict[str, Any] = {"num_transforms": 1, "hidden_units": 8, "hidden_dims": [128]}
+_SMALL: dict[str, Any] = {"num_transforms": 1, "hidden_units": 8}
 
-#: Widest hidden layer of a flow by default.
-_WIDEST = 512
-
-#: Floating-point operations a second of one thread, roughly; those of a step for each weight and
-#: draw; the draws that a weight's own update is worth; and the fewest steps of training.
-_SPEED, _OPERATIONS, _EACH, _FEWEST_STEPS = 2e10, 6, 64, 300
+#: Widest hidden layer of a flow by default, and of a small one.
+_WIDEST, _NARROW = 512, 128
 
 #: Numbers that training holds for each weight: itself, gradient, two moments, average, two copies.
 _COPIES = 7
 
 
-def affordable(origin: Origin, budget: Budget) -> Origin | None:
-    """With sizes of flows that there is memory and time for; None where no flow can be trained.
+def sizes(origin: Origin) -> list[Origin]:
+    """With sizes of flows that there is memory for, larger ones first.
 
     :raises ValueError: when not even small flows fit into the memory that is free.
     """
     if origin.start.structure is not None:
-        return origin
-    free, left = _free_memory(origin.start.loc.device), budget.left_for_training()
-    size = origin.start.loc.element_size() * _COPIES
-    needed = 0.0
-    for usual in (_FULL, _SMALL):
+        return [origin]
+    free = _free_memory(origin.start.loc.device)
+    found, needed = [], 0.0
+    narrow = [min(_NARROW, _width(origin.start.joint.dim))]
+    for usual in (_FULL, _SMALL | {"hidden_dims": narrow}):
         options = {name: origin.options[name] or value for name, value in usual.items()}
         sized = replace(origin, options=origin.options | options)
-        weights = _num_weights(sized)
-        needed = size * weights
-        draws = 1.5 * origin.options["num_particles"]
-        step = _OPERATIONS * weights * (draws + _EACH) / _SPEED
-        step += origin.start.joint.pace.seconds(round(draws))
-        is_fast = origin.start.loc.device.type != "cpu" or left >= _FEWEST_STEPS * step
-        if needed <= free and is_fast:
-            return sized
-    if needed <= free:
-        return None
+        needed = origin.start.loc.element_size() * _COPIES * _num_weights(sized)
+        if needed <= free and sized not in found:
+            found.append(sized)
+    if found:
+        return found
     raise ValueError(
         f"a flow for all {origin.start.joint.dim} latents without a structure needs "
         f"{needed / 2**30:.2g} GiB for training, and {free / 2**30:.2g} are free; give the "
@@ -83,11 +73,16 @@ def _num_weights(origin: Origin) -> int:
     options, dim = origin.options, origin.start.joint.dim
     widths = options["hidden_dims"]
     if widths is None:
-        widths = [min(max(3 * dim + 1, 32), _WIDEST)]
+        widths = [_width(dim)]
     outputs = (3 if options["flow"] == "dsf" else 7) * options["hidden_units"] + 2
     layers = [dim, *widths, dim * outputs]
     count = sum(a * b for a, b in itertools.pairwise(layers))
     return count * options["num_transforms"]
+
+
+def _width(dim: int) -> int:
+    """Of the hidden layer of a flow by default."""
+    return min(max(3 * dim + 1, 32), _WIDEST)
 
 
 def _free_memory(device: torch.device) -> float:

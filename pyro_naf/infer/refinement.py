@@ -21,6 +21,7 @@ from .checkpoints import Checkpoint
 from .diagnostics import diagnose
 from .effort import (
     CORES,
+    FEWEST_PARTICLES,
     SECONDS,
     STEPS,
     affordable_particles,
@@ -188,6 +189,7 @@ def refine(
     with seeded(seed), Progress(progress, seconds) as bar:
         bar.phase("running the model")
         joint, gaussian = density_of(guide, args, kwargs)
+        fewest = num_particles or FEWEST_PARTICLES
         found = None if file is None else file.found(joint)
         if isinstance(found, Refined):
             return Refinement.of(found)
@@ -221,6 +223,7 @@ def refine(
             good_ends=good_ends and found is None,
             kernel=kernel,
             bar=bar,
+            fewest_particles=fewest,
             checkpoint=file,
             found=found,
         )

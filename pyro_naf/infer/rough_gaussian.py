@@ -20,8 +20,8 @@ _FIRST_SCALE = 0.15
 _CLIMBING = 0.5
 
 #: Draws behind the ELBO that is climbed: at most, and at least. A batch of them may cost this
-#: multiple of a single point.
-_MOST_DRAWS, _FEWEST_DRAWS, _DEARER = 16, 4, 1.5
+#: multiple of a single point, or else what allows so many steps of the climb.
+_MOST_DRAWS, _FEWEST_DRAWS, _DEARER, _CLIMB_STEPS = 16, 4, 1.5, 60
 
 #: Climbs at once, at most.
 _MOST_CLIMBS = 12
@@ -93,7 +93,7 @@ def fit_roughly(target: LogDensity, middle: Tensor, seconds: float, pace: Pace) 
     True
     """
     begin = time.monotonic()
-    affordable = pace.points(_DEARER * pace.one)
+    affordable = pace.points(max(_DEARER * pace.one, _CLIMBING * seconds / _CLIMB_STEPS))
     normal = _normal(max(min(affordable, _MOST_DRAWS), _FEWEST_DRAWS), middle)
     origins = _origins(target, middle, min(affordable // len(normal), _MOST_CLIMBS))
     deadline = begin + _CLIMBING * seconds

@@ -31,6 +31,7 @@ from ..conditioners.structure import Structure
 from ..flows.linear import factor_of
 from .climbs import climb
 from .graph import Colouring, LogDensity, hessian
+from .pace import Pace
 from .rough_gaussian import independent_gaussians
 from .score_regression import ScoreRegression
 
@@ -40,14 +41,21 @@ _CLIMB_DRAWS, _CLIMB_STEPS, _CLIMB_SHARE = 32, 150, 0.3
 #: Origins of these climbs besides the start and zero, an even number: normal points.
 _MORE_ORIGINS = 6
 
-#: Points of a climb's path at which a Gaussian is tried.
-_TRIED_POINTS = 4
+#: Steps that the time for these climbs must allow, with fewer origins and then with fewer draws,
+#: of which there are so many at least.
+_FEWEST_CLIMB_STEPS, _FEWEST_CLIMB_DRAWS = 40, 8
 
-#: Draws of every estimate of an ELBO, common to all Gaussians, and the fewer for a first choice.
-_ELBO_DRAWS, _FEW_DRAWS = 512, 64
+#: Points of a climb's path at which a Gaussian is tried, at most; the share of the time for them,
+#: and the gradients that a product with the Hessian costs, roughly.
+_TRIED_POINTS, _TRIED_SHARE, _PRODUCT = 4, 0.2, 3
 
-#: Number of starts that are judged by all draws: few draws miss a heavy tail.
-_FINALISTS = 16
+#: Draws of every estimate of an ELBO, common to all Gaussians, at most, and the fewer for a first
+#: choice; and the share of the time for one such estimate.
+_ELBO_DRAWS, _FEW_DRAWS, _JUDGING = 512, 64, 0.03
+
+#: Number of starts that are judged by all draws, at most and at least, as few draws miss a heavy
+#: tail; and the share of the time for that.
+_FINALISTS, _FEWEST_FINALISTS, _CHOOSING = 16, 2, 0.15
 
 #: Draws of a regression: at first at least, for each number of a row, and at most. They are doubled
 #: where the gain of a step in nats is below the last number.
@@ -58,6 +66,9 @@ _CHUNK = 256
 
 #: Steps at most, halvings of one, and the gain in nats below which one of all draws is the last.
 _STEPS, _HALVINGS, _LEAST_GAIN = 60, 6, 0.01
+
+#: Of a density that costs next to nothing.
+_FREE = Pace(1e-6, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +104,7 @@ def fit_sparse_gaussian(
     *,
     seconds: float = math.inf,
     max_steps: int = _STEPS,
+    pace: Pace = _FREE,
     generator: torch.Generator | None = None,
 ) -> SparseGaussian:
     r"""The Gaussian with this structure of the largest ELBO that was found.
@@ -103,6 +115,7 @@ def fit_sparse_gaussian(
     :param middle: the point ``(D,)`` to start from.
     :param seconds: time for all of it. The starts, and one step, are made in any case.
     :param max_steps: natural-gradient steps at most.
+    :param pace: what the density costs, by which the starts are as many as the time allows.
     :param generator: of the draws; torch's global one by default.
     :raises ValueError: when the density is finite at none of the starts' draws.
 
@@ -117,9 +130,9 @@ def fit_sparse_gaussian(
     True
     """
     deadline = time.monotonic() + seconds
-    fit = _Fit(target, structure, middle, generator)
+    fit = _Fit(target, structure, middle, pace, seconds, generator)
     starts = sorted(fit.starts(deadline), key=lambda g: -g.elbo)
-    finalists = [fit.scored(start, few=False) for start in starts[:_FINALISTS]]
+    finalists = [fit.scored(start, few=False) for start in starts[: fit.num_finalists]]
     best = max(finalists, key=lambda g: g.elbo, default=None)
     if best is None or not math.isfinite(best.elbo):
         raise ValueError(
@@ -130,7 +143,7 @@ def fit_sparse_gaussian(
         found = fit.step(best, deadline)
         gain = found.elbo - best.elbo
         best = found
-        if time.monotonic() > deadline:
+        if time.monotonic() + pace.seconds(fit.count) > deadline:
             break
         if gain < _SMALL_GAIN:  # no more than noise of the regressions
             if gain < _LEAST_GAIN and fit.count >= _MOST_DRAWS:
@@ -147,13 +160,18 @@ class _Fit:
         target: LogDensity,
         structure: Structure,
         middle: Tensor,
+        pace: Pace,
+        seconds: float,
         generator: torch.Generator | None,
     ) -> None:
         self.target, self.structure, self.middle = target, structure, middle
-        self.generator = generator
+        self.pace, self.generator = pace, generator
         device = middle.device
         self.rows = ScoreRegression(structure.adjacency, device)
-        self.normal = _matched(self.draws(_ELBO_DRAWS))
+        judges = min(max(pace.values(_JUDGING * seconds), _FEW_DRAWS), _ELBO_DRAWS)
+        self.normal = _matched(self.draws(2 * math.ceil(judges / 2)))
+        affordable = pace.values(_CHOOSING * seconds) // judges
+        self.num_finalists = min(max(affordable, _FEWEST_FINALISTS), _FINALISTS)
         needed = _DRAWS_A_NUMBER * self.rows.most
         self.count = 2 * math.ceil(max(_FEWEST_DRAWS, needed) / 2)
 
@@ -186,7 +204,8 @@ class _Fit:
 
     def scored(self, gaussian: SparseGaussian, few: bool) -> SparseGaussian:
         """The Gaussian with its ELBO from the common draws."""
-        normal = self.normal[_FEW_PAIRS] if few else self.normal
+        pairs = self.normal.unflatten(0, (2, -1))
+        normal = pairs[:, : _FEW_DRAWS // 2].flatten(0, 1) if few else self.normal
         values = self.values(gaussian.draw(normal))
         elbo = float(values.mean()) + gaussian.entropy
         return SparseGaussian(gaussian.loc, gaussian.precision, gaussian.factor, elbo)
@@ -205,24 +224,30 @@ class _Fit:
 
     def starts(self, deadline: float) -> Iterator[SparseGaussian]:
         """Gaussians to step from: with independent latents, and with the Hessian on a climb."""
-        more = self.draws(_MORE_ORIGINS).to(self.middle)
-        origins = torch.cat([torch.stack([self.middle, torch.zeros_like(self.middle)]), more])
-        yield from self._independent(origins, deadline)
+        yield from self._independent(deadline)
         if time.monotonic() > deadline:
             return
         colouring = Colouring.of(self.structure.adjacency)
-        for path in climb(self.target, self.middle[None]):
-            places = torch.linspace(0, len(path) - 1, min(len(path), _TRIED_POINTS))
+        affordable = self.pace.points(_TRIED_SHARE * (deadline - time.monotonic()))
+        tried = min(max(affordable // (_PRODUCT * len(colouring.directions)), 1), _TRIED_POINTS)
+        for path in climb(self.target, self.middle[None], deadline=deadline):
+            # The last ones come first: the time may not be enough for all.
+            places = torch.linspace(len(path) - 1, 0, min(len(path), tried))
             for z in path[places.round().long()]:
                 if found := self._laplace(z, colouring):
                     yield self.scored(found, few=True)
                 if time.monotonic() > deadline:
                     return
 
-    def _independent(self, origins: Tensor, deadline: float) -> Iterator[SparseGaussian]:
+    def _independent(self, deadline: float) -> Iterator[SparseGaussian]:
         """Gaussians with independent latents, which have the mass of a funnel."""
-        normal = self.draws(_CLIMB_DRAWS).to(origins)
         left = _CLIMB_SHARE * (deadline - time.monotonic())
+        affordable = self.pace.points(left / _FEWEST_CLIMB_STEPS)
+        count = max(min(_CLIMB_DRAWS, affordable // 2), _FEWEST_CLIMB_DRAWS)
+        normal = _matched(self.draws(count)).to(self.middle)
+        more = self.draws(_MORE_ORIGINS).to(self.middle)
+        origins = torch.cat([torch.stack([self.middle, torch.zeros_like(self.middle)]), more])
+        origins = origins[: max(affordable // count, 1)]
         ends = independent_gaussians(
             self.target, origins, normal, _CLIMB_STEPS, time.monotonic() + left
         )
@@ -285,10 +310,6 @@ class _Fit:
                 break
             best, move = found, 2 * move
         return best
-
-
-#: Of the pairs of common draws the first ones, and those of opposite sign.
-_FEW_PAIRS = [*range(_FEW_DRAWS // 2), *range(_ELBO_DRAWS // 2, (_ELBO_DRAWS + _FEW_DRAWS) // 2)]
 
 
 def _matched(normal: Tensor) -> Tensor:

@@ -45,8 +45,9 @@ _MATRICES, _MATRICES_SHARE = 5e-10, 0.5
 #: Gradients for each latent, at each of four points, in looking for a structure.
 _STRUCTURE_GRADIENTS = 12
 
-#: Number of latents from which on no modes are searched for: one Gaussian takes the time.
-_MANY = 60
+#: Number of latents from which on no modes are searched for: one Gaussian takes the time, and so
+#: many gradients for each latent, half of them in the time that a search would take.
+_MANY, _OF_MANY = 60, 15
 
 #: And from which on one of independent latents is fitted where there is no structure; its learning
 #: rate, steps that it takes at least, and draws that judge it.
@@ -138,15 +139,16 @@ def find_start(
     if tempering == 1 and 2 * gradients >= _STRUCTURE_GRADIENTS * joint.dim:
         progress.phase("looking for the model's structure")
         found = _structure(joint, structure)
+    is_large = tempering == 1 and joint.dim >= _MANY
     if found is None:
-        needed = max(needed, 10 * joint.dim)
+        needed = _OF_MANY * joint.dim if is_large else max(needed, 10 * joint.dim)
     if seconds is not None and gradients < needed:
         if joint.dim >= _INDEPENDENT and _ASCENT * joint.pace.one < _FITTING * seconds:
             progress.phase("fitting a Gaussian")
             return _mean_field(joint, _FITTING * seconds)
         progress.phase("climbing to a mode")
         return _rough_start(joint, seconds, joint.pace)
-    if tempering == 1 and (found is not None or joint.dim >= _MANY):
+    if found is not None or is_large:
         progress.phase("fitting a Gaussian")
         return _start_of_many(joint, found, seconds)
     progress.phase("looking for modes")
@@ -196,9 +198,8 @@ def _start_of_many(joint: Joint, structure: Structure | None, seconds: float | N
         if _REGRESSIONS * joint.pace.seconds(_REGRESSION * joint.dim) > limit:
             return mean_field
     dense = torch.ones(joint.dim, joint.dim, dtype=torch.bool).fill_diagonal_(False)
-    best = fit_sparse_gaussian(
-        joint, structure or Structure.from_adjacency(dense), joint.start, seconds=limit
-    )
+    structure_or_all = structure or Structure.from_adjacency(dense)
+    best = fit_sparse_gaussian(joint, structure_or_all, joint.start, seconds=limit, pace=joint.pace)
     (factor,) = cholesky((best.factor @ best.factor.mT)[None])
     pattern = None if structure is None else best.factor.to(joint.start)
     loc, factor = best.loc.to(joint.start), factor.to(joint.start)

@@ -397,9 +397,8 @@ def _of_posteriordb(folder: Path, entry: dict[str, Any]) -> Target:
 
 
 def evenly(draws: Tensor, n: int) -> Tensor:
-    """n of the draws, evenly spaced, so that all chains have their share."""
-    if n > len(draws):
-        raise ValueError(f"there are {len(draws)} reference draws, not {n}")
+    """n of the draws, or all if they are fewer; evenly spaced, so that chains have their share."""
+    n = min(n, len(draws))
     return draws[torch.arange(n) * len(draws) // n]
 
 

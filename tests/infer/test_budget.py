@@ -5,24 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
-from pyro_naf.infer import refine
+from pyro_naf.conditioners import Structure
+from pyro_naf.infer import AutoDSFNormal, refine
+from pyro_naf.infer.autoguides import AutoFlowNormal
 from pyro_naf.infer.budget import Budget
 from pyro_naf.infer.diagnostics import growing
 from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.pace import Pace
 from pyro_naf.infer.progress import Progress
-from pyro_naf.infer.refined_guides import affordable
+from pyro_naf.infer.refined_guides import sizes
 from pyro_naf.infer.refinement import affordable_particles
 from pyro_naf.infer.results import Origin
 from pyro_naf.infer.rough_gaussian import fit_roughly
+from pyro_naf.infer.sparse_gaussian import fit_sparse_gaussian
 from pyro_naf.infer.start import Start
+from pyro_naf.infer.training import Training
 
 
 class Clock:
@@ -132,22 +138,75 @@ def test_seconds_bound_the_whole_call(clock: Clock, cost: float, dim: int) -> No
     assert result.elbo > -3 * dim and result.after.num_particles >= 64
 
 
-def test_a_flow_that_there_is_no_memory_or_time_for_is_told(monkeypatch: Any) -> None:
+def test_flows_that_there_is_no_memory_for_are_told(monkeypatch: Any) -> None:
     def model() -> None:
         pyro.sample("z", dist.Normal(torch.zeros(300), 1.0).to_event(1))
 
-    joint = Joint(model)
-    options = dict(
-        flow="dsf", num_transforms=None, hidden_dims=None, hidden_units=None, num_particles=64
-    )
-    origin = Origin(Start(joint, torch.zeros(300), torch.ones(300)), False, options)
-    assert affordable(origin, Budget(None, 1.0)) is None
-    full, small = affordable(origin, Budget(10, None)), affordable(origin, Budget(None, 60.0))
-    assert full is not None and full.options["num_transforms"] == 2
-    assert small is not None and small.options["hidden_dims"] == [128]
-    monkeypatch.setattr("pyro_naf.infer.refined_guides._free_memory", lambda _: 2.0**20)
+    options = dict(flow="dsf", num_transforms=None, hidden_dims=None, hidden_units=None)
+    start = Start(Joint(model), torch.zeros(300), torch.ones(300))
+    free = "pyro_naf.infer.refined_guides._free_memory"
+    full, small = sizes(Origin(start, False, options))
+    assert full.options["num_transforms"] == 2 and small.options["hidden_dims"] == [128]
+    (asked,) = sizes(Origin(start, False, options | asked_sizes(small)))
+    assert asked.options == small.options
+    monkeypatch.setattr(free, lambda _: 2.0**26)
+    assert sizes(Origin(start, False, options)) == [small]
+    monkeypatch.setattr(free, lambda _: 2.0**20)
     with pytest.raises(ValueError, match=r"all 300 latents without a structure needs 0.027 GiB"):
-        affordable(origin, Budget(10, None))
+        sizes(Origin(start, False, options))
+
+
+def asked_sizes(origin: Origin) -> dict[str, Any]:
+    return {n: origin.options[n] for n in ("num_transforms", "hidden_dims", "hidden_units")}
+
+
+@pytest.mark.parametrize(
+    "cost, kind", [(0.04, AutoDSFNormal), (0.5, AutoFlowNormal)]
+)  # half a second for each step leaves no time for 300
+def test_a_flow_is_trained_where_there_is_time_for_its_steps(
+    clock: Clock, cost: float, kind: type
+) -> None:
+    guide = AutoNormal(slow(cost, 3, clock))
+    guide()
+    trained = []
+    with mock.patch.object(Training, "run", lambda self, *_: trained.append(self.guide)):
+        refine(guide, seconds=30.0, num_draws=200, compile=False, seed=0, progress=False)
+    assert list(map(type, trained)) == [kind]
+
+
+def test_fewer_draws_make_time_for_more_steps(clock: Clock) -> None:
+    guide = AutoNormal(slow(0.0, 3, clock))
+    guide()
+    options: dict[str, Any] = dict(seconds=60.0, num_draws=200, compile=False, progress=False)
+    trained = []
+
+    def run(self: Training, *_: Any) -> None:
+        trained.append((type(self.guide), self.num_particles))
+
+    def seconds(self: Training) -> float:
+        return 0.01 * self.num_particles
+
+    with (
+        mock.patch.object(Training, "seconds_of_a_step", seconds),
+        mock.patch.object(Training, "run", run),
+    ):
+        found = refine(guide, **options)
+        refine(guide, num_particles=64, **options)
+    # 51 seconds are 79 steps of 64 draws, 159 of 32, and 318 of 16.
+    assert trained == [(AutoDSFNormal, 16), (AutoFlowNormal, 64)]
+    assert found.origin is not None and found.origin.options["num_particles"] == 16
+
+
+@pytest.mark.parametrize("dim", [4, 20])
+def test_starts_of_a_dear_density_are_as_many_as_the_time_allows(clock: Clock, dim: int) -> None:
+    target, structure = dear(clock, 0.01, 0.01), Structure.dense(dim)
+    middle = torch.full((dim,), 3.0)
+    pace = Pace.of(target, middle)
+    begin = clock.now
+    found = fit_sparse_gaussian(target, structure, middle, seconds=20.0, pace=pace)
+    # What is made in any case: a step of 256 draws, and the estimates of its ELBO.
+    assert clock.now - begin < 20.0 + 2.56 + 7 * 1.5
+    torch.testing.assert_close(found.loc, torch.zeros(dim).double(), rtol=0, atol=1e-2)
 
 
 def test_the_bar_names_the_phase_and_the_time_left(

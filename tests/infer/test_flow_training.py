@@ -55,6 +55,26 @@ def test_no_gradient_is_left_where_the_guide_is_the_posterior(phase: str, noisy:
     assert gradient(training, getattr(training, f"_{noisy}")()).abs().max() > 1e-2
 
 
+def test_measuring_a_step_changes_nothing() -> None:
+    guide = guide_away_from_its_start()
+    training = training_of(guide, copy.deepcopy(guide).get_posterior(), num_particles=16)
+    before = [weight.clone() for weight in training.weights]
+    state = torch.get_rng_state()
+    assert training.seconds_of_a_step() > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert training.losses == [] and not training.adam.state
+    assert all(map(torch.equal, before, training.weights))
+
+
+def test_wide_layers_learn_slowly() -> None:
+    guide = AutoDSFNormal(banana, hidden_dims=[64], full_rank=True)
+    guide()
+    training = Training(guide, lambda z: -z.square().sum(-1), 1e-2, 4)
+    rates = dict(zip(training.rates, training.adam.param_groups, strict=True))
+    (wide,) = rates[0.5]["params"]
+    assert wide.shape[-1] == 64 and len(training.rates) == 2
+
+
 def test_balancing_descends_the_variance_of_the_log_weights() -> None:
     """Its gradient against autograd's, at the same draws."""
     guide = guide_away_from_its_start(inverse=True)

@@ -96,6 +96,20 @@ def test_a_quadratics_pattern_is_its_matrix(share: float, dtype: torch.dtype) ->
         assert torch.equal(found.adjacency, adjacency)
 
 
+def test_the_search_ends_where_all_depend_on_all() -> None:
+    evaluations = []
+
+    def target(z: Tensor) -> Tensor:
+        evaluations.append(len(z))
+        return -z.sum(-1).pow(4) - z.square().sum(-1)
+
+    assert find_structure(target, torch.zeros(8)).share == 1
+    at_all_points = sum(evaluations)
+    evaluations.clear()
+    assert find_structure(target, torch.zeros(8), largest_share=0.6).share == 1
+    assert 3 * sum(evaluations) < at_all_points
+
+
 @pytest.mark.parametrize("coloured_from", [1, 500])
 def test_an_entry_that_is_zero_at_one_point_is_found_at_another(coloured_from: int) -> None:
     def target(z: Tensor) -> Tensor:
