@@ -74,6 +74,7 @@ class TableDensity(Estimator, nn.Module):
         self.noise: dict[int, float] = {}
         self.values: dict[int, Tensor] = {}
         self.parts: list[tuple[str, dict[str, Any]]] = []
+        self.remembered: tuple[Any, TableDensity] | None = None  # of weighted.proposal
         self.from_table = self.together = False
         if input_dim is not None:
             check_integers(input_dim=(input_dim, 1))
