@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..support.checks import check_integers
 from ..support.seeding import seeded
-from . import discrete, preparation, questions, weighted
+from . import cross_conformal, discrete, preparation, questions, weighted
 from .fitting import Fitting
 from .flow import evaluating
 from .model_file import load_model, save_model
@@ -146,7 +146,10 @@ class FlowDensity(TableDensity):
         """The p-value ``(N,)`` of each of the rows ``(N, D)``: small where a row is unusual.
 
         It is the share of held-out rows whose density is no higher, the row itself counted among
-        them: under the law of those rows it is at most p with probability p or less. A marginal or
+        them: under the law of those rows it is at most p with probability p or less. Each row that
+        cross-validation left out counts under its own fold's density, as x is then
+        (:mod:`pyro_naf.density.cross_conformal`). Rows whose score is above :math:`1 - a` are a
+        region of high density that holds the part a of new rows. A marginal or
         conditional density, which no rows were held out from, compares with its own draws.
 
         :raises ValueError: as :meth:`fit`; or when no rows were held out.
@@ -155,6 +158,10 @@ class FlowDensity(TableDensity):
         >>> bool(density.anomaly_score(torch.tensor([[9.0, 9.0]]))[0] < 0.03)
         True
         """
+        if self.folds is not None:
+            context = preparation.as_context(context, self.context_dim)
+            rows = self.checked_rows(x, context, "x", "context")
+            return cross_conformal.p_values(self, rows)
         if self.held_out is not None:
             known = self.held_out.cpu().numpy()
         elif self.history is None and self.parts:  # of condition or marginal
