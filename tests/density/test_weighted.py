@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,15 @@ N = 400
 GENERATOR = torch.Generator().manual_seed(0)
 LOWER = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [-0.5, 0.4, 0.7]]).double()
 ROWS = torch.randn(N, 3, generator=GENERATOR, dtype=torch.double) @ LOWER.T + 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws() -> Iterator[None]:
+    """Proposals fitted to fewer draws, in less time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weighted, "FITTED_TO", 1000)
+        patch.setattr(weighted, "COMPARED", 200)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +69,15 @@ def test_weighted_answers_are_those_of_the_closed_form(
     torch.manual_seed(0)
     drawn = exact.sample(2000)
     # The proposal is a mixture fitted to draws: weights vary, but by little.
-    assert found.ess > 320
+    assert found.ess > 250
     error = found.log_prob(drawn[:50]) - exact.log_prob(drawn[:50])
     assert abs(float(error.mean())) < 0.02 and float(error.std()) < 0.1
     own = found.sample(2000).double()
     errors = drawn.std(0) / 2000**0.5
     assert ((own.mean(0) - drawn.mean(0)).abs() < 6 * errors).all()
     torch.testing.assert_close(own.T.cov(), drawn.T.cov(), rtol=0.2, atol=0.05)
-    values = found.anomaly_score(drawn[:100])
-    assert abs(values.mean() - 0.5) < 0.1 and values.min() > 0
+    values = found.anomaly_score(drawn[:50])
+    assert abs(values.mean() - 0.5) < 0.15 and values.min() > 0
 
 
 def test_the_effective_number_of_draws_is_that_of_kish() -> None:
@@ -127,7 +137,7 @@ def test_classes_and_integers_beside_a_flow_are_answered() -> None:
     both = density.condition({"shade": "dark", "count": 10}).score(pandas.DataFrame({"a": [5.5]}))
     again = law.condition({"count": 10}).score(pandas.DataFrame({"a": [5.5]}))
     assert both == pytest.approx(again, abs=0.3)
-    filled = density.impute(frame.assign(shade=None)[:50], 20, seed=0)
+    filled = density.impute(frame.assign(shade=None)[:10], 5, seed=0)
     assert set(filled[..., 1].flat) <= {0.0, 1.0}  # the places among "dark" and "light"
 
 
@@ -150,7 +160,6 @@ def test_too_few_effective_draws_are_warned_of(
     with pytest.raises(ValueError, match="columns names 5, but the density has the columns 0 to 1"):
         flow.marginal([5])
     monkeypatch.setattr(questions, "closed_parts", lambda density: None)
-    monkeypatch.setattr(weighted, "FITTED_TO", 200)
     given = FlowDensity(1, 1, "gaussian", **QUICK).fit(ROWS[:, :1], ROWS[:, 1:2])
     with pytest.raises(ValueError, match="condition needs a density without a context"):
         given.condition({0: 1.0})
