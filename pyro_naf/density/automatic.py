@@ -33,7 +33,7 @@ from .candidates import FEW_ROWS, FOLDS, Candidate, candidates
 from .closed_form import CLOSED
 from .flow import NormalizingFlow
 from .settings import History, Training
-from .stacked import Stacked, stacking_weights
+from .stacked import Folds, Stacked, stacking_weights
 from .training import Rows, log_probs, seeded, train
 
 #: Rows up to which densities are chosen by cross-validation instead of validation rows.
@@ -64,12 +64,14 @@ class Fitted:
     :ivar parts: architecture and options of each of its parts.
     :ivar held_out: the log-density of each row that was left out, under the parts that were fitted
         without it, ``(N,)``.
+    :ivar folds: which of the parts these are; None without cross-validation.
     """
 
     density: Stacked
     parts: list[tuple[str, dict[str, Any]]]
     history: History
     held_out: Tensor
+    folds: Folds | None
 
 
 def fit(
@@ -257,18 +259,20 @@ class _Search:
     def result(self) -> Fitted:
         chosen, weights = self.weigh()
         total = torch.logsumexp(self.log_probs[:, chosen] + weights.log(), 1)
-        parts, each, made = [], [], []
+        parts, each, made, origins = [], [], [], []
         for i, weight in zip(chosen, weights.tolist(), strict=True):
             options = self.options(self.tried[i])
             own = self.fold_weights(i)
             for k, share in own.items():
                 made.append(self.parts[i, k])
+                origins.append((i, k))
                 parts.append((self.tried[i].architecture, plain("options", options)))
                 each.append(weight * share)
         density = Stacked(self.rows[0].shape[1], made, torch.tensor(each, dtype=torch.double))
         density = density.to(self.device, self.dtype)
         self.finish(total)
-        return Fitted(density, parts, self.history, total + self.shift)
+        folds = Folds(origins, self.fold.cpu()) if self.folds > 1 else None
+        return Fitted(density, parts, self.history, total + self.shift, folds)
 
     def fold_weights(self, i: int) -> dict[int, float]:
         """The weights of a candidate's parts; what has no steps is fitted to all rows too."""

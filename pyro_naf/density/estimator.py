@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ..support.checks import check_integers
 from ..support.seeding import seeded
-from . import discrete, preparation, questions
+from . import cross_conformal, discrete, preparation, questions, weighted
 from .fitting import Fitting
 from .flow import evaluating
 from .model_file import load_model, save_model
 from .table_density import TableDensity
+from .weighted import COMPARED, WeightedDensity
 
 
 class FlowDensity(TableDensity):
@@ -145,7 +146,11 @@ class FlowDensity(TableDensity):
         """The p-value ``(N,)`` of each of the rows ``(N, D)``: small where a row is unusual.
 
         It is the share of held-out rows whose density is no higher, the row itself counted among
-        them: under the law of those rows it is at most p with probability p or less.
+        them: under the law of those rows it is at most p with probability p or less. Each row that
+        cross-validation left out counts under its own fold's density, as x is then
+        (:mod:`pyro_naf.density.cross_conformal`). Rows whose score is above :math:`1 - a` are a
+        region of high density that holds the part a of new rows. A marginal or
+        conditional density, which no rows were held out from, compares with its own draws.
 
         :raises ValueError: as :meth:`fit`; or when no rows were held out.
 
@@ -153,23 +158,33 @@ class FlowDensity(TableDensity):
         >>> bool(density.anomaly_score(torch.tensor([[9.0, 9.0]]))[0] < 0.03)
         True
         """
-        if self.held_out is None:
+        if self.folds is not None:
+            context = preparation.as_context(context, self.context_dim)
+            rows = self.checked_rows(x, context, "x", "context")
+            return cross_conformal.p_values(self, rows)
+        if self.held_out is not None:
+            known = self.held_out.cpu().numpy()
+        elif self.history is None and self.parts:  # of condition or marginal
+            with seeded(0):
+                drawn = self.sample(COMPARED, as_table=False)
+            known = self.score_samples(drawn)
+        else:
             raise ValueError("no rows were held out in the fit: validation must be above 0")
-        known = np.sort(self.held_out.cpu().numpy())
-        below = np.searchsorted(known, self.score_samples(x, context), side="right")
-        return (1 + below) / (1 + len(known))
+        return preparation.p_values(self.score_samples(x, context), np.sort(known))
 
     # ------------------------------------------------------------- missing cells and conditionals
 
     def impute(self, x: Any, num_samples: int = 1, *, seed: int | None = None) -> Any:
         """Draws of the missing cells of rows ``(N, P)`` from their law given the other cells.
 
-        Cells that are not missing stay as they are.
+        Cells that are not missing stay as they are. Without a closed form (of Gaussians, t's and
+        copulas, and what "auto" fits to tables with missing cells), the draws are chosen among
+        weighted ones (:mod:`pyro_naf.density.weighted`), with a warning where too few count.
 
         :param num_samples: S >= 1 draws of each row.
         :param seed: of the draws; by default they are from torch's generator.
         :return: ``(S, N, P)``: a tensor for a tensor, and else a numpy array.
-        :raises ValueError: as :meth:`score`; or when the density is none of Gaussians.
+        :raises ValueError: as :meth:`score`; or when the density has a context.
 
         >>> x = torch.randn(300, 1).repeat(1, 2) + 0.1 * torch.randn(300, 2)
         >>> density = FlowDensity(architecture="gaussian").fit(x, progress=False)
@@ -177,44 +192,70 @@ class FlowDensity(TableDensity):
         True
         """
         check_integers(num_samples=(num_samples, 1))
-        self._fitted()
-        questions.parts_of(self, "impute")
-        (rows,) = self.checked_rows(x, None, "x", "context")
+        self._asked("impute")
+        (rows,) = self.checked_rows(x, None, "x", "context", gaps=True)
+        answer = weighted.imputed if questions.closed_parts(self) is None else questions.imputed
         with torch.no_grad(), evaluating(self), seeded(seed):
-            found = questions.imputed(self, rows, operator.index(num_samples))
+            found = answer(self, rows, operator.index(num_samples))
         found = discrete.quantised(found, self.noise, self.values)
         return found if isinstance(x, Tensor) else found.cpu().numpy()
 
     @torch.no_grad()
-    def marginal(self, columns: Sequence[Any]) -> FlowDensity:
-        """The density of some of the columns, exact.
+    def marginal(
+        self, columns: Sequence[Any], *, num_particles: int = 1000
+    ) -> FlowDensity | WeightedDensity:
+        """The density of some of the columns: exact where it is a closed form, as of Gaussians.
 
         :param columns: names, or numbers from 0, in the order that the density is to have.
-        :raises ValueError: when there is no such column, or the density is none of Gaussians.
+        :param num_particles: weighted draws that the density of each row is estimated with, where
+            there is no closed form.
+        :raises ValueError: when there is no such column, or the density has a context.
 
         >>> density = FlowDensity(architecture="gmm-2").fit(torch.randn(300, 3), progress=False)
         >>> density.marginal([2, 0]).sample(5).shape
         torch.Size([5, 2])
         """
-        self._fitted()
-        return questions.marginal(self, columns)
+        self._asked("marginal", num_particles)
+        if questions.closed_parts(self) is not None:
+            return questions.marginal(self, columns)
+        at = questions.positions(self, columns, "columns")
+        nothing = torch.full((1, self.width), torch.nan, dtype=torch.double, device=self.loc.device)
+        return WeightedDensity(self, weighted.proposal(self), at, nothing, num_particles)
 
     @torch.no_grad()
-    def condition(self, given: Mapping[Any, Any]) -> FlowDensity:
-        """The density of the other columns, given values of some, exact.
+    def condition(
+        self, given: Mapping[Any, Any], *, num_particles: int = 1000
+    ) -> FlowDensity | WeightedDensity:
+        """The density of the other columns, given values of some: exact where it is a closed form.
 
-        Where a given column is one of integers, it is as exact as their probabilities are.
+        Where a given column is one of integers, it is as exact as their probabilities are. Without
+        a closed form, the answer is a :class:`~pyro_naf.density.weighted.WeightedDensity`, whose
+        ``ess`` is the effective number of draws behind it.
 
         :param given: a number, date or class for each of some columns, by name or number.
+        :param num_particles: weighted draws, where there is no closed form.
         :raises ValueError: when there is no such column, a value is outside its bounds, or the
-            density is none of Gaussians.
+            density has a context.
 
         >>> density = FlowDensity(architecture="gmm-2").fit(torch.randn(300, 3), progress=False)
         >>> density.condition({1: 0.5}).log_prob(torch.zeros(4, 2)).shape
         torch.Size([4])
         """
+        self._asked("condition", num_particles)
+        if questions.closed_parts(self) is not None:
+            return questions.condition(self, given)
+        _, rest, row = questions.given_row(self, given)
+        by, row = weighted.proposal(self), row.to(self.loc.device)
+        return WeightedDensity(self, by, rest, row, num_particles)
+
+    def _asked(self, what: str, num_particles: int = 1) -> None:
+        """Refuses questions to what is not fitted, or depends on a context."""
+        check_integers(num_particles=(num_particles, 1))
         self._fitted()
-        return questions.condition(self, given)
+        if self.context_dim:
+            raise ValueError(
+                f"{what} needs a density without a context: fit the columns of the context too"
+            )
 
     def set_params(self, **params: Any) -> FlowDensity:
         """Makes the density anew with some of :meth:`get_params` changed: it is no longer fitted.

@@ -71,7 +71,7 @@ class Fitting:
         modelled = Modelled.of(density.schema, rows, noise)
         self._set_statistics(modelled)
         self._warn(whole, real, left_out=near is not None)
-        density.history = density.held_out = None
+        density.history = density.held_out = density.folds = None
         validated = None if held_out is None else Modelled.of(density.schema, held_out, noise)
         self._train(modelled, weight, validated)
 
@@ -283,6 +283,7 @@ class Fitting:
     def _keep(self, found: automatic.Fitted) -> None:
         self.density.flow, self.density.parts = found.density, found.parts
         self.density.history, self.density.held_out = found.history, found.held_out
+        self.density.folds = found.folds
 
     @torch.no_grad()
     def _shift(self, rows: Modelled) -> Tensor:

@@ -16,6 +16,7 @@ from ..files.stored import ModelFileError, load, save
 from .architectures import parse
 from .columns import Column, Schema
 from .settings import History
+from .stacked import Folds
 from .table_density import TableDensity
 
 Density = TypeVar("Density", bound=TableDensity)
@@ -48,6 +49,7 @@ def save_model(density: TableDensity, path: str | os.PathLike[str]) -> None:
         "from_table": density.from_table,
         "together": density.together,
         "held_out": None if density.held_out is None else density.held_out.cpu(),
+        "folds": None if density.folds is None else asdict(density.folds),
         "columns": density.columns,
         "context_columns": density.context_columns,
         "noise": density.noise,
@@ -111,6 +113,7 @@ def _fill(density: TableDensity, content: dict[str, Any]) -> None:
     density.from_table = bool(content.get("from_table", False))
     held_out = content.get("held_out")
     density.held_out = None if held_out is None else held_out.double().flatten()
+    density.folds = _folds(content.get("folds"), density)
     density.columns = _names(content["columns"], density.width)
     density.context_columns = _names(content["context_columns"], density.context_dim)
     density.noise = {int(i): float(step) for i, step in content["noise"].items()}
@@ -120,6 +123,22 @@ def _fill(density: TableDensity, content: dict[str, Any]) -> None:
         raise ValueError("its discrete columns differ")
     history = content["history"]
     density.history = None if history is None else History(**history)
+
+
+def _folds(folds: Any, density: TableDensity) -> Folds | None:
+    if folds is None:
+        return None
+    parts = [(int(i), int(k)) for i, k in folds["parts"]]
+    rows = folds["rows"].long()
+    known = {k for _, k in parts}
+    if (
+        density.held_out is None
+        or rows.shape != density.held_out.shape
+        or len(parts) != len(density.parts)
+        or not known.issuperset(rows.unique().tolist())
+    ):
+        raise ValueError("its folds differ")
+    return Folds(parts, rows)
 
 
 def _names(names: Any, number: int) -> list[str] | None:

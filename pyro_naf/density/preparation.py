@@ -300,6 +300,15 @@ def warn_of_outliers(
         )
 
 
+def p_values(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The share of known values ``(M,)``, ascending, that are no higher, the value counted too.
+
+    >>> p_values(np.array([0.5]), np.array([0.0, 1.0, 2.0])).tolist()
+    [0.5]
+    """
+    return (1 + np.searchsorted(known, values, side="right")) / (1 + len(known))
+
+
 def repeated_rows(rows: Tensor) -> int:
     """How many rows are equal to one before."""
     code = torch.zeros(len(rows), dtype=torch.long, device=rows.device)

@@ -6,7 +6,7 @@ import datetime
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,24 +22,25 @@ from .tables import DAY, EPOCH, SECOND
 Density = TypeVar("Density", bound=TableDensity)
 
 
-def parts_of(density: TableDensity, what: str) -> list[Part]:
-    """The Gaussians of a fitted density.
+class Columns(Protocol):
+    """What questions about columns are asked of."""
 
-    :param what: is asked for, as a message says it.
-    :raises ValueError: when the density is none of Gaussians alone.
-    """
-    parts = None
+    schema: Schema
+    columns: list[str] | None
+    width: int
+
+
+def closed_parts(density: TableDensity) -> list[Part] | None:
+    """The Gaussians of a fitted density; None where it is none of Gaussians alone."""
     if density.head is None and density.context_dim == 0:
-        parts = density.flow.closed_form()
-    if parts is None:
-        remedy = "fit one with architecture='copula-3' or 'gmm-5'"
-        if density.head is not None:
-            at = [density.schema.called(i) for i in density.schema.classes]
-            remedy += f", whose mixture holds the classes of {preparation.listed('column', at)} too"
-        raise ValueError(
-            f"{what} needs a density of Gaussians without a context, and this one is no such: "
-            + remedy
-        )
+        return density.flow.closed_form()
+    return None
+
+
+def parts_of(density: TableDensity) -> list[Part]:
+    """The Gaussians of a density that is of Gaussians alone."""
+    parts = closed_parts(density)
+    assert parts is not None
     return parts
 
 
@@ -70,7 +71,7 @@ def imputed(density: TableDensity, rows: Tensor, number: int) -> Tensor:
 
     :param number: S, the draws of each row ``(N, P)``.
     """
-    parts = parts_of(density, "impute")
+    parts = parts_of(density)
     # The noise that makes an integer a real number has the law that the other cells leave.
     each = [encoded(density, rows, s) for s in noises(density)]
     shifts = [torch.where(e.inside, e.log_slope, -math.inf) for e in each]
@@ -85,29 +86,20 @@ def imputed(density: TableDensity, rows: Tensor, number: int) -> Tensor:
 
 def marginal(density: Density, columns: Sequence[Any]) -> Density:
     """The density of some of the columns."""
-    at = _positions(density, columns, "columns")
+    at = positions(density, columns, "columns")
     if not at:
         raise ValueError("columns must name at least one column, got none")
-    parts = parts_of(density, "marginal")
+    parts = parts_of(density)
     # The columns' numbers first, then their classes, as the schema of the marginal has them.
     order = sorted(places(density, at), key=lambda i: i >= len(density.schema.real))
     law = closed_form.marginal(parts, torch.tensor(order, device=density.loc.device))
-    return _made(density, at, law)
+    return made(density, at, law)
 
 
 def condition(density: Density, given: Mapping[Any, Any]) -> Density:
     """The density of the other columns, where these have such values."""
-    at = _positions(density, list(given), "given")
-    rest = [i for i in range(density.width) if i not in at]
-    if not at or not rest:
-        raise ValueError(
-            f"given must hold values of some but not all of the {density.width} columns, "
-            f"got {len(at)}"
-        )
-    parts = parts_of(density, "condition")
-    row = torch.full((1, density.width), math.nan, dtype=torch.double, device=density.loc.device)
-    for i, value in zip(at, given.values(), strict=True):
-        row[0, i] = _number(value, density.schema.columns[i], density.schema.called(i))
+    at, rest, row = given_row(density, given)
+    parts, row = parts_of(density), row.to(density.loc.device)
     found: list[Part] = []
     for s in noises(density):
         e = encoded(density, row, s)
@@ -120,7 +112,25 @@ def condition(density: Density, given: Mapping[Any, Any]) -> Density:
         raise ValueError(f"given lies outside the bounds, or is none of the values, of {names}")
     if not max(part.log_weight for part in found) > -math.inf:
         raise ValueError("given is so far from all rows of the fit that its density is zero")
-    return _made(density, rest, found)
+    return made(density, rest, found)
+
+
+def given_row(density: Columns, given: Mapping[Any, Any]) -> tuple[list[int], list[int], Tensor]:
+    """Where the columns given are, where the others are, and a row ``(1, P)`` of their values.
+
+    :raises ValueError: when there is no such column, or a value is none of a column.
+    """
+    at = positions(density, list(given), "given")
+    rest = [i for i in range(density.width) if i not in at]
+    if not at or not rest:
+        raise ValueError(
+            f"given must hold values of some but not all of the {density.width} columns, "
+            f"got {len(at)}"
+        )
+    row = torch.full((1, density.width), math.nan, dtype=torch.double)
+    for i, value in zip(at, given.values(), strict=True):
+        row[0, i] = _number(value, density.schema.columns[i], density.schema.called(i))
+    return at, rest, row
 
 
 def _number(value: Any, column: Column, name: str) -> float:
@@ -146,7 +156,7 @@ def _number(value: Any, column: Column, name: str) -> float:
     return number
 
 
-def _positions(density: TableDensity, columns: Sequence[Any], argument: str) -> list[int]:
+def positions(density: Columns, columns: Sequence[Any], argument: str) -> list[int]:
     """Where these columns are, each a name or a number from 0."""
     if isinstance(columns, str | int):
         columns = [columns]
@@ -164,7 +174,7 @@ def _positions(density: TableDensity, columns: Sequence[Any], argument: str) -> 
     return at
 
 
-def _made(density: Density, at: list[int], parts: list[Part]) -> Density:
+def made(density: Density, at: list[int], parts: list[Part]) -> Density:
     """A density of these columns, with these Gaussians."""
     made = type(density)()
     made.to(density.loc.device, density.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -103,6 +103,18 @@ class Stacked(nn.Module):
     def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
         """The density as a Pyro distribution with batch shape ``(...)`` of the context."""
         return dist.TransformedDistribution(ModuleDistribution(_Flat(self), context), [])
+
+
+@dataclass
+class Folds:
+    """Where the parts of a density, and the rows that it held out, come from.
+
+    :ivar parts: candidate and fold of each part; that of all rows has the number after the last.
+    :ivar rows: the fold ``(N,)`` of each row.
+    """
+
+    parts: list[tuple[int, int]]
+    rows: Tensor
 
 
 def of_closed_form(parts: Sequence[Part]) -> tuple[Stacked, list[tuple[str, dict[str, Any]]]]:

@@ -23,7 +23,7 @@ from .flow import NormalizingFlow, evaluating, finite_draws
 from .modelled import Moments, chunked_log_prob, joined
 from .settings import History
 from .sklearn_api import SETTINGS, Estimator, not_fitted
-from .stacked import Stacked
+from .stacked import Folds, Stacked
 
 #: Rows drawn at once by :meth:`TableDensity.sample`.
 DRAWN = 8192
@@ -68,12 +68,14 @@ class TableDensity(Estimator, nn.Module):
         self.history: History | None = None
         self.note: str | None = None
         self.held_out: Tensor | None = None
+        self.folds: Folds | None = None
         self.names = ("x", "context")
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
         self.noise: dict[int, float] = {}
         self.values: dict[int, Tensor] = {}
         self.parts: list[tuple[str, dict[str, Any]]] = []
+        self.remembered: tuple[Any, TableDensity] | None = None  # of weighted.proposal
         self.from_table = self.together = False
         if input_dim is not None:
             check_integers(input_dim=(input_dim, 1))

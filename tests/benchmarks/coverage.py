@@ -6,9 +6,9 @@ Five real tables of scikit-learn. Every row is held out once, in one of the fold
 regions, of 50, 90 and 99 %: central intervals of each column by its marginal law (probability
 integral transform; counted over all columns), the highest-density region of all columns, and the
 rows whose `anomaly_score` is above 50, 10 and 1 %: a region of high density too, whose bound is of
-the rows that the fit held out by itself. The first two are known from draws. The s.e. is that of
-the held-out rows, over all folds: rows of one fold share their density, so that it is too small
-rather than too large. Seconds are of the processor.
+the rows that the fit held out by itself, each scored by the fold that left it out. The first two
+are known from draws. The s.e. is that of the held-out rows, over all folds: rows of one fold share
+their density, so that it is too small rather than too large. Seconds are of the processor.
 """
 
 from __future__ import annotations

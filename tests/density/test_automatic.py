@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_naf.density import FlowDensity
 from pyro_naf.density.architectures import build
 from pyro_naf.density.automatic import CROSS_VALIDATED, candidates
+from pyro_naf.density.cross_conformal import of_fold
 from pyro_naf.density.gaussian import Whitening, shrunk_moments
 from pyro_naf.density.stacked import Stacked, stacking_weights
 
@@ -154,6 +155,25 @@ def test_anomaly_scores_are_p_values(name: str, tmp_path: Any) -> None:
     density = FlowDensity(2, architecture="gaussian", **QUICK)
     with pytest.raises(ValueError, match="no rows were held out in the fit"):
         density.anomaly_score([[0.0, 0.0]])
+
+
+def test_new_rows_are_compared_with_the_rows_that_each_fold_left_out(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(80, 16).double()
+    density = FlowDensity(validation=0.1, max_steps=4, **QUICK).fit(rows)
+    density.save(tmp_path / "model.pt")
+    density = FlowDensity.load(tmp_path / "model.pt")
+    assert density.folds is not None and density.held_out is not None
+    for k in range(5):
+        own = density.folds.rows == k
+        found = of_fold(density, density.folds.parts, k).log_prob(rows[own])
+        torch.testing.assert_close(found.double(), density.held_out[own], rtol=1e-4, atol=1e-3)
+    # By the definition, for one row.
+    fresh, below = torch.randn(1, 16).double(), 1
+    for k in range(5):
+        value = of_fold(density, density.folds.parts, k).log_prob(fresh)
+        below += int((density.held_out[density.folds.rows == k] <= value).sum())
+    assert density.anomaly_score(fresh)[0] == pytest.approx(below / 81)
 
 
 def test_before_a_fit_it_says_that_it_is_not_fitted() -> None:

@@ -351,14 +351,14 @@ def test_gaps_beside_a_context_are_refused() -> None:
         FlowDensity(context_dim=1).fit(GAPS, np.ones(60), **QUICK)
 
 
-def test_questions_to_a_flow_name_the_remedy() -> None:
-    density = FlowDensity(4, architecture="maf-affine-1", hidden_dims=[8])
+def test_questions_with_a_context_name_the_remedy() -> None:
+    density = FlowDensity(4, 1, architecture="maf-affine-1", hidden_dims=[8])
     for ask in (
         lambda: density.impute(GAPS),
         lambda: density.marginal([0]),
         lambda: density.condition({0: 1.0}),
     ):
-        with pytest.raises(ValueError, match="fit one with architecture='copula-3' or 'gmm-5'"):
+        with pytest.raises(ValueError, match="needs a density without a context: fit the columns"):
             ask()
 
 
