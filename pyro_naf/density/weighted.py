@@ -251,7 +251,9 @@ class WeightedDensity:
             rows = discrete.quantised(rows, self.density.noise, self.density.values)[:, self.at]
         rows = rows.to(self.density.data_dtype)
         told = self.density.from_table and not all(c.is_number for c in self.schema.columns)
-        return tables.as_frame(rows, self.schema) if as_table or as_table is None and told else rows
+        return (
+            tables.as_frame(rows, self.schema) if as_table or (as_table is None and told) else rows
+        )
 
     def anomaly_score(self, x: Any) -> np.ndarray:
         """The p-value ``(N,)`` of each of the rows ``(N, E)``: small where a row is unusual.

@@ -57,7 +57,7 @@ def of(density: FlowDensity, by: Any, columns: list[int], given: dict[int, float
 
 
 @pytest.mark.parametrize(
-    ("columns", "given"), [([1, 2], {0: 6.5}), ([2], {0: 6.5}), ([2, 0], {}), ([0], {2: 4.0, 1: 5})]
+    "columns, given", [([1, 2], {0: 6.5}), ([2], {0: 6.5}), ([2, 0], {}), ([0], {2: 4.0, 1: 5})]
 )
 def test_weighted_answers_are_those_of_the_closed_form(
     gaussian: FlowDensity, by: Any, columns: list[int], given: dict[int, float]
