@@ -17,7 +17,7 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 
-from .capture import Graph
+from .capture import Graph, check_equal
 from .exploration import (
     chunk_size,
     find_rung,
@@ -129,19 +129,29 @@ class Joint(Runs):
         if self.graph is not None or self.rung == list(RUNGS)[-1]:
             return
 
+        example = points_near(self.start, *[0.1] * count)  # the user's generators are left alone
+        rungs = list(RUNGS)
+        for rung in rungs[rungs.index(self.rung) : -1]:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    graph = Graph(self._on_rung(rung), example)
+                    check_equal(graph(example), self.value_and_grad(example))
+            except Exception:  # noqa: BLE001 - what cannot be captured is run as before
+                continue
+            self.graph = graph
+            return
+
+    def _on_rung(self, rung: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Value and gradient by the transforms of :mod:`torch.func`, which a graph can hold."""
+
         def function(u: Tensor) -> tuple[Tensor, Tensor]:
-            over_lanes = RUNGS[self.rung](torch.func.grad_and_value(self._log_density))
+            over_lanes = RUNGS[rung](torch.func.grad_and_value(self._log_density))
             grads, value = over_lanes(self.split(u))
             grad = torch.cat([grads[name].reshape(len(u), -1) for name in self.sites], -1)
             return _usable(self._finite(value), grad)
 
-        example = points_near(self.start, *[0.1] * count)  # the user's generators are left alone
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.graph = Graph(function, example)
-        except Exception:  # noqa: BLE001 - what cannot be captured is run as before
-            return
+        return function
 
     @cached_property
     def pace(self) -> Pace:

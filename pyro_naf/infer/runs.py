@@ -16,7 +16,9 @@ from ..guides.pyro_internals import (
     enumerated,
     is_subsample,
     log_prob_sum,
+    loops_over_numbers,
     plates_with,
+    without_checks,
     without_start,
 )
 from .flat_priors import start_flat_priors
@@ -56,7 +58,7 @@ class Runs:
         """
         graph = torch.enable_grad() if self.needs_gradients else nullcontext()
         plates = self._plates(latents.elements)
-        with graph, pyro.validation_enabled(False), poutine.block(), plates:
+        with graph, without_checks(), poutine.block(), plates, loops_over_numbers():
             model = self._with_enumeration()
             handled = latents(model if handler is None else handler(model))
             return poutine.trace(handled).get_trace(*self.args, **self.kwargs)
