@@ -41,7 +41,7 @@ class RootNotFoundError(RuntimeError):
 def find_root(
     f: Increasing, y: Tensor, params: tuple[Tensor, ...], lo: Tensor, hi: Tensor
 ) -> Tensor:
-    r"""Solves :math:`f(x; \phi_n) = y_n` for every lane n at once.
+    r"""Solve :math:`f(x; \phi_n) = y_n` for every lane n at once.
 
     Newton's method kept inside a shrinking bracket; a step that leaves the bracket, or that is
     not half as long as the one before last, is replaced by bisection (plain Newton oscillates on
@@ -97,7 +97,7 @@ def find_root(
 
 
 def check_roots(errors: Sequence[Tensor | None], dims: Sequence[int] | None = None) -> None:
-    """Looks at the errors of several root findings, and waits for the device once.
+    """Look at the errors of several root findings, and wait for the device once.
 
     :param errors: one ``(N,)`` a finding; zero where the root was found, else the residual.
     :param dims: the dimension that each belongs to.
@@ -126,12 +126,14 @@ class ImplicitRoot(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, f: Increasing, root: Tensor, y: Tensor, *params: Tensor) -> Tensor:
+        """Return the root itself, which was found without a graph."""
         ctx.f = f
         ctx.save_for_backward(root, y, *params)
         return root.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute gradients by the implicit function theorem."""
         root, y, *params = ctx.saved_tensors
         if needs_plain_backward(grad):
 
@@ -196,6 +198,7 @@ class _Search(torch.autograd.Function):
 
     @staticmethod
     def forward(search: Callable[..., Tensor], lanes: int, *tensors: Tensor) -> Tensor:
+        """Return the root itself, which was found without a graph."""
         with torch.no_grad():
             return search(*tensors)
 
@@ -205,6 +208,7 @@ class _Search(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+        """Compute gradients by the implicit function theorem."""
         return (None,) * len(ctx.needs_input_grad)
 
     @staticmethod

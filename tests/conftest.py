@@ -23,6 +23,73 @@ def pytest_configure() -> None:
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
+#: Files whose tests train models or start processes, most of them for longer than a second.
+SLOW_FILES = {
+    "test_automatic.py",
+    "test_cli.py",
+    "test_commands.py",
+    "test_compiled.py",
+    "test_mixed_gaps.py",
+    "test_missing.py",
+    "test_readme.py",
+    "test_reverse_kl.py",
+    "test_triton.py",
+    "test_tutorials.py",
+}
+
+#: Files whose tests compute what is given; else tests/infer, and the examples of pyro_naf/infer,
+#: are slow.
+QUICK_FILES = {"test_chains.py", "test_layout.py", "test_psis.py", "test_verdict.py"}
+
+#: Tests of other files that take longer than a second.
+SLOW_TESTS = {
+    "pyro_naf.density.estimator.FlowDensity",
+    "test_a_captured_density_and_a_captured_fresh_sample_are_right_on_other_points",
+    "test_a_column_that_others_determine_is_named",
+    "test_a_context_is_standardised_and_followed",
+    "test_a_damaged_table_is_read_or_refused",
+    "test_a_density_is_exported_for_any_number_of_rows",
+    "test_a_guide_for_eight_schools_finds_the_posterior",
+    "test_a_guide_with_heavy_tails_fits_heavy_tails",
+    "test_a_sentinel_costs_nothing_and_is_named",
+    "test_a_table_of_all_kinds_is_fitted_scored_by_name_and_drawn",
+    "test_an_amortised_guide_has_the_conjugate_posterior_of_each_row",
+    "test_a_model_put_together_from_damaged_parts_is_of_the_form_or_refused",
+    "test_a_pandas_frame_goes_in_and_comes_out",
+    "test_arrays_give_arrays_and_tensors_of_any_dtype_tensors",
+    "test_compiled_flow_agrees_with_the_eager_one",
+    "test_density_integrates_to_one",
+    "test_draws_are_in_the_units_of_the_data",
+    "test_draws_pass_a_two_sample_test_as_often_as_fresh_data",
+    "test_draws_pass_a_two_sample_test_on_real_data",
+    "test_files_hold_the_draws_the_guide_and_the_summary",
+    "test_float32_error_is_that_of_rounding_the_inputs",
+    "test_history_and_dtypes_come_back",
+    "test_inverse_residual_after_training_on_sharp_modes_is_at_rounding_level",
+    "test_it_learns_a_gaussian_to_its_entropy",
+    "test_likelihood_is_in_the_units_of_the_data_and_close_to_the_truth",
+    "test_log_prob_has_the_gradient_of_the_data_units",
+    "test_old_names_of_arguments_are_taken_with_a_warning_that_names_the_new",
+    "test_rebuilt_bsds300_scores_as_published_under_a_gaussian",
+    "test_scikit_learn_clones_it_and_chooses_its_options",
+    "test_score_samples_are_the_log_density_as_an_array",
+    "test_second_derivatives_of_the_inverse_are_right",
+    "test_second_derivatives_of_the_log_density_are_right",
+    "test_tables_that_do_not_fit_the_schema_are_refused",
+    "test_training_raises_the_elbo",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that are slow, as measured; ``-m "not slow"`` leaves them out."""
+    for item in items:
+        in_infer = item.path.parent.name == "infer" and item.path.name not in QUICK_FILES
+        name, _, parameters = item.name.partition("[")
+        listed = item.path.name in SLOW_FILES or name in SLOW_TESTS
+        if in_infer or listed or "triton" in parameters:  # whose interpreter is slow
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def clean_state() -> Iterator[None]:
     dtype = torch.get_default_dtype()

@@ -116,7 +116,7 @@ def test_what_is_no_file_is_refused_by_name_and_kept(tmp_path, monkeypatch, kind
 
 def test_an_empty_name_is_refused():
     for call in (check_file, lambda name: ReplacedFolder(name, OWNED)):
-        with pytest.raises(OSError, match="name of the output (file|folder) is empty"):
+        with pytest.raises(OSError, match=r"name of the output (file|folder) is empty"):
             call("")
 
 
@@ -179,7 +179,7 @@ else:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 @pytest.mark.parametrize(
-    ("call", "renames", "expected"),
+    "call, renames, expected",
     [("file", 0, OLD), ("folder", 0, OLD), ("folder", 1, {"a.txt": "new", "b.txt": "old"})],
 )
 def test_a_killed_writer_leaves_whole_files_and_the_next_clears_up(output, call, renames, expected):

@@ -251,7 +251,7 @@ def test_low_precision_of_autocast_and_a_change_of_dtype_are_not_kept(x: Tensor)
         y = flow(x)
     assert torch.equal(flow.log_abs_det_jacobian(x, y), log_det(flow, x))
     flow.double()
-    with pytest.raises(ValueError, match="x must be torch.float64"):
+    with pytest.raises(ValueError, match=r"x must be torch.float64"):
         flow.log_abs_det_jacobian(x, y)
 
 

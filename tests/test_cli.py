@@ -17,7 +17,7 @@ from pyro_naf import cli, eight_schools
 from pyro_naf.cli.report import FILES, RefinementReport
 from pyro_naf.infer import Refinement
 
-QUICK = ["--fit-steps", "30", "--steps", "5", "--draws", "200", "--no-progress"]
+QUICK = ["--fit-steps", "30", "--steps", "5", "--num-samples", "200", "--no-progress"]
 
 MODELS = """
 import pyro
@@ -168,7 +168,7 @@ def test_without_arguments_it_refines_eight_schools(here, capsys):
     assert summary["parameters"]["tau"]["reference"]["mean"] == pytest.approx(3.602)
 
 
-@pytest.mark.parametrize(("flow", "dtype"), [("dsf", "float64"), ("ddsf", "float32")])
+@pytest.mark.parametrize("flow, dtype", [("dsf", "float64"), ("ddsf", "float32")])
 def test_a_user_model_with_data_is_refined(line_data, here, capsys, flow, dtype):
     arguments = ["--data", line_data, "--flow", flow, "--dtype", dtype, "--output", "out", *QUICK]
     assert cli.main(["refine", "user_models:line", *arguments]) == 0
@@ -209,7 +209,7 @@ def test_the_same_seed_gives_the_same_draws_and_another_seed_others(here):
 
 
 def test_both_modes_are_found_where_pyros_gaussian_has_one(here):
-    arguments = ["--fit-steps", "200", "--steps", "150", "--no-progress", "--draws", "2000"]
+    arguments = ["--fit-steps", "200", "--steps", "150", "--no-progress", "--num-samples", "2000"]
     assert cli.main(["refine", "user_models:product", *arguments]) == 0
     with np.load(here / "pyro-naf-output" / "draws.npz") as draws:
         shares = {stage: (draws[f"{stage}/x"][:, 0] > 0).mean() for stage in ("before", "after")}
@@ -388,7 +388,7 @@ FLOATS = np.array([1.0, np.nan, np.inf, -np.inf])
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content, message",
     [
         (b"", "data.npz is not a whole .npz file"),
         (b"x,y\n1,2\n", "data.npz is not a whole .npz file"),
@@ -414,7 +414,7 @@ def test_bad_data_gets_one_line_and_status_2(here, capsys, content, message):
     assert message in _refuses(capsys, "refine", "user_models:line", "--data", "data.npz")
 
 
-@pytest.mark.parametrize(("name", "message"), [("none.npz", "No such file"), (".", "directory")])
+@pytest.mark.parametrize("name, message", [("none.npz", "No such file"), (".", "directory")])
 def test_data_that_cannot_be_opened_is_named(here, capsys, name, message):
     said = _refuses(capsys, "refine", "user_models:line", "--data", name)
     assert message in said and repr(name) in said

@@ -163,7 +163,7 @@ def test_an_inverse_that_overflows_raises_naming_dimension_and_samples(name: str
         flow.arn.output_bias[0] = -200.0
     y = torch.randn(4, 3)
     y[2] = 3e38
-    with pytest.raises(RootNotFoundError, match="in dimension . for"):
+    with pytest.raises(RootNotFoundError, match=r"in dimension . for"):
         flow.inv(y)
 
 

@@ -45,26 +45,16 @@ MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
 
 
 @functools.cache
-def imported(module: str, *, at_once: bool = False) -> frozenset[str]:
-    """The modules of the package that a module imports, or those that it needs ``at_once``.
-
-    What a function imports, or a checker of types, is not there when the module is imported.
-    """
+def imported(module: str) -> frozenset[str]:
+    """The modules of the package that a module imports: at once, in a function, or for types."""
     path = MODULES[module]
     nodes: list[ast.AST] = [ast.parse(path.read_text())]
     found: set[str] = set()
     while nodes:
         node = nodes.pop()
         found |= set(_named(node, module, path.stem == "__init__"))
-        if not (at_once and _is_later(node)):
-            nodes += ast.iter_child_nodes(node)
+        nodes += ast.iter_child_nodes(node)
     return frozenset(found - {module})
-
-
-def _is_later(node: ast.AST) -> bool:
-    if isinstance(node, ast.If):
-        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 def _named(node: ast.AST, module: str, is_package: bool) -> list[str]:
@@ -94,11 +84,13 @@ def test_the_list_names_every_room_and_no_other() -> None:
 
 
 def test_the_parser_sees_imports_of_every_kind() -> None:
-    assert "kernels.compiled" in imported("kernels", at_once=True)
-    assert "kernels.triton" in imported("kernels", at_once=True)  # from . import triton
-    assert "files.atomic" in imported("support.command_line", at_once=True)
+    assert "kernels.compiled" in imported("kernels")
+    assert "kernels.triton" in imported("kernels")  # from . import triton
+    assert "files.atomic" in imported("support.command_line")
     assert "kernels.triton.operators" in imported("kernels.triton")
-    assert "" in imported("cli.report", at_once=True)  # import pyro_naf
+    assert "" in imported("cli.report")  # import pyro_naf
+    assert "infer" in imported("cli.report")  # if TYPE_CHECKING
+    assert "plot.figures" in imported("infer.posterior")  # in a function
 
 
 def test_rooms_are_imported_downwards_only() -> None:
@@ -116,7 +108,7 @@ def test_no_import_comes_back_to_where_it_started() -> None:
     for module in MODULES:
         reached, waiting = set(), {module}
         while waiting:
-            new = imported(waiting.pop(), at_once=True) - reached
+            new = imported(waiting.pop()) - reached
             reached |= new
             waiting |= new
         cycles |= {module} & reached

@@ -107,7 +107,7 @@ def test_stages_keep_their_colours_where_a_parameter_is_missing_in_one():
 
 
 def test_draws_that_are_not_finite_are_refused_by_name():
-    with pytest.raises(ValueError, match="'a' in 'guide' must be finite.* in 1 of 3"):
+    with pytest.raises(ValueError, match=r"'a' in 'guide' must be finite.* in 1 of 3"):
         plot_marginals({"guide": {"a": [0.0, np.nan, 1.0]}})
     with pytest.raises(ValueError, match="at least one parameter"):
         plot_pairs({})

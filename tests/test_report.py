@@ -32,7 +32,7 @@ class Refinement:
     losses: list[float] = field(default_factory=lambda: [34.0, 32.0, 31.5])
     steps: int = 3
     seconds: float = 1.5
-    judgement: Verdict = Verdict("trust", "the reason")
+    judgement: Verdict = field(default_factory=lambda: Verdict("trust", "the reason"))
 
     def save(self, path):
         path.write_bytes(b"a refinement")
@@ -90,7 +90,7 @@ def test_table_shows_every_parameter_and_what_the_refinement_gained():
     assert lines[2].split() == ["parameter", "mean", "sd", "2.5%", "25%", "50%", "75%", "97.5%"]
     assert lines[3].split()[:2] == ["mu", "before"]
     assert lines[4].split()[0] == "after"
-    assert lines[5].split() == "reference 9.00 1.00 0.25 2.50 5.00 7.50 9.75".split()
+    assert lines[5].split() == ["reference", "9.00", "1.00", "0.25", "2.50", "5.00", "7.50", "9.75"]
     assert lines[-3:] == [
         "before  ELBO -33.400 ± 0.020   k-hat 0.80",
         "after   ELBO -31.200 ± 0.020   k-hat nan",
@@ -99,7 +99,7 @@ def test_table_shows_every_parameter_and_what_the_refinement_gained():
     assert len({len(line) for line in lines[2:14]}) == 1, "columns are not aligned"
 
 
-@pytest.mark.parametrize(("scale", "shown"), [(1.0, "1.00"), (1e-3, "0.00100"), (1e3, "1000")])
+@pytest.mark.parametrize("scale, shown", [(1.0, "1.00"), (1e-3, "0.00100"), (1e3, "1000")])
 def test_table_shows_three_digits_of_the_sd(scale, shown):
     draws = {"x": scale * torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)}
     table = _report(stages={"before": draws, "after": draws}, reference={}).table()
@@ -155,6 +155,6 @@ def test_the_panels_choose_what_is_drawn(tmp_path):
 @pytest.mark.parametrize("name", ["draws.npz", "summary.json", "refine.png"])
 def test_a_full_disk_is_an_os_error(tmp_path, name):
     (tmp_path / name).symlink_to("/dev/full")
-    with pytest.raises(OSError) as raised:
+    with pytest.raises(OSError, match="No space left") as raised:
         _report().write(tmp_path)
     assert raised.value.errno == errno.ENOSPC

@@ -116,7 +116,7 @@ def test_a_dense_graph_is_a_full_map() -> None:
 
 
 @pytest.mark.parametrize(
-    ("adjacency", "words"),
+    "adjacency, words",
     [
         (torch.ones(2, 3), "square matrix"),
         (torch.ones(3), "square matrix"),

@@ -23,7 +23,7 @@ from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.mean_field import fit_mean_field
 from pyro_naf.infer.pointwise import deterministic
 from pyro_naf.infer.proposals import GaussianProposal
-from pyro_naf.support.command_line import CommandError, at_least, describe, positive
+from pyro_naf.support.command_line import CommandError, add_renamed, at_least, describe, positive
 from pyro_naf.support.seeding import seeded
 
 from .models import Problem, load_problem
@@ -39,7 +39,7 @@ SETTINGS = (
 
 
 def add_refine(commands: Any) -> None:
-    """Adds the command to the subparsers of ``pyro-naf``."""
+    """Add the command to the subparsers of ``pyro-naf``."""
     parser = commands.add_parser(
         "refine",
         help="approximate a posterior by a flow, and say how good it is",
@@ -65,7 +65,8 @@ def add_refine(commands: Any) -> None:
     add("--correct", action="store_true", help="also draw from the posterior itself, by MCMC")
     add("--seed", type=at_least(0), metavar="N", default=0, help="default: %(default)s")
     add("--output", metavar="DIR", default="pyro-naf-output", help="default: %(default)s")
-    add("--draws", type=at_least(2), metavar="N", default=4000, help="default: %(default)s")
+    add_renamed(parser, "--num-samples", "--draws", "draws that are written; default: %(default)s",
+        type=at_least(2), metavar="N", default=4000)  # fmt: skip
     add("--dtype", choices=["float32", "float64"], default="float32", help="default: %(default)s")
     add("--no-progress", action="store_true", help="show no progress bar")
     parser.set_defaults(run=run_refine)
@@ -171,9 +172,9 @@ def _stages(
 ) -> dict[str, dict[str, Tensor]]:
     """Draws before and after, and of the chains."""
     with seeded(options.seed):
-        values = gaussian.draw(options.draws).values
+        values = gaussian.draw(options.num_samples).values
         before = values | deterministic(gaussian.joint, values)
-        stages = {"before": before, "after": result.draws(options.draws)}
+        stages = {"before": before, "after": result.draws(options.num_samples)}
     if correction is not None:
         stages["exact"] = correction.get_samples()
     return stages

@@ -148,7 +148,7 @@ class AttentionConditioner(Ordered):
         return h if context is None or self.of_context is None else h + self.of_context(context)
 
     def sweep(self, batch: int, context: Tensor | None = None) -> Sweep:
-        """Evaluates one step at a time, which reads the cached keys and values of those before.
+        """Evaluate one step at a time, which reads the cached keys and values of those before.
 
         :param batch: number N of samples.
         :param context: ``(N, C)``, or None where the conditioner takes none.
@@ -167,6 +167,7 @@ class AttentionConditioner(Ordered):
             x = yield torch.addmm(self.output_bias[place], h, self.head[place].t())
 
     def extra_repr(self) -> str:
+        """Describe the options, for ``repr``."""
         return (
             f"input_dim={self.input_dim}, hidden_dims={list(self.hidden_dims)}, "
             f"num_params={self.num_params}, num_heads={self.num_heads}, "

@@ -270,7 +270,7 @@ class GraphConditioner(Ordered):
         return torch.cat([found, self.activation(new)])
 
     def sweep(self, batch: int, context: Tensor | None = None) -> Sweep:
-        """Evaluates each unit once, all latents of equal depth in the tree together.
+        """Evaluate each unit once, all latents of equal depth in the tree together.
 
         :param batch: number N of samples.
         :param context: ``(N, C)``, or None where the conditioner takes none.
@@ -309,6 +309,7 @@ class GraphConditioner(Ordered):
         return getattr(self, name)
 
     def extra_repr(self) -> str:
+        """Describe the options, for ``repr``."""
         return (
             f"input_dim={self.input_dim}, num_params={self.num_params}, hidden={self.hidden}, "
             f"context_dim={self.context_dim}, inverse={self.inverse}"

@@ -161,7 +161,7 @@ class MADE(Ordered):
         return list(self.weights)
 
     def sweep(self, batch: int, context: Tensor | None = None) -> Sweep:
-        """Evaluates the network one dimension at a time, each unit once.
+        """Evaluate the network one dimension at a time, each unit once.
 
         At step t only the hidden units of degree t and the outputs of the t-th dimension are
         computed: the whole sweep costs one pass (less: it skips what the masks would zero).
@@ -236,6 +236,7 @@ class MADE(Ordered):
         state_dict[f"{prefix}output_bias"] = state_dict[f"{prefix}output_bias"][order]
 
     def extra_repr(self) -> str:
+        """Describe the options, for ``repr``."""
         return (
             f"input_dim={self.input_dim}, hidden_dims={list(self.hidden_dims)}, "
             f"num_params={self.num_params}, context_dim={self.context_dim}, "

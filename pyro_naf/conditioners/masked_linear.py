@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
 
 def staircase(widths: Tensor) -> list[Step]:
-    """Cuts the rows into steps; ``widths[r]``, nondecreasing, is how many columns row r sees.
+    """Cut the rows into steps; ``widths[r]``, nondecreasing, is how many columns row r sees.
 
     >>> staircase(torch.arange(16))[-1]
     Step(start=14, stop=16, width=15)

@@ -98,10 +98,12 @@ def hidden_degrees(width: int, input_dim: int, has_context: bool) -> Tensor:
 
 
 def cumulative(degrees: Tensor, input_dim: int) -> list[int]:
+    """Count the units whose degree is at most t, for t from 0 to D - 1."""
     return torch.searchsorted(degrees, torch.arange(input_dim), right=True).tolist()
 
 
 def permutation_of(order: str | Sequence[int] | Tensor, input_dim: int) -> Tensor:
+    """Turn the name of an order, or a permutation, into a permutation ``(D,)``."""
     if isinstance(order, str):
         if order not in ("random", "natural", "reversed"):
             raise ValueError(

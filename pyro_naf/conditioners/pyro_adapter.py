@@ -47,7 +47,7 @@ class PyroConditioner(nn.Module):
 
 
 def as_conditioner(conditioner: Any) -> Any:
-    """Wraps Pyro's autoregressive networks; returns anything else as it is."""
+    """Wrap Pyro's autoregressive networks; return anything else as it is."""
     if isinstance(conditioner, ConditionalAutoRegressiveNN):
         return PyroConditioner(conditioner)
     return conditioner

@@ -164,7 +164,7 @@ def _eliminate(rows: list[int], rule: _Rule) -> tuple[list[int], list[int]]:
 
 
 def _finish(rows: list[int], clique: list[int]) -> list[int]:
-    """Eliminates a clique from its last member on."""
+    """Eliminate a clique from its last member on."""
     remaining = sum(1 << v for v in clique)
     for v in reversed(clique):
         remaining &= ~(1 << v)

@@ -147,12 +147,7 @@ def build(
             "residual and head_dim are options of a MADE: leave them out with attention"
         )
     parts = _Parts(operator.index(input_dim), operator.index(context_dim), options)
-    if kind == "auto":
-        raise ValueError("architecture 'auto' is fitted by FlowDensity, and cannot be built alone")
-    if sizes and kind not in WITH_CLASSES:
-        raise ValueError(f"architecture {name!r} takes no classes beside numbers: name 'gmm-5'")
-    if options.base != "normal" and (kind in (*CLOSED, "tan") or kind.endswith("mog")):
-        raise ValueError(f"architecture {name!r} takes no base: it has one of its own")
+    _refuse_kind(kind, name, options, sizes)
     if kind in CLOSED:
         return _closed(parts, kind, number, sizes)
     if kind == "planar":
@@ -169,6 +164,16 @@ def build(
     if front and sampling:
         raise ValueError(f"whiten is for flows from data to base, not for architecture {name!r}")
     return NormalizingFlow([*front, *parts.stacked(layers)], base, sampling=sampling)
+
+
+def _refuse_kind(kind: str, name: str, options: Options, sizes: Sequence[int]) -> None:
+    """Raise ValueError for what a named architecture does not go with."""
+    if kind == "auto":
+        raise ValueError("architecture 'auto' is fitted by FlowDensity, and cannot be built alone")
+    if sizes and kind not in WITH_CLASSES:
+        raise ValueError(f"architecture {name!r} takes no classes beside numbers: name 'gmm-5'")
+    if options.base != "normal" and (kind in (*CLOSED, "tan") or kind.endswith("mog")):
+        raise ValueError(f"architecture {name!r} takes no base: it has one of its own")
 
 
 def check_options(name: str, overrides: Mapping[str, Any]) -> Options:

@@ -39,7 +39,7 @@ class SoftmaxHead(nn.Module):
 
     @torch.no_grad()
     def start(self, codes: Tensor, weight: Tensor | None = None) -> None:
-        """Sets the constants to the shares of the values among rows ``(N, M)``, none of them 0."""
+        """Set the constants to the shares of the values among rows ``(N, M)``, none of them 0."""
         weight = torch.ones(len(codes), device=codes.device) if weight is None else weight
         for m, constant in enumerate(self.constants):
             counts = torch.bincount(codes[:, m], weight.double(), minlength=len(constant))

@@ -37,6 +37,7 @@ class Column:
     * integer: with uniform noise over a ``step`` added, as continuous, positive or bounded
     * categorical, boolean: none; the place of the value in ``values``
 
+    :param unit: what the table writes beside its numbers: %, a currency, s for durations.
     :param slack: number by which bounds are moved out, so that values on them have an image.
     :raises ValueError: for an unknown kind, or numbers that make no map.
     """
@@ -50,6 +51,7 @@ class Column:
     scale: float = 1.0
     step: float = 0.0
     values: tuple[Any, ...] = ()
+    unit: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(self.values))
@@ -63,7 +65,13 @@ class Column:
 
     @property
     def is_real(self) -> bool:
+        """Whether the column's values are real numbers to a flow."""
         return self.kind in REAL
+
+    @property
+    def is_number(self) -> bool:
+        """Whether a table holds its values as plain numbers, and not as text or dates."""
+        return self.is_real and self.kind != "date" and self.unit != "s"
 
     @property
     def is_plain(self) -> bool:
@@ -72,6 +80,7 @@ class Column:
 
     @property
     def period(self) -> float:
+        """Length of the period of a periodic column."""
         return self.upper - self.lower
 
     @property
@@ -188,6 +197,7 @@ class Schema:
 
     @property
     def names(self) -> list[str] | None:
+        """Names of the columns; None where they have none."""
         names = [c.name for c in self.columns]
         return None if None in names else [str(name) for name in names]
 
@@ -295,4 +305,5 @@ class ToData(Transform):
         return self.schema.encode(x).real.to(x.dtype)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log-determinant ``(...)`` of the map from coordinates to the columns' values."""
         return -self.schema.encode(y).log_slope.to(y.dtype)

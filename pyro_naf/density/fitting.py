@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +19,8 @@ from .columns import Schema
 from .modelled import Modelled
 from .settings import History, Training
 from .sklearn_api import SETTINGS
+from .table_density import TableDensity
 from .training import Rows, log_probs, train, untrained
-
-if TYPE_CHECKING:
-    from .estimator import FlowDensity
 
 #: Part of the rows that decides when the softmax of classes has learnt enough.
 CLASSES_VALIDATION = 0.2
@@ -43,7 +41,7 @@ class Fitting:
 
     def __init__(
         self,
-        density: FlowDensity,
+        density: TableDensity,
         given: dict[str, Any],
         on_evaluation: Callable[[dict[str, Any]], None] | None,
     ) -> None:
@@ -55,7 +53,7 @@ class Fitting:
         self.start = time.monotonic()
 
     def run(self, x: Any, context: Any, sample_weight: Any) -> None:
-        """Fits the density to rows, as :meth:`FlowDensity.fit` says."""
+        """Fits the density to rows, as ``FlowDensity.fit`` says."""
         density = self.density
         self._find_columns(x)
         whole = density.checked_rows(x, context, *density.names, gaps=self.gaps)
@@ -104,7 +102,7 @@ class Fitting:
             raise ValueError(f"{name} must have rows, got none")
         self._check_gaps(rows)
         schema = kinds.infer(
-            rows, self.density.columns, self.said, table.columns, name, table.whole
+            rows, self.density.columns, self.said, table.columns, name, table.whole, table.units
         )
         self._check_classes(rows, schema)
         self.density.note = kinds.described(schema, self.said, self.density.columns)

@@ -54,10 +54,7 @@ def finite_draws(flow: Any, rows: int, given: Tensor | None = None) -> Tensor:
     def drawn(start: int, stop: int, tries: int = TRIES) -> Tensor:
         number = stop - start
         try:
-            if given is None:
-                found = flow.rsample(number)
-            else:
-                found = flow.rsample(1, given[start:stop])[0]
+            found = flow.rsample(number) if given is None else flow.rsample(1, given[start:stop])[0]
             if found.isfinite().all():
                 return found
             raise RootNotFoundError(int((~found.isfinite()).any(1).sum()), number, math.inf)
@@ -123,7 +120,7 @@ class NormalizingFlow(nn.Module):
         return self.log_prob(x, context)
 
     def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
-        """Fits the parts that are not trained, Gaussians and their mixtures, to rows ``(N, D)``.
+        """Fit the parts that are not trained, Gaussians and their mixtures, to rows ``(N, D)``.
 
         :param weight: of the rows, ``(N,)``; 1 by default.
         """

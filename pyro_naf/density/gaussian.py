@@ -116,7 +116,7 @@ class Whitening(Linear):
 
     @torch.no_grad()
     def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
-        """Takes mean and covariance from rows ``(N, D)`` with weights ``(N,)``."""
+        """Take mean and covariance from rows ``(N, D)`` with weights ``(N,)``."""
         mean, covariance = shrunk_moments(x.double(), weight)
         self.mean.copy_(mean)
         self.factor.copy_(precision_factor(covariance))
@@ -168,7 +168,7 @@ class ConditionalWhitening(ConditionalTransformModule):
 
     @torch.no_grad()
     def start(self, x: Tensor, context: Tensor, weight: Tensor | None = None) -> None:
-        """Takes the regression and the covariance of its residuals from rows and contexts."""
+        """Take the regression and the covariance of its residuals from rows and contexts."""
         x, c = x.double(), context.double()
         each = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
         centred = c - each @ c / each.sum()

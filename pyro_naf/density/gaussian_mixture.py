@@ -96,7 +96,7 @@ class GaussianMixture(nn.Module):
 
     @torch.no_grad()
     def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
-        """Fits the mixture to rows ``(N, D + M)``; draws from torch's global generator.
+        """Fit the mixture to rows ``(N, D + M)``, drawing from torch's global generator.
 
         NaN is a missing cell: the likelihood is then that of the cells seen, and expectation and
         maximisation begins with few steps on rows whose gaps have a single Gaussian's conditional

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .columns import KINDS, Column, Schema
 from .discrete import discrete_columns, present, values_of
+from .preparation import listed
 
 #: Probability that a Gaussian of a column's moments has no value beyond a bound, below which the
 #: bound is taken to be real.
@@ -48,6 +50,7 @@ def infer(
     tables: Sequence[Column | None],
     name: str,
     whole: Sequence[bool],
+    units: Sequence[str] | None = None,
 ) -> Schema:
     """The schema of rows ``(N, P)``.
 
@@ -59,6 +62,7 @@ def infer(
     :param tables: columns of which the table tells the kind: text, booleans, dates.
     :param name: what messages call the rows.
     :param whole: which columns are of an integer dtype.
+    :param units: of the columns' numbers, empty where there is none.
     :raises ValueError: for a kind or column that is unknown, or values outside the bounds.
     """
     kinds = _said(said, names, rows.shape[1], name)
@@ -75,7 +79,7 @@ def infer(
             column = _inferred(values, own)
         else:
             column = _of_kind(given, cells, own, known, f"{name} in column {own or i}")
-        found.append(column)
+        found.append(replace(column, unit=units[i]) if units else column)
     schema = Schema(found)
     _check_classes(schema, name, len(rows))
     return schema
@@ -98,6 +102,8 @@ def described(
         at = [i for i, c in enumerate(schema.columns) if c.kind == kind and i not in told]
         if at and kind != "continuous":
             parts.append(f"{', '.join(schema.called(i) for i in at)} as {kind}")
+    units = [f"{schema.called(i)} in {c.unit}" for i, c in enumerate(schema.columns) if c.unit]
+    parts += [", ".join(units)] if units else []
     if not parts:
         return None
     return f"took {'; '.join(parts)}: where that is wrong, say columns={{name: kind}}"
@@ -268,8 +274,6 @@ def _inferred_integer(known: Tensor, values: Tensor, own: str | None) -> Column:
 
 def _refuse_outside(outside: Tensor, where: str, expected: str) -> None:
     if outside.any():
-        from .preparation import listed
-
         at = listed("row", outside.nonzero().squeeze(1).tolist())
         raise ValueError(f"{where} must be {expected}; it is not in {at}")
 

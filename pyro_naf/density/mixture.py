@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -156,7 +156,7 @@ class ModuleDistribution(dist.TorchDistribution):
     :param context: ``(..., C)``, whose batch shape the distribution has.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
     has_rsample = True
 
@@ -166,6 +166,7 @@ class ModuleDistribution(dist.TorchDistribution):
         super().__init__(batch, torch.Size([module.input_dim]), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ModuleDistribution:
+        """Return a copy that is broadcast to a batch shape."""
         batch_shape = torch.Size(batch_shape)
         if self.context is None:
             expanded = ModuleDistribution(self.module, None)
@@ -174,6 +175,7 @@ class ModuleDistribution(dist.TorchDistribution):
         return ModuleDistribution(self.module, self.context.expand(*batch_shape, -1))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw with gradients, shape ``(*sample_shape, ..., D)``."""
         shape = torch.Size(sample_shape) + self.batch_shape
         context = self.context
         if context is not None:
@@ -181,9 +183,11 @@ class ModuleDistribution(dist.TorchDistribution):
         return self.module.rsample(shape.numel(), context).view(*shape, -1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw without gradients, shape ``(*sample_shape, ..., D)``."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density ``(...)`` of values ``(..., D)``."""
         log_prob = self.module.log_prob(value, self.context)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))

@@ -6,7 +6,7 @@ import operator
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,9 @@ from ..files.stored import ModelFileError, load, save
 from .architectures import parse
 from .columns import Column, Schema
 from .settings import History
+from .table_density import TableDensity
 
-if TYPE_CHECKING:
-    from .estimator import FlowDensity
-
-Density = TypeVar("Density", bound="FlowDensity")
+Density = TypeVar("Density", bound=TableDensity)
 
 VERSION = 1
 
@@ -30,7 +28,7 @@ DTYPES = {
 }
 
 
-def save_model(density: FlowDensity, path: str | os.PathLike[str]) -> None:
+def save_model(density: TableDensity, path: str | os.PathLike[str]) -> None:
     """Writes the density to a file; an older one stands until the new one is whole.
 
     :raises TypeError: when an attribute is made of more than numbers and strings.
@@ -104,7 +102,7 @@ def _made(kind: type[Density], content: dict[str, Any]) -> Density:
     return density.to(DTYPES[content["dtype"]])
 
 
-def _fill(density: FlowDensity, content: dict[str, Any]) -> None:
+def _fill(density: TableDensity, content: dict[str, Any]) -> None:
     _check_orders(density.state_dict(), content["state"])
     density.load_state_dict(content["state"])
     if not ((density.scale > 0) & density.scale.isfinite() & density.loc.isfinite()).all():
@@ -125,7 +123,7 @@ def _fill(density: FlowDensity, content: dict[str, Any]) -> None:
 
 
 def _names(names: Any, number: int) -> list[str] | None:
-    if names is None or len(names) == number and all(isinstance(name, str) for name in names):
+    if names is None or (len(names) == number and all(isinstance(name, str) for name in names)):
         return names
     raise ValueError("its columns have other names")
 

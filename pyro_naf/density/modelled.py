@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import preparation
 from .columns import Schema, beside
+from .training import log_probs
 
 
 @dataclass
@@ -87,3 +88,17 @@ def joined(
     shape = torch.broadcast_shapes(context.shape[:-1], classes.shape[:-1])
     parts = [context.expand(*shape, -1), classes.to(context).expand(*shape, -1)]
     return torch.cat(parts, -1)
+
+
+def chunked_log_prob(flow: nn.Module, u: Tensor, given: Tensor | None) -> Tensor:
+    """A flow's log-density ``(...)`` of u ``(..., D)`` given ``(..., C)``, in evaluation mode.
+
+    It is computed in chunks that fit the memory.
+    """
+    batch = u.shape[:-1]
+    if given is not None:
+        batch = torch.broadcast_shapes(batch, given.shape[:-1])
+        given = given.expand(*batch, -1).reshape(-1, given.shape[-1])
+    flat = [u.expand(*batch, -1).reshape(-1, u.shape[-1]), *([] if given is None else [given])]
+    parts = list(log_probs(flow, flat)) if len(flat[0]) else [u.new_zeros(0)]
+    return torch.cat(parts).view(batch)

@@ -59,7 +59,7 @@ class NormalScores(Linear):
 
     @torch.no_grad()
     def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
-        """Fits the mixture of each column to the cells of rows ``(N, D)`` that are not NaN."""
+        """Fit the mixture of each column to the cells of rows ``(N, D)`` that are not NaN."""
         for t, column in enumerate(x[:, : self.input_dim].double().unbind(1)):
             seen = ~column.isnan()
             own = None if weight is None else weight[seen].to(column)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def start() -> None:
-    """Joins the processes that ``torchrun`` has started; does nothing outside of it."""
+    """Join the processes that ``torchrun`` has started; do nothing outside of it."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not _running():
         # Its functions have the group of the moment of its import as a default argument. Imported
         # later, as DistributedDataParallel does, it would make the group outlive stop(), and its
@@ -25,7 +25,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Leaves them; the threads that talk to them end."""
+    """Leave them; the threads that talk to them end."""
     if _running():
         gc.collect()  # of wrapped modules, which hold on to them
         distributed.destroy_process_group()

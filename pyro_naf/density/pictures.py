@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .estimator import FlowDensity
     from .settings import History
+    from .table_density import TableDensity
 
 #: Panels in a row, and rows of marginals at most.
 WIDTH, HEIGHT = 4, 3
@@ -47,7 +47,7 @@ BELOW = 0.2
 
 
 def plot_density(
-    density: FlowDensity,
+    density: TableDensity,
     x: Any = None,
     context: Any = None,
     *,
@@ -74,7 +74,7 @@ def plot_density(
     >>> [axes.get_xlabel() for axes in plot_density(density, rows).axes]
     ['0', '1', '0']
     """
-    density._fitted()
+    density._fitted()  # noqa: SLF001
     data = None
     if x is not None:
         (table, *_) = density.checked_rows(x, context, "x", "context", gaps=True)
@@ -107,7 +107,7 @@ def plot_density(
     return figure
 
 
-def _names(density: FlowDensity) -> list[str]:
+def _names(density: TableDensity) -> list[str]:
     called = [density.schema.called(i) for i in range(density.width)]
     called = density.columns or called
     return [name if len(name) <= 2 * LABEL else f"{name[: 2 * LABEL]}..." for name in called]
@@ -139,7 +139,7 @@ def _pairs(rows: np.ndarray, real: list[int]) -> list[tuple[int, int]]:
 def _draw_column(axes: Axes, column: Column, data: np.ndarray | None, draws: np.ndarray) -> None:
     known = data[~np.isnan(data)] if data is not None else None
     values = np.unique(draws if known is None else known)
-    if not column.is_real or column.kind == "integer" and len(values) <= BARS:
+    if not column.is_real or (column.kind == "integer" and len(values) <= BARS):
         _draw_bars(axes, column, known, draws)
         return
     draw_marginal(axes, {"draws": draws}, known, {"draws": AFTER})

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import as_tensor
 from .discrete import LOOKED_AT, discrete_columns, present
 
 #: Standard deviation, in that of most rows, beyond which a column is said to hold outliers.
@@ -23,6 +24,10 @@ FAR_SHARE = 0.01
 #: Standard deviation, in that of its column, of what other columns leave open, below which they
 #: determine it.
 DEPENDENT = 1e-6
+
+#: Part of a column, and number of rows, from which on one value among others is warned of.
+ATOM_SHARE = 0.1
+FEW_REPEATED = 5
 
 #: Rows or columns named in a message.
 NAMED = 5
@@ -57,7 +62,8 @@ def width_of(value: Any, name: str) -> int:
             raise ValueError(
                 f"{name} has 0 feature(s) (shape={shape}) while a minimum of 1 is required."
             )
-        raise ValueError(f"{name} must have shape (N, D), D >= 1, got {shape}")
+        remedy = ": pass one column as reshape(-1, 1)" if rows.dim() == 1 else ""
+        raise ValueError(f"{name} must have shape (N, D), D >= 1, got {shape}{remedy}")
     return rows.shape[1]
 
 
@@ -92,51 +98,10 @@ def as_weight(value: Any, rows: Tensor) -> Tensor | None:
     return weight
 
 
-def as_tensor(value: Any, name: str) -> Tensor:
-    """A floating-point tensor of an array, a tensor or nested sequences.
-
-    :raises TypeError: when it holds no real numbers.
-    """
-    if not isinstance(value, Tensor):
-        if hasattr(value, "tocsr"):
-            raise TypeError(f"{name} must be dense, got a sparse matrix: pass {name}.toarray()")
-        array = np.asarray(value)
-        if array.dtype.kind == "O":
-            array = _numbers_of(array, name)
-        if array.dtype.kind not in "fiu":
-            raise NotRealError(name, array.dtype)
-        if array.dtype.kind == "u" or array.dtype.itemsize > 8:
-            array = array.astype(np.float64)
-        elif not (array.flags.writeable and array.dtype.isnative):
-            array = array.astype(array.dtype.newbyteorder("="))
-        value = torch.as_tensor(np.ascontiguousarray(array))
-    if value.is_complex() or value.dtype == torch.bool:
-        raise NotRealError(name, value.dtype)
-    return value if value.is_floating_point() else value.double()
-
-
-def _numbers_of(array: np.ndarray, name: str) -> np.ndarray:
-    try:
-        return array.astype(np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{name} must hold real numbers, got {array.dtype}: each argument must be a string of "
-            "a number, or a real number"
-        ) from None
-
-
-class NotRealError(TypeError, ValueError):
-    """An array of complex numbers, text or booleans: scikit-learn asks for a ValueError."""
-
-    def __init__(self, name: str, dtype: Any) -> None:
-        more = ": Complex data not supported" if "complex" in str(dtype) else ""
-        super().__init__(f"{name} must hold real numbers, got {dtype}{more}")
-
-
 def check_finite(
     rows: Tensor, name: str, lines: Sequence[int] | None = None, *, gaps: bool = False
 ) -> None:
-    """Refuses NaN and infinity, counts them and names the rows.
+    """Refuse NaN and infinity, count them and name the rows.
 
     :param gaps: take NaN, a missing cell.
     :param lines: the lines of a file that the rows are in, where those are to be named.
@@ -223,7 +188,7 @@ def standardised(rows: Tensor, loc: Tensor, scale: Tensor, dtype: torch.dtype) -
 
 
 def warn_of_atoms(rows: Tensor, name: str, columns: Sequence[str], at: Sequence[int]) -> None:
-    """Warns of what has no density: columns of few values, and rows that occur repeatedly.
+    """Warn of what has no density: columns of few values, and rows that occur repeatedly.
 
     :param at: the columns that are modelled as real numbers without noise.
     """
@@ -237,6 +202,8 @@ def warn_of_atoms(rows: Tensor, name: str, columns: Sequence[str], at: Sequence[
             "wide as their steps (pyro-naf fit --dequantise)",
             stacklevel=3,
         )
+    for i in at:
+        _warn_of_one_value(rows[:, i], f"{name} in column {columns[i]}", columns[i] in discrete)
     repeated = repeated_rows(rows[~rows.isnan().any(1)])
     if repeated and not discrete:
         warnings.warn(
@@ -244,6 +211,21 @@ def warn_of_atoms(rows: Tensor, name: str, columns: Sequence[str], at: Sequence[
             "validation rows that are also trained on says too much",
             stacklevel=3,
         )
+
+
+def _warn_of_one_value(column: Tensor, where: str, discrete: bool) -> None:
+    """Warns where one value, such as zero, recurs among others that do not."""
+    seen = present(column)
+    values, counts = seen.unique(return_counts=True)
+    most = int(counts.max()) if len(counts) else 0
+    if discrete or most < max(ATOM_SHARE * len(seen), FEW_REPEATED):
+        return
+    value = f"{float(values[counts.argmax()]):g}"
+    warnings.warn(
+        f"{where} is {value} in {most} of {len(seen)} rows: a density rises there without bound; "
+        f"make these cells missing (NaN), and add a column that says where it is {value}",
+        stacklevel=4,
+    )
 
 
 def _outlying(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -280,7 +262,7 @@ def near_rows(rows: Tensor) -> Tensor | None:
 
 
 def warn_of_dependence(rows: Tensor, name: str, columns: Sequence[Any]) -> None:
-    """Warns of columns that others determine: the density rises there without bound."""
+    """Warn of columns that others determine: the density rises there without bound."""
     rows = rows[~rows.isnan().any(1)]
     if len(rows) <= rows.shape[1] or rows.shape[1] < 2:
         return
@@ -298,7 +280,7 @@ def warn_of_dependence(rows: Tensor, name: str, columns: Sequence[Any]) -> None:
 def warn_of_outliers(
     rows: Tensor, name: str, columns: Sequence[str] | None = None, left_out: bool = False
 ) -> None:
-    """Warns of columns whose standard deviation is due to few rows: typing errors, sentinels.
+    """Warn of columns whose standard deviation is due to few rows: typing errors, sentinels.
 
     :param left_out: say that the rows are left out of the fit.
     """

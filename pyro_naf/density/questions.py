@@ -6,23 +6,23 @@ import datetime
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import closed_form, preparation
+from . import closed_form, numerals, preparation
 from .closed_form import Part
 from .columns import Column, Encoded, Schema, beside
 from .stacked import of_closed_form
-from .tables import DAY, EPOCH
+from .table_density import TableDensity
+from .tables import DAY, EPOCH, SECOND
 
-if TYPE_CHECKING:
-    from .estimator import FlowDensity
+Density = TypeVar("Density", bound=TableDensity)
 
 
-def parts_of(density: FlowDensity, what: str) -> list[Part]:
+def parts_of(density: TableDensity, what: str) -> list[Part]:
     """The Gaussians of a fitted density.
 
     :param what: is asked for, as a message says it.
@@ -43,7 +43,7 @@ def parts_of(density: FlowDensity, what: str) -> list[Part]:
     return parts
 
 
-def encoded(density: FlowDensity, rows: Tensor, s: Tensor | None) -> Encoded:
+def encoded(density: TableDensity, rows: Tensor, s: Tensor | None) -> Encoded:
     """Rows ``(N, P)`` as the Gaussians have them, with this noise ``(I,)`` on integers."""
     schema = density.schema
     noise = None if s is None else s.expand(len(rows), -1)
@@ -52,20 +52,20 @@ def encoded(density: FlowDensity, rows: Tensor, s: Tensor | None) -> Encoded:
     return found
 
 
-def places(density: FlowDensity, at: Sequence[int]) -> list[int]:
+def places(density: TableDensity, at: Sequence[int]) -> list[int]:
     """Where columns are among the numbers and, behind these, the classes."""
     order = [*density.schema.real, *density.schema.classes]
     return [order.index(i) for i in at]
 
 
-def noises(density: FlowDensity) -> list[Tensor | None]:
+def noises(density: TableDensity) -> list[Tensor | None]:
     """The points of the noise on integers over which densities are averaged."""
     if not density.schema.integers:
         return [None]
     return list(density.schema.noise(density.loc.device))
 
 
-def imputed(density: FlowDensity, rows: Tensor, number: int) -> Tensor:
+def imputed(density: TableDensity, rows: Tensor, number: int) -> Tensor:
     """Rows ``(S, N, P)`` with draws from their conditional law in the cells that are NaN.
 
     :param number: S, the draws of each row ``(N, P)``.
@@ -83,7 +83,7 @@ def imputed(density: FlowDensity, rows: Tensor, number: int) -> Tensor:
     return torch.where(rows.isnan(), drawn, rows)
 
 
-def marginal(density: FlowDensity, columns: Sequence[Any]) -> FlowDensity:
+def marginal(density: Density, columns: Sequence[Any]) -> Density:
     """The density of some of the columns."""
     at = _positions(density, columns, "columns")
     if not at:
@@ -95,7 +95,7 @@ def marginal(density: FlowDensity, columns: Sequence[Any]) -> FlowDensity:
     return _made(density, at, law)
 
 
-def condition(density: FlowDensity, given: Mapping[Any, Any]) -> FlowDensity:
+def condition(density: Density, given: Mapping[Any, Any]) -> Density:
     """The density of the other columns, where these have such values."""
     at = _positions(density, list(given), "given")
     rest = [i for i in range(density.width) if i not in at]
@@ -131,6 +131,10 @@ def _number(value: Any, column: Column, name: str) -> float:
         known = ", ".join(map(str, column.values[:10]))
         raise ValueError(f"given[{name!r}] must be one of {known}, got {value!r}")
     try:
+        if isinstance(value, str) and (read := numerals.measured([value])) is not None:
+            return read.values[0]
+        if isinstance(value, datetime.timedelta | np.timedelta64):
+            return float(np.asarray(value, "timedelta64[us]") / SECOND)
         if isinstance(value, datetime.date | np.datetime64):
             moment = np.asarray(value, "datetime64[us]")
             return float((moment - EPOCH) / DAY)
@@ -142,7 +146,7 @@ def _number(value: Any, column: Column, name: str) -> float:
     return number
 
 
-def _positions(density: FlowDensity, columns: Sequence[Any], argument: str) -> list[int]:
+def _positions(density: TableDensity, columns: Sequence[Any], argument: str) -> list[int]:
     """Where these columns are, each a name or a number from 0."""
     if isinstance(columns, str | int):
         columns = [columns]
@@ -160,7 +164,7 @@ def _positions(density: FlowDensity, columns: Sequence[Any], argument: str) -> l
     return at
 
 
-def _made(density: FlowDensity, at: list[int], parts: list[Part]) -> FlowDensity:
+def _made(density: Density, at: list[int], parts: list[Part]) -> Density:
     """A density of these columns, with these Gaussians."""
     made = type(density)()
     made.to(density.loc.device, density.dtype)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..support.deprecation import renamed
 from .estimator import FlowDensity
 from .settings import Training
 from .training import mean_log_prob, train
@@ -34,50 +35,54 @@ class ReverseKL(nn.Module):
         return -self.energy(loc + scale * u) - log_q + scale.log().sum()
 
 
+@renamed(steps="max_steps", num_samples="num_particles")
 def fit_energy(
     density: FlowDensity,
     energy: Energy,
     *,
-    steps: int = 3000,
-    num_samples: int = 256,
+    max_steps: int = 3000,
+    num_particles: int = 256,
     lr: float = 3e-3,
     seed: int | None = None,
     progress: bool = True,
     **training: Any,
 ) -> FlowDensity:
-    r"""Fits a density without a context to :math:`e^{-U}`, from its present weights.
+    r"""Fit a density without a context to :math:`e^{-U}`, from its present weights.
 
     Draws have to be cheap: architectures of the sampling direction (``iaf-*``, ``planar-K``) give
     them in one pass.
 
     :param density: is trained, in its present units, and returned.
     :param energy: U, differentiable, of points ``(N, D)``.
-    :param steps: of the same loop that maximises likelihoods.
-    :param num_samples: draws for each gradient.
+    :param max_steps: number of steps, of the loop that maximises likelihoods.
+    :param num_particles: draws for each gradient.
     :param training: further fields of :class:`~pyro_naf.density.settings.Training`.
     :raises RuntimeError: when the energy is not finite for 50 steps in a row.
 
     Source: Rezende & Mohamed 2015 [arXiv:1505.05770].
 
     >>> density = FlowDensity(2, architecture="planar-2")
-    >>> density = fit_energy(density, lambda x: x.square().sum(-1), steps=20, progress=False)
+    >>> density = fit_energy(density, lambda x: x.square().sum(-1), max_steps=20, progress=False)
     >>> density.sample(5).shape
     torch.Size([5, 2])
     """
     options = Training(
-        max_steps=steps,
-        batch_size=num_samples,
+        max_steps=max_steps,
+        batch_size=num_particles,
         lr=lr,
         seed=int(torch.randint(2**31, ())) if seed is None else seed,
         progress=progress,
         **training,
     )
-    density.history = train(ReverseKL(density, energy), _rows(density, num_samples), None, options)
+    density.history = train(
+        ReverseKL(density, energy), _rows(density, num_particles), None, options
+    )
     return density
 
 
+@renamed(num_samples="num_particles")
 def energy_bound(
-    density: FlowDensity, energy: Energy, num_samples: int = 100_000
+    density: FlowDensity, energy: Energy, num_particles: int = 100_000
 ) -> tuple[float, float]:
     r"""A lower bound of :math:`\ln \int e^{-U}` with its standard error: short by the divergence.
 
@@ -86,7 +91,7 @@ def energy_bound(
     >>> bound - 3 * se < 0.92  # half of log(2 pi)
     True
     """
-    return mean_log_prob(ReverseKL(density, energy), _rows(density, num_samples))
+    return mean_log_prob(ReverseKL(density, energy), _rows(density, num_particles))
 
 
 def _rows(density: FlowDensity, n: int) -> tuple[Tensor]:

@@ -71,6 +71,19 @@ class Training:
         for option in fields(self):  # a checkpoint holds numbers of Python's own types
             value = plain(option.name, getattr(self, option.name))
             object.__setattr__(self, option.name, value)
+        self._check_numbers()
+        for name, choice, choices in (
+            ("schedule", self.schedule, SCHEDULES),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if choice not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {choice!r}")
+        if self.checkpoint is not None:
+            object.__setattr__(self, "checkpoint", Path(self.checkpoint))
+        if self.resume and self.checkpoint is None:
+            raise ValueError("resume needs checkpoint, the file to go on from")
+
+    def _check_numbers(self) -> None:
         limits = {"max_epochs": self.max_epochs, "max_steps": self.max_steps}
         check_integers(
             batch_size=(self.batch_size, 1),
@@ -87,20 +100,10 @@ class Training:
             raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}")
         if not 0 <= self.polyak < 1:
             raise ValueError(f"polyak must lie in [0, 1), got {self.polyak}")
-        for name, choice, choices in (
-            ("schedule", self.schedule, SCHEDULES),
-            ("precision", self.precision, PRECISIONS),
-        ):
-            if choice not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {choice!r}")
         if not 0 <= self.checkpoint_seconds < math.inf:
             raise ValueError(
                 f"checkpoint_seconds must be at least 0 and finite, got {self.checkpoint_seconds}"
             )
-        if self.checkpoint is not None:
-            object.__setattr__(self, "checkpoint", Path(self.checkpoint))
-        if self.resume and self.checkpoint is None:
-            raise ValueError("resume needs checkpoint, the file to go on from")
 
 
 @dataclass

@@ -127,7 +127,7 @@ class _Flat:
 
     def __init__(self, stacked: Stacked) -> None:
         self.input_dim, self.log_prob = stacked.input_dim, stacked.log_prob
-        self.rsample = stacked._rows
+        self.rsample = stacked._rows  # noqa: SLF001
 
 
 def stacking_weights(log_probs: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -72,7 +72,7 @@ class Stepper:
         return self.order is not None
 
     def new_order(self, seed: int, epoch: int) -> None:
-        """Shuffles the rows: the same order for the same seed and epoch."""
+        """Shuffle the rows: the same order for the same seed and epoch."""
         generator = torch.Generator(self.device)
         generator.manual_seed((seed * 1_000_003 + epoch) % 2**63)
         self.order = torch.randperm(len(self.rows[0]), generator=generator, device=self.device)
@@ -123,7 +123,7 @@ class Stepper:
         self.in_a_row.add_(1).mul_(bad)
 
     def look(self) -> int:
-        """Waits for the device; returns how many steps in a row, up to now, were bad."""
+        """Wait for the device; return how many steps in a row, up to now, were bad."""
         *self.fetched, skipped, in_a_row = torch.cat([self.sums, self.in_a_row.view(1)]).tolist()
         self.skipped = int(skipped)
         return int(in_a_row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -12,12 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import preparation
+from . import numerals, preparation
 from .columns import Column, Schema
 
 #: What dates are counted from, in days.
 EPOCH = np.datetime64("1970-01-01", "us")
 DAY = np.timedelta64(86_400_000_000, "us")
+SECOND = np.timedelta64(1_000_000, "us")
+
+#: What a column may hold, and what to do where it holds anything else.
+EXPECTED = "must hold numbers, text, booleans, dates or durations"
+REMEDY = "make it one of these, or leave the column out"
 
 
 @dataclass
@@ -28,37 +34,69 @@ class Matrix:
     :ivar names: of the columns, where the table has any.
     :ivar columns: those whose kind the table tells, and None for the others.
     :ivar whole: which columns are of an integer dtype.
+    :ivar units: of the columns' numbers, empty where there is none.
     """
 
     rows: Tensor
     names: list[str] | None
     columns: list[Column | None]
     whole: list[bool]
+    units: list[str]
 
 
-def named_columns(x: Any) -> dict[str, Any] | None:
-    """The columns of a DataFrame (of pandas, polars, pyarrow) or a mapping by name; else None."""
+@dataclass
+class _Read:
+    """One column of a :class:`Matrix`."""
+
+    values: np.ndarray
+    column: Column | None = None
+    whole: bool = False
+    unit: str = ""
+
+
+def named_columns(x: Any, name: str = "x") -> dict[str, Any] | None:
+    """The columns of a table by name; None of what has no names.
+
+    :param x: a DataFrame (of pandas, polars, pyarrow), a mapping, a structured array of numpy, or a
+        list of mappings, one for each row.
+    :raises ValueError: when two columns have one name.
+    """
+    if isinstance(x, np.ndarray) and x.dtype.names:
+        return {field: x[field] for field in x.dtype.names}
     if hasattr(x, "tocsr") or isinstance(x, np.ndarray | Tensor):
         return None  # a sparse matrix may be a mapping
     if isinstance(x, Mapping):
-        return {str(name): values for name, values in x.items()}
+        return {str(key): values for key, values in x.items()}
+    if isinstance(x, list | tuple) and x and all(isinstance(row, Mapping) for row in x):
+        keys = dict.fromkeys(key for row in x for key in row)
+        return {str(key): _objects([row.get(key) for row in x]) for key in keys}
     names = getattr(x, "column_names", None)
     if names is None:
         names = getattr(x, "columns", None)
     if names is None or not hasattr(x, "__getitem__"):
         return None
-    return {str(name): x[name] for name in names}
+    called = [str(key) for key in names]
+    twice = [key for at, key in enumerate(called) if key in called[:at]]
+    if twice:
+        raise ValueError(f"{name} has several columns called {twice[0]!r}: rename all but one")
+    return {str(key): x[key] for key in names}
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+    found = np.empty(len(values), object)
+    found[:] = values
+    return found
 
 
 def matrix(x: Any, name: str, schema: Schema | None = None) -> Matrix:
     """A table as numbers, its columns in the order of a schema, where there is one.
 
     :param x: an array or tensor of numbers, or named columns.
-    :raises TypeError: when a column holds neither numbers, text, booleans nor dates.
+    :raises TypeError: when a column holds neither numbers, text, booleans, dates nor durations.
     :raises ValueError: when a column of the schema is not there, columns differ in length, or text
         is none of the column's values.
     """
-    columns = named_columns(x)
+    columns = named_columns(x, name)
     if columns is None:
         rows = preparation.as_tensor(x, name)
         width = rows.shape[-1] if rows.dim() else 0
@@ -66,7 +104,7 @@ def matrix(x: Any, name: str, schema: Schema | None = None) -> Matrix:
             whole = not x.is_floating_point()
         else:
             whole = np.asarray(x).dtype.kind in "iu"
-        return Matrix(rows, None, [None] * width, [whole] * width)
+        return Matrix(rows, None, [None] * width, [whole] * width, [""] * width)
     if schema is not None and schema.names is not None:
         missing = [c for c in schema.names if c not in columns]
         if missing:
@@ -76,57 +114,79 @@ def matrix(x: Any, name: str, schema: Schema | None = None) -> Matrix:
     known = schema.columns if schema is not None else [None] * len(columns)
     if len(known) != len(columns):
         raise ValueError(f"{name} must have {len(known)} columns, got {len(columns)}")
+    if not columns:
+        raise ValueError(f"{name} must have columns, got none")
     read = [
         _numbers(values, column, f"{name} in column {label}", label)
         for (label, values), column in zip(columns.items(), known, strict=True)
     ]
-    lengths = {len(values) for values, _, _ in read}
+    lengths = {len(found.values) for found in read}
     if len(lengths) != 1:
         raise ValueError(f"{name} must have columns of one length, got {sorted(lengths)}")
-    rows = torch.from_numpy(np.stack([values for values, _, _ in read], 1))
-    return Matrix(rows, list(columns), [c for _, c, _ in read], [whole for _, _, whole in read])
+    rows = torch.from_numpy(np.stack([found.values for found in read], 1))
+    told = [[c.column for c in read], [c.whole for c in read], [c.unit for c in read]]
+    return Matrix(rows, list(columns), *told)  # type: ignore[arg-type]
 
 
-def _numbers(
-    values: Any, known: Column | None, where: str, label: str
-) -> tuple[np.ndarray, Column | None, bool]:
+def _numbers(values: Any, known: Column | None, where: str, label: str) -> _Read:
     """A column as numbers, what it is where its dtype tells, and whether that is of integers."""
     array = as_values(values, where)
     kind = array.dtype.kind
     if kind == "M":
         days = (array.astype("datetime64[us]") - EPOCH) / DAY
         seen = days[~np.isnan(days)]
-        return days, Column("date", label, step=float(bool((seen == seen.round()).all()))), False
+        return _Read(days, Column("date", label, step=float(bool((seen == seen.round()).all()))))
+    if kind == "m":
+        return _Read(array.astype("timedelta64[us]") / SECOND, unit=numerals.SECONDS)
     if kind == "O":
-        return _classes(array, known, where, label)
+        quantities = _quantities(array, known, where)
+        return quantities or _classes(array, known, where, label)
     numbers = array.astype(np.float64)
     seen = numbers[~np.isnan(numbers)]
     if kind == "b":
-        return numbers, Column("boolean", label, values=(0.0, 1.0)), False
+        return _Read(numbers, Column("boolean", label, values=(0.0, 1.0)))
     if known is not None and any(isinstance(value, str) for value in known.values) and len(seen):
         raise ValueError(f"{where} holds {seen[0]:g}, a number; the fit had {_shown(known)}")
     if str(getattr(values, "dtype", "")).startswith("category") and len(seen):
-        return numbers, Column("categorical", label, values=tuple(np.unique(seen).tolist())), False
+        return _Read(numbers, Column("categorical", label, values=tuple(np.unique(seen).tolist())))
     # With gaps, pandas makes integers floats.
     gaps = 0 < len(seen) < len(numbers) and bool((seen == seen.round()).all())
-    return numbers, None, kind in "iu" or gaps
+    return _Read(numbers, None, kind in "iu" or gaps)
 
 
-def _classes(
-    array: np.ndarray, known: Column | None, where: str, label: str
-) -> tuple[np.ndarray, Column, bool]:
+def _quantities(array: np.ndarray, known: Column | None, where: str) -> _Read | None:
+    """Text as numbers: money, percentages, durations, and plain numbers that cannot be classes."""
+    at = [i for i, cell in enumerate(array.tolist()) if cell is not None]
+    cells = [array[i] for i in at]
+    if not all(isinstance(cell, str) for cell in cells) or (known is not None and known.values):
+        return None
+    found = numerals.measured(cells)
+    if found is None and (known is not None or 2 * len({*cells}) > len(cells) > 0):
+        plain = None if any(map(numerals.CODE.fullmatch, cells)) else numerals.numbers(cells)
+        found = None if plain is None else numerals.Measured("", plain)
+    if known is not None and cells and (found is None or found.unit != known.unit):
+        unit = f" in {known.unit}" if known.unit else ""
+        raise ValueError(f"{where} holds {cells[0]!r} in row {at[0]}; the fit had numbers{unit}")
+    if found is None:
+        return None
+    values = np.full(len(array), np.nan)
+    values[at] = found.values
+    return _Read(values, unit=found.unit)
+
+
+def _classes(array: np.ndarray, known: Column | None, where: str, label: str) -> _Read:
     """Text or booleans, of which None are missing, as places among the values, or 0 and 1."""
     cells = array.tolist()
     if all(cell is None or isinstance(cell, bool) for cell in cells):
         found = np.array([np.nan if cell is None else float(cell) for cell in cells])
-        return found, Column("boolean", label, values=(0.0, 1.0)), False
+        return _Read(found, Column("boolean", label, values=(0.0, 1.0)))
     values = tuple(sorted({cell for cell in cells if cell is not None}))
     column = known or Column("categorical", label, values=values)
     places = {str(value): float(place) for place, value in enumerate(column.values)}
     for at, cell in enumerate(cells):
         if cell is not None and cell not in places:
             raise ValueError(f"{where} holds {cell!r} in row {at}; the fit had {_shown(column)}")
-    return np.array([np.nan if c is None else places[c] for c in cells]), column, False
+    return _Read(np.array([np.nan if c is None else places[c] for c in cells]), column)
 
 
 def _shown(column: Column) -> str:
@@ -134,7 +194,7 @@ def _shown(column: Column) -> str:
 
 
 def as_values(values: Any, where: str) -> np.ndarray:
-    """A column ``(N,)`` as an array of numbers, booleans or dates, or of objects.
+    """A column ``(N,)`` as an array of numbers, booleans, dates or durations, or of objects.
 
     The latter are text, or booleans some of which are missing: None. Missing numbers are NaN,
     missing dates NaT; moments with a time zone are those of UTC.
@@ -145,6 +205,8 @@ def as_values(values: Any, where: str) -> np.ndarray:
     if "dictionary" in str(getattr(values, "type", "")):
         values = values.to_pylist()  # to_numpy of pyarrow 26 loses which cells are missing
     array = np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
+    if isinstance(values, np.ma.MaskedArray):
+        array = _masked(values)
     if array.ndim != 1:
         raise ValueError(f"{where} must hold one value for each row, got shape {array.shape}")
     if array.dtype.kind == "S":
@@ -153,14 +215,22 @@ def as_values(values: Any, where: str) -> np.ndarray:
         return array.astype(object)
     if array.dtype.kind == "O":
         return _of_objects(array, where)
-    if array.dtype.kind not in "biufM":
-        raise TypeError(f"{where} must hold numbers, text, booleans or dates, got {array.dtype}")
+    if array.dtype.kind not in "biufmM":
+        raise TypeError(f"{where} {EXPECTED}, got {array.dtype}: {REMEDY}")
     return array
+
+
+def _masked(values: np.ma.MaskedArray) -> np.ndarray:
+    """A masked array's cells, missing where they are masked."""
+    found = values.data.astype(object)
+    found[np.ma.getmaskarray(values)] = None
+    return found
 
 
 def _of_objects(array: np.ndarray, where: str) -> np.ndarray:
     missing = np.array([_is_missing(value) for value in array], bool)
     seen = array[~missing]
+    seen = _objects([_plain(value) for value in seen.tolist()])
     kinds = {type(value) for value in seen}
 
     def all_are(*wanted: type) -> bool:
@@ -173,6 +243,9 @@ def _of_objects(array: np.ndarray, where: str) -> np.ndarray:
             cells[missing] = None
             return cells
         return array.astype(bool)
+    if kinds and not missing.any() and all_are(int, np.integer):
+        with suppress(OverflowError):
+            return array.astype(np.int64)
     if all_are(int, float, Decimal, np.number, np.bool_):
         found = np.full(len(array), np.nan)
         found[~missing] = seen.astype(np.float64)
@@ -181,8 +254,24 @@ def _of_objects(array: np.ndarray, where: str) -> np.ndarray:
         dates = np.full(len(array), "NaT", "datetime64[us]")
         dates[~missing] = np.array([_naive(value) for value in seen], "datetime64[us]")
         return dates
+    if all_are(datetime.timedelta, np.timedelta64):
+        spans = np.full(len(array), "NaT", "timedelta64[us]")
+        spans[~missing] = np.array(seen.tolist(), "timedelta64[us]")
+        return spans
     names = ", ".join(sorted(kind.__name__ for kind in kinds))
-    raise TypeError(f"{where} must hold numbers, text, booleans or dates, got {names}")
+    raise TypeError(f"{where} {EXPECTED}, got {names}: {REMEDY}")
+
+
+def _plain(value: Any) -> Any:
+    """What a cell stands for: a time of day, a span of the calendar, an interval, or bytes."""
+    if isinstance(value, datetime.time):
+        moment = datetime.datetime.combine(datetime.date.min, value.replace(tzinfo=None))
+        return moment - datetime.datetime.min
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if hasattr(value, "to_timestamp"):
+        return value.to_timestamp().to_pydatetime()
+    return str(value) if hasattr(value, "closed_left") else value
 
 
 def _naive(moment: Any) -> Any:
@@ -212,6 +301,8 @@ def columns_of(rows: Tensor, schema: Schema) -> dict[str, np.ndarray]:
             values = EPOCH + np.round(
                 values.astype(np.float64) * (DAY / np.timedelta64(1, "us"))
             ).astype("timedelta64[us]")
+        elif column.unit == numerals.SECONDS:
+            values = np.round(values.astype(np.float64) * 1e6).astype("timedelta64[us]")
         elif any(isinstance(value, str) for value in column.values):
             values = np.array(column.values, object)[values.astype(int)]
         elif column.kind == "integer" and column.step == round(column.step):

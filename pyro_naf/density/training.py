@@ -48,7 +48,7 @@ def train(
     model: dict[str, Any] | None = None,
     weight: Tensor | None = None,
 ) -> History:
-    """Maximises the mean log-density of the rows; leaves the best weights in the module.
+    """Maximise the mean log-density of the rows; leave the best weights in the module.
 
     Everything stays on the device: batches are picked there by a permutation, losses are summed
     there, and the host looks once in 50 steps. A step whose loss or gradient is not finite changes
@@ -178,7 +178,7 @@ class _Run:
 
     @torch.no_grad()
     def refuse_untrained(self) -> None:
-        """Raises where the weights that were kept are of no use."""
+        """Raise where the weights that were kept are of no use."""
         history = self.history
         if history.steps and history.skipped == history.steps:
             raise RuntimeError(
@@ -225,7 +225,7 @@ class _Run:
         torch._foreach_lerp_(self.average, self.weights, 1 - decay)
 
     def look(self) -> None:
-        """Waits for the device; learns of the losses since, and of steps without a finite one."""
+        """Wait for the device; learn of the losses since, and of steps without a finite one."""
         if self.stepper.look() >= MAX_BAD_STEPS:
             raise RuntimeError(
                 f"{MAX_BAD_STEPS} steps in a row without a finite loss and gradient, up to step "
@@ -237,7 +237,7 @@ class _Run:
     # ------------------------------------------------------------------------------ evaluation
 
     def evaluate(self, on_evaluation: Callable[[dict[str, Any]], None] | None) -> None:
-        """Validates the averaged weights, keeps the best, writes a checkpoint when it is due."""
+        """Validate the averaged weights, keep the best, write a checkpoint when it is due."""
         self.look()
         history = self.history
         history.seconds = time.monotonic() - self.start

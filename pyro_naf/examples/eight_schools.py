@@ -5,7 +5,6 @@ school effects and their spread tau makes it hard for a Gaussian approximation, 
 refine in seconds.
 
 References:
-
 1. Donald B. Rubin (1981), Estimation in parallel randomized experiments. Journal of Educational
    Statistics 6(4), 377-401.
 2. Magnusson et al., posteriordb: a set of posteriors for Bayesian inference.

@@ -27,9 +27,38 @@ from .atomic import open_file
 
 #: Opcodes of pickles of tensors, numbers, strings, lists and dicts, in protocol 2.
 _OPCODES = frozenset(
-    "PROTO STOP MARK GLOBAL REDUCE BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET NONE NEWTRUE "
-    "NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 "
-    "TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS".split()
+    [
+        "PROTO",
+        "STOP",
+        "MARK",
+        "GLOBAL",
+        "REDUCE",
+        "BINPERSID",
+        "BINPUT",
+        "LONG_BINPUT",
+        "BINGET",
+        "LONG_BINGET",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG1",
+        "BINFLOAT",
+        "BINUNICODE",
+        "EMPTY_TUPLE",
+        "TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+        "EMPTY_LIST",
+        "APPEND",
+        "APPENDS",
+        "EMPTY_DICT",
+        "SETITEM",
+        "SETITEMS",
+    ]
 )
 
 _STORAGES = {
@@ -102,7 +131,7 @@ def _check_opcodes(pickled: bytes) -> None:
 
 
 def _check_number(content: Any, limit: int) -> None:
-    """Refuses lists that hold one another, or themselves: their number is beyond that of bytes."""
+    """Refuse lists that hold one another, or themselves: their number is beyond that of bytes."""
     waiting = [content]
     while waiting:
         item = waiting.pop()

@@ -17,7 +17,7 @@ class ModelFileError(ValueError):
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes numbers, strings, lists, dicts and tensors; an older file stands until all is there.
+    """Write numbers, strings, lists, dicts and tensors; an older file stands until all is there.
 
     :raises TypeError: for anything else among the content, by its name.
     :raises OSError: when the file cannot be written, a full disk among other reasons.

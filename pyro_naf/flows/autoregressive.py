@@ -1,6 +1,6 @@
-"""An autoregressive flow as a Pyro transform: a conditioner and a transformer joined.
+r"""An autoregressive flow as a Pyro transform: a conditioner and a transformer joined.
 
-.. math:: y_t = \\tau(c(x_{<t}), x_t)
+.. math:: y_t = \tau(c(x_{<t}), x_t)
 
 (Huang et al. 2018, eq. 3.) ``flow(x)`` is one pass, ``flow.inv`` is numerical, one dimension after
 another at the cost of a few passes; both are exact and differentiable.
@@ -97,6 +97,7 @@ class AutoregressiveFlow(TransformModule):
         return self.arn.input_dim
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Map x ``(..., D)``; the result remembers that it is the image of x."""
         y = self._memory.image(self, self.context, x)
         return self._call(x) if y is None else y
 
@@ -193,7 +194,7 @@ class AutoregressiveFlow(TransformModule):
             )
 
     def clear_cache(self) -> None:
-        """Forgets the last evaluation, and frees its graph."""
+        """Forget the last evaluation, and free its graph."""
         self._memory.forget()
 
     def _apply(self, *args: Any, **kwargs: Any) -> AutoregressiveFlow:

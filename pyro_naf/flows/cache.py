@@ -54,7 +54,7 @@ class Memory:
 
         def forget(_: object) -> None:
             memory = this()
-            if memory is not None and memory._state is state:
+            if memory is not None and memory._state is state:  # noqa: SLF001
                 memory.forget()
 
         for t in (last.y, last.log_det):

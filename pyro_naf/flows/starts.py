@@ -23,7 +23,7 @@ _MEASURED = 500
 def spread_sigmoids(
     conditioner: MADE | AttentionConditioner, transformer: Transformer, sharpness: float
 ) -> None:
-    r"""Starts a transformer near the identity, with sharp sigmoids at places spread over the data.
+    r"""Start a transformer near the identity, with sharp sigmoids at places spread over the data.
 
     Of the K sigmoids of a layer one stays :math:`\sigma(x)`, with half of the weight, so that far
     out the map is the identity; the others have the slope ``sharpness`` and step at the quantiles
@@ -53,7 +53,7 @@ def spread_sigmoids(
 def sigmoids_at(
     conditioner: MADE | AttentionConditioner, transformer: Transformer, draws: Tensor
 ) -> None:
-    r"""Starts a flow from data to base with the marginals of the data.
+    r"""Start a flow from data to base with the marginals of the data.
 
     In each dimension the K sigmoids of the first layer step at K quantiles of the draws, and are as
     wide as a K-th of the draws around there: a mixture of logistic distributions, whose parts are

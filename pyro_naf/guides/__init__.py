@@ -1,1 +1,1 @@
-"""What guides and inference share: everything that reaches into Pyro."""
+"""Guides with a flow inside, their parts, and everything that reaches into Pyro."""

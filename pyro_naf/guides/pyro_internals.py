@@ -6,7 +6,7 @@ under :func:`torch.vmap` and :func:`torch.fx.experimental.proxy_tensor.make_fx` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,8 @@ from pyro.infer import config_enumerate
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.infer.util import Dice
+from pyro.nn.module import PyroModule
 from pyro.ops.einsum import torch_log
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
@@ -51,6 +53,17 @@ def without_block(model: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(handler, BlockMessenger):
             return inner
     return model
+
+
+def store_decides(module: PyroModule) -> bool:
+    """Whether Pyro's param store, and not the module, holds the parameters of this call."""
+    context: Any = module._pyro_context
+    return bool(context.active) and not pyro.settings.get("module_local_params")
+
+
+def full_name(module: PyroModule, name: str) -> str:
+    """Name of a module's parameter or part in Pyro's param store."""
+    return module._pyro_get_fullname(name)
 
 
 def unconstrained_values(guide: AutoContinuous, u: Tensor, nesting: int) -> dict[str, Tensor]:
@@ -121,7 +134,7 @@ def loops_over_numbers() -> Iterator[None]:
 
     def iterate(plate: Any) -> Iterator[int | float]:
         with _disable_current_modes():
-            plate._indices = torch.as_tensor(plate.indices).tolist()
+            plate._indices = torch.as_tensor(plate.indices).tolist()  # noqa: SLF001
         return original(plate)
 
     IndepMessenger.__iter__ = iterate
@@ -147,6 +160,27 @@ def without_checks() -> Iterator[None]:
             yield
     finally:
         pyro.util.torch_isnan, family._validate_sample = is_nan, validate
+
+
+@contextmanager
+def without_masks_of_dice() -> Iterator[None]:
+    """Inside, losses that enumerate leave out nothing whose probability under the guide is zero.
+
+    Pyro looks for such terms among the values, which is control flow that depends on data. Where
+    all of the guide's draws are reparametrised and none is enumerated, each has probability one.
+    """
+    original = Dice.compute_expectation
+
+    def compute_expectation(self: Any, costs: Mapping[Any, Any]) -> Any:
+        if self.log_probs or self.log_denom:
+            return original(self, costs)
+        return sum(cost.sum() for terms in costs.values() for cost in terms)
+
+    Dice.compute_expectation = compute_expectation
+    try:
+        yield
+    finally:
+        Dice.compute_expectation = original
 
 
 def handlers_are_active() -> bool:

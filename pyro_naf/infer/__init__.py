@@ -6,11 +6,13 @@ from .compiled_svi import CompiledSVI
 from .correction import Correction, mcmc_correct
 from .diagnostics import ImportanceDiagnostics, draws, importance_diagnostics, importance_resample
 from .elbos import TraceDReG_ELBO, TraceSTL_ELBO
+from .embeddings import SetEncoder, Standardize
 from .forward_kl import ForwardKL
 from .gaussian import fit_gaussian
 from .loo import Comparison, Loo, compare, psis_loo
 from .posterior import Posterior
 from .refinement import Refinement, refine
+from .sbi_adapter import sbi_estimator
 from .summaries import Summary
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "Loo",
     "Posterior",
     "Refinement",
+    "SetEncoder",
+    "Standardize",
     "Summary",
     "TraceDReG_ELBO",
     "TraceSTL_ELBO",
@@ -38,4 +42,5 @@ __all__ = [
     "psis_loo",
     "refine",
     "sbc",
+    "sbi_estimator",
 ]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..guides.sites import sample_sites
 from .joint import Joint
 from .pointwise import example
-from .sites import sample_sites
 
 #: Group to its variables, each ``(num_chains, num_samples, ...)``; observed data as it is.
 Groups = Mapping[str, Mapping[str, Tensor]]

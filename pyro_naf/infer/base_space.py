@@ -13,13 +13,13 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 
 from ..guides.pyro_internals import unconstrained_values
+from ..guides.sites import batch_depth
 from .capture import Graph, is_enabled
 from .gaussian import cholesky
 from .joint import Joint
 from .pointwise import deterministic
 from .proposals import GuideProposal
 from .psis import pareto_khat, smooth
-from .sites import batch_depth
 
 #: Draws of the guide that k-hat and the chains' starts come from.
 _POOL = 20_000

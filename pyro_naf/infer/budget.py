@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 #: Share of the seconds that is kept for the diagnostics after training, and the largest share.
 _KEPT, _MOST_KEPT = 0.15, 0.4
+
+#: What a budget is made of, beside its limits, its steps and its start.
+_STATE = ("kept", "several", "landing", "end", "fraction", "steps_climbing", "top")
 
 
 class Budget:
@@ -78,6 +82,20 @@ class Budget:
             yield phase
             self.step += 1
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs, in a step that has just been made."""
+        spent = {name: getattr(self, name) for name in _STATE}
+        return spent | {"step": self.step + 1, "spent": time.monotonic() - self.start}
+
+    def spend(self, seconds: float) -> None:
+        """Count the seconds of an earlier process."""
+        self.start -= seconds
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The steps and the phase of an earlier process."""
+        for name in ("step", *_STATE):
+            setattr(self, name, state[name])
+
     def land(self) -> None:
         """Starts the landing, which takes as long as the climb did."""
         self.landing = self.fraction
@@ -92,6 +110,7 @@ class Budget:
 
     @property
     def rate(self) -> float:
+        """Learning rate now, in units of the first one."""
         if self.landing is None:
             return 1.0
         part = (self.fraction - self.landing) / max(self.end - self.landing, 1e-9)

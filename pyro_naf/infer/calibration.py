@@ -21,13 +21,14 @@ from pyro import poutine
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..guides.sites import latent_sites
 from ..support.checks import check_integers
+from ..support.deprecation import renamed
 from ..support.labels import entry_labels, scalar_parameters
 from ..support.seeding import seeded
 from ..support.tables import Shown, Table
 from .pointwise import Simulated, observed_sites
 from .posterior import Posterior, Results
-from .sites import latent_sites
 from .uniformity import band, symmetry, uniformity
 
 if TYPE_CHECKING:
@@ -129,12 +130,13 @@ class Calibration(Shown):
         return plot_calibration(columns, band(len(self.ranks)))
 
 
+@renamed(num_draws="num_samples")
 def sbc(
     model: Callable[..., Any],
     fit: Callable[..., Any],
     *args: Any,
     num_simulations: int = 100,
-    num_draws: int = 200,
+    num_samples: int = 200,
     quantities: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
     arguments: Callable[[dict[str, Tensor]], tuple[Any, ...]] | None = None,
     seed: int | None = 0,
@@ -153,7 +155,7 @@ def sbc(
         *a, progress=False)``. An amortised guide is given as it is, without a new fit.
     :param args: the model's arguments, as are ``kwargs``.
     :param num_simulations: number of simulated data sets, >= 10.
-    :param num_draws: draws of each fit that the true value is ranked among.
+    :param num_samples: draws of each fit that the true value is ranked among.
     :param quantities: maps latents of one draw, site to ``(...)``, to quantities to be ranked; by
         default the latents themselves.
     :param arguments: maps simulated data, observed site to value, to the model's arguments, for
@@ -176,7 +178,7 @@ def sbc(
     >>> sbc(model, exact, torch.tensor(0.0), progress=False).verdict
     'calibrated, as far as 100 simulations can tell'
     """
-    check_integers(num_simulations=(num_simulations, 10), num_draws=(num_draws, 10))
+    check_integers(num_simulations=(num_simulations, 10), num_samples=(num_samples, 10))
     ranks: list[Tensor] = []
     failed: list[str] = []
     names: tuple[str, ...] = ()
@@ -191,7 +193,7 @@ def sbc(
             try:
                 # Guides of the same name would share the parameters of the first.
                 with pyro.get_param_store().scope():
-                    draws = _draws_of(fit, conditioned, given, called, num_draws)
+                    draws = _draws_of(fit, conditioned, given, called, num_samples)
             except (RuntimeError, ValueError, ArithmeticError) as error:
                 failed.append((str(error).splitlines() or [type(error).__name__])[0])
                 continue

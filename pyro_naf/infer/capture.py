@@ -132,7 +132,8 @@ class _Constants(FailedFactorsAreNaN):
         is_new = not tensors or "new_" in func.__name__ or "_like" in func.__name__
         is_random = torch.Tag.nondeterministic_seeded in func.tags
         if is_new or is_random or any(map(is_followed, tensors)):
-            if func._schema.is_mutable and not is_followed(args[0]):
+            is_written = func._schema.is_mutable  # noqa: SLF001
+            if is_written and not is_followed(args[0]):
                 raise _ConstantWritten(f"{func} writes into a constant")
             return super().__torch_dispatch__(func, types, args, kwargs)
         with _disable_current_modes():

@@ -45,6 +45,7 @@ _FIRST, _LEAST = 0.9, 0.1
 def independence(
     space: BaseSpace, eps: Tensor, num_samples: int, warmup_steps: int, progress: bool
 ) -> tuple[Tensor, dict[str, Any]]:
+    """Run chains of independence Metropolis mixed with random walks."""
     num_chains = len(eps)
     space.capture(num_chains, gradient=False)
     log_weight = space.log_weight(eps)
@@ -83,6 +84,7 @@ def independence(
 def neutra(
     space: BaseSpace, start: Tensor, num_samples: int, warmup_steps: int, progress: bool
 ) -> tuple[Tensor, dict[str, Any]]:
+    """Run NUTS in the guide's base space, chain after chain."""
     count = warm = evaluations = divergences = 0
     states, rates = [], []
     space.capture(1)

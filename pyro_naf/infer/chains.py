@@ -128,7 +128,7 @@ def stood_still(draws: Tensor) -> Tensor:
 
 
 def _by_entry(function: Callable[[Tensor], Tensor], draws: Tensor) -> Tensor:
-    """Applies a function of ``(num_chains, num_samples, K)`` to a bounded number K of entries.
+    """Apply a function of ``(num_chains, num_samples, K)`` to a bounded number K of entries.
 
     It sees entries that vary and are not NaN; others get NaN.
     """

@@ -44,6 +44,9 @@ class CompiledSVI(SVI):
     of a shape; numbers and strings among the arguments have a graph for each value. The model
     and the guide are not run in every step: what they print or count, they print or count no more.
 
+    Discrete latents that :class:`~pyro.infer.TraceEnum_ELBO` enumerates in the model, in plates and
+    in Markov chains, are summed out in the graph; those of a guide are left to SVI.
+
     What cannot be captured is run by SVI, with a warning that says why, once; :attr:`why_not` holds
     the reason. Such are control flow that depends on values, changes of tensors in place (as in
     BatchNorm), random numbers of NumPy, and hooks on parameters. A loss that is not finite is

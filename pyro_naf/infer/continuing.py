@@ -6,31 +6,32 @@ import copy
 from dataclasses import replace
 
 from ..support.seeding import seeded
+from .arguments import check_arguments
 from .autoguides import AutoFlowNormal
 from .budget import Budget
 from .capture import is_enabled
+from .effort import SECONDS, STEPS, capture, chosen_kernel
 from .gaussian import free_name
 from .plans import refine_from
 from .progress import Progress
-from .refinement import _SECONDS, _STEPS, _check_arguments, capture, chosen_kernel
-from .results import Previous, Refinement
+from .refined import Previous, Refined
 
 
 def go_on(
-    result: Refinement,
+    result: Refined,
     seconds: float | None,
     steps: int | None,
     seed: int | None,
     progress: bool,
-) -> Refinement:
-    """:meth:`Refinement.refine`."""
+) -> Refined:
+    """Do what :meth:`~pyro_naf.infer.Refinement.refine` does."""
     assert result.origin is not None
     start, options = result.origin.start, result.origin.options
-    _check_arguments(
+    check_arguments(
         steps=steps, seconds=seconds, num_starts=1, **{name: options[name] for name in _CHECKED}
     )
     if steps is None and seconds is None:
-        steps, seconds = _STEPS, _SECONDS
+        steps, seconds = STEPS, SECONDS
     budget = Budget(steps, seconds)
     if is_enabled():
         capture(start.joint, options["num_particles"], seconds)

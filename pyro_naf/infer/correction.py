@@ -23,7 +23,9 @@ from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 
+from ..files.stored import ModelFileError
 from ..support.checks import check_integers
+from ..support.deprecation import renamed
 from ..support.labels import entry_labels
 from ..support.tables import Shown, Table
 from .base_space import BaseSpace, find_starts
@@ -32,6 +34,7 @@ from .chains import bulk_ess, rank_rhat, stood_still, tail_ess
 from .joint import Joint
 from .posterior import Results
 from .sample import Sample
+from .saving import load_correction, save_correction
 
 #: Effective draws below which means and R-hat itself are too rough.
 _ENOUGH = 100
@@ -132,8 +135,6 @@ class Correction(Results, Shown):
 
         :raises OSError: when it cannot be written.
         """
-        from .saving import save_correction
-
         save_correction(self, path)
 
     @classmethod
@@ -153,9 +154,12 @@ class Correction(Results, Shown):
         :raises ValueError: for a model with other latents.
         :raises OSError: when it cannot be read.
         """
-        from .saving import load_correction
-
-        return load_correction(path, model, args, kwargs)
+        content = load_correction(path, model, args, kwargs)
+        try:
+            return cls(**content)
+        except TypeError as error:
+            message = f"{path} does not hold a whole correction: {error}"
+            raise ModelFileError(message) from None
 
     def _sample(self, num_samples: int | None, seed: int | None) -> Sample:
         chains, count = next(iter(self.draws.values())).shape[:2]
@@ -188,6 +192,7 @@ class Correction(Results, Shown):
         return Table(header, rows, [*notes, f"verdict {self.verdict}"])
 
 
+@renamed(seconds="max_seconds")
 def mcmc_correct(
     model: Callable[..., Any],
     guide: AutoContinuous,
@@ -196,7 +201,7 @@ def mcmc_correct(
     num_chains: int | None = None,
     warmup_steps: int | None = None,
     method: str = "imh",
-    seconds: float | None = None,
+    max_seconds: float | None = None,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -227,14 +232,14 @@ def mcmc_correct(
     :param guide: a fitted guide with a transform, of this package or Pyro's, such as
         ``refine(...).guide`` or an ``AutoMultivariateNormal``.
     :param args: the model's arguments, as are ``kwargs``.
-    :param num_samples: draws of each chain >= 4; 1000, for "hmc" 400. For "hmc" with ``seconds``
-        chains go on by default until R-hat is below 1.01 and every latent has a thousand effective
-        draws.
+    :param num_samples: draws of each chain >= 4; 1000, for "hmc" 400. For "hmc" with
+        ``max_seconds`` chains go on by default until R-hat is below 1.01 and every latent has a
+        thousand effective draws.
     :param num_chains: number of chains, which start at draws of the guide; 4, for "hmc" 64, of
         which it needs two.
     :param warmup_steps: steps of each chain before them; 500, for "hmc" 200.
     :param method: "imh", "neutra" or "hmc".
-    :param seconds: time limit of the chains, for "hmc" alone: it may return fewer draws.
+    :param max_seconds: time limit of the chains, for "hmc" alone: it may return fewer draws.
     :param seed: seeds Python's, NumPy's and torch's generators for the duration of the call; on
         the CPU they are put back after.
     :param progress: show a progress bar.
@@ -265,14 +270,14 @@ def mcmc_correct(
         default if given is None else given
         for given, default in zip((num_chains, num_samples, warmup_steps), defaults, strict=True)
     )
-    until_enough = method == "hmc" and seconds is not None and given_samples is None
+    until_enough = method == "hmc" and max_seconds is not None and given_samples is None
     check_integers(
         num_samples=(num_samples, 4),
         num_chains=(num_chains, 2 if method == "hmc" else 1),
         warmup_steps=(warmup_steps, 0),
     )
-    if seconds is not None and method != "hmc":
-        raise ValueError(f"seconds is a limit for method='hmc', got method={method!r}")
+    if max_seconds is not None and method != "hmc":
+        raise ValueError(f"max_seconds is a limit for method='hmc', got {method!r}")
     with nullcontext() if seed is None else poutine.seed(rng_seed=seed):
         space = BaseSpace(model, guide, args, kwargs)
         start, khat = find_starts(space, num_chains)
@@ -283,7 +288,7 @@ def mcmc_correct(
                 "method='hmc'",
                 stacklevel=2,
             )
-        options = {} if seconds is None else {"seconds": seconds}
+        options = {} if max_seconds is None else {"seconds": max_seconds}
         states, counts = _METHODS[method](
             space, start, None if until_enough else num_samples, warmup_steps, progress, **options
         )

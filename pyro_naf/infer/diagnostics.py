@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
+from ..guides.sites import batch_depth
 from ..support.checks import check_callable, check_integers
 from ..support.tables import Shown, Table
 from .doubt import DRAWS, largest_doubt
@@ -22,7 +23,6 @@ from .joint import Joint
 from .lanes import vmapped_with_help
 from .proposals import GuideProposal, Proposal, Weighted
 from .psis import khat_standard_error, khat_threshold, pareto_khat, smooth
-from .sites import batch_depth
 
 #: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
 MIN_PARTICLES = 50
@@ -200,7 +200,7 @@ def importance_resample(
 
 
 def _warn_of_weights(found: ImportanceDiagnostics) -> None:
-    """Warns the caller of :func:`importance_resample` of weights that cannot be relied on."""
+    """Warn the caller of :func:`importance_resample` of weights that cannot be relied on."""
     threshold = khat_threshold(found.num_particles)
     if found.khat > threshold:
         reason = f"k-hat is {found.khat:.2f}, above {threshold:.2f}"

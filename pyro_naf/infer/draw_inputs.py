@@ -86,7 +86,7 @@ def without_draws(
     nodes = list(module.graph.nodes)
     draws = [node for node in nodes if _is_random(node)]
     draw = _subgraph(nodes, _needed(draws), draws)
-    found = [node for node in nodes if node.op == "output"][0].args[0]
+    found = next(node for node in nodes if node.op == "output").args[0]
     needed = _needed([node for node in found if isinstance(node, fx.Node)], stop=set(draws))
     rest = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}

@@ -28,7 +28,8 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 
-from .path_gradient import for_elements, peel, score
+from ..guides.wrapping import for_elements, peel
+from .path_gradient import score
 
 
 class _PathELBO(Trace_ELBO):

@@ -12,9 +12,9 @@ from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor
 
 from ..guides.pyro_internals import log_prob_sum
+from ..guides.sites import Latents, Site, find_sites, masked_out, sample_sites, split
 from .lanes import REFUSALS, RUNGS, Values
 from .runs import Runs
-from .sites import Latents, Site, find_sites, masked_out, sample_sites, split
 
 #: Points that are evaluated at once, and how many numbers of the model they may hold together.
 _CHUNK, _CHUNK_NUMBERS = 1000, 2**24

@@ -13,10 +13,10 @@ from pyro.distributions import Unit
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from ..guides.flat_priors import FlatPriors, is_flat
+from ..guides.wrapping import peel
 from ..support.checks import check_integers
 from .autoguides import AutoFlowNormal
-from .flat_priors import FlatPriors, is_flat
-from .path_gradient import peel
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -88,7 +88,7 @@ class ForwardKL:
                 given = self._arguments(model, sites, values, args, kwargs)
                 guide._setup_prototype(*given[0], **given[1])
             latents = {name for name, _ in guide.prototype_trace.iter_stochastic_nodes()}
-            _refuse_subsampling(sites, {frame.name for frame in guide._row_frames})
+            _refuse_subsampling(sites, {frame.name for frame in guide.row_frames})
             if self.num_simulations > 1:
                 values = self._simulate_many(model, sites, args, kwargs)
         data = {name: value for name, value in values.items() if name not in latents}

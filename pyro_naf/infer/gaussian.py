@@ -22,6 +22,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoMultivariateNormal, init_to_median
 from torch import Tensor
 
+from ..support.deprecation import renamed
 from .climbs import climb
 from .flat_priors import start_flat_priors
 from .joint import Joint
@@ -93,12 +94,13 @@ class Gaussian:
         return law.log_prob(z)
 
 
+@renamed(seconds="max_seconds")
 def fit_gaussian(
     model: Callable[..., Any],
     *args: Any,
     num_starts: int = 16,
     temperature: float = 1.0,
-    seconds: float | None = None,
+    max_seconds: float | None = None,
     **kwargs: Any,
 ) -> tuple[AutoMultivariateNormal, list[Gaussian]]:
     r"""An :class:`~pyro.infer.autoguide.AutoMultivariateNormal` for the model, and its modes.
@@ -109,7 +111,7 @@ def fit_gaussian(
         The first is from the priors' medians, the others by turns from uniform points of [-2, 2] or
         [-5, 5] in unconstrained space, and from 3 to 10 widths around a mode.
     :param temperature: fits :math:`p^{1/T}`, which is wider.
-    :param seconds: time for the search for modes; half as long again goes to the last Gaussian.
+    :param max_seconds: time for the search for modes; half as long again goes to the last Gaussian.
     :return: the guide, whose location has shape ``(D,)`` in unconstrained space, and a Gaussian for
         p itself at every mode that was found, the best first; without those that are negligible.
     :raises ValueError: as :class:`~pyro_naf.infer.joint.Joint`, when the log-density is finite at
@@ -127,7 +129,7 @@ def fit_gaussian(
     (torch.Size([1]), [-1.0, 1.0])
     """
     joint = Joint(model, args, kwargs)
-    best, modes = find_gaussian(joint, num_starts, temperature, seconds)
+    best, modes = find_gaussian(joint, num_starts, temperature, max_seconds)
     hidden = poutine.block(model, hide=list(joint.discrete)) if joint.discrete else model
     guide = AutoMultivariateNormal(hidden, init_loc_fn=start_flat_priors(init_to_median))
     guide._pyro_name = free_name(f"{type(guide).__name__}_start")
@@ -358,6 +360,7 @@ def free_name(name: str) -> str:
 
 
 def raise_for_start(joint: Joint) -> NoReturn:
+    """Raise ValueError that names the sites whose log-density is not finite at the start."""
     point = {name: value[0] for name, value in joint.constrained(joint.start[None]).items()}
     for name, value in joint.culprits(point).items():
         raise ValueError(

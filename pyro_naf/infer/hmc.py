@@ -113,7 +113,7 @@ def sample_hmc(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Chains:
-    """Draws from a density by Hamiltonian Monte Carlo, all chains at once.
+    """Draw from a density by Hamiltonian Monte Carlo, all chains at once.
 
     :param log_density_and_grad: maps positions ``(N, D)`` to log-densities ``(N,)``, up to a
         constant, and their gradients ``(N, D)``. Where either is not finite a trajectory ends.
@@ -196,7 +196,7 @@ def leapfrog(
     num_steps: int,
     scale: Tensor,
 ) -> tuple[Phase, Tensor, int]:
-    """Follows trajectories by leapfrog steps; one that diverges ends where it began.
+    """Follow trajectories by leapfrog steps; one that diverges ends where it began.
 
     :param num_steps: the same for all chains.
     :return: the ends, whether trajectories diverged ``(N,)``, and the number of gradients.
@@ -298,7 +298,7 @@ class _Tuner:
         return halton(self.transitions) * self.length
 
     def learn(self, move: _Move) -> None:
-        """Takes a transition of the warm-up into account."""
+        """Take a transition of the warm-up into account."""
         self.count += 1
         self._average_step(1 / float(move.accept.clamp(min=_HOPELESS).reciprocal().mean()))
         self._ascend(move)
@@ -308,7 +308,7 @@ class _Tuner:
             self.window = []
 
     def _rescale(self, states: Tensor) -> None:
-        """Takes the scales from pooled states ``(N, D)``, and a bound of T from correlations."""
+        """Take the scales from pooled states ``(N, D)``, and a bound of T from correlations."""
         deviation = states.std(0)
         old, self.scale = self.scale, torch.where(deviation > 0, deviation, self.scale)
         # T was what it takes through the widest direction, in units of the old scales.
@@ -323,7 +323,7 @@ class _Tuner:
         self._restart()
 
     def finish(self) -> None:
-        """Takes the averages of what was learnt in the last part of the warm-up."""
+        """Take the averages of what was learnt in the last part of the warm-up."""
         if self.count:
             self.step_size = self.average_step
             last = self.lengths[len(self.lengths) // 2 :]

@@ -17,6 +17,7 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 
+from ..guides.sites import Latents, Site, find_sites, site_log_probs, split
 from .capture import Graph, check_equal
 from .exploration import (
     chunk_size,
@@ -31,7 +32,6 @@ from .exploration import (
 from .lanes import RUNGS, Values, with_refusals
 from .pace import Pace
 from .runs import Runs
-from .sites import Latents, Site, find_sites, site_log_probs, split
 
 
 class Joint(Runs):

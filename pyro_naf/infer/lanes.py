@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -94,8 +94,9 @@ def with_refusals(batched: Batched, function: Callable[[Values], Any]) -> Batche
 
 
 class _Help(TorchFunctionMode):
-    """Gives lanes to what a model makes anew, takes ``.data`` for ``.detach()``, prints no values,
-    and runs recurrent networks step by step.
+    """Gives lanes to what a model makes anew, and helps with what knows no lanes.
+
+    ``.data`` is ``.detach()``, no values are printed, recurrent networks run step by step.
     """
 
     _MAKERS = frozenset(
@@ -119,7 +120,7 @@ class _Help(TorchFunctionMode):
     )
 
     #: Operators that only know whole batches.
-    _STEP_BY_STEP: dict[Any, Callable[..., Any]] = {
+    _STEP_BY_STEP: ClassVar[dict[Any, Callable[..., Any]]] = {
         torch.lstm: decompositions.lstm_impl,
         torch.gru: decompositions.gru_impl,
         torch.rnn_tanh: decompositions.rnn_tanh_input,

@@ -33,9 +33,11 @@ _GROUP = 16
 class Proposal(Protocol):
     """A density on R^D with draws made from standard normal ones."""
 
-    def draw(self, normal: Tensor) -> Tensor: ...
+    def draw(self, normal: Tensor) -> Tensor:
+        """Map standard normal numbers ``(N, D)`` to draws ``(N, D)``."""
 
-    def log_prob(self, z: Tensor) -> Tensor: ...
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density ``(N,)`` at z ``(N, D)``."""
 
 
 class Pushed:
@@ -45,11 +47,13 @@ class Pushed:
         self.posterior = posterior
 
     def draw(self, normal: Tensor) -> Tensor:
+        """Map standard normal numbers ``(N, D)`` to draws ``(N, D)``."""
         for transform in self.posterior.transforms:
             normal = transform(normal)
         return normal
 
     def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density ``(N,)`` at z ``(N, D)``."""
         try:
             return self.posterior.log_prob(z)
         except (RootNotFoundError, ValueError):

@@ -16,15 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import Independent
 from torch.distributions.transforms import ComposeTransform
 
+from ..guides.wrapping import peel
 from ..support.modes import values_are_unknown
 from ..transforms import AutoregressiveFlow
-from .angles import OnePeriod
 
 #: Dimensions up to which all iterations are recorded, where a graph is captured: which of them are
 #: needed depends on values.
@@ -65,23 +63,6 @@ def score(fn: Any, z: Tensor, tolerance: float | None = None) -> Tensor:
     for layer in layers:
         x, s = _push(layer, x, s, tolerance)
     return scale_and_mask(s, mask=mask)
-
-
-def peel(fn: Any) -> tuple[Any, Any]:
-    """The distribution inside ``to_event``, ``expand`` and ``mask``, and the mask of its values."""
-    mask: Any = True
-    while isinstance(fn, (Independent, ExpandedDistribution, MaskedDistribution, OnePeriod)):
-        if isinstance(fn, MaskedDistribution):
-            mask = mask & for_elements(fn._mask, fn.event_dim)
-        fn = fn.base_dist
-    return fn, mask
-
-
-def for_elements(per_event: Any, event_dim: int) -> Any:
-    """A number or tensor that is meant for each event as one for each element of an event."""
-    if not isinstance(per_event, Tensor):
-        return per_event
-    return per_event.reshape(per_event.shape + (1,) * event_dim)
 
 
 def _layers(transforms: Iterable[Any]) -> Iterator[Any]:

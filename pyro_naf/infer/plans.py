@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 
 from .autoguides import AutoFlowNormal
+from .better import finds_more, is_better, is_good, is_worse
 from .budget import Budget
+from .checkpoints import Checkpoint, Found
 from .diagnostics import ImportanceDiagnostics, diagnose
 from .gaussian import Gaussian
 from .joint import Joint
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
 from .progress import Progress
 from .proposals import GaussianProposal, GuideProposal
+from .refined import Origin, Previous, Refined
 from .refined_guides import affordable, flow_guide, forget, gaussian_guide, start_at
-from .results import Origin, Previous, Refinement
 from .start import Start
 from .training import Training
 from .verdict import MISSED
@@ -40,9 +42,6 @@ _DIAGNOSING, _PATIENCE = 0.06, 10.0
 
 #: The same for who has pressed Ctrl-C.
 _IMPATIENCE = 2.0
-
-#: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise.
-_FALL = 0.1
 
 #: Draws of a diagnosis that time is kept for, in any case.
 _FEWEST = 200
@@ -62,15 +61,19 @@ def refine_from(
     kernel: str,
     bar: Progress,
     previous: Previous | None = None,
-) -> Refinement:
+    checkpoint: Checkpoint | None = None,
+    found: Found | None = None,
+) -> Refined:
     """:func:`~pyro_naf.infer.refine` from a Gaussian that is known.
 
     :param options: those of :func:`~pyro_naf.infer.refine` from ``flow`` to ``tempering``, all.
     :param good_ends: whether a Gaussian that fits already is returned at once.
     :param previous: an earlier refinement, whose guide is trained further.
+    :param checkpoint: what the state of training is written to.
+    :param found: what a killed process had reached.
     """
-    plan = _Plan(start, budget, options, kernel, bar, previous)
-    if good_ends and not plan.origin.covers and _is_good(plan.before):
+    plan = _Plan(start, budget, options, kernel, bar, previous, checkpoint, found)
+    if good_ends and not plan.origin.covers and is_good(plan.before):
         budget.elapsed = time.monotonic() - budget.start
         return plan.result(plan.gaussian(), plan.before, ended="good")
     training = plan.several_modes() if plan.origin.covers else plan.one_mode()
@@ -88,9 +91,13 @@ class _Plan:
         kernel: str,
         bar: Progress,
         previous: Previous | None,
+        checkpoint: Checkpoint | None,
+        found: Found | None,
     ) -> None:
         self.start, self.joint, self.budget = start, start.joint, budget
         self.kernel, self.bar, self.previous = kernel, bar, previous
+        self.options, self.checkpoint, self.found = options, checkpoint, found
+        self.stage, self.generator = "one mode", torch.get_rng_state()
         self.count = _mixture_draws(self.joint, budget.seconds)
         self.limit = _PATIENCE if budget.seconds is None else _DIAGNOSING * budget.seconds
         self.ended = "budget"
@@ -98,6 +105,8 @@ class _Plan:
         bar.phase("weighting the start")
         if previous is not None:
             covers, self.before = previous.covers, previous.after
+        elif found is not None:
+            covers, self.before = found.stage != "one mode", found.before
         else:
             # How many draws that takes must not change what training does.
             with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -107,6 +116,9 @@ class _Plan:
             covers = options["tempering"] < 1 or has_several
         self.origin = Origin(start, covers, options)
         self.others = start.modes + _around(start.loc, start.factor, (1.0, 3.0))
+        if found is not None:
+            self.others, self.generator = found.others, found.generators[1]
+            self.options = found.options
 
     def gaussian(self) -> AutoFlowNormal:
         """The guide that is the start's Gaussian."""
@@ -115,6 +127,8 @@ class _Plan:
     def one_mode(self) -> Training:
         """A guide that climbs from the start."""
         start = self.start
+        if self.found is not None:
+            return self._resumed(self.found)
         if self.previous is not None and self.previous.guide is not None:
             return self._training(self.previous.guide)
         if (origin := affordable(self.origin, self.budget)) is None:
@@ -131,15 +145,21 @@ class _Plan:
         proposals = widened(start.modes)
         if tempering < 1:
             proposals += _around(start.loc, start.factor, start.widths)
+        if self.found is not None:  # the draws that it had
+            torch.set_rng_state(self.generator)
+        self.generator = torch.get_rng_state()
         pool = Pool(self.joint, proposals, self.count)
         around = pool.around
         self.others = start.modes + _around(around.loc, around.factor, (1.0, 3.0))
         trained = None if self.previous is None else self.previous.guide
         is_poor = self.joint.dim >= _FEW and pool.ess < _EVEN_POOL * len(pool.z)
-        if trained is None and tempering == 1 and is_poor:
+        is_new = self.found is None or self.found.stage == "trial"
+        if trained is None and tempering == 1 and is_poor and is_new:
             if (training := self._trial(pool)) is not None:
                 return training
-        self.budget.several = True
+        self.budget.several, self.stage = True, "learning"
+        if self.found is not None:
+            return self._resumed(self.found, pool)
         if trained is not None:
             return self._training(trained, pool)
         guide = flow_guide(self.origin, self.kernel)
@@ -151,9 +171,12 @@ class _Plan:
     def _trial(self, pool: Pool) -> Training | None:
         """A guide that has climbed from one mode, if it goes on; else there is time to learn."""
         several_modes, self.origin = self.origin, replace(self.origin, covers=False)
+        self.stage = "trial"
         training = self.one_mode()
+        self.found = None
         self.run(training, _TRIAL)
         if self.ended == "interrupted" or pool.ess < _POOR_POOL:
+            self.stage = "one mode"
             return training
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             found = self._weighed(training.guide, _JUDGES, self.limit)
@@ -162,10 +185,21 @@ class _Plan:
                 self.joint, law, found.log_evidence, self.others, _JUDGES, self.limit
             )
         if missed <= MISSED:
+            self.stage = "one mode"
             return training
         forget(training.guide)
         self.origin = several_modes
         return None
+
+    def _resumed(self, found: Found, pool: Pool | None = None) -> Training:
+        """The training that a killed process was in."""
+        self.origin = replace(self.origin, options=found.sized)
+        guide = flow_guide(self.origin, self.kernel) if found.has_flow else self.gaussian()
+        training = self._training(guide, pool)
+        training.load_state(found.training)
+        self.budget.load_state(found.budget)
+        torch.set_rng_state(found.generators[0])
+        return training
 
     def _training(self, guide: AutoFlowNormal, pool: Pool | None = None) -> Training:
         joint, options = self.joint, self.origin.options
@@ -178,12 +212,16 @@ class _Plan:
         # In training a NaN must reach the loss.
         with pyro.validation_enabled(False):
             try:
-                training.run(self.budget, self.bar, until)
+                training.run(self.budget, self.bar, until, self._write)
             except KeyboardInterrupt:
                 training.stop(self.budget)
                 self.ended, self.limit = "interrupted", min(self.limit, _IMPATIENCE)
 
-    def finish(self, training: Training) -> Refinement:
+    def _write(self, training: Training) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.write(self, training)
+
+    def finish(self, training: Training) -> Refined:
         """Train for the rest of the budget, and keep the better of the guide and its start."""
         if self.ended != "interrupted":
             self.run(training)
@@ -192,11 +230,11 @@ class _Plan:
         limit = min(self.limit, max(self.budget.left() / 2, 0.0))
         after = self._weighed(guide, self.origin.options["num_draws"], limit)
         if previous is None:
-            no_gain = _is_worse(after, self.before)
+            no_gain = is_worse(after, self.before)
             # A few draws between modes cost the ELBO much, and the evidence little.
-            no_gain &= not (self.origin.covers and _finds_more(after, self.before))
+            no_gain &= not (self.origin.covers and finds_more(after, self.before))
         else:
-            no_gain = not _is_better(after, self.before)
+            no_gain = not is_better(after, self.before)
         if no_gain:
             forget(guide)
             guide = self.gaussian() if previous is None else previous.kept
@@ -214,7 +252,7 @@ class _Plan:
         after: ImportanceDiagnostics,
         training: Training | None = None,
         ended: str = "budget",
-    ) -> Refinement:
+    ) -> Refined:
         """What is returned: the guide, with what it lacks of the posterior's mass."""
         joint, budget = self.joint, self.budget
         # Where the density is too dear for all draws of the diagnostics it is for these as well.
@@ -226,7 +264,7 @@ class _Plan:
         losses = [] if training is None else training.losses
         skipped = 0 if training is None else training.skipped
         way, elapsed = joint.way, budget.elapsed
-        return Refinement(
+        return Refined(
             guide,
             self.before,
             after,
@@ -251,34 +289,3 @@ def _mixture_draws(joint: Joint, seconds: float | None) -> int:
 def _around(loc: Tensor, factor: Tensor, widths: Sequence[float]) -> list[Gaussian]:
     """The Gaussian of a guide's affine map, multiplied in width by each of the numbers."""
     return [Gaussian(loc, width * factor, math.nan) for width in widths]
-
-
-def _is_good(found: ImportanceDiagnostics) -> bool:
-    """Whether a Gaussian leaves nothing to a flow."""
-    return found.khat < 0.5 and found.ess > 0.95 * found.num_particles
-
-
-def _is_worse(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
-    """Whether the ELBO fell, by more than the noise of its estimates or a tenth of a nat.
-
-    Of few draws whose weights have heavy tails the noise says that anything may be level.
-    """
-    if not math.isfinite(after.elbo):
-        return math.isfinite(before.elbo)
-    noise = 2 * math.hypot(after.elbo_se, before.elbo_se)
-    return after.elbo < before.elbo - min(noise, _FALL)
-
-
-def _finds_more(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
-    """Whether the estimate of the evidence rose, by more than its noise."""
-    noise = math.hypot(after.log_evidence_se, before.log_evidence_se)
-    return after.log_evidence > before.log_evidence + 2 * noise
-
-
-def _is_better(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
-    """Whether the ELBO rose by more than that noise, or is level and the weights are more even."""
-    if _is_worse(after, before):
-        return False
-    is_level = not _is_worse(before, after)
-    share = after.ess / after.num_particles - before.ess / before.num_particles
-    return share > 0 if is_level else True

@@ -18,11 +18,11 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ..guides.flat_priors import FlatPriors
 from ..guides.pyro_internals import log_prob_sum
-from .flat_priors import FlatPriors
+from ..guides.sites import masked_out, sample_sites
 from .joint import Joint
 from .lanes import REFUSALS, Values, vmapped, vmapped_with_help
-from .sites import masked_out, sample_sites
 
 #: Relative difference between the log-likelihood of all data and the sum over observations up to
 #: which observations are independent given the latents.

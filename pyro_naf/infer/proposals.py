@@ -11,13 +11,13 @@ from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous, AutoLaplaceApproximation
 from torch import Tensor
 
+from ..guides.flat_priors import FlatPriors
 from ..guides.pyro_internals import unconstrained_values
+from ..guides.sites import batch_depth, latent_sites
 from ..support.checks import check_callable
-from .flat_priors import FlatPriors
 from .gaussian import Gaussian
 from .joint import Joint
 from .lanes import one_by_one, vmapped_with_help
-from .sites import batch_depth, latent_sites
 
 
 class Weighted(NamedTuple):
@@ -32,7 +32,8 @@ class Proposal(Protocol):
 
     joint: Joint
 
-    def draw(self, count: int) -> Weighted: ...
+    def draw(self, count: int) -> Weighted:
+        """Draw ``count`` times, and weight the draws."""
 
 
 class GaussianProposal:
@@ -43,6 +44,7 @@ class GaussianProposal:
 
     @torch.no_grad()
     def draw(self, count: int) -> Weighted:
+        """Draw ``count`` times, and weight the draws."""
         u = self.gaussian.draw(torch.randn(count, self.joint.dim).to(self.gaussian.loc))
         log_weights = self.joint(u).double() - self.gaussian.log_prob(u).double()
         return Weighted(self.joint.constrained(u), log_weights)
@@ -118,7 +120,7 @@ class GuideProposal:
 
 
 def _check_sites(joint: Joint, trace: Any) -> None:
-    """Raises ValueError when a guide does not draw the latents of a joint density."""
+    """Raise ValueError when a guide does not draw the latents of a joint density."""
     theirs = {
         name: site["value"].shape
         for name, site in latent_sites(trace).items()

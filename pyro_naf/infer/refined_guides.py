@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from .autoguides import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from .budget import Budget
 from .gaussian import free_name
 from .joint import Joint
-from .results import Origin
+from .refined import Origin
 
 FLOWS: dict[str, Callable[..., AutoFlowNormal]] = {"dsf": AutoDSFNormal, "ddsf": AutoDDSFNormal}
 
@@ -85,7 +86,7 @@ def _num_weights(origin: Origin) -> int:
         widths = [min(max(3 * dim + 1, 32), _WIDEST)]
     outputs = (3 if options["flow"] == "dsf" else 7) * options["hidden_units"] + 2
     layers = [dim, *widths, dim * outputs]
-    count = sum(a * b for a, b in zip(layers, layers[1:], strict=False))
+    count = sum(a * b for a, b in itertools.pairwise(layers))
     return count * options["num_transforms"]
 
 
@@ -146,7 +147,7 @@ def gaussian_guide(joint: Joint, loc: Tensor, factor: Tensor) -> AutoFlowNormal:
 def forget(guide: AutoFlowNormal) -> None:
     """Take a guide that is not returned out of Pyro's param store."""
     store = pyro.get_param_store()
-    for key in [key for key in store.keys() if key.partition(".")[0] == guide._pyro_name]:
+    for key in [key for key in store if key.partition(".")[0] == guide._pyro_name]:
         del store[key]
 
 
@@ -157,7 +158,7 @@ def _no_flow(dim: int) -> ComposeTransformModule:
 @torch.no_grad()
 def start_at(guide: AutoFlowNormal, z: Tensor) -> None:
     """Gives the first flow, from latents to base, the marginals of draws ``(N, D)``."""
-    for outer in reversed(guide._outer(None)):
+    for outer in reversed(guide.affine_parts()):
         z = outer.inv(z)
     first: Any = guide.flow.parts[0]
     sigmoids_at(first.arn, first.transformer, z)

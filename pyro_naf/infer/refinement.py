@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyro.infer.autoguide import AutoGuide
@@ -13,18 +12,29 @@ from torch import Tensor
 
 from ..conditioners import Structure
 from ..kernels import library
-from ..support.checks import check_integers
+from ..support.deprecation import renamed
 from ..support.seeding import seeded
+from .arguments import check_arguments, refuse_swallowed
 from .budget import Budget
 from .capture import is_enabled
-from .diagnostics import MIN_PARTICLES, diagnose
+from .checkpoints import Checkpoint
+from .diagnostics import diagnose
+from .effort import (
+    CORES,
+    SECONDS,
+    STEPS,
+    affordable_particles,
+    capture,
+    chosen_kernel,
+    is_worth_compiling,
+    num_cores,
+)
 from .gaussian import fit_gaussian
 from .graph import check_structure
-from .joint import Joint
 from .mixture import missed_mass, several
 from .plans import refine_from
 from .progress import Progress
-from .refined_guides import FLOWS
+from .refined import Refined
 from .results import Refinement
 from .start import Start, affine_of, density_of, find_start
 
@@ -40,27 +50,14 @@ __all__ = [
     "several",
 ]
 
-#: Number of steps, and seconds, where no budget is given; whichever is over first.
-_STEPS, _SECONDS = 4000, 60.0
-
-#: Seconds of a budget from which on the density is compiled; compiling takes 10 to 20.
-_COMPILING = 30.0
-
-#: Cores from which on the flows' loops are compiled at the same time, for the next refinement.
-_CORES = 4
-
-#: Share of the seconds that capturing the density may take, and the price of capturing in gradients
-#: at one point; both are mostly Python for each operation.
-_CAPTURING, _CAPTURE = 0.15, 80
-
-#: Fewest training steps that draws are worth: with fewer, half as many draws are taken, as long as
-#: a step is the cheaper for it by a fifth.
-_WORTH_STEPS, _FEWEST_PARTICLES, _CHEAPER = 1000, 8, 0.8
-
-#: Draws for each gradient where a budget allows them, and gradients that a step costs, roughly.
-_PARTICLES, _GRADIENTS = 64, 1.5
+#: Options that a call must repeat to go on from a checkpoint.
+_CALL = (
+    "flow num_transforms hidden_dims hidden_units steps seconds num_particles num_draws "
+    "lr tempering num_starts structure seed"
+).split()
 
 
+@renamed(learning_rate="lr")
 def refine(
     guide: AutoGuide | Callable[..., Any] | Start,
     *args: Any,
@@ -72,11 +69,13 @@ def refine(
     seconds: float | None = None,
     num_particles: int | None = None,
     num_draws: int = 50_000,
-    learning_rate: float = 1e-2,
+    lr: float = 1e-2,
     tempering: float = 1.0,
     num_starts: int = 16,
     structure: str | Structure | Tensor = "auto",
     compile: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 30.0,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -112,6 +111,9 @@ def refine(
     and, where the budget outlasts it, compiled in another process (:attr:`Refinement.density`).
 
     Ctrl-C ends training, and the best guide so far is returned; :meth:`Refinement.refine` goes on.
+    With ``checkpoint`` a file is written while training goes on. When the process was killed, the
+    same call goes on from there, with what was left of its budget; when it had ended, its result is
+    returned at once.
 
     The diagnostics weight draws by ``guide.model``: that of a guide for a part of the latents
     (``poutine.block``) draws the others from their prior, and ELBO and k-hat say so.
@@ -133,7 +135,7 @@ def refine(
         be over before a thousand steps and fewer draws make a step cheaper.
     :param num_draws: draws for the diagnostics before and after; fewer, but 64 at least, where
         each would take longer than a sixteenth of ``seconds``, or than ten seconds without.
-    :param learning_rate: Adam's, at the start.
+    :param lr: learning rate of Adam, at the start.
     :param tempering: below 1, Gaussians as wide as the posterior to this power (0.02, say) are
         weighed too, and what they find is covered as several modes are: for modes that no start
         finds, or a guide that is given.
@@ -147,13 +149,19 @@ def refine(
         compile that in another process. PYRO_NAF_COMPILE=0 in the environment turns both off as
         well. The flows' loops in C++ are used where an earlier call has compiled them; with four
         cores they are compiled beside a refinement, for the next.
+    :param checkpoint: file for the state of training and, at the end, the result, which
+        :meth:`Refinement.load` reads. An older one stands until the new one is whole, and no code
+        in it is run.
+    :param checkpoint_seconds: time between two checkpoints, at least; with 0 one follows each step.
     :param seed: seeds torch's generators for the duration of the call, which are put back after.
     :param progress: show a progress bar.
     :raises TypeError: for a guide of another kind, and where an argument of the model has the name
         of an option.
     :raises ValueError: for a guide that was never run, an argument out of range, or a model that
         has no continuous latents, infinitely many values of a discrete one, latents of changing
-        shape, NaN in its data, no finite density at its starts, or an improper posterior.
+        shape, NaN in its data, no finite density at its starts, or an improper posterior; for a
+        checkpoint of a call with other options, of another model or of other data.
+    :raises OSError: when the checkpoint cannot be read or written.
     :raises RuntimeError: when 50 steps in a row have no finite loss and gradient.
 
     >>> import pyro, pyro.distributions as dist
@@ -164,29 +172,37 @@ def refine(
     (True, 200)
     """
     if not isinstance(guide, AutoGuide) and callable(guide):
-        own = inspect.signature(refine).parameters
+        own = {name: p.default for name, p in inspect.signature(refine).parameters.items()}
         options = {name: value for name, value in locals().items() if name in own}
-        _refuse_swallowed(guide, args, options)
-    _check_arguments(
-        flow, steps, seconds, num_particles, num_draws, learning_rate, tempering, num_starts
-    )
+        refuse_swallowed(guide, args, options, own)
+    check_arguments(flow, steps, seconds, num_particles, num_draws, lr, tempering, num_starts)
     # A number of steps that was asked for is made.
     good_ends, asked = steps is None, check_structure(structure)
     if steps is None and seconds is None:
-        steps, seconds = _STEPS, _SECONDS
-    budget = Budget(steps, seconds)
-    compiles = compile and is_enabled() and _is_worth_compiling(steps, seconds)
+        steps, seconds = STEPS, SECONDS
+    budget, file = Budget(steps, seconds), None
+    if checkpoint is not None:
+        call = locals()
+        file = Checkpoint(checkpoint, checkpoint_seconds, {name: call[name] for name in _CALL})
+    compiles = compile and is_enabled() and is_worth_compiling(steps, seconds)
     with seeded(seed), Progress(progress, seconds) as bar:
         bar.phase("running the model")
         joint, gaussian = density_of(guide, args, kwargs)
+        found = None if file is None else file.found(joint)
+        if isinstance(found, Refined):
+            return Refinement.of(found)
+        if found is not None:
+            budget.spend(found.budget["spent"])
+            num_particles = found.options["num_particles"]
         num_particles = num_particles or affordable_particles(joint, budget)
         if compile and is_enabled():
             capture(joint, num_particles, seconds)
             if joint.graph is not None and compiles:
                 joint.graph.compile()
-        if compiles and _num_cores() >= _CORES and not library.is_built():
+        if compiles and num_cores() >= CORES and not library.is_built():
             library.build_beside()
-        start = find_start(guide, joint, gaussian, tempering, num_starts, seconds, asked, bar)
+        begin = guide if found is None else found.start
+        start = find_start(begin, joint, gaussian, tempering, num_starts, seconds, asked, bar)
         options = dict(
             flow=flow,
             num_transforms=num_transforms,
@@ -194,94 +210,20 @@ def refine(
             hidden_units=hidden_units,
             num_particles=num_particles,
             num_draws=num_draws,
-            learning_rate=learning_rate,
+            learning_rate=lr,
             tempering=tempering,
         )
         kernel = chosen_kernel()
-        return refine_from(start, budget, options, good_ends=good_ends, kernel=kernel, bar=bar)
-
-
-def affordable_particles(joint: Joint, budget: Budget) -> int:
-    """Draws for each gradient: 64, or fewer where that makes a step cheaper and steps are few."""
-    count, left = _PARTICLES, budget.left_for_training()
-    while count > _FEWEST_PARTICLES:
-        step, half = (joint.pace.seconds(round(_GRADIENTS * n)) for n in (count, count // 2))
-        if left >= _WORTH_STEPS * step or half > _CHEAPER * step:
-            break
-        count //= 2
-    return count
-
-
-def capture(joint: Joint, num_particles: int, seconds: float | None) -> None:
-    """Capture a joint density as a graph for training, where the time allows it."""
-    if joint.subsampled or joint.graph is not None:
-        return
-    if seconds is None or _CAPTURE * joint.pace.one < _CAPTURING * seconds:
-        joint.capture(num_particles + max(num_particles // 2, 2))
-
-
-def chosen_kernel() -> str:
-    """The flows' kernel: no part of a budget is spent on waiting for a compiler."""
-    return "auto" if library.is_built() else "plain"
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _is_worth_compiling(steps: int | None, seconds: float | None) -> bool:
-    """Whether a budget outlasts the compiling by far; that takes a core, the fit another."""
-    if seconds is None:
-        return steps is not None and steps >= _STEPS
-    return seconds >= (_COMPILING if _num_cores() > 1 else 4 * _COMPILING)
-
-
-def _refuse_swallowed(
-    model: Callable[..., Any], args: tuple[Any, ...], options: Mapping[str, Any]
-) -> None:
-    """Raises TypeError when an option of refine took what may be meant for the model.
-
-    :param options: the options of refine by name, with their values.
-    """
-    try:
-        parameters = list(inspect.signature(model).parameters.values())
-    except (TypeError, ValueError):  # a callable without a signature
-        return
-    defaults = {name: p.default for name, p in inspect.signature(refine).parameters.items()}
-    bound = getattr(model, "keywords", {})  # of a functools.partial
-    for parameter in parameters[len(args) :]:
-        name = parameter.name
-        if name not in options or name in bound or parameter.kind is parameter.VAR_KEYWORD:
-            continue
-        if parameter.default is parameter.empty or options[name] != defaults[name]:
-            raise TypeError(
-                f"{name!r} is an argument of the model and an option of refine, which takes it; "
-                f"bind the model's first, as in refine(functools.partial(model, {name}=...), ...)"
-            )
-
-
-def _check_arguments(
-    flow: str,
-    steps: int | None,
-    seconds: float | None,
-    num_particles: int | None,
-    num_draws: int,
-    learning_rate: float,
-    tempering: float,
-    num_starts: int,
-) -> None:
-    if flow not in FLOWS:
-        raise ValueError(f"flow must be one of {sorted(FLOWS)}, got {flow!r}")
-    check_integers(
-        steps=(1 if steps is None else steps, 1),
-        num_particles=(2 if num_particles is None else num_particles, 2),
-        num_draws=(num_draws, MIN_PARTICLES),
-        num_starts=(num_starts, 1),
-    )
-    for name, value in {"seconds": seconds, "learning_rate": learning_rate}.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-    if not 0 < tempering <= 1:
-        raise ValueError(f"tempering must lie in (0, 1], got {tempering}")
+        result = refine_from(
+            start,
+            budget,
+            options,
+            good_ends=good_ends and found is None,
+            kernel=kernel,
+            bar=bar,
+            checkpoint=file,
+            found=found,
+        )
+        if file is not None:
+            file.finish(result)
+        return Refinement.of(result)

@@ -1,53 +1,20 @@
-"""What a refinement found, and what its weights allow to say about it."""
+"""What :func:`~pyro_naf.infer.refine` returns: a result that goes on, and is kept in a file."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import fields
 from typing import Any
 
-from ..support.tables import Shown, Table
-from .autoguides import AutoFlowNormal
-from .diagnostics import ImportanceDiagnostics
-from .joint import Joint
-from .posterior import GuideResults
-from .start import Start
-from .verdict import Verdict, judge
+from .continuing import go_on
+from .refined import Origin, Previous, Refined
+from .saving import load_refinement, save_refinement
+
+__all__ = ["Origin", "Previous", "Refinement"]
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a refinement began, and its options: what going on and loading need.
-
-    :ivar start: the joint density and the Gaussian.
-    :ivar covers: whether the guide is one for several modes.
-    :ivar options: of :func:`refine`, from ``flow`` to ``tempering``.
-    """
-
-    start: Start
-    covers: bool
-    options: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Previous:
-    """An earlier refinement, for one that goes on.
-
-    :ivar guide: a copy of its guide, to be trained; None where it has no flow.
-    :ivar kept: the guide itself, for where nothing better is found.
-    :ivar after: its diagnostics.
-    :ivar covers: whether the guide is one for several modes.
-    """
-
-    guide: AutoFlowNormal | None
-    kept: AutoFlowNormal
-    after: ImportanceDiagnostics
-    covers: bool
-
-
-@dataclass(frozen=True, repr=False)
-class Refinement(GuideResults, Shown):
+class Refinement(Refined):
     """What :func:`refine` returns: the guide, how good it was and is, and what to do with it.
 
     ``draws`` are the guide's, ``resampled`` the posterior's by importance weights; ``summary``,
@@ -73,60 +40,10 @@ class Refinement(GuideResults, Shown):
         by Ctrl-C, or "budget".
     """
 
-    guide: AutoFlowNormal
-    before: ImportanceDiagnostics
-    after: ImportanceDiagnostics
-    losses: list[float] = field(repr=False)
-    skipped: int
-    seconds: float
-    missed: float = 0.0
-    density: str = "vmapped"
-    ended: str = "budget"
-    joint: Joint | None = field(default=None, repr=False)
-    origin: Origin | None = field(default=None, repr=False)
-
-    @property
-    def steps(self) -> int:
-        """Number of training steps."""
-        return len(self.losses)
-
-    @property
-    def elbo(self) -> float:
-        """ELBO after refinement."""
-        return self.after.elbo
-
-    @property
-    def elbo_se(self) -> float:
-        """Standard error of :attr:`elbo`."""
-        return self.after.elbo_se
-
-    @property
-    def khat(self) -> float:
-        """k-hat after refinement."""
-        return self.after.khat
-
-    @property
-    def ess(self) -> float:
-        """Effective sample size after refinement."""
-        return self.after.ess
-
-    @property
-    def log_evidence(self) -> float:
-        """Importance-sampled log evidence after refinement."""
-        return self.after.log_evidence
-
-    @property
-    def judgement(self) -> Verdict:
-        """What the weights allow; of modes that no start found they know nothing."""
-        options = {} if self.origin is None else self.origin.options
-        return judge(self.after, self.missed, self.losses, self.seconds, options)
-
-    @property
-    def verdict(self) -> str:
-        """What the weights allow, in one line: "trust", "trust, do not weight", "weight", or "do
-        not trust", why, and what may help.
-        """
-        return self.judgement.text()
+    @classmethod
+    def of(cls, found: Refined) -> Refinement:
+        """The result with these data."""
+        return cls(**{field.name: getattr(found, field.name) for field in fields(found)})
 
     def refine(
         self,
@@ -147,10 +64,8 @@ class Refinement(GuideResults, Shown):
         :return: a result whose losses, steps and seconds are those of both.
         :raises ValueError: for a result that was loaded without its model.
         """
-        from .continuing import go_on
-
         self._known_joint()
-        return go_on(self, seconds, steps, seed, progress)
+        return Refinement.of(go_on(self, seconds, steps, seed, progress))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result to a file of tensors, numbers and strings, without its model.
@@ -159,8 +74,6 @@ class Refinement(GuideResults, Shown):
 
         :raises OSError: when it cannot be written.
         """
-        from .saving import save_refinement
-
         save_refinement(self, path)
 
     @classmethod
@@ -175,22 +88,4 @@ class Refinement(GuideResults, Shown):
         :raises ValueError: for a model with other latents.
         :raises OSError: when it cannot be read.
         """
-        from .saving import load_refinement
-
-        return load_refinement(path, model, args, kwargs)
-
-    def table(self) -> Table:
-        """ELBO, k-hat and effective sample size before and after, and the verdict."""
-        rows = [
-            [
-                name,
-                f"{d.elbo:.3f} +- {d.elbo_se:.3f}",
-                f"{d.khat:.2f} +- {d.khat_se:.2f}",
-                f"{d.ess:.0f} of {d.num_particles}",
-            ]
-            for name, d in (("before", self.before), ("after", self.after))
-        ]
-        evidence = f"{self.log_evidence:.3f} +- {self.after.log_evidence_se:.3f}"
-        spent = f"{self.steps} steps in {self.seconds:.0f} s, density {self.density}"
-        notes = [f"log evidence {evidence}; {spent}; ended: {self.ended}"]
-        return Table(["", "ELBO", "k-hat", "ESS"], rows, [*notes, f"verdict {self.verdict}"])
+        return cls.of(load_refinement(path, model, args, kwargs))

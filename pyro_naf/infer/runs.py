@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample
 from torch import Tensor
 
+from ..guides.flat_priors import start_flat_priors
 from ..guides.pyro_internals import (
     enumerated,
     is_subsample,
@@ -21,9 +22,8 @@ from ..guides.pyro_internals import (
     without_checks,
     without_start,
 )
-from .flat_priors import start_flat_priors
+from ..guides.sites import Angles, Latents, latent_sites, plate_nesting
 from .lanes import REFUSALS
-from .sites import Angles, Latents, latent_sites, plate_nesting
 
 #: Runs of the model in search of one that it does not refuse.
 _TRIES = 50

@@ -14,12 +14,11 @@ from torch import Tensor
 from ..conditioners import Structure
 from ..files.stored import ModelFileError, load, save
 from .autoguides import AutoFlowNormal
-from .correction import Correction
 from .diagnostics import ImportanceDiagnostics
 from .gaussian import Gaussian
 from .joint import Joint
+from .refined import Origin, Refined
 from .refined_guides import flow_guide, gaussian_guide
-from .results import Origin, Refinement
 from .start import Start
 
 VERSION = 1
@@ -28,33 +27,45 @@ VERSION = 1
 _PLAIN = ("losses", "skipped", "seconds", "missed", "density", "ended")
 
 
-def save_refinement(result: Refinement, path: str | os.PathLike[str]) -> None:
-    """:meth:`~pyro_naf.infer.Refinement.save`."""
+def save_refinement(
+    result: Refined, path: str | os.PathLike[str], more: dict[str, Any] | None = None
+) -> None:
+    """:meth:`~pyro_naf.infer.Refinement.save`.
+
+    :param more: what a checkpoint holds beside the result.
+    """
     if result.joint is None or result.origin is None:
         raise ValueError("only what refine returned can be saved, not a result made by hand")
-    start = result.origin.start
-    content = {
+    content = described(result.joint, result.origin) | {
+        "has_flow": type(result.guide) is not AutoFlowNormal,
+        "state": {name: t.detach().cpu() for name, t in result.guide.state_dict().items()},
+        "before": tensors(result.before),
+        "after": tensors(result.after),
+        **{name: getattr(result, name) for name in _PLAIN},
+        **(more or {}),
+    }
+    save(Path(path), on_cpu(content))
+
+
+def described(joint: Joint, origin: Origin) -> dict[str, Any]:
+    """What a file says of the model and of the Gaussian that a refinement began from."""
+    start = origin.start
+    return {
         "kind": "pyro_naf refinement",
         "version": VERSION,
-        "sites": _sites(result.joint),
+        "sites": _sites(joint),
         "dtype": str(start.loc.dtype),
-        "covers": result.origin.covers,
-        "options": result.origin.options,
+        "covers": origin.covers,
+        "options": origin.options,
         "start": {
             "loc": start.loc,
             "factor": start.factor,
             "widths": start.widths,
             "pattern": start.pattern,
             "modes": [asdict(mode) for mode in start.modes],
-            "structure": _tensors(start.structure),
+            "structure": tensors(start.structure),
         },
-        "has_flow": type(result.guide) is not AutoFlowNormal,
-        "state": {name: t.detach().cpu() for name, t in result.guide.state_dict().items()},
-        "before": _tensors(result.before),
-        "after": _tensors(result.after),
-        **{name: getattr(result, name) for name in _PLAIN},
     }
-    save(Path(path), _on_cpu(content))
 
 
 def load_refinement(
@@ -62,11 +73,21 @@ def load_refinement(
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> Refinement:
+) -> Refined:
     """:meth:`~pyro_naf.infer.Refinement.load`."""
     content = load(Path(path), "refinement", VERSION)
+    if "training" in content:
+        raise ModelFileError(
+            f"{path} is the checkpoint of a refinement that has not ended: repeat the call of "
+            "refine that wrote it, and it goes on"
+        )
     joint = Joint(model, args, kwargs)
-    _check_sites(path, content, joint)
+    check_sites(path, content, joint)
+    return restored(path, content, joint)
+
+
+def restored(path: str | os.PathLike[str], content: dict[str, Any], joint: Joint) -> Refined:
+    """The result that a file holds, for a joint density with its latents."""
     try:
         origin = _origin(content, joint)
         before, after = (ImportanceDiagnostics(**content[name]) for name in ("before", "after"))
@@ -77,16 +98,17 @@ def load_refinement(
         guide.load_state_dict(content["state"])
         plain = {name: content[name] for name in _PLAIN}
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0][:300]
-        raise ModelFileError(f"{path} does not hold a whole refinement: {reason}") from None
-    return Refinement(guide, before, after, joint=joint, origin=origin, **plain)
+        raise ModelFileError(
+            f"{path} does not hold a whole refinement: {shortened(error)}"
+        ) from None
+    return Refined(guide, before, after, joint=joint, origin=origin, **plain)
 
 
-def save_correction(result: Correction, path: str | os.PathLike[str]) -> None:
-    """:meth:`~pyro_naf.infer.Correction.save`."""
+def save_correction(result: Any, path: str | os.PathLike[str]) -> None:
+    """Write the fields of a :class:`~pyro_naf.infer.Correction` but for the model."""
     content = {field.name: getattr(result, field.name) for field in fields(result)}
     del content["joint"]
-    save(Path(path), _on_cpu({"kind": "pyro_naf correction", "version": VERSION, **content}))
+    save(Path(path), on_cpu({"kind": "pyro_naf correction", "version": VERSION, **content}))
 
 
 def load_correction(
@@ -94,27 +116,24 @@ def load_correction(
     model: Callable[..., Any] | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> Correction:
-    """:meth:`~pyro_naf.infer.Correction.load`."""
+) -> dict[str, Any]:
+    """Read the fields of a :class:`~pyro_naf.infer.Correction`."""
     content = load(Path(path), "correction", VERSION)
     del content["kind"], content["version"]
     joint = None if model is None else Joint(model, args, kwargs)
-    try:
-        result = Correction(**content, joint=joint)
-    except TypeError as error:
-        raise ModelFileError(f"{path} does not hold a whole correction: {error}") from None
-    if joint is not None:
-        shapes = {name: list(v.shape[2:]) for name, v in result.draws.items()}
+    if joint is not None and isinstance(draws := content.get("draws"), dict):
+        shapes = {name: list(v.shape[2:]) for name, v in draws.items()}
         sites = {name: shapes[name] for name in joint.sites if name in shapes}
-        _check_sites(path, {"sites": sites}, joint)
-    return result
+        check_sites(path, {"sites": sites}, joint)
+    return content | {"joint": joint}
 
 
 def _sites(joint: Joint) -> dict[str, list[int]]:
     return {name: list(site.shape) for name, site in joint.sites.items()}
 
 
-def _check_sites(path: Any, content: dict[str, Any], joint: Joint) -> None:
+def check_sites(path: Any, content: dict[str, Any], joint: Joint) -> None:
+    """Raises ValueError where a file is of a model with other latents."""
     found, given = content.get("sites"), _sites(joint)
     if found != given:
         raise ValueError(
@@ -129,23 +148,34 @@ def _check_sites(path: Any, content: dict[str, Any], joint: Joint) -> None:
         )
 
 
-def _tensors(value: Any) -> dict[str, Any] | None:
+def tensors(value: Any) -> dict[str, Any] | None:
     """The fields of a dataclass."""
     return None if value is None else {f.name: getattr(value, f.name) for f in fields(value)}
 
 
-def _on_cpu(value: Any) -> Any:
+def shortened(error: Exception) -> str:
+    """The first line of an error of torch's."""
+    return (str(error).splitlines() or [""])[0][:300]
+
+
+def on_cpu(value: Any) -> Any:
+    """Copies of tensors, and of dicts and lists of them, on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, dict):
-        return {name: _on_cpu(item) for name, item in value.items()}
+        return {name: on_cpu(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_on_cpu(item) for item in value]
+        return [on_cpu(item) for item in value]
     return value
 
 
 def _origin(content: dict[str, Any], joint: Joint) -> Origin:
-    saved = content["start"]
+    start = restored_start(content["start"], joint)
+    return Origin(start, bool(content["covers"]), dict(content["options"]))
+
+
+def restored_start(saved: dict[str, Any], joint: Joint) -> Start:
+    """The Gaussian of a file, for a joint density."""
     like = joint.start
     modes = [
         Gaussian(m["loc"].to(like), m["factor"].to(like), float(m["elbo"])) for m in saved["modes"]
@@ -154,8 +184,7 @@ def _origin(content: dict[str, Any], joint: Joint) -> Origin:
     pattern = None if saved["pattern"] is None else saved["pattern"].to(like)
     loc, factor = (saved[name].to(like) for name in ("loc", "factor"))
     _check_shapes(joint.dim, loc, factor)
-    start = Start(joint, loc, factor, modes, list(saved["widths"]), structure, pattern)
-    return Origin(start, bool(content["covers"]), dict(content["options"]))
+    return Start(joint, loc, factor, modes, list(saved["widths"]), structure, pattern)
 
 
 def _check_shapes(dim: int, loc: Tensor, factor: Tensor) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
-from ..guides.pyro_internals import without_checks
+from ..guides.pyro_internals import without_checks, without_masks_of_dice
 from .capture import check_equal, constants_to_inputs, is_followed, trace
 from .compilation import Compilation, Compiled
 from .draw_inputs import NotCaptured, functional, without_draws
@@ -128,6 +128,7 @@ class StepGraph:
             with (
                 warnings.catch_warnings(),
                 without_checks(),
+                without_masks_of_dice(),
                 _NoReading(),
                 _Limited(),
             ):

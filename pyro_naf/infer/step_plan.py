@@ -112,6 +112,7 @@ class Plan:
 
     @property
     def is_proven(self) -> bool:
+        """Whether the graph has agreed with SVI often enough to take its place."""
         return self.steps > 1 + PROOFS
 
     def is_due(self) -> bool:
@@ -123,6 +124,7 @@ class Plan:
         return any(map(operator.lt, self.count_holders(), self.holders))
 
     def count_holders(self) -> list[int]:
+        """Count the references to each tensor that the graph holds."""
         assert self.graph is not None
         return list(map(sys.getrefcount, self.graph.constants))
 

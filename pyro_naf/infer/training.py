@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -64,6 +65,9 @@ _SECONDS = 100.0
 #: ELBOs this near, in nats, are level: of such candidates that of the smallest k-hat is kept.
 _LEVEL = 0.005
 
+
+#: What is kept of training as it is.
+_STATE = ("losses", "skipped", "skipped_in_a_row", "average", "own")
 
 #: What the progress bar calls a phase.
 _PHASES = {"climb": "climbing", "land": "landing", "learn": "learning", "balance": "balancing"}
@@ -136,11 +140,18 @@ class Training:
         self.own: tuple[Tensor, ...] = ()
         self.candidates: list[_Candidate] = []
 
-    def run(self, budget: Budget, progress: Progress, until: float = 1.0) -> None:
+    def run(
+        self,
+        budget: Budget,
+        progress: Progress,
+        until: float = 1.0,
+        after_step: Callable[[Training], None] = lambda training: None,
+    ) -> None:
         """Trains until the guide is good, or the budget is spent.
 
         :param until: the fraction of the budget after which climbing is broken off; a further call
             goes on.
+        :param after_step: called with this after each step.
         """
         losses = {
             "climb": self._climb,
@@ -169,7 +180,31 @@ class Training:
                 budget.land()
             if len(self.losses) % 20 == 1:
                 self._show(phase, budget, progress)
+            after_step(self)
         self._keep_best()
+
+    def state(self) -> dict[str, Any]:
+        """Weights, optimiser and candidates, for a checkpoint."""
+        return {
+            "guide": {name: t.detach() for name, t in self.guide.state_dict().items()},
+            "adam": self.adam.state_dict(),
+            "candidates": [c._asdict() for c in self.candidates],
+            **{name: getattr(self, name) for name in _STATE},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`; weights and draws return to the device of the guide."""
+        like = self.guide.loc
+        self.guide.load_state_dict(state["guide"])
+        self.adam.load_state_dict(state["adam"])
+        for name in _STATE:
+            setattr(self, name, state[name])
+        self.average = [t.to(like.device) for t in self.average]
+        self.own = tuple(t.to(like) for t in self.own)
+        self.candidates = [
+            _Candidate(c["elbo"], c["khat"], [t.to(like.device) for t in c["weights"]])
+            for c in state["candidates"]
+        ]
 
     def _show(self, phase: str, budget: Budget, progress: Progress) -> None:
         # Under draws of the posterior the mean of log p - log q bounds from above.

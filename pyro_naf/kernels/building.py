@@ -72,6 +72,7 @@ class BuildPy(build_py):
     """Copies the package, and compiles the loops beside; not for an editable install."""
 
     def run(self) -> None:
+        """Build, and compile the loops in C++ where there is a compiler."""
         super().run()
         if not self.editable_mode:
             folder = Path(self.build_lib) / "pyro_naf" / "kernels"
@@ -84,6 +85,7 @@ class BdistWheel(bdist_wheel):
     """A wheel for this system where it carries compiled loops, of any Python 3."""
 
     def finalize_options(self) -> None:
+        """Mark a wheel that carries compiled loops as one for this platform."""
         if compiler() is not None and load_prebuilt().levels():
             self.distribution.has_ext_modules = lambda: True
         super().finalize_options()

@@ -16,12 +16,16 @@ class Plain:
     reads_half = False
 
     def supports(self, spec: SigmoidSpec, x: Tensor, phi: Tensor) -> bool:
+        """Whether the kernel can evaluate this: it always can."""
         return True
 
     def evaluate(self, spec: SigmoidSpec, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and log-slope by the formula itself."""
         return formulas.evaluate(spec, x, phi)
 
     def root(self, spec: SigmoidSpec, y: Tensor, phi: Tensor) -> tuple[Tensor, None]:
+        """Solve for x by bracketed Newton steps on the formula; None: no error estimate."""
+
         def evaluate(x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
             return formulas.sigmoids(x, params, spec.matrices)
 

@@ -173,6 +173,6 @@ def limits(draws: Mapping[str, np.ndarray], reference: Any = None) -> tuple[floa
 
 
 def hide_frame(axes: Axes, *sides: str) -> None:
-    """Removes these sides of the frame."""
+    """Remove these sides of the frame."""
     for side in sides:
         axes.spines[side].set_visible(False)

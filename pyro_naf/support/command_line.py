@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
@@ -69,6 +70,29 @@ def positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be positive and finite, not {text}")
     return value
+
+
+def add_renamed(
+    parser: argparse.ArgumentParser, name: str, old: str, help: str, **settings: Any
+) -> None:
+    """Add an option that has another name now; the old one is taken with a line on stderr.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> add_renamed(parser, "--max-steps", "--steps", "at most so many steps", type=int)
+    >>> parser.parse_args(["--steps", "5"]).max_steps
+    5
+    """
+
+    class Renamed(argparse.Action):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+            print(
+                f"pyro-naf: {old} is {name} now; {old} ends with the next version", file=sys.stderr
+            )
+            setattr(namespace, self.dest, values)
+
+    new = parser.add_argument(name, help=help, **settings)
+    settings["default"] = argparse.SUPPRESS
+    parser.add_argument(old, dest=new.dest, action=Renamed, help=argparse.SUPPRESS, **settings)
 
 
 def widths(text: str) -> tuple[int, ...]:

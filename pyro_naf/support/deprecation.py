@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
+from collections.abc import Callable
 from itertools import count
+from typing import Any, TypeVar, cast
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def warn_deprecated(message: str) -> None:
@@ -17,3 +22,39 @@ def warn_deprecated(message: str) -> None:
         if name.partition(".")[0] != __name__.partition(".")[0]:
             break
     warnings.warn(message, DeprecationWarning, stacklevel=level)
+
+
+def renamed(**names: str) -> Callable[[_Function], _Function]:
+    """Let a function take keywords by their old names too, with a DeprecationWarning.
+
+    :param names: old name to new name.
+    :raises TypeError: when called with both names of one argument.
+
+    >>> @renamed(seconds="max_seconds")
+    ... def search(*, max_seconds=60.0):
+    ...     return max_seconds
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     found = search(seconds=2.0)
+    >>> found, str(caught[0].message)
+    (2.0, "search takes max_seconds now; 'seconds' ends with the next version")
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def with_old_names(*args: Any, **kwargs: Any) -> Any:
+            for old in names.keys() & kwargs.keys():
+                new = names[old]
+                if new in kwargs:
+                    raise TypeError(
+                        f"{function.__name__} got both {new!r} and {old!r}, its old name"
+                    )
+                warn_deprecated(
+                    f"{function.__name__} takes {new} now; {old!r} ends with the next version"
+                )
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return cast(_Function, with_old_names)
+
+    return decorate

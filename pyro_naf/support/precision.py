@@ -34,7 +34,7 @@ def widened(tensor: Tensor) -> Tensor:
 
 
 def in_float32(method: Method) -> Method:
-    r"""Makes a transformer's ``method(x, phi)`` compute without autocast, in float32 at least.
+    r"""Make a transformer's ``method(x, phi)`` compute without autocast, in float32 at least.
 
     A log-slope that was computed in 16 bits is not the logarithm of the map's slope: the density
     would be biased, and an inverse would find no root. Under autocast the results are in float32;

@@ -34,7 +34,7 @@ class Transformer(nn.Module):
             _check_directions(cls, base)
 
     def constrain(self, phi: Tensor) -> tuple[Tensor, ...]:
-        """Maps unconstrained pseudo-parameters ``(..., P)`` to those that the formula uses."""
+        """Map unconstrained pseudo-parameters ``(..., P)`` to those that the formula uses."""
         raise NotImplementedError
 
     def evaluate(self, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:

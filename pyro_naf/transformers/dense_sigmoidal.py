@@ -57,4 +57,5 @@ class DeepDenseSigmoidal(SigmoidalTransformer):
         return tuple(at_least_float32(matrix) for matrix in (*w, *u))
 
     def extra_repr(self) -> str:
+        """Describe the options, for ``repr``."""
         return f"{super().extra_repr()}, num_layers={self.num_layers}"

@@ -58,7 +58,7 @@ class Scaled(Transformer):
         self._set_limits(MAX_LOG_SCALE, log_scale_slope)
 
     def set_slope(self, log_scale_slope: float) -> None:
-        """Changes the slope of the log-scale, before training: it changes the map."""
+        """Change the slope of the log-scale, before training: it changes the map."""
         self.log_scale_limits[1] = log_scale_slope
 
     def _set_limits(self, bound: float, slope: float) -> None:
@@ -78,6 +78,7 @@ class Scaled(Transformer):
             self._set_limits(*_UNBOUNDED)
 
     def reads_half(self, x: Tensor, phi: Tensor) -> bool:
+        """Whether the inner transformer reads half precision as it is."""
         return self.inner.reads_half(x, phi)
 
     @in_float32
@@ -89,6 +90,7 @@ class Scaled(Transformer):
         return kernels.choose(self.inner.kernel, spec, x, phi).evaluate(spec, x, phi)
 
     def plain(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and log-slope by the formula itself."""
         phi, m, s = self.spec().split(phi)
         y, log_slope = self.inner.plain(x, phi)
         return affine.evaluate(y, m, s), log_slope + s

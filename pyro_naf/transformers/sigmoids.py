@@ -84,14 +84,17 @@ class SigmoidalTransformer(Transformer):
         return kernels.choose(self.kernel, spec, x, phi).evaluate(spec, x, phi)
 
     def reads_half(self, x: Tensor, phi: Tensor) -> bool:
+        """Whether the kernel for these tensors reads half precision as it is."""
         return self.has_kernels and kernels.choose(self.kernel, self.spec(), x, phi).reads_half
 
     @torch.no_grad()
     def root(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Solve for x by the kernel for these tensors; also an estimate of the error, or None."""
         if not self.has_kernels:
             return super().root(y, phi)
         spec = self.spec()
         return kernels.choose(self.kernel, spec, y, phi).root(spec, y, phi)
 
     def extra_repr(self) -> str:
+        """Describe the options, for ``repr``."""
         return f"hidden_units={self.hidden_units}, min_slope={self.min_slope}"

@@ -74,4 +74,5 @@ class RationalQuadraticSpline(Transformer):
         return torch.where(residual <= rounding.minimum(4 * eps**0.5 * size), 0.0, residual)
 
     def extra_repr(self) -> str:
+        """Describe the options, for ``repr``."""
         return f"bins={self.bins}, bound={self.bound}"

@@ -96,7 +96,7 @@ def irt_2pl(data: Data) -> None:
 
 def irt_regression(y: Tensor, covariates: Tensor) -> None:
     """Item response with a regression of the abilities on covariates ``(students, K)``."""
-    items, students = y.shape
+    items = len(y)
     zeros = y.new_zeros(items)
     a = pyro.sample("a", dist.LogNormal(zeros + 0.5, zeros + 0.5).to_event(1))
     b = normal("b", *_wide(y, 2), items)
@@ -229,7 +229,7 @@ def conjugate_hierarchy(y: Tensor) -> None:
 
 def conjugate_log_evidence(y: Tensor) -> float:
     """By the sums: the mean of each inner group is all that matters, the rest is a constant."""
-    outer, inner, count = y.shape
+    _, inner, count = y.shape
     y = y.double().reshape(-1)
     i = torch.arange(len(y))
     same_inner = (i[:, None] // count == i // count).double()

@@ -30,7 +30,7 @@ from torch import Tensor
 from pyro_naf.infer import refine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "infer"))
-from zoo import ZOO, Case  # noqa: E402
+from zoo import ZOO, Case
 
 Draws = dict[str, Tensor]
 OUTPUT = Path(__file__).parent / "results" / "nuts_table.md"

@@ -14,13 +14,14 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyro
@@ -105,7 +106,7 @@ class Parameter(dist.TorchDistribution):
     :param prior: flat where None.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -263,7 +264,7 @@ def runge_kutta(
     """The classical method of fourth order with as many equal steps between any two times."""
     found = [start]
     z = start
-    for begin, end in zip(times, times[1:], strict=False):
+    for begin, end in itertools.pairwise(times):
         h = (end - begin) / substeps
         for i in range(substeps):
             t = begin + i * h

@@ -56,7 +56,7 @@ def test_what_a_guide_cannot_do_is_recorded(monkeypatch: pytest.MonkeyPatch) -> 
         raise ValueError("no such guide")
 
     monkeypatch.setitem(GUIDES, "AutoDSFNormal", broken)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no such guide"):
         fit("AutoDSFNormal", known()["banana"], 0.1)
     record = posteriors.measure("AutoDSFNormal", known()["banana"], 0.1)
     assert record == {"error": "training: ValueError('no such guide')"}
@@ -74,5 +74,5 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert again.table("w1").splitlines()[-1] == "| ring | 0.200 | failed | 0.100 |"
     assert "0.800: MISSED | 0.250: MISSED" in posteriors.bars(again)
     posteriors.chart(again)
-    with pytest.raises(SystemExit, match="fits of 3.0 s, not of 4.0"):
+    with pytest.raises(SystemExit, match=r"fits of 3.0 s, not of 4.0"):
         posteriors.Results(path, 4.0)

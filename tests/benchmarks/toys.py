@@ -108,7 +108,7 @@ def on_energies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             density = FlowDensity(2, architecture=model, **hidden).to(options.device)
             density.scale.fill_(2.0)
             start = time.monotonic()
-            fit_energy(density, energy, steps=options.steps, seed=0, progress=False)
+            fit_energy(density, energy, max_steps=options.steps, seed=0, progress=False)
             bound, se = energy_bound(density, energy, 200_000)
             yield {
                 "target": name,

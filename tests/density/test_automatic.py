@@ -187,7 +187,7 @@ def test_weights_act_as_repetitions_of_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight", "message"),
+    "weight, message",
     [
         ([1.0], "sample_weight must have shape (30,), one weight for each row, got (1,)"),
         ([-1.0] * 30, "sample_weight must be finite and at least 0"),

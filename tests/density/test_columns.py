@@ -50,7 +50,7 @@ def integral(density: FlowDensity, low: float, high: float, n: int = 20_001) -> 
 
 
 @pytest.mark.parametrize(
-    ("kind", "values", "low", "high"),
+    "kind, values, low, high",
     [
         ("positive", torch.distributions.Gamma(2.0, 1.0), 0.0, 40.0),
         (("bounded", -1, 2), torch.distributions.Uniform(-1.0, 2.0), -1.0, 2.0),
@@ -78,7 +78,7 @@ def test_a_density_lies_within_its_bounds_and_integrates_to_one(
 
 
 @pytest.mark.parametrize(
-    ("values", "kind"),
+    "values, kind",
     [
         (torch.distributions.LogNormal(0.0, 1.0), "positive"),
         (torch.distributions.Exponential(3.0), "positive"),
@@ -217,7 +217,7 @@ def test_objects_are_read_by_what_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    "said, message",
     [
         ({"age": "positive"}, "columns names 'age', but x has the columns 0 to 1"),
         ({5: "positive"}, "columns names 5, but x has the columns 0 to 1"),
@@ -254,7 +254,10 @@ def test_tables_that_do_not_fit_the_schema_are_refused() -> None:
         density.distribution()
     for values, message in (
         (np.array(["a", None] * 50, object), "cannot be fitted by architecture 'maf-affine-1'"),
-        (np.array([{}] * 100, object), "must hold numbers, text, booleans or dates, got dict"),
+        (
+            np.array([{}] * 100, object),
+            "must hold numbers, text, booleans, dates or durations, got dict",
+        ),
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             FlowDensity(architecture="maf-affine-1", **QUICK).fit({**table, "region": values})

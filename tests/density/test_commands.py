@@ -24,7 +24,7 @@ from pyro_naf.density.commands.files import read_table
 from pyro_naf.density.sklearn_api import SETTINGS
 
 QUICK = [
-    "--model", "maf-dsf-1", "--hidden", "16", "--hidden-units", "8", "--steps", "60",
+    "--model", "maf-dsf-1", "--hidden", "16", "--hidden-units", "8", "--max-steps", "60",
     "--no-progress", "--no-picture", "--force",
 ]  # fmt: skip
 
@@ -231,7 +231,7 @@ def test_a_published_set_is_prepared_and_set_beside_its_row(here: Path, capsys: 
         patch.setitem(
             __import__("pyro_naf").density.datasets.tables.ROWS, "power", (1620, 180, 200)
         )
-        assert run(*command[:-9], "--model", "maf-ddsf-5", "--hidden", "8", "--steps", "5",
+        assert run(*command[:-9], "--model", "maf-ddsf-5", "--hidden", "8", "--max-steps", "5",
                    "--no-progress") == 0  # fmt: skip
     out = capsys.readouterr().out
     assert re.search(r"test log-likelihood -?\d+\.\d+ ± ", out) and "published 0.62 ± .01" in out
@@ -242,7 +242,7 @@ def test_a_published_set_is_prepared_and_set_beside_its_row(here: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("command", "message"),
+    "command, message",
     [
         ("fit", "name a file of rows, or a published set with --dataset"),
         ("fit none.npy", "No such file or directory: 'none.npy'"),
@@ -392,7 +392,7 @@ def test_all_options_of_an_architecture_can_be_said(here: Path) -> None:
     params = dict[str, Any]()
     for model, said in every.items():
         options = [str(a) for pair in said.values() for a in pair if a is not True]
-        command = ["fit", "x.npy", *QUICK[-3:], "--steps", "5", *options, "--model", model]
+        command = ["fit", "x.npy", *QUICK[-3:], "--max-steps", "5", *options, "--model", model]
         assert run(*command, "--output", "out") == 0
         params = FlowDensity.load(here / "out" / "model.pt").get_params()
         expected = {k: value for k, (_, value) in said.items()}

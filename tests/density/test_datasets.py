@@ -182,7 +182,7 @@ def test_a_missing_file_says_what_to_download_and_where_to_put_it(
 
 
 @pytest.mark.parametrize(
-    ("lines", "message"),
+    "lines, message",
     [
         (["a;b"], "does not begin with Date;Time;Global_active_power"),
         ([POWER_HEADER], "holds no rows"),
@@ -200,7 +200,7 @@ def test_a_file_that_is_not_whole_is_refused(
 
 
 def test_an_unknown_set_is_named() -> None:
-    with pytest.raises(ValueError, match="name must be one of power, gas.*got 'mnist'"):
+    with pytest.raises(ValueError, match=r"name must be one of power, gas.*got 'mnist'"):
         datasets.load("mnist", ".")
 
 
@@ -229,7 +229,7 @@ def test_protein_is_split_and_standardised(data_dir: Path) -> None:
 
 
 def test_reference_data_that_is_missing_is_named(tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(datasets.DataError, match="protein.npz is missing from the folder"):
+    with pytest.raises(datasets.DataError, match=r"protein.npz is missing from the folder"):
         reference.protein(tmp_path)
     monkeypatch.delenv("PYRO_NAF_DATA", raising=False)
     with pytest.raises(datasets.DataError, match="set PYRO_NAF_DATA to the folder"):

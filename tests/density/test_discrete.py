@@ -38,7 +38,7 @@ def test_a_grid_is_found_up_to_rounding_and_draws_are_its_values(
 
 
 @pytest.mark.parametrize(
-    ("seen", "step", "number"),
+    "seen, step, number",
     [
         ([0, 2, 5], 1, 6),  # no gap is the step
         ([1, 2, 5, 10, 20, 50, 100], 1, 7),  # coins: of the grid too little is seen

@@ -340,11 +340,11 @@ def test_what_could_not_be_loaded_is_refused_at_once_by_name(tmp_path: Path) -> 
         (name,) = options
         with pytest.raises(TypeError, match=f"^{name} must be made of numbers and strings, got "):
             small(**options)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="^lr must be made of numbers"):
+        with pytest.raises(TypeError, match=r"^lr must be made of numbers"):
             small().fit(ROWS, lr=1j, **QUICK)
     density = small()
     density.columns = [object(), "b"]  # type: ignore[list-item]
-    with pytest.raises(TypeError, match="^columns must be made of numbers and strings, got"):
+    with pytest.raises(TypeError, match=r"^columns must be made of numbers and strings, got"):
         density.save(tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
 
@@ -419,7 +419,7 @@ def test_a_checkpoint_is_a_path_or_its_name_and_of_one_architecture(tmp_path: Pa
     kept = {"checkpoint": path, "checkpoint_seconds": 0, "validation": np.float32(0.2)}
     small().fit(ROWS, max_steps=3, **kept, **QUICK)
     small().fit(ROWS, max_steps=3, resume=True, **kept, **QUICK)
-    with pytest.raises(ValueError, match="it differs in overrides$"):
+    with pytest.raises(ValueError, match=r"it differs in overrides$"):
         small(activation="elu").fit(ROWS, max_steps=3, resume=True, **kept, **QUICK)
 
 
@@ -448,7 +448,7 @@ def with_value(value: float, *rows: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("x", "message"),
+    "x, message",
     [
         (ROWS[:, :1], "x must have shape (N, 2), got (50, 1)"),
         (ROWS[0], "x must have shape (N, 2), got (2,)"),
@@ -492,7 +492,7 @@ def test_contexts_of_another_shape_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "options, message",
     [
         ({"validation": 1.5}, "validation must lie in [0, 1), or be rows, got 1.5"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),

@@ -128,7 +128,7 @@ def test_by_default_mixtures_are_weighted_by_the_cells_of_rows_left_out() -> Non
     test = with_gaps(normal_rows(500, 5))
     assert float((normal_log_prob(test) - density.log_prob(test)).mean()) < 0.1
     assert density.history is not None and density.held_out is not None
-    assert [row["name"] for row in density.history.comparison][0] == "gaussian"
+    assert next(row["name"] for row in density.history.comparison) == "gaussian"
     assert {name.split("-")[0] for name, _ in density.parts} <= {"gaussian", *CLOSED}
     assert np.isfinite(density.anomaly_score(test)).all()
 
@@ -313,7 +313,7 @@ GAPS = with_gaps(normal_rows(60, 19)).numpy()
 
 
 @pytest.mark.parametrize(
-    ("architecture", "x", "message"),
+    "architecture, x, message",
     [
         (
             "maf-dsf-1",
@@ -363,7 +363,7 @@ def test_questions_to_a_flow_name_the_remedy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    "given, message",
     [
         ({}, "given must hold values of some but not all of the 4 columns, got 0"),
         (dict.fromkeys(range(4), 0.0), "some but not all of the 4 columns, got 4"),

@@ -115,7 +115,7 @@ def test_a_mixture_as_a_distribution_expands() -> None:
 
 
 def test_a_mixture_names_mistakes() -> None:
-    with pytest.raises(ValueError, match="gives 9 pseudo-parameters.*4 components need 12"):
+    with pytest.raises(ValueError, match=r"gives 9 pseudo-parameters.*4 components need 12"):
         AutoregressiveMixture(MADE(3, [10], 9), components=4)
     with pytest.raises(ValueError, match="min_scale must lie in"):
         AutoregressiveMixture(MADE(3, [10], 12), components=4, min_scale=0.0)

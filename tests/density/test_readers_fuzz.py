@@ -160,14 +160,16 @@ def test_an_archive_that_would_unpack_to_far_more_is_refused(tmp_path: Path) -> 
     np.lib.format.write_array_header_1_0(
         header, {"descr": "<f8", "fortran_order": False, "shape": (280 * 2**17, 1)}
     )
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target:
-        with target.open("x.npy", "w") as member:
-            member.write(header.getvalue())
-            for _ in range(280):
-                member.write(bytes(2**20))
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
+        target.open("x.npy", "w") as member,
+    ):
+        member.write(header.getvalue())
+        for _ in range(280):
+            member.write(bytes(2**20))
     with modest(), pytest.raises(CommandError, match=r"cannot be read: it would unpack to 29\d+ b"):
         read_table(str(path))
-    with modest(), pytest.raises(CommandError, match="cannot read 'x' .*: it would unpack to"):
+    with modest(), pytest.raises(CommandError, match=r"cannot read 'x' .*: it would unpack to"):
         load_data(str(path), torch.float32)
 
 

@@ -25,7 +25,7 @@ def gaussian(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["iaf-affine-1", "planar-2", "iaf-dsf-1"])
 def test_a_gaussian_is_found_and_its_normaliser(name: str) -> None:
     density = FlowDensity(2, architecture=name, hidden_dims=[8], hidden_units=4)
-    fit_energy(density, gaussian, steps=600, num_samples=64, lr=0.02, seed=0, progress=False)
+    fit_energy(density, gaussian, max_steps=600, num_particles=64, lr=0.02, seed=0, progress=False)
     bound, se = energy_bound(density, gaussian, 20_000)
     assert math.log(2 * math.pi) - bound == pytest.approx(0, abs=0.02 + 3 * se)
     x = density.sample(20_000)
@@ -39,7 +39,13 @@ def test_dsf_comes_close_to_a_wave_and_planar_flows_do_not() -> None:
         density = FlowDensity(2, architecture=name, hidden_dims=[32], hidden_units=8)
         density.scale.fill_(2.0)
         fit_energy(
-            density, ENERGIES["U2"], steps=600, num_samples=64, lr=1e-2, seed=0, progress=False
+            density,
+            ENERGIES["U2"],
+            max_steps=600,
+            num_particles=64,
+            lr=1e-2,
+            seed=0,
+            progress=False,
         )
         short[name] = log_normaliser("U2") - energy_bound(density, ENERGIES["U2"], 20_000)[0]
     assert 0 < short["iaf-dsf-1"] < 0.25 < 0.75 < short["planar-8"], short
@@ -48,7 +54,7 @@ def test_dsf_comes_close_to_a_wave_and_planar_flows_do_not() -> None:
 def test_draws_that_are_not_finite_are_skipped_and_then_refused() -> None:
     density = FlowDensity(2, architecture="iaf-affine-1", hidden_dims=[8])
     with pytest.raises(RuntimeError, match="50 steps in a row"):
-        fit_energy(density, lambda x: x.sum(-1) * math.nan, steps=200, progress=False)
+        fit_energy(density, lambda x: x.sum(-1) * math.nan, max_steps=200, progress=False)
 
 
 def test_a_fit_to_an_energy_that_was_interrupted_goes_on(tmp_path: Path) -> None:
@@ -68,7 +74,14 @@ def test_a_fit_to_an_energy_that_was_interrupted_goes_on(tmp_path: Path) -> None
         kept = {"checkpoint": tmp_path / name, "checkpoint_seconds": 0, "evaluate_every": 4}
         with contextlib.suppress(Killed):
             fit_energy(
-                density, energy, steps=12, num_samples=16, seed=0, progress=False, **kept, **options
+                density,
+                energy,
+                max_steps=12,
+                num_particles=16,
+                seed=0,
+                progress=False,
+                **kept,
+                **options,
             )
         return list(density.state_dict().values())
 

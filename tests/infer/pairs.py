@@ -115,19 +115,17 @@ def subsampled() -> Pair:
     def model() -> None:
         noise = pyro.param("noise", torch.tensor(0.5), constraint=dist.constraints.positive)
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 20, subsample_size=5) as index:
-            with poutine.mask(mask=index % 3 > 0):
-                x = pyro.sample("x", dist.Normal(mean, 1.0))
-                pyro.sample("y", dist.Normal(x, noise), obs=data[index])
+        with pyro.plate("data", 20, subsample_size=5) as index, poutine.mask(mask=index % 3 > 0):
+            x = pyro.sample("x", dist.Normal(mean, 1.0))
+            pyro.sample("y", dist.Normal(x, noise), obs=data[index])
 
     def guide() -> None:
         pyro.module("network", network)
         loc = pyro.param("loc", torch.tensor(0.1))
         mean = pyro.sample("mean", dist.Normal(loc, 0.3))
-        with pyro.plate("data", 20, subsample_size=5) as index:
-            with poutine.mask(mask=index % 3 > 0):
-                loc, scale = network(data[index, None]).unbind(-1)
-                pyro.sample("x", dist.Normal(loc + mean, scale.exp()))
+        with pyro.plate("data", 20, subsample_size=5) as index, poutine.mask(mask=index % 3 > 0):
+            loc, scale = network(data[index, None]).unbind(-1)
+            pyro.sample("x", dist.Normal(loc + mean, scale.exp()))
 
     return model, guide
 

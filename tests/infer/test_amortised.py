@@ -386,6 +386,15 @@ def test_a_guide_with_a_context_is_copied_pickled_and_loaded() -> None:
         assert twin(torch.randn(4, 3))["x"].shape == (4, 2)
 
 
+def test_pickles_that_name_the_old_import_paths_are_loaded() -> None:
+    guide = with_network()
+    y, z = torch.randn(8, 3), torch.randn(8, 2)
+    guide(y)
+    old = pickle.dumps(guide, protocol=0).replace(b"pyro_naf.guides.", b"pyro_naf.infer.")
+    assert b"pyro_naf.infer.layout\n" in old and b"pyro_naf.infer.contexts\n" in old
+    assert torch.equal(pickle.loads(old).get_transform(y)(z), guide.get_transform(y)(z))
+
+
 def test_a_guide_created_again_takes_the_context_modules_weights_from_the_store() -> None:
     first = with_network()
     train(linear_sets, first, 2, Trace_ELBO(), lambda: torch.randn(8, 3))
@@ -452,6 +461,8 @@ def test_a_context_needs_its_width_and_the_width_a_context() -> None:
         AutoDSFNormal(linear, context_dim=3)
     with pytest.raises(ValueError, match="context_dim must be at least 0, got -1"):
         AutoDSFNormal(linear, context_fn=itself, context_dim=-1)
+    with pytest.raises(ValueError, match=r"affine must be None or False .* got True"):
+        AutoDSFNormal(linear, context_fn=itself, context_dim=3, affine=True)
     with pytest.raises(TypeError, match="transform_fn must return a conditional transform"):
         AutoFlowNormal(
             linear, lambda d, c: deep_sigmoidal_flow(d), context_fn=itself, context_dim=3
@@ -546,13 +557,13 @@ def test_forward_kl_refuses_what_it_cannot_simulate_or_hand_on() -> None:
         dist.ImproperUniform(dist.constraints.real, (), ()),
     ):
         model = partial(flat, prior=prior)
-        with pytest.raises(ValueError, match="'x' has an improper prior.* give it a proper one"):
+        with pytest.raises(ValueError, match=r"'x' has an improper prior.* give it a proper one"):
             loss(model, dsf(model), y)
-    with pytest.raises(TypeError, match="guide must be an AutoFlowNormal.*context_fn.*AutoNormal"):
+    with pytest.raises(TypeError, match=r"guide must be an AutoFlowNormal.*context_fn.*AutoNormal"):
         loss(linear, AutoNormal(linear), y)
     with pytest.raises(TypeError, match="context_fn"):
         loss(linear, AutoDSFNormal(linear), y)
-    with pytest.raises(ValueError, match="'penalty' is a pyro.factor"):
+    with pytest.raises(ValueError, match=r"'penalty' is a pyro.factor"):
         loss(factor, dsf(factor), y)
     with pytest.raises(
         ValueError, match=r"observed sites \['y'\].*has \['data'\].*arguments\(sites\)"

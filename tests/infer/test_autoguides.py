@@ -174,7 +174,7 @@ def test_a_state_for_a_guide_that_was_never_run_comes_with_its_remedy(
     second = make(schools)
     with pytest.raises(RuntimeError, match="call it once with the model's arguments first, then"):
         second.load_state_dict(state, strict)
-    with pytest.raises(RuntimeError, match="call it once .* first, then"):
+    with pytest.raises(RuntimeError, match=r"call it once .* first, then"):
         torch.nn.ModuleDict({"guide": second}).load_state_dict(
             {f"guide.{name}": value for name, value in state.items()}, strict
         )

@@ -190,7 +190,7 @@ def test_a_support_without_a_bijection_is_refused_by_its_site(make: Any) -> None
     def model() -> None:
         pyro.sample("direction", dist.ProjectedNormal(torch.ones(3)))
 
-    with pytest.raises(ValueError, match="'direction'.*ProjectedNormalReparam"):
+    with pytest.raises(ValueError, match=r"'direction'.*ProjectedNormalReparam"):
         make(model)()
 
 

@@ -146,7 +146,7 @@ def test_a_flow_that_there_is_no_memory_or_time_for_is_told(monkeypatch: Any) ->
     assert full is not None and full.options["num_transforms"] == 2
     assert small is not None and small.options["hidden_dims"] == [128]
     monkeypatch.setattr("pyro_naf.infer.refined_guides._free_memory", lambda _: 2.0**20)
-    with pytest.raises(ValueError, match="all 300 latents without a structure needs 0.027 GiB"):
+    with pytest.raises(ValueError, match=r"all 300 latents without a structure needs 0.027 GiB"):
         affordable(origin, Budget(10, None))
 
 

@@ -28,6 +28,7 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
+from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
 from pyro_naf import eight_schools
@@ -133,7 +134,7 @@ MANY = dict(num_particles=3, vectorize_particles=True)
         automatic(AutoNormal, lambda: TraceDReG_ELBO(num_particles=2)),
         by_hand,
     ],
-    ids="normal normal-stl mvn low-rank dsf dsf-stl iaf dreg hand".split(),
+    ids=["normal", "normal-stl", "mvn", "low-rank", "dsf", "dsf-stl", "iaf", "dreg", "hand"],
 )
 def test_steps_are_those_of_svi_from_the_same_seed(make: Any) -> None:
     svi = by_both(make, twelve())
@@ -149,7 +150,7 @@ def test_steps_are_those_of_svi_from_the_same_seed(make: Any) -> None:
         lambda: pyro.optim.Adam({"lr": 0.05}, clip_args={"clip_norm": 0.5}),
         lambda: pyro.optim.SGD({"lr": 1e-3, "momentum": 0.9}),
     ],
-    ids="clipped decoupled each-its-own clip-args sgd".split(),
+    ids=["clipped", "decoupled", "each-its-own", "clip-args", "sgd"],
 )
 def test_every_optimiser_moves_and_counts_as_in_svi(optim: Any) -> None:
     assert by_both(by_hand, twelve(), optim).rung == "captured"
@@ -168,6 +169,70 @@ def test_a_scheduler_changes_the_rate_of_steps_by_a_graph() -> None:
         return losses
 
     assert by_both(by_hand, steps, scheduler).rung == "captured"
+
+
+# ------------------------------------------------------------------ enumerated discrete latents
+
+
+@config_enumerate
+def clusters(y: Tensor) -> None:
+    """A mixture of which some rows are subsampled, and one is masked."""
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+    locs = pyro.sample("locs", dist.Normal(0.0, 3.0).expand([3]).to_event(1))
+    with pyro.plate("rows", len(y), subsample_size=5) as rows, poutine.mask(mask=y[rows] < 2.3):
+        which = pyro.sample("which", dist.Categorical(weights))
+        pyro.sample("y", dist.Normal(Vindex(locs)[..., which], 0.5), obs=y[rows])
+
+
+@config_enumerate
+def markov_chain(y: Tensor) -> None:
+    """A hidden Markov model: the price of its enumeration rises linearly with its length."""
+    with pyro.plate("states", 2, dim=-2):
+        moves = pyro.sample("moves", dist.Dirichlet(torch.ones(2)))
+    with pyro.plate("locs of states", 2, dim=-2):
+        locs = pyro.sample("locs", dist.Normal(0.0, 3.0))
+    state = torch.tensor(0)
+    for t in pyro.markov(range(len(y))):
+        moves_here, locs_here = Vindex(moves)[..., state, 0, :], Vindex(locs)[..., state, 0]
+        state = pyro.sample(f"state {t}", dist.Categorical(moves_here))
+        pyro.sample(f"y {t}", dist.Normal(locs_here, 1.0), obs=y[t])
+
+
+@pytest.mark.parametrize(
+    "model, discrete, guide, options",
+    [
+        (clusters, ["which"], AutoNormal, MANY),
+        (clusters, ["which"], AutoDSFNormal, {"num_particles": 2}),
+        (markov_chain, [f"state {t}" for t in range(8)], AutoNormal, {}),
+    ],
+    ids=["mixture-particles", "mixture-dsf", "markov"],
+)
+def test_models_with_enumerated_latents_are_captured(
+    model: Any, discrete: list[str], guide: Any, options: dict[str, Any]
+) -> None:
+    def make() -> tuple[Any, Any, Any]:
+        loss = TraceEnum_ELBO(max_plate_nesting=2, **options)
+        return model, guide(poutine.block(model, hide=discrete)), loss
+
+    svi = by_both(make, lambda svi: [svi.step(Y + 0.1 * i) for i in range(10)])
+    assert (svi.rung, svi.why_not, len(svi._plans)) == ("captured", None, 1)
+
+
+def enumerated_by_the_guide() -> tuple[Any, Any, Any]:
+    """Probabilities of the guide's own discrete latents may be zero, which Pyro looks for."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("rows", len(y)):
+            side = pyro.sample("side", dist.Bernoulli(0.4))
+            pyro.sample("y", dist.Normal(2 * side, 1.0), obs=y)
+
+    @config_enumerate
+    def guide(y: Tensor) -> None:
+        share = pyro.param("share", torch.full((8,), 0.5), constraint=constraints.unit_interval)
+        with pyro.plate("rows", len(y)):
+            pyro.sample("side", dist.Bernoulli(share))
+
+    return model, guide, TraceEnum_ELBO(max_plate_nesting=1)
 
 
 # ------------------------------------------------------------------ nothing is swallowed
@@ -404,16 +469,6 @@ def with_model(body: Callable[[Tensor], Any]) -> tuple[Any, Any, Any]:
     return model, AutoNormal(model), Trace_ELBO()
 
 
-def enumerated() -> tuple[Any, Any]:
-    @config_enumerate
-    def model(y: Tensor) -> None:
-        side = pyro.sample("side", dist.Bernoulli(0.4))
-        mu = pyro.sample("mu", dist.Normal(2 * side, 1.0))
-        pyro.sample("y", dist.Normal(mu[..., None], 1.0).expand(Y.shape).to_event(1), obs=y)
-
-    return model, AutoNormal(poutine.block(model, hide=["side"]))
-
-
 def _where_positive(y: Tensor) -> Tensor:
     y = y.clone()
     y[y > 0] = y[y > 0].log1p()
@@ -442,8 +497,8 @@ REFUSED: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], Any, str]] = {
     ),
     "random": (lambda: with_model(lambda y: y * random.random()), Y, "from NumPy or from Python's"),
     "in place": (lambda: with_model(_normalised), Y, "changed in place"),
-    "enumeration": (
-        lambda: (*enumerated(), TraceEnum_ELBO(max_plate_nesting=0)),
+    "enumerated guide": (
+        lambda: enumerated_by_the_guide(),
         Y,
         r"a number .* is read at pyro/infer/\w+\.py, line",  # and not where the step is called
     ),
@@ -458,8 +513,7 @@ def test_what_cannot_be_captured_is_run_by_svi_and_said_once(name: str) -> None:
     model, guide, loss = make()
     svi = CompiledSVI(model, guide, adam(), loss, compile=False)
     with pytest.warns(UserWarning, match=f"CompiledSVI runs as SVI does: .*{words}") as said:
-        for _ in range(8):
-            svi.step(data)
+        _ = [svi.step(data) for _ in range(8)]
     assert len(said) == 1 and svi.rung == "plain"
     assert svi.why_not is not None and "\n" not in svi.why_not
 
@@ -481,7 +535,7 @@ def test_a_loss_that_is_not_finite_is_svis_with_its_words() -> None:
     for _ in range(8):
         svi.step(Y)
     assert svi.rung == "captured"
-    with pytest.raises(ValueError, match="at site 'y'|invalid values"):
+    with pytest.raises(ValueError, match=r"at site 'y'|invalid values"):
         svi.step(Y * torch.nan)
 
 

@@ -110,7 +110,7 @@ def test_particles_are_weighted_in_chunks_that_fit_into_memory(
 
 
 def test_ten_particles_are_too_few_for_khat() -> None:
-    with pytest.raises(ValueError, match="num_particles must be at least 50 .* got 10"):
+    with pytest.raises(ValueError, match=r"num_particles must be at least 50 .* got 10"):
         importance_diagnostics(conjugate, conjugate, DATA, num_particles=10)
 
 
@@ -142,7 +142,7 @@ def test_what_is_no_guide_and_no_number_of_draws_is_named() -> None:
         lambda: Posterior(conjugate, None, DATA),  # type: ignore[arg-type]
     ]
     for call in calls:
-        with pytest.raises(TypeError, match="guide must be a guide of Pyro.*, got None"):
+        with pytest.raises(TypeError, match=r"guide must be a guide of Pyro.*, got None"):
             call()
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         draws(AutoNormal(conjugate), DATA, num_samples=0)
@@ -276,7 +276,7 @@ def test_a_model_without_latents_is_refused() -> None:
 
 
 def test_too_many_samples_without_replacement_are_refused() -> None:
-    with pytest.raises(ValueError, match="at most half of num_particles .* got 60 of 100"):
+    with pytest.raises(ValueError, match=r"at most half of num_particles .* got 60 of 100"):
         importance_resample(schools, schools, num_samples=60, num_particles=100, replacement=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from typing import Any
@@ -64,7 +65,7 @@ def test_balancing_descends_the_variance_of_the_log_weights() -> None:
     law = near.get_posterior()
     training = training_of(guide, law, num_particles=50)
     theirs = training.pool.draw(100)
-    with mock.patch.object(training.pool, "draw", lambda count: theirs):
+    with mock.patch.object(training.pool, "draw", return_value=theirs):
         found = gradient(training, training._balance())
     z = torch.cat([theirs[0], training.own[0]])
     log_w = law.log_prob(z) - guide.get_posterior().log_prob(z)
@@ -81,7 +82,7 @@ def test_the_guide_s_own_draws_are_made_anew_once_in_some_steps() -> None:
     for _ in range(6):
         training._balance()
         made.append(training.own[0])
-    pairs = zip(made, made[1:], strict=False)
+    pairs = itertools.pairwise(made)
     assert [a is b for a, b in pairs] == [True, False, True, False, True]
 
 
@@ -159,7 +160,7 @@ def test_a_flow_that_has_nothing_to_add_stays_as_it_started() -> None:
         pyro.sample("x", dist.Normal(torch.zeros(3), torch.tensor([1.0, 10.0, 0.1])).to_event(1))
 
     settings: dict[str, Any] = dict(seed=0, num_draws=20_000, progress=False)
-    start = refine(model, steps=1, learning_rate=1e-9, **settings)
+    start = refine(model, steps=1, lr=1e-9, **settings)
     result = refine(model, steps=60, **settings)
     noise = math.hypot(start.elbo_se, result.elbo_se)
     assert result.khat <= 0.6 and result.elbo > start.elbo - 0.005 - 4 * noise

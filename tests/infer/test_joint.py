@@ -255,5 +255,5 @@ def test_a_support_without_a_bijection_is_named_with_what_to_write_instead() -> 
         pyro.sample("precision", dist.Wishart(torch.tensor(50.0), torch.eye(2)))
 
     torch.manual_seed(0)
-    with pytest.raises(NotImplementedError, match="'precision' has the support .*LKJCholesky"):
+    with pytest.raises(NotImplementedError, match=r"'precision' has the support .*LKJCholesky"):
         Joint(model)

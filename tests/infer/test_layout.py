@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch.distributions import biject_to
 
-from pyro_naf.infer.layout import Layout
+from pyro_naf.guides.layout import Layout
 
 
 def model(sets: int = 5) -> None:

@@ -70,7 +70,7 @@ class Walled:
                 raise RootNotFoundError(1, len(y), 1.0)
             return y.log()
 
-    transforms = [Wall()]
+    transforms = (Wall(),)
 
     def log_prob(self, z: Tensor) -> Tensor:
         x = self.transforms[0].inv(z)

@@ -63,7 +63,7 @@ def test_refinement_starts_from_the_fitted_guide(kind: Any, flow: str) -> None:
         flow=flow,
         num_transforms=1,
         steps=1,
-        learning_rate=1e-9,
+        lr=1e-9,
         num_draws=20_000,
         seed=0,
         progress=False,
@@ -127,7 +127,7 @@ def test_the_fitted_guide_the_model_and_random_generators_are_left_as_they_were(
     store = pyro.get_param_store()
     assert all(torch.equal(store[k], v) for k, v in before.items())
     assert all(store[k].unconstrained().grad is None for k in before)
-    names = {k.split(".")[0] for k in store.keys()}
+    names = {k.split(".")[0] for k in store}
     assert names == {"bias", "AutoNormal", result.guide._pyro_name}
     again = refine(guide, steps=5, seed=3, progress=False)
     assert again.losses == result.losses and again.elbo == result.elbo
@@ -160,7 +160,7 @@ def test_the_param_store_holds_nothing_but_the_refined_guides_afterwards(kind: A
     assert before <= set(pyro.get_param_store().keys())
     pyro.clear_param_store()
     result.guide()  # and it is there again
-    names = {key.split(".")[0] for key in pyro.get_param_store().keys()}
+    names = {key.split(".")[0] for key in pyro.get_param_store()}
     assert names == {result.guide._pyro_name}
 
 
@@ -181,7 +181,7 @@ def test_a_guide_trained_before_under_the_same_class_does_not_leak_in() -> None:
     for _ in range(20):
         svi.step()
     guide = fitted(AutoNormal, banana)
-    result = refine(guide, steps=1, learning_rate=1e-9, seed=0, progress=False)
+    result = refine(guide, steps=1, lr=1e-9, seed=0, progress=False)
     assert abs(result.elbo - result.before.elbo) < 0.1
 
 
@@ -277,7 +277,7 @@ def test_what_is_not_a_fitted_guide_is_refused() -> None:
         ("steps", 0),
         ("seconds", -1.0),
         ("num_particles", 1),
-        ("learning_rate", math.inf),
+        ("lr", math.inf),
         ("tempering", 0.0),
         ("num_starts", 0),
     ],

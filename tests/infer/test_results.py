@@ -265,7 +265,7 @@ def test_predictions_for_other_groups_are_refused(eight: Refinement) -> None:
             pyro.sample("x", dist.Normal(0.0, 1.0))
 
     posterior = Posterior(model, AutoNormal(model), 3)
-    with pytest.raises(ValueError, match="latent 'x' has the shape .5.*, its draws have .3"):
+    with pytest.raises(ValueError, match=r"latent 'x' has the shape .5.*, its draws have .3"):
         posterior.predictive(5)
 
 
@@ -301,7 +301,7 @@ def test_files_are_read_without_running_code_and_fit_their_model(
     with pytest.raises(ValueError, match=r"model with the latents \{'x': \[\]\}"):
         Refinement.load(path, schools)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelFileError, match="normal.pt is not a refinement of pyro_naf"):
+    with pytest.raises(ModelFileError, match=r"normal.pt is not a refinement of pyro_naf"):
         Refinement.load(path, conjugate, DATA)
 
 

@@ -115,7 +115,7 @@ def test_points_without_a_finite_hessian_are_passed_over() -> None:
 
     found = find_structure(target, torch.ones(2), (5.0, 5.0, 0.1))
     assert bool(found.adjacency[0, 1])
-    with pytest.raises(ValueError, match="not finite at any of 12 points.*adjacency, or 'full'"):
+    with pytest.raises(ValueError, match=r"not finite at any of 12 points.*adjacency, or 'full'"):
         find_structure(target, torch.tensor([-100.0, 0.0]))
 
 
@@ -225,7 +225,7 @@ def rough_guide(make: Any, structure: Any, variant: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("make", "variant"),
+    "make, variant",
     [*((AutoDSFNormal, variant) for variant in VARIANTS), (AutoDDSFNormal, "full rank")],
 )
 def test_the_jacobian_of_a_guide_has_the_pattern(make: Any, variant: str) -> None:

@@ -262,9 +262,8 @@ VOTES = np.array([[0, 0, 1], [1, 1, 1], [2, 2, 2], [0, 1, 0]])
 @config_enumerate
 def dawid_skene(votes: Tensor) -> None:
     """Annotators with a matrix of confusion each."""
-    with pyro.plate("annotator", 3, dim=-1):
-        with pyro.plate("class", 3, dim=-2):
-            beta = pyro.sample("beta", dist.Dirichlet(torch.ones(3)))
+    with pyro.plate("annotator", 3, dim=-1), pyro.plate("class", 3, dim=-2):
+        beta = pyro.sample("beta", dist.Dirichlet(torch.ones(3)))
     pi = pyro.sample("pi", dist.Dirichlet(torch.ones(3)))
     beta = beta.transpose(0, 1)
     with pyro.plate("item", len(votes), dim=-2):

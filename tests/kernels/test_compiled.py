@@ -178,7 +178,7 @@ def test_a_root_that_float32_cannot_hold_is_reported(factory: Callable[..., Any]
     phi[7, :4] = 1e7  # slopes
     phi[7, 4:8] = -1e7
     phi[12] = torch.nan
-    with pytest.raises(RootNotFoundError, match="for [12] of 20 samples"):
+    with pytest.raises(RootNotFoundError, match=r"for [12] of 20 samples"):
         transformer.inverse(torch.linspace(-2, 2, 20), phi)
 
 

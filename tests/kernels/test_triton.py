@@ -23,7 +23,7 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("without a GPU these tests need TRITON_INTERPRET=1", allow_module_level=True)
 
-from pyro_naf.kernels.triton import operators  # noqa: E402
+from pyro_naf.kernels.triton import operators
 
 # The interpreter computes with numpy, which warns where a GPU does not.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning")
@@ -96,7 +96,7 @@ def relative(got: Tensor, exact: Tensor) -> float:
 
 
 @pytest.mark.parametrize("dtype", [torch.float, torch.double])
-@pytest.mark.parametrize(("units", "layers"), DSF + DDSF)
+@pytest.mark.parametrize("units, layers", DSF + DDSF)
 def test_value_log_slope_and_gradients_are_those_of_the_plain_formula(
     units: int, layers: int, dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -111,7 +111,7 @@ def test_value_log_slope_and_gradients_are_those_of_the_plain_formula(
 
 
 @pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize(("units", "layers"), [(5, 0), (64, 0), (5, 1), (5, 2)])
+@pytest.mark.parametrize("units, layers", [(5, 0), (64, 0), (5, 1), (5, 2)])
 def test_float32_is_right_far_out(
     units: int, layers: int, flat: bool, device: torch.device
 ) -> None:
@@ -126,7 +126,7 @@ def test_float32_is_right_far_out(
     assert relative(got[1], exact[1]) <= 5e-6
 
 
-@pytest.mark.parametrize(("units", "layers"), SOME)
+@pytest.mark.parametrize("units, layers", SOME)
 def test_float32_gradients_far_out_are_those_of_the_plain_formula(
     units: int, layers: int, device: torch.device
 ) -> None:
@@ -143,7 +143,7 @@ def test_float32_gradients_far_out_are_those_of_the_plain_formula(
 
 
 @pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize(("units", "layers"), [(4, 0), (16, 0), (4, 2), (16, 2)])
+@pytest.mark.parametrize("units, layers", [(4, 0), (16, 0), (4, 2), (16, 2)])
 def test_float32_is_as_right_as_the_plain_formula_for_sharp_parameters(
     units: int, layers: int, centred: bool, device: torch.device
 ) -> None:
@@ -179,7 +179,7 @@ def orders(x: Tensor, phi: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("order", orders(torch.ones(1, 1), torch.ones(1, 1, 1)))
-@pytest.mark.parametrize(("units", "layers"), SOME)
+@pytest.mark.parametrize("units, layers", SOME)
 def test_memory_order_changes_nothing(
     units: int, layers: int, order: str, device: torch.device
 ) -> None:
@@ -199,7 +199,7 @@ def test_gradient_lies_in_memory_as_phi_does(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.half])
-@pytest.mark.parametrize(("units", "layers"), SOME)
+@pytest.mark.parametrize("units, layers", SOME)
 def test_arithmetic_on_16_bit_parameters_is_float32(
     units: int, layers: int, narrow: torch.dtype, device: torch.device
 ) -> None:
@@ -225,19 +225,19 @@ def test_the_wider_of_two_dtypes_is_that_of_the_arithmetic(device: torch.device)
         assert [g.dtype for g in got[2:4]] == [t.dtype for t in inputs_of]
 
 
-@pytest.mark.parametrize(("units", "layers"), SOME)
+@pytest.mark.parametrize("units, layers", SOME)
 def test_unsupported_dtypes_are_named(units: int, layers: int, device: torch.device) -> None:
     transformer = make(units, layers, device, torch.float)
     x, phi = inputs(transformer, device, torch.float, (3, 2))
     for f in (kernel, root):
-        with pytest.raises(TypeError, match="x is torch.bfloat16, expected torch.float32 or"):
+        with pytest.raises(TypeError, match=r"x is torch.bfloat16, expected torch.float32 or"):
             f(transformer, x.bfloat16(), phi)
-        with pytest.raises(TypeError, match="phi is torch.int32, expected torch.float32 or"):
+        with pytest.raises(TypeError, match=r"phi is torch.int32, expected torch.float32 or"):
             f(transformer, x, phi.int())
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
-@pytest.mark.parametrize(("units", "layers"), SOME)
+@pytest.mark.parametrize("units, layers", SOME)
 def test_an_empty_batch_has_empty_results(
     units: int, layers: int, shape: tuple[int, int], device: torch.device
 ) -> None:
@@ -254,7 +254,7 @@ def test_an_empty_batch_has_empty_results(
 
 
 @pytest.mark.parametrize("dtype", [torch.float, torch.double])
-@pytest.mark.parametrize(("units", "layers"), [(1, 0), (5, 0), (64, 0), (5, 1), (5, 2), (4, 3)])
+@pytest.mark.parametrize("units, layers", [(1, 0), (5, 0), (64, 0), (5, 1), (5, 2), (4, 3)])
 def test_inverse_is_that_of_find_root(
     units: int, layers: int, dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -273,7 +273,7 @@ def test_inverse_is_that_of_find_root(
 
 
 @pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize(("units", "layers"), [(2, 0), (16, 0), (4, 2)])
+@pytest.mark.parametrize("units, layers", [(2, 0), (16, 0), (4, 2)])
 def test_inverse_converges_for_sharp_parameters(
     units: int, layers: int, centred: bool, device: torch.device
 ) -> None:
@@ -285,7 +285,7 @@ def test_inverse_converges_for_sharp_parameters(
     assert (error == 0).all() and torch.isfinite(x).all()
 
 
-@pytest.mark.parametrize(("units", "layers"), SOME)
+@pytest.mark.parametrize("units, layers", SOME)
 def test_lanes_without_a_number_are_flagged_and_leave_the_others_alone(
     units: int, layers: int, device: torch.device
 ) -> None:
@@ -326,7 +326,7 @@ def calls(transformer: Sigmoidal, x: Tensor, phi: Tensor) -> list[tuple[Any, tup
 
 
 @pytest.mark.parametrize("index", range(3))
-@pytest.mark.parametrize(("units", "layers"), [(3, 0), (2, 2)])
+@pytest.mark.parametrize("units, layers", [(3, 0), (2, 2)])
 def test_operators_pass_opcheck(units: int, layers: int, index: int, device: torch.device) -> None:
     transformer = make(units, layers, device, torch.float)
     x, phi = inputs(transformer, device, torch.float, (3, 2))
@@ -337,7 +337,7 @@ def test_operators_pass_opcheck(units: int, layers: int, index: int, device: tor
 
 
 @pytest.mark.parametrize("order", ["columns", "expanded", "both expanded"])
-@pytest.mark.parametrize(("units", "layers"), [(3, 0), (2, 2)])
+@pytest.mark.parametrize("units, layers", [(3, 0), (2, 2)])
 def test_fake_tensors_have_the_shapes_strides_and_dtypes_of_real_ones(
     units: int, layers: int, order: str, device: torch.device
 ) -> None:
@@ -353,7 +353,7 @@ def test_fake_tensors_have_the_shapes_strides_and_dtypes_of_real_ones(
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize(("units", "layers"), [(3, 0), (2, 2)])
+@pytest.mark.parametrize("units, layers", [(3, 0), (2, 2)])
 def test_compiles_without_a_graph_break(
     units: int, layers: int, backend: str, device: torch.device
 ) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -92,11 +92,9 @@ class CommandHelp(Directive):
 
     def run(self) -> list[nodes.Node]:
         printed = io.StringIO()
-        with redirect_stdout(printed), mock.patch.dict(os.environ, COLUMNS="88", NO_COLOR="1"):
-            try:
-                main([self.arguments[0], "--help"])
-            except SystemExit:
-                pass
+        plain = mock.patch.dict(os.environ, COLUMNS="88", NO_COLOR="1")
+        with redirect_stdout(printed), plain, suppress(SystemExit):
+            main([self.arguments[0], "--help"])
         return [nodes.literal_block(text=printed.getvalue(), language="text")]
 
 

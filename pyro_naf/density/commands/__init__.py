@@ -6,7 +6,7 @@ from argparse import BooleanOptionalAction
 from typing import Any
 
 from ...conditioners.choice import CONDITIONERS
-from ...support.command_line import at_least, positive, widths
+from ...support.command_line import add_renamed, at_least, positive, widths
 from .. import datasets
 from ..architectures import NAMES
 from ..options import ACTIVATIONS, BASES
@@ -25,7 +25,7 @@ KINDS = {
 
 
 def add_commands(commands: Any) -> None:
-    """Adds the four to the subparsers of ``pyro-naf``."""
+    """Add the four to the subparsers of ``pyro-naf``."""
     _add_fit(commands)
     score = _command(
         commands, "score", run_score, "log-likelihood of rows under a fitted density",
@@ -45,7 +45,14 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
     add = sample.add_argument
     add("model", metavar="MODEL", help="a model.pt, or the folder that it is in")
-    add("-n", type=at_least(1), metavar="N", default=1000, help="rows; default: %(default)s")
+    add(
+        "-n",
+        "--num-samples",
+        type=at_least(1),
+        metavar="N",
+        default=1000,
+        help="rows; default: %(default)s",
+    )
     add("--context-file", metavar="DATA", help="contexts, for each of which N rows are drawn")
     _add_header(sample)
     add(
@@ -122,9 +129,13 @@ def _add_fit(commands: Any) -> None:
     add("--bounded", action="append", metavar="A=0:1", help="a column between two bounds")
     add("--periodic", action="append", metavar="A=360", help="a column of angles, say")
     add("--validation", type=float, metavar="PART", default=0.1, help="default: %(default)s")
-    add("--epochs", type=at_least(1), metavar="N", help="default: 100, but 2000 steps at least")
-    add("--steps", type=at_least(1), metavar="N", help="at most so many steps")
-    add("--seconds", type=positive, metavar="S", help="at most so long")
+    limits: tuple[tuple[str, str, Any, str], ...] = (
+        ("epochs", "default: 100, but 2000 steps at least", at_least(1), "N"),
+        ("steps", "largest number of steps", at_least(1), "N"),
+        ("seconds", "time limit", positive, "S"),
+    )
+    for name, help, kind, metavar in limits:
+        add_renamed(fit, f"--max-{name}", f"--{name}", help, type=kind, metavar=metavar)
     add(
         "--batch-size",
         type=at_least(1),

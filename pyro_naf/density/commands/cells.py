@@ -10,29 +10,14 @@ from datetime import datetime, timezone
 
 import numpy as np
 
+from .. import numerals
 from ..kinds import MANY_CLASSES
+from ..numerals import CODE, MINUS, NUMBERS, numbers
 
 #: What a cell without a value may hold, in lower case.
 MISSING = frozenset(
     ("", "?", "-", "--", ".", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "none")
 )
-
-#: Characters, beside the other mark, that stand between groups of three digits.
-GROUPING = " '\u00a0\u202f\u2019"
-
-#: The minus sign of typographers.
-MINUS = "\u2212"
-
-#: Numbers by their decimal mark; digits before it may be in groups of three.
-NUMBERS = {
-    mark: re.compile(
-        rf"[+-]?(\d{{1,3}}([{other}{GROUPING}]\d{{3}})+|\d*)([{mark}]\d*)?([eE][+-]?\d+)?"
-    )
-    for mark, other in ((".", ","), (",", "."))
-}
-
-#: The code of a place or thing, whose zeros in front are part of it.
-CODE = re.compile(r"0\d{2,}")
 
 INTEGER = re.compile(r"[+-]?\d+")
 
@@ -95,25 +80,16 @@ class Written:
         found[~self.missing] = values
         return found
 
+    def as_objects(self, seen: Sequence[str]) -> np.ndarray:
+        """Text in place of the cells seen, and None for the others."""
+        found = np.full(len(self.cells), None, object)
+        found[~self.missing] = seen
+        return found
+
     def read_by(self, mark: str) -> np.ndarray | None:
         """The numbers, written with this decimal mark; None where a cell is none."""
-        if mark == "." and (plain := numbers(self.seen)) is not None:
-            return self.placed(plain)
-        if not all(NUMBERS[mark].fullmatch(cell) for cell in self.seen):
-            return None
-        other = "," if mark == "." else "."
-        drop = str.maketrans({c: None for c in other + GROUPING} | ({"+": ""}))
-        found = numbers([cell.translate(drop).replace(mark, ".") for cell in self.seen])
+        found = numerals.read_by(self.seen, mark)
         return None if found is None else self.placed(found)
-
-
-def numbers(cells: Sequence[str]) -> list[float] | None:
-    """The numbers that cells hold, written as Python's are; None where one is none."""
-    try:
-        # Python's "1_000" is no number elsewhere.
-        return None if any("_" in cell for cell in cells) else [float(cell) for cell in cells]
-    except ValueError:
-        return None
 
 
 def parse(
@@ -149,7 +125,8 @@ def parse(
     for i, column in enumerate(columns):
         number = _chosen(column, readings[i], decimal, told) if i in readings else None
         if number is None or any(map(CODE.fullmatch, column.seen)):
-            kept = _classes_or_dates(column, number is not None, column.name in as_text)
+            is_code, is_text = number is not None, column.name in as_text
+            kept = _classes_or_dates(column, is_code, is_text, decimal)
         else:
             kept = number if isinstance(number, str) else _exact(column, number)
         if isinstance(kept, str):
@@ -194,8 +171,10 @@ def _exact(column: Written, found: np.ndarray) -> np.ndarray | str:
     return found
 
 
-def _classes_or_dates(column: Written, is_code: bool, kept_as_text: bool) -> np.ndarray | str:
-    """A column of text, as dates or as classes, or what is wrong with it."""
+def _classes_or_dates(
+    column: Written, is_code: bool, kept_as_text: bool, decimal: str | None
+) -> np.ndarray | str:
+    """A column of text, as dates, quantities or classes, or what is wrong with it."""
     first = (column.seen or column.cells)[0]
     first = next((cell for cell in column.seen if numbers([cell]) is None), first)
     wrong = f"text in {column.named(first)}"
@@ -206,11 +185,13 @@ def _classes_or_dates(column: Written, is_code: bool, kept_as_text: bool) -> np.
         dates = _dates(column)
         if dates is not None:
             return dates
+        quantities = numerals.measured(column.seen, decimal)
+        if quantities is not None:
+            unit = quantities.unit
+            return column.as_objects([numerals.written(value, unit) for value in quantities.values])
     number = len(set(column.seen))
     if kept_as_text or 1 < number <= min(MANY_CLASSES, len(column.seen) // 2):
-        found = np.array(column.cells, object)
-        found[column.missing] = None
-        return found
+        return column.as_objects(column.seen)
     values = f"{number} value{'s' if number > 1 else ''} in {len(column.seen)} rows"
     return f"{wrong}, {values}; leave it out with --exclude {column.name}"
 

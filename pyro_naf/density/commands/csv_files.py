@@ -196,7 +196,7 @@ class _Layout:
         return end > line and sum(t.count('"') for t in self.lines[line - 1 : end]) % 2 == 1
 
     def _trim(self, records: list[list[str]]) -> None:
-        """Drops what a delimiter at the end of lines begins, where it is always empty."""
+        """Drop what a delimiter at the end of lines begins, where it is always empty."""
         width = len(self.cells)
         nameless = self.columns is not None and width > 1 and not self.cells[-1]
         if nameless and all(len(c) == width - 1 or not c[-1].strip() for c in records):
@@ -204,25 +204,25 @@ class _Layout:
             assert self.columns is not None
             self.columns.pop()
             width -= 1
-        if records and all(len(c) in (width, width + 1) for c in records):
-            if not any(cell.strip() for cells in records for cell in cells[width:]):
-                for cells in records:
-                    del cells[width:]
+        fits = records and all(len(c) in (width, width + 1) for c in records)
+        if fits and not any(cell.strip() for cells in records for cell in cells[width:]):
+            for cells in records:
+                del cells[width:]
 
     def _without_units(self, records: list[list[str]], lines: list[int]) -> str | None:
-        """Leaves out a first row of units: text above nothing but numbers in some column."""
+        """Leave out a first row of units: text above nothing but numbers in some column."""
         if self.columns is None or len(records) < 3 or numbers_in(records[0]):
             return None
         for column in zip(*records, strict=True):
             cells = [cell.strip() for cell in column if cell.strip().lower() not in MISSING]
-            if len(cells) > 2 and cells[0] == column[0].strip() and not numbers_in(cells[:1]):
-                if numbers_in(cells[1:]) == len(cells) - 1:
-                    units = ", ".join(cell.strip() for cell in records.pop(0))
-                    return f"{self.path} has units in line {lines.pop(0)}, left out: {units[:60]}"
+            is_text = len(cells) > 2 and cells[0] == column[0].strip() and not numbers_in(cells[:1])
+            if is_text and numbers_in(cells[1:]) == len(cells) - 1:
+                units = ", ".join(cell.strip() for cell in records.pop(0))
+                return f"{self.path} has units in line {lines.pop(0)}, left out: {units[:60]}"
         return None
 
     def _without_counter(self, records: list[list[str]]) -> str | None:
-        """Leaves out a first column that has no name and counts the rows, as pandas writes it."""
+        """Leave out a first column that has no name and counts the rows, as pandas writes it."""
         if self.columns is None or self.cells[0] not in COUNTERS or len(self.cells) < 2:
             return None
         first = [cells[0].strip() for cells in records]
@@ -260,8 +260,10 @@ def _delimiter(lines: Sequence[str], first: Sequence[str]) -> str:
 def numbers_in(cells: Sequence[str]) -> int:
     """The number of cells that hold a number, with either decimal mark."""
     return sum(
-        any(form.fullmatch(cell.strip()) for form in NUMBERS.values())
-        and any(map(str.isdigit, cell))
+        (
+            any(form.fullmatch(cell.strip()) for form in NUMBERS.values())
+            and any(map(str.isdigit, cell))
+        )
         or numbers([cell]) is not None
         for cell in cells
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...files.atomic import open_file
 from ...support.command_line import UNPACKED, CommandError
-from ..tables import as_values, named_columns
+from ..tables import REMEDY, as_values, named_columns
 from .cells import EXACT, Parsed, parse
 from .csv_files import are_names, different
 
@@ -66,7 +66,8 @@ def _columns(path: str, table: Any) -> Parsed:
         try:
             array = as_values(values, f"column {name}")
         except (TypeError, ValueError) as error:
-            found.text[i] = f"no plain values: {error}; leave it out with --exclude {name}"
+            wrong = str(error).removesuffix(f": {REMEDY}")
+            found.text[i] = f"no plain values: {wrong}; leave it out with --exclude {name}"
             continue
         whole = array.dtype.kind in "iu" or "int" in str(values.type)
         if array.dtype.kind in "iuf" and whole and (np.abs(array.astype(float)) >= EXACT).any():
@@ -120,7 +121,7 @@ class _Workbook:
             self._check_formulas(sheet, formulas())
 
     def _check_formulas(self, values: Any, formulas: Any) -> None:
-        """Refuses formulas whose value is not stored, as of programs that do not compute them."""
+        """Refuse formulas whose value is not stored, as of programs that do not compute them."""
         for row in formulas.iter_rows():
             for cell in row:
                 if cell.data_type == "f" and values[cell.coordinate].value is None:

@@ -115,7 +115,7 @@ class Table:
         return found
 
     def keep(self, kept: Tensor) -> None:
-        """Leaves out the other rows."""
+        """Leave out the other rows."""
         self.rows = self.rows[kept]
         self.cells = {i: cells[kept.numpy()] for i, cells in self.cells.items()}
         if self.lines is not None:
@@ -234,7 +234,7 @@ def _only_or_x(names: Sequence[str], path: str) -> str:
 
 
 def write_columns(path: str, columns: Mapping[str, np.ndarray]) -> None:
-    """Writes columns, of text and dates too, to a .csv file or to standard output.
+    """Write columns, of text and dates too, to a .csv file or to standard output.
 
     :raises CommandError: for another kind of file.
     :raises OSError: when it cannot be written.
@@ -249,7 +249,7 @@ def write_columns(path: str, columns: Mapping[str, np.ndarray]) -> None:
 
 
 def write_table(path: str, rows: np.ndarray, columns: Sequence[str] | None = None) -> None:
-    """Writes rows to a .npy, .npz, .csv or .pt file; an older one stands until all is there.
+    """Write rows to a .npy, .npz, .csv or .pt file; an older one stands until all is there.
 
     Standard output is given the text of a .csv file.
 

@@ -86,9 +86,9 @@ def _fit(options: argparse.Namespace) -> int:
             data.x,
             data.context,
             validation=options.validation if data.validation is None else data.validation,
-            max_epochs=options.epochs,
-            max_steps=options.steps,
-            max_seconds=options.seconds,
+            max_epochs=options.max_epochs,
+            max_steps=options.max_steps,
+            max_seconds=options.max_seconds,
             **_said(options, SETTINGS),
             columns=data.kinds,
             seed=options.seed,
@@ -113,7 +113,7 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _check_output(options: argparse.Namespace, folder: Path) -> None:
-    """Refuses to begin where there is a model, or a run that was interrupted."""
+    """Refuse to begin where there is a model, or a run that was interrupted."""
     checkpoint, model = (folder / f"{name}.pt" for name in ("checkpoint", "model"))
     if checkpoint.exists():
         if not options.resume and not options.force:
@@ -134,7 +134,7 @@ def _check_output(options: argparse.Namespace, folder: Path) -> None:
 def _write(
     density: FlowDensity, data: _Data, options: argparse.Namespace, output: ReplacedFolder
 ) -> None:
-    """Writes the model, its picture and its summary; what is needed to go on stays."""
+    """Write the model, its picture and its summary; what is needed to go on stays."""
     summary, picture = _summary(density, data, options), None
     if not options.no_picture:
         x = data.x if data.validation is None else data.validation

@@ -99,10 +99,12 @@ def _check_missing(x: Table, context: Table | None, takes: bool) -> None:
 
 
 def best_device() -> str:
+    """Name of the device that is taken by default."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device(name: str) -> torch.device:
+    """Turn a name into a device that is there."""
     try:
         found = torch.device(name)
         torch.empty(0, device=found)
@@ -113,6 +115,7 @@ def device(name: str) -> torch.device:
 
 
 def note(message: str) -> None:
+    """Print a message, in one of several processes."""
     if parallel.rank() == 0:
         warnings.warn(message, stacklevel=2)
 

@@ -53,8 +53,8 @@ def run_sample(options: argparse.Namespace) -> None:
             preparation.check_finite(table.rows, table.path, table.lines)
             context = table.rows
         torch.manual_seed(options.seed)
-        rows = density.sample(options.n, context, as_table=False).cpu()
-        told = any(c.kind == "date" or not c.is_real for c in density.schema.columns)
+        rows = density.sample(options.num_samples, context, as_table=False).cpu()
+        told = not all(c.is_number for c in density.schema.columns)
         if context is None and told and density.from_table:
             files.write_columns(options.output, tables.columns_of(rows, density.schema))
             say(f"{len(rows)} rows written to {options.output}")
@@ -62,7 +62,7 @@ def run_sample(options: argparse.Namespace) -> None:
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # numpy has no bfloat16
         if context is not None:
             # Every context with its draws: its columns first.
-            each = context.to(rows).expand(options.n, -1, -1)
+            each = context.to(rows).expand(options.num_samples, -1, -1)
             rows = torch.cat([each, rows], -1).transpose(0, 1).flatten(0, 1)
             known = density.context_columns or [f"c{i}" for i in range(density.context_dim)]
             names = [*known, *(density.columns or [f"x{i}" for i in range(density.width)])]
@@ -80,6 +80,7 @@ def load(path: str) -> FlowDensity:
 
 
 def mean_and_se(values: np.ndarray) -> tuple[float, float]:
+    """Mean of the values, and its standard error."""
     values = np.asarray(values, np.float64)
     se = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
     return float(values.mean()), float(se)

@@ -80,7 +80,7 @@ def load_matrix(matrices, first, UNITS: tl.constexpr, K: tl.constexpr, LAST: tl.
 def store_matrix(
     matrices, first, matrix, UNITS: tl.constexpr, K: tl.constexpr, LAST: tl.constexpr
 ):  # fmt: skip
-    """Writes what :func:`load_matrix` reads."""
+    """Write what :func:`load_matrix` reads."""
     at, exists, _ = entries(UNITS, K, LAST)
     tl.store(matrices + first + at, matrix, mask=exists)
 
@@ -288,6 +288,7 @@ def forward_kernel(
     L: tl.constexpr, SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr,
     UNITS: tl.constexpr, DTYPE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
+    """Evaluate the layers of sigmoids and their log-slope."""
     b, d, exists = lanes(batch, dim, LANES)
     phi += b * phi_b + d * phi_d
     x_lane = tl.load(x + b * x_b + d * x_d, mask=exists, other=0.0).to(DTYPE)
@@ -308,6 +309,7 @@ def backward_kernel(
     L: tl.constexpr, SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr,
     UNITS: tl.constexpr, DTYPE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
+    """Compute the gradients of x and of the pseudo-parameters."""
     b, d, exists = lanes(batch, dim, LANES)
     phi += b * phi_b + d * phi_d
     grad_phi += b * grad_phi_b + d * grad_phi_d
@@ -348,6 +350,7 @@ def inverse_kernel(
     UNITS: tl.constexpr, DTYPE: tl.constexpr, EPS: tl.constexpr, EVALUATIONS: tl.constexpr,
     LANES: tl.constexpr,
 ):  # fmt: skip
+    """Solve for x by bracketed Newton steps."""
     b, d, exists = lanes(batch, dim, LANES)
     phi += b * phi_b + d * phi_d
     target = tl.load(y + b * y_b + d * y_d, mask=exists, other=0.0).to(DTYPE)

@@ -73,6 +73,7 @@ def forward_kernel(
     SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr, UNITS: tl.constexpr,
     DTYPE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
+    """Evaluate the layer of sigmoids and its log-slope."""
     b, d, exists = lanes(batch, dim, LANES)
     phi += b * phi_b + d * phi_d
     a, _, b_h, w = load_parameters(phi, 0, phi_p, biases, exists, SHIFT, FLOOR, K, UNITS, DTYPE)
@@ -91,6 +92,7 @@ def backward_kernel(
     SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr, UNITS: tl.constexpr,
     DTYPE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
+    """Compute the gradients of x and of the pseudo-parameters."""
     b, d, exists = lanes(batch, dim, LANES)
     phi += b * phi_b + d * phi_d
     a, slope_of_a, b_h, w = load_parameters(
@@ -121,6 +123,7 @@ def inverse_kernel(
     SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr, UNITS: tl.constexpr,
     DTYPE: tl.constexpr, EPS: tl.constexpr, EVALUATIONS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
+    """Solve for x by bracketed Newton steps."""
     b, d, exists = lanes(batch, dim, LANES)
     phi += b * phi_b + d * phi_d
     a, _, b_h, w = load_parameters(phi, 0, phi_p, biases, exists, SHIFT, FLOOR, K, UNITS, DTYPE)

@@ -111,6 +111,7 @@ def forward(
 
 @forward.register_fake
 def forward_meta(x: Tensor, phi: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """Shapes and dtypes of the results, for tracing."""
     dtype = arithmetic(x, phi)
     return torch.empty_like(x, dtype=dtype), torch.empty_like(x, dtype=dtype)
 
@@ -190,11 +191,13 @@ def plain(
 
 
 def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Keep what the backward pass needs."""
     ctx.save_for_backward(*inputs[:4])
     ctx.numbers = inputs[4:]
 
 
 def gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of x and of the pseudo-parameters."""
     x, phi, biases, matrices = ctx.saved_tensors
     if needs_plain_backward(*grads):
         wanted = x, phi, matrices

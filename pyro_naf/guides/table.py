@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..support.tables import Table
+from .layout import Place
 
 
-def guide_table(guide: Any) -> Table:
-    """Sites with their shapes and supports; notes on the rest."""
+def guide_table(guide: Any, places: Mapping[str, Place] | None) -> Table:
+    """Sites with their shapes and supports; notes on the rest.
+
+    :param places: site to its place in the latent vector; None for a guide that was never run.
+    """
     kind = type(guide).__name__
-    if guide.prototype_trace is None:
+    if places is None:
         return Table([], [], ["no parameters yet: call it once with the model's arguments"], kind)
     rows = []
-    for name, place in guide._layout.places.items():
+    for name, place in places.items():
         value, fn = place.site["value"], place.site["fn"]
         support = str(fn.support).removeprefix("Independent")
         rows.append([name, str(tuple(value.shape)), support])
-    flows = getattr(guide._modules.get("flow"), "parts", [])
+    flows = getattr(dict(guide.named_children())["flow"], "parts", [])
     kinds = ", ".join(sorted({type(flow).__name__ for flow in flows}))
     weights = sum(weight.numel() for weight in guide.parameters())
     affine = "full-rank" if guide.full_rank else "diagonal"

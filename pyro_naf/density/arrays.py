@@ -1,0 +1,70 @@
+"""Tensors of what people have rows of numbers in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """A floating-point tensor of an array, a tensor or nested sequences.
+
+    :raises TypeError: when it holds no real numbers.
+    """
+    if not isinstance(value, Tensor):
+        if hasattr(value, "tocsr"):
+            raise TypeError(f"{name} must be dense, got a sparse matrix: pass {name}.toarray()")
+        array = _as_array(value, name)
+        if array.dtype.kind == "O":
+            array = _numbers_of(array, name)
+        if array.dtype.kind not in "fiu":
+            raise NotRealError(name, array.dtype)
+        if array.dtype.kind == "u" or array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
+        elif not (array.flags.writeable and array.dtype.isnative):
+            array = array.astype(array.dtype.newbyteorder("="))
+        value = torch.as_tensor(np.ascontiguousarray(array))
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got a sparse tensor: pass {name}.to_dense()")
+    if value.is_complex() or value.dtype == torch.bool:
+        raise NotRealError(name, value.dtype)
+    return value if value.is_floating_point() else value.double()
+
+
+def _as_array(value: Any, name: str) -> np.ndarray:
+    """An array of what is no tensor; masked cells are missing."""
+    if isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "iuf":
+        return np.where(np.ma.getmaskarray(value), np.nan, value.data.astype(np.float64))
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(
+            f"{name} must have rows of one length, got nested sequences of several"
+        ) from None
+    if array.dtype.kind == "O" and array.ndim == 0:
+        kind = type(value).__name__
+        raise TypeError(f"{name} must hold real numbers, got {kind}: pass an array or a table")
+    return array
+
+
+def _numbers_of(array: np.ndarray, name: str) -> np.ndarray:
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must hold real numbers, got {array.dtype}: each argument must be a string of "
+            "a number, or a real number"
+        ) from None
+
+
+class NotRealError(TypeError, ValueError):
+    """An array of complex numbers, text or booleans: scikit-learn asks for a ValueError."""
+
+    def __init__(self, name: str, dtype: Any) -> None:
+        more = ": Complex data not supported" if "complex" in str(dtype) else ""
+        if str(dtype).startswith(("<U", ">U", "|S", "bool", "torch.bool")):
+            more = ": pass a DataFrame or a mapping of columns where some are no numbers"
+        super().__init__(f"{name} must hold real numbers, got {dtype}{more}")

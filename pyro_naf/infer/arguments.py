@@ -1,0 +1,64 @@
+"""Checks of the arguments of refine."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..support.checks import check_integers
+from .diagnostics import MIN_PARTICLES
+from .refined_guides import FLOWS
+
+
+def refuse_swallowed(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    options: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+) -> None:
+    """Raises TypeError when an option of refine took what may be meant for the model.
+
+    :param options: the options of refine by name, with their values; ``defaults`` those unset.
+    """
+    try:
+        parameters = list(inspect.signature(model).parameters.values())
+    except (TypeError, ValueError):  # a callable without a signature
+        return
+    bound = getattr(model, "keywords", {})  # of a functools.partial
+    for parameter in parameters[len(args) :]:
+        name = parameter.name
+        if name not in options or name in bound or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        if parameter.default is parameter.empty or options[name] != defaults[name]:
+            raise TypeError(
+                f"{name!r} is an argument of the model and an option of refine, which takes it; "
+                f"bind the model's first, as in refine(functools.partial(model, {name}=...), ...)"
+            )
+
+
+def check_arguments(
+    flow: str,
+    steps: int | None,
+    seconds: float | None,
+    num_particles: int | None,
+    num_draws: int,
+    learning_rate: float,
+    tempering: float,
+    num_starts: int,
+) -> None:
+    """Raises TypeError or ValueError, naming the argument."""
+    if flow not in FLOWS:
+        raise ValueError(f"flow must be one of {sorted(FLOWS)}, got {flow!r}")
+    check_integers(
+        steps=(1 if steps is None else steps, 1),
+        num_particles=(2 if num_particles is None else num_particles, 2),
+        num_draws=(num_draws, MIN_PARTICLES),
+        num_starts=(num_starts, 1),
+    )
+    for name, value in {"seconds": seconds, "lr": learning_rate}.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+    if not 0 < tempering <= 1:
+        raise ValueError(f"tempering must lie in (0, 1], got {tempering}")

@@ -1,0 +1,41 @@
+"""Which of two guides is the better, by the weights of their draws."""
+
+from __future__ import annotations
+
+import math
+
+from .diagnostics import ImportanceDiagnostics
+
+#: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise.
+_FALL = 0.1
+
+
+def is_good(found: ImportanceDiagnostics) -> bool:
+    """Whether a Gaussian leaves nothing to a flow."""
+    return found.khat < 0.5 and found.ess > 0.95 * found.num_particles
+
+
+def is_worse(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
+    """Whether the ELBO fell, by more than the noise of its estimates or a tenth of a nat.
+
+    Of few draws whose weights have heavy tails the noise says that anything may be level.
+    """
+    if not math.isfinite(after.elbo):
+        return math.isfinite(before.elbo)
+    noise = 2 * math.hypot(after.elbo_se, before.elbo_se)
+    return after.elbo < before.elbo - min(noise, _FALL)
+
+
+def finds_more(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
+    """Whether the estimate of the evidence rose, by more than its noise."""
+    noise = math.hypot(after.log_evidence_se, before.log_evidence_se)
+    return after.log_evidence > before.log_evidence + 2 * noise
+
+
+def is_better(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
+    """Whether the ELBO rose by more than that noise, or is level and the weights are more even."""
+    if is_worse(after, before):
+        return False
+    is_level = not is_worse(before, after)
+    share = after.ess / after.num_particles - before.ess / before.num_particles
+    return share > 0 if is_level else True

@@ -1,0 +1,121 @@
+"""What a refinement found, and what its weights allow to say about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..support.tables import Shown, Table
+from .autoguides import AutoFlowNormal
+from .diagnostics import ImportanceDiagnostics
+from .joint import Joint
+from .posterior import GuideResults
+from .start import Start
+from .verdict import Verdict, judge
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a refinement began, and its options: what going on and loading need.
+
+    :ivar start: the joint density and the Gaussian.
+    :ivar covers: whether the guide is one for several modes.
+    :ivar options: of :func:`refine`, from ``flow`` to ``tempering``.
+    """
+
+    start: Start
+    covers: bool
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Previous:
+    """An earlier refinement, for one that goes on.
+
+    :ivar guide: a copy of its guide, to be trained; None where it has no flow.
+    :ivar kept: the guide itself, for where nothing better is found.
+    :ivar after: its diagnostics.
+    :ivar covers: whether the guide is one for several modes.
+    """
+
+    guide: AutoFlowNormal | None
+    kept: AutoFlowNormal
+    after: ImportanceDiagnostics
+    covers: bool
+
+
+@dataclass(frozen=True, repr=False)
+class Refined(GuideResults, Shown):
+    """What was found, with what its weights say of it; :class:`Refinement` explains the fields."""
+
+    guide: AutoFlowNormal
+    before: ImportanceDiagnostics
+    after: ImportanceDiagnostics
+    losses: list[float] = field(repr=False)
+    skipped: int
+    seconds: float
+    missed: float = 0.0
+    density: str = "vmapped"
+    ended: str = "budget"
+    joint: Joint | None = field(default=None, repr=False)
+    origin: Origin | None = field(default=None, repr=False)
+
+    @property
+    def steps(self) -> int:
+        """Number of training steps."""
+        return len(self.losses)
+
+    @property
+    def elbo(self) -> float:
+        """ELBO after refinement."""
+        return self.after.elbo
+
+    @property
+    def elbo_se(self) -> float:
+        """Standard error of :attr:`elbo`."""
+        return self.after.elbo_se
+
+    @property
+    def khat(self) -> float:
+        """k-hat after refinement."""
+        return self.after.khat
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size after refinement."""
+        return self.after.ess
+
+    @property
+    def log_evidence(self) -> float:
+        """Importance-sampled log evidence after refinement."""
+        return self.after.log_evidence
+
+    @property
+    def judgement(self) -> Verdict:
+        """What the weights allow; of modes that no start found they know nothing."""
+        options = {} if self.origin is None else self.origin.options
+        return judge(self.after, self.missed, self.losses, self.seconds, options)
+
+    @property
+    def verdict(self) -> str:
+        """What the weights allow, in one line: one of four words, why, and what may help.
+
+        The words are "trust", "trust, do not weight", "weight" and "do not trust".
+        """
+        return self.judgement.text()
+
+    def table(self) -> Table:
+        """ELBO, k-hat and effective sample size before and after, and the verdict."""
+        rows = [
+            [
+                name,
+                f"{d.elbo:.3f} +- {d.elbo_se:.3f}",
+                f"{d.khat:.2f} +- {d.khat_se:.2f}",
+                f"{d.ess:.0f} of {d.num_particles}",
+            ]
+            for name, d in (("before", self.before), ("after", self.after))
+        ]
+        evidence = f"{self.log_evidence:.3f} +- {self.after.log_evidence_se:.3f}"
+        spent = f"{self.steps} steps in {self.seconds:.0f} s, density {self.density}"
+        notes = [f"log evidence {evidence}; {spent}; ended: {self.ended}"]
+        return Table(["", "ELBO", "k-hat", "ESS"], rows, [*notes, f"verdict {self.verdict}"])
