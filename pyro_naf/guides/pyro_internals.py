@@ -21,12 +21,14 @@ from pyro.nn.module import PyroModule
 from pyro.ops.einsum import torch_log
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import _bound_partial
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 def is_subsample(site: dict[str, Any]) -> bool:
@@ -86,7 +88,7 @@ def enumerated(model: Callable[..., Any], max_plate_nesting: int) -> Callable[..
 def log_prob_sum(trace: Trace, max_plate_nesting: int | None) -> Tensor:
     """Log-density of a trace; with ``max_plate_nesting`` its enumerated sites are summed out."""
     # Validation looks for NaN in every site, which is control flow that depends on data.
-    with pyro.validation_enabled(False), _differentiable_logarithm():
+    with without_checks(), _differentiable_logarithm():
         if max_plate_nesting is None:
             return trace.log_prob_sum()
         return TraceEinsumEvaluator(trace, True, max_plate_nesting).log_prob(trace)
@@ -120,6 +122,26 @@ def plates_with(indices: Callable[[str, int], Tensor | None]) -> Iterator[None]:
         yield
     finally:
         SubsampleMessenger._subsample = staticmethod(original)
+
+
+@contextmanager
+def loops_over_numbers() -> Iterator[None]:
+    """Let sequential plates inside run over numbers, while a graph is captured too.
+
+    Their indices are tensors, and no graph may depend on a number read out of one of its tensors.
+    """
+    original = IndepMessenger.__iter__
+
+    def iterate(plate: Any) -> Iterator[int | float]:
+        with _disable_current_modes():
+            plate._indices = torch.as_tensor(plate.indices).tolist()  # noqa: SLF001
+        return original(plate)
+
+    IndepMessenger.__iter__ = iterate
+    try:
+        yield
+    finally:
+        IndepMessenger.__iter__ = original
 
 
 @contextmanager

@@ -167,6 +167,15 @@ def find_sites(trace: Any) -> dict[str, Site]:
     return sites
 
 
+def split(u: Tensor, sites: Mapping[str, Site]) -> dict[str, Tensor]:
+    """Unconstrained values of the sites from points ``(..., D)``."""
+    parts = u.split([site.size for site in sites.values()], -1)
+    return {
+        name: part.reshape(u.shape[:-1] + site.free_shape)
+        for (name, site), part in zip(sites.items(), parts, strict=True)
+    }
+
+
 @contextmanager
 def _named(site: Mapping[str, Any]) -> Iterator[None]:
     """Errors about a support that has no bijection name the site, and what to write instead."""

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from .compilation import Compilation, is_enabled
 from .lanes import FailedFactorsAreNaN
@@ -51,9 +53,10 @@ class Graph:
 
     def __init__(self, function: ValueAndGrad, example: Tensor) -> None:
         self.count = len(example)
-        with FailedFactorsAreNaN():
-            # The graph of a function with annotations would name them.
-            module = trace(lambda u: function(u), example)
+        try:
+            module = _traced(function, example, _Constants())
+        except _ConstantWritten:
+            module = _traced(function, example, FailedFactorsAreNaN())
         self.constants = constants_to_inputs(module)
         self.module: Callable[..., Any] = module
         self._code = module.code
@@ -110,6 +113,41 @@ class Graph:
     def _check(self, function: ValueAndGrad) -> None:
         u = _fresh(self._like)
         check_equal(self._part(u), function(u))
+
+
+def _traced(function: ValueAndGrad, example: Tensor, mode: TorchDispatchMode) -> fx.GraphModule:
+    with mode:  # the graph of a function with annotations would name them
+        return trace(lambda u: function(u), example)
+
+
+class _Constants(FailedFactorsAreNaN):
+    """Computes what depends on no input while a graph is captured, once and for all.
+
+    So a model may read numbers out of its data, and transform it, at no cost for the graph. New
+    tensors stay in the graph: values may be written into them.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        is_new = not tensors or "new_" in func.__name__ or "_like" in func.__name__
+        is_random = torch.Tag.nondeterministic_seeded in func.tags
+        if is_new or is_random or any(map(is_followed, tensors)):
+            is_written = func._schema.is_mutable  # noqa: SLF001
+            if is_written and not is_followed(args[0]):
+                raise _ConstantWritten(f"{func} writes into a constant")
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        with _disable_current_modes():
+            return func(*args, **(kwargs or {}))
+
+
+class _ConstantWritten(RuntimeError):
+    pass
+
+
+def is_followed(tensor: Tensor) -> bool:
+    """Whether a graph that is being captured knows the tensor; else it is a constant there."""
+    mode = get_proxy_mode()
+    return mode is not None and tensor in mode.tracer.tensor_tracker
 
 
 def trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:

@@ -7,11 +7,12 @@ lane after another.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._decomp import decompositions
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -93,7 +94,10 @@ def with_refusals(batched: Batched, function: Callable[[Values], Any]) -> Batche
 
 
 class _Help(TorchFunctionMode):
-    """Gives lanes to what a model makes anew, and takes ``.data`` for ``.detach()``."""
+    """Gives lanes to what a model makes anew, and helps with what knows no lanes.
+
+    ``.data`` is ``.detach()``, no values are printed, recurrent networks run step by step.
+    """
 
     _MAKERS = frozenset(
         (
@@ -115,6 +119,14 @@ class _Help(TorchFunctionMode):
         )
     )
 
+    #: Operators that only know whole batches.
+    _STEP_BY_STEP: ClassVar[dict[Any, Callable[..., Any]]] = {
+        torch.lstm: decompositions.lstm_impl,
+        torch.gru: decompositions.gru_impl,
+        torch.rnn_tanh: decompositions.rnn_tanh_input,
+        torch.rnn_relu: decompositions.rnn_relu_input,
+    }
+
     def __init__(self, lane: Tensor) -> None:
         super().__init__()
         self.lane = lane
@@ -124,6 +136,10 @@ class _Help(TorchFunctionMode):
     ) -> Any:
         if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
             return args[0].detach()
+        if func in (torch.Tensor.__repr__, torch.Tensor.__format__):
+            return f"tensor of shape {tuple(args[0].shape)}"
+        if func in self._STEP_BY_STEP and isinstance(args[2], Sequence):  # not packed
+            return self._STEP_BY_STEP[func](*args)
         if func is torch.Tensor.__setitem__ and _is_mask(args[1]) and not _is_array(args[2]):
             args[0].masked_fill_(args[1], args[2])
             return None

@@ -18,11 +18,10 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import TorchFunctionMode
 
 from ..guides.pyro_internals import without_checks, without_masks_of_dice
-from .capture import check_equal, constants_to_inputs, trace
+from .capture import check_equal, constants_to_inputs, is_followed, trace
 from .compilation import Compilation, Compiled
 from .draw_inputs import NotCaptured, functional, without_draws
 from .lanes import FailedFactorsAreNaN
@@ -162,9 +161,9 @@ class _NoReading(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.Tensor.item and _is_followed(args[0]):
+        if func is torch.Tensor.item and is_followed(args[0]):
             return args[0].detach()
-        if func in self._MANY and _is_followed(args[0]):
+        if func in self._MANY and is_followed(args[0]):
             raise NotCaptured(
                 f"numbers are read out of a tensor ({func.__name__}) at {_place(None)}; "
                 "compute with the tensor itself"
@@ -198,13 +197,8 @@ def _has_fixed_shape(func: Any, args: Any) -> bool:
     """Whether an operator that may choose entries by values does not: the choice is a constant."""
     if func is torch.ops.aten.index.Tensor:
         masks = [t for t in args[1] if t is not None and t.dtype in (torch.bool, torch.uint8)]
-        return not any(_is_followed(t) for t in masks)
-    return not _is_followed(args[0])
-
-
-def _is_followed(tensor: Tensor) -> bool:
-    mode = get_proxy_mode()
-    return mode is not None and tensor in mode.tracer.tensor_tracker
+        return not any(is_followed(t) for t in masks)
+    return not is_followed(args[0])
 
 
 def _reason(error: Exception) -> str:
