@@ -23,7 +23,7 @@ PAGES = [
 #: What makes a snippet short: less time, fewer steps.
 SHORTER = [
     (r"(\.refine\()seconds=\d+", r"\1steps=10"),
-    (r"seconds=\d+", "steps=30, num_starts=2, num_draws=1000"),
+    (r"\bseconds=\d+", "steps=30, num_starts=2, num_draws=1000"),
     (r"seed=0\)", "seed=0, progress=False)"),
     (r"y, progress=False", "y, num_starts=1, num_draws=1000, progress=False"),
     (r"range\(500\)|range\(steps\)", "range(30)"),

@@ -126,7 +126,7 @@ class SpecialSites:
     def quantiles(self, values: Mapping[str, Tensor], levels: Tensor) -> dict[str, Tensor]:
         """Marginal quantiles of the sites with dependent supports, from draws ``(N, ...)``."""
         return {
-            name: sorted_quantiles(values[name].flatten(1), levels).reshape(
+            name: sorted_quantiles(values[name].reshape(len(values[name]), -1), levels).reshape(
                 -1, *self.sites[name].shape
             )
             for name in self.dependent

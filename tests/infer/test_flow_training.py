@@ -70,9 +70,12 @@ def test_wide_layers_learn_slowly() -> None:
     guide = AutoDSFNormal(banana, hidden_dims=[64], full_rank=True)
     guide()
     training = Training(guide, lambda z: -z.square().sum(-1), 1e-2, 4)
-    rates = dict(zip(training.rates, training.adam.param_groups, strict=True))
-    (wide,) = rates[0.5]["params"]
-    assert wide.shape[-1] == 64 and len(training.rates) == 2
+    groups = dict(zip(training.rates, training.adam.param_groups, strict=True))
+    assert groups.keys() == {1.0, 0.5}  # 64 inputs are twice as many as have the whole rate
+    slow = {weight.shape for weight in groups[0.5]["params"]}
+    assert all(shape[-1] == 64 for shape in slow)
+    count = sum(len(group["params"]) for group in groups.values())
+    assert count == len(list(guide.parameters()))
 
 
 def test_balancing_descends_the_variance_of_the_log_weights() -> None:
