@@ -121,20 +121,32 @@ class Comparison(Shown):
     :ivar names: names of the models.
     :ivar loo: :class:`Loo` of each.
     :ivar log_evidence: log evidence of each, NaN where it is not known; with its standard error.
+    :ivar why_no_loo: where a model has no LOO, as one without observations; then the largest
+        evidence is the first, and :attr:`loo` is empty.
     """
 
     names: tuple[str, ...]
     loo: tuple[Loo, ...]
     log_evidence: tuple[tuple[float, float], ...]
+    why_no_loo: str = ""
 
     @property
     def columns(self) -> dict[str, list[float]]:
         """Statistic to its values, in the order of :attr:`names`."""
+        evidence = [value for value, _ in self.log_evidence]
+        known = [value for value in evidence if not math.isnan(value)]
+        return self._loo_columns() | {
+            "log_evidence": evidence,
+            "se_evidence": [error for _, error in self.log_evidence],
+            "log_bayes_factor": [value - max(known, default=math.nan) for value in evidence],
+        }
+
+    def _loo_columns(self) -> dict[str, list[float]]:
+        if not self.loo:
+            return {}
         best = self.loo[0]
         n = len(best.pointwise)
         differences = [found.pointwise - best.pointwise for found in self.loo]
-        evidence = [value for value, _ in self.log_evidence]
-        known = [value for value in evidence if not math.isnan(value)]
         return {
             "elpd": [found.elpd for found in self.loo],
             "se": [found.se for found in self.loo],
@@ -142,9 +154,6 @@ class Comparison(Shown):
             "se_difference": [math.sqrt(n) * float(d.std()) for d in differences],
             "p_loo": [found.p_loo for found in self.loo],
             "unreliable": [len(found.unreliable) for found in self.loo],
-            "log_evidence": evidence,
-            "se_evidence": [error for _, error in self.log_evidence],
-            "log_bayes_factor": [value - max(known, default=math.nan) for value in evidence],
         }
 
     def to_dataframe(self) -> Any:
@@ -158,6 +167,8 @@ class Comparison(Shown):
     def verdict(self) -> str:
         """Which model predicts best, if the data can tell."""
         columns = self.columns
+        if not self.loo:
+            return self._by_evidence()
         if bad := [n for n, found in zip(self.names, self.loo, strict=True) if found.unreliable]:
             return f"LOO of {', '.join(bad)} rests on observations with a k-hat that is too high"
         if len(self.names) == 1:
@@ -167,6 +178,16 @@ class Comparison(Shown):
         if gap < _SMALL or gap < 2 * error:
             return f"{pair} predict about equally well (difference {gap:.1f} +- {error:.1f})"
         return f"{self.names[0]} predicts best, by {gap:.1f} +- {error:.1f} nats"
+
+    def _by_evidence(self) -> str:
+        if len(self.names) == 1:
+            return f"no LOO: {self.why_no_loo}"
+        (best, error), (second, other) = self.log_evidence[:2]
+        gap, noise = best - second, math.hypot(error, other)
+        return (
+            f"{self.names[0]} has the largest evidence, by {gap:.2f} +- {noise:.2f} nats; no LOO: "
+            f"{self.why_no_loo}"
+        )
 
     def table(self) -> Table:
         """A row for each model."""
@@ -187,7 +208,10 @@ def compare(results: Mapping[str, Any]) -> Comparison:
     :param results: name to what :func:`~pyro_naf.infer.refine`,
         :func:`~pyro_naf.infer.mcmc_correct` or :class:`~pyro_naf.infer.Posterior` returned, or to a
         :class:`Loo`. A correction has no evidence.
-    :raises ValueError: for no results, or models with different numbers of observations.
+    :return: the best by LOO first; by evidence where a model has no LOO (no observations, or one,
+        or some that depend on one another).
+    :raises ValueError: for no results, models with different numbers of observations, or where
+        neither LOO nor evidence is known of all.
 
     >>> import pyro, pyro.distributions as dist
     >>> from pyro_naf.infer import refine
@@ -201,7 +225,10 @@ def compare(results: Mapping[str, Any]) -> Comparison:
     """
     if not results:
         raise ValueError("there must be at least one result to compare, got none")
-    found = {name: r if isinstance(r, Loo) else r.loo() for name, r in results.items()}
+    try:
+        found = {name: r if isinstance(r, Loo) else r.loo() for name, r in results.items()}
+    except ValueError as error:
+        return _compare_evidence(results, error)
     first, *others = found
     for name in others:
         if len(found[name].pointwise) != len(found[first].pointwise):
@@ -212,6 +239,15 @@ def compare(results: Mapping[str, Any]) -> Comparison:
     names = sorted(found, key=lambda name: -found[name].elpd)
     evidence = (_evidence(results[name]) for name in names)
     return Comparison(tuple(names), tuple(found[name] for name in names), tuple(evidence))
+
+
+def _compare_evidence(results: Mapping[str, Any], error: ValueError) -> Comparison:
+    """The comparison of models of which one has no LOO, for this reason."""
+    found = {name: _evidence(result) for name, result in results.items()}
+    if any(math.isnan(value) for value, _ in found.values()):
+        raise error
+    names = sorted(found, key=lambda name: -found[name][0])
+    return Comparison(tuple(names), (), tuple(found[name] for name in names), str(error))
 
 
 def _evidence(result: Any) -> tuple[float, float]:

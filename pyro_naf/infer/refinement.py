@@ -124,16 +124,18 @@ def refine(
         ``AutoLaplaceApproximation``; or a :class:`Start`, which has arguments of its own.
     :param args: the model's arguments, as are ``kwargs``.
     :param flow: "dsf" or "ddsf".
-    :param num_transforms: number of flows; by default 2, and 1 for a guide with a structure.
+    :param num_transforms: number of flows; by default 2, and 1 for a guide with a structure or,
+        from 30 latents on, where ``seconds`` would be over before 2000 steps: a step of each size
+        is timed. Where they are over before 300 of the smallest, the Gaussian alone is trained.
     :param hidden_dims: as in :class:`~pyro_naf.infer.AutoDSFNormal`.
-    :param hidden_units: number of sigmoids; by default 16, and 8 for a guide with a structure.
+    :param hidden_units: number of sigmoids; by default 16, and 8 where ``num_transforms`` is 1.
     :param steps: largest number of training steps.
     :param seconds: time for the whole call: search, training, diagnostics. With neither, 4000
         steps or 60 seconds, whichever is first. Without a number of steps, a Gaussian that fits
         already is returned at once. Of a density that is very dear the start may be all that there
         is time for.
     :param num_particles: draws for each gradient; by default 64, and fewer where ``seconds`` would
-        be over before a thousand steps and fewer draws make a step cheaper.
+        be over before a thousand steps and fewer draws make a step cheaper, or before 300 steps.
     :param num_draws: draws for the diagnostics before and after; fewer, but 64 at least, where
         each would take longer than a sixteenth of ``seconds``, or than ten seconds without.
     :param lr: learning rate of Adam, at the start.

@@ -437,6 +437,23 @@ def test_the_better_model_wins_the_comparison() -> None:
         compare({"a": found.loo[0], "b": psis_loo({"y": torch.randn(100, 3)})})
 
 
+def test_models_without_loo_are_compared_by_evidence() -> None:
+    def model(scale: float) -> None:
+        x = pyro.sample("x", dist.Normal(0.0, scale))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(1.0))
+
+    found = compare({f"{s:g}": refine(model, s, seed=0, **SHORT) for s in (50.0, 1.0)})
+    exact = [dist.Normal(0.0, (s**2 + 1) ** 0.5).log_prob(torch.tensor(1.0)) for s in (1.0, 50.0)]
+    assert found.names == ("1", "50") and found.loo == ()
+    torch.testing.assert_close(
+        torch.tensor(found.columns["log_evidence"]), torch.stack(exact), rtol=0, atol=0.02
+    )
+    assert found.verdict.startswith(f"1 has the largest evidence, by {exact[0] - exact[1]:.1f}")
+    assert "no LOO: " in str(found) and found.to_dataframe().shape == (2, 3)
+    with pytest.raises(ValueError, match="observation"):  # a Loo alone has no evidence
+        compare({"a": refine(model, 1.0, seed=0, **SHORT), "b": psis_loo({"y": torch.ones(9, 3)})})
+
+
 def test_what_is_shown_is_a_short_table_and_its_html_is_escaped(eight: Refinement) -> None:
     for shown in (eight, eight.guide, eight.after, eight.summary(100), eight.loo(100)):
         assert len(repr(shown).splitlines()) <= 14 and repr(shown) == str(shown)
