@@ -17,8 +17,8 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 #: Run before a notebook: less of what it leaves to the defaults, which takes most of its time.
 SMALLER_DEFAULTS = """
 from pyro_naf.infer import mcmc_correct, refine, training
-mcmc_correct.__kwdefaults__.update(num_samples=250, warmup_steps=150)
-refine.__kwdefaults__.update(num_starts=4)
+mcmc_correct.__wrapped__.__kwdefaults__.update(num_samples=250, warmup_steps=150)
+refine.__wrapped__.__kwdefaults__.update(num_starts=4)
 training._JUDGING = 5000
 del mcmc_correct, refine, training
 """

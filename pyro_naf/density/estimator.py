@@ -148,7 +148,7 @@ class FlowDensity(TableDensity):
         It is the share of held-out rows whose density is no higher, the row itself counted among
         them: under the law of those rows it is at most p with probability p or less. Each row that
         cross-validation left out counts under its own fold's density, as x is then
-        (:mod:`pyro_naf.density.cross_conformal`). Rows whose score is above :math:`1 - a` are a
+        (cross-conformal, Vovk 2015). Rows whose score is above :math:`1 - a` are a
         region of high density that holds the part a of new rows. A marginal or
         conditional density, which no rows were held out from, compares with its own draws.
 

@@ -75,8 +75,10 @@ class Joint(Runs):
         super().__init__(model, args, kwargs)
         self.sites: dict[str, Site] = {}
         self.graph: Graph | None = None
-        # What is found out about the model leaves the user's generators alone.
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        # What is found out about the model leaves the user's generators alone; that it can be
+        # differentiated is known where the caller needs no gradients too.
+        generators = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+        with generators, torch.enable_grad():
             self._explore(init_loc_fn)
 
     def _explore(self, init_loc_fn: Callable[..., Tensor]) -> None:

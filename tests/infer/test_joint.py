@@ -148,6 +148,14 @@ def test_randomness_that_is_no_latent_is_warned_of() -> None:
         Joint(model)
 
 
+def test_a_joint_density_that_is_made_without_gradients_runs_in_batches() -> None:
+    with torch.no_grad():
+        joint = Joint(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)))
+    assert joint.rung == "vmapped"
+    value, gradient = joint.value_and_grad(torch.ones(3, 1))
+    assert torch.equal(gradient, -torch.ones(3, 1)) and len(value) == 3
+
+
 def test_a_guide_follows_a_support_that_depends_on_another_latent() -> None:
     def model() -> None:
         b = pyro.sample("b", dist.LogNormal(0.0, 0.5))
