@@ -26,6 +26,7 @@ SHORTER = [
     (r"\bseconds=\d+", "steps=30, num_starts=2, num_draws=1000"),
     (r"seed=0\)", "seed=0, progress=False)"),
     (r"y, progress=False", "y, num_starts=1, num_draws=1000, progress=False"),
+    (r"FlowDensity\(\)\.fit", "FlowDensity(max_seconds=2).fit"),
     (r"range\(500\)|range\(steps\)", "range(30)"),
     (r"num_simulations=\d+", "num_simulations=10, progress=False"),
     (r"(= mcmc_correct\(.*)\)", r"\1, num_samples=100, warmup_steps=50)"),

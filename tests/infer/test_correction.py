@@ -56,7 +56,7 @@ def refined() -> Any:
 
 @pytest.fixture(scope="module")
 def corrected(refined: Any) -> Correction:
-    return mcmc_correct(schools, refined, num_samples=3000, **QUIET)
+    return mcmc_correct(schools, refined, num_samples=2000, **QUIET)
 
 
 def test_eight_schools_are_corrected_to_their_reference(corrected: Correction) -> None:
