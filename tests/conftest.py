@@ -80,9 +80,46 @@ SLOW_TESTS = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that are slow, as measured; ``-m "not slow"`` leaves them out."""
+#: Tests of more than ten seconds whose parts others check in less: ``--nightly`` runs them.
+NIGHTLY = {
+    "test_a_guide_of_a_blocked_model_is_refined_with_its_discrete_latents_summed_out",
+    "test_a_sentinel_costs_nothing_and_is_named",
+    "test_anomaly_scores_are_p_values[auto]",
+    "test_kernels_compile_for_nvidia_gpus",
+    "test_neutra_needs_a_tenth_of_the_leapfrog_steps_of_nuts_on_a_narrow_model",
+    "test_on_gaussian_rows_the_gaussian_is_as_good_as_kept",
+    "test_one_missing_cell_is_enough_for_gaps_to_be_scored",
+    "test_refine_is_calibrated_where_a_mean_field_guide_is_not",
+    "test_refinement_comes_near_the_evidence[missing_by_obs_mask]",
+    "test_training_stops_on_a_plateau",
+    "test_two_processes_reach_the_likelihood_of_one",
+    "test_wider_draws_fit_the_tails_that_khat_depends_on",
+    *(
+        f"test_notebook_runs_with_reduced_settings_and_prints_no_warning[{notebook}]"
+        for notebook in (
+            "01_from_planar_to_neural",
+            "02_expressiveness",
+            "03_svi_refinement",
+            "04_guide_components",
+            "05_density_estimation",
+        )
+    ),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--nightly``."""
+    parser.addoption("--nightly", action="store_true", help="run the longest tests as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests that are slow, as measured; ``-m "not slow"`` leaves them out.
+
+    The longest of them are skipped without ``--nightly``.
+    """
     for item in items:
+        if item.name in NIGHTLY and not config.getoption("nightly"):
+            item.add_marker(pytest.mark.skip(reason="--nightly runs it"))
         in_infer = item.path.parent.name == "infer" and item.path.name not in QUICK_FILES
         name, _, parameters = item.name.partition("[")
         listed = item.path.name in SLOW_FILES or name in SLOW_TESTS
