@@ -82,13 +82,17 @@ SLOW_TESTS = {
 
 #: Tests of more than ten seconds whose parts others check in less: ``--nightly`` runs them.
 NIGHTLY = {
+    "test_a_flow_is_trained_where_there_is_time_for_its_steps[0.04-AutoDSFNormal]",
+    "test_a_flow_that_has_nothing_to_add_stays_as_it_started",
     "test_a_guide_of_a_blocked_model_is_refined_with_its_discrete_latents_summed_out",
     "test_a_sentinel_costs_nothing_and_is_named",
     "test_anomaly_scores_are_p_values[auto]",
+    "test_data_sets_in_rows_are_corrected_together",
     "test_kernels_compile_for_nvidia_gpus",
     "test_neutra_needs_a_tenth_of_the_leapfrog_steps_of_nuts_on_a_narrow_model",
     "test_on_gaussian_rows_the_gaussian_is_as_good_as_kept",
     "test_one_missing_cell_is_enough_for_gaps_to_be_scored",
+    "test_random_calls_are_right_and_without_a_report_of_the_sanitizers[avx2]",
     "test_refine_is_calibrated_where_a_mean_field_guide_is_not",
     "test_refinement_comes_near_the_evidence[missing_by_obs_mask]",
     "test_training_stops_on_a_plateau",
@@ -102,6 +106,7 @@ NIGHTLY = {
             "03_svi_refinement",
             "04_guide_components",
             "05_density_estimation",
+            "06_hierarchical_models",
         )
     ),
 }
