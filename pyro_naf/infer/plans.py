@@ -45,8 +45,8 @@ _DIAGNOSING, _PATIENCE = 0.06, 10.0
 #: The same for who has pressed Ctrl-C.
 _IMPATIENCE = 2.0
 
-#: Steps of training that a flow is worth; that a large one of many latents is, as a small one gets
-#: farther in fewer; and so few that draws are not halved to make them more.
+#: Fewest steps that a flow is trained for; fewest for a large flow of many latents, since a small
+#: one gets farther in the same time; and a number of steps below which fewer draws do not help.
 _FEWEST_STEPS, _MANY_STEPS, _HOPELESS = 300, 2000, 50
 
 #: Draws of a diagnosis that time is kept for, in any case.
@@ -274,7 +274,8 @@ class _Plan:
             forget(guide)
             guide = self.gaussian() if previous is None else previous.kept
             after = self.before
-            self.ended = "no further gain" if self.ended == "budget" else self.ended
+            if self.ended == "budget" and training.losses:
+                self.ended = "no further gain"
         return self.result(guide, after, training, self.ended)
 
     def _weighed(self, guide: AutoFlowNormal, count: int, seconds: float) -> ImportanceDiagnostics:

@@ -128,7 +128,8 @@ def refine(
         from 30 latents on, where ``seconds`` would be over before 2000 steps: a step of each size
         is timed. Where they are over before 300 of the smallest, the Gaussian alone is trained.
     :param hidden_dims: as in :class:`~pyro_naf.infer.AutoDSFNormal`.
-    :param hidden_units: number of sigmoids; by default 16, and 8 where ``num_transforms`` is 1.
+    :param hidden_units: number of sigmoids; by default 16, and 8 for a guide with a structure or
+        where the time is short, as above.
     :param steps: largest number of training steps.
     :param seconds: time for the whole call: search, training, diagnostics. With neither, 4000
         steps or 60 seconds, whichever is first. Without a number of steps, a Gaussian that fits

@@ -20,7 +20,7 @@ _FIRST_SCALE = 0.15
 _CLIMBING = 0.5
 
 #: Draws behind the ELBO that is climbed: at most, and at least. A batch of them may cost this
-#: multiple of a single point, or else what allows so many steps of the climb.
+#: multiple of a single point, or more where the time still allows this number of steps.
 _MOST_DRAWS, _FEWEST_DRAWS, _DEARER, _CLIMB_STEPS = 16, 4, 1.5, 60
 
 #: Climbs at once, at most.

@@ -41,8 +41,8 @@ _CLIMB_DRAWS, _CLIMB_STEPS, _CLIMB_SHARE = 32, 150, 0.3
 #: Origins of these climbs besides the start and zero, an even number: normal points.
 _MORE_ORIGINS = 6
 
-#: Steps that the time for these climbs must allow, with fewer origins and then with fewer draws,
-#: of which there are so many at least.
+#: Steps that the time for these climbs must allow: there are fewer origins otherwise, and fewer
+#: draws, down to the second number.
 _FEWEST_CLIMB_STEPS, _FEWEST_CLIMB_DRAWS = 40, 8
 
 #: Points of a climb's path at which a Gaussian is tried, at most; the share of the time for them,
