@@ -418,6 +418,7 @@ def test_a_flow_that_got_worse_than_the_gaussian_is_not_returned() -> None:
         # A trainer that leaves the guide far away.
         def astray(self: Any, *_: Any) -> None:
             self.guide.set_affine(torch.full((3,), 9.0), torch.eye(3))
+            self.losses.append(99.0)
 
         patched.setattr("pyro_naf.infer.training.Training.run", astray)
         result = refine(correlated, **quick)
