@@ -64,7 +64,7 @@ class FlowDensity(TableDensity):
     Source: Huang et al. 2018 [arXiv:1804.00779], section 6.2.
 
     >>> x = torch.randn(200, 2).exp()
-    >>> density = FlowDensity().fit(x, max_steps=20, seed=0, progress=False)
+    >>> density = FlowDensity().fit(x, max_seconds=1, seed=0, progress=False)
     >>> density.log_prob(x).shape, density.sample(5).shape
     (torch.Size([200]), torch.Size([5, 2]))
     """
