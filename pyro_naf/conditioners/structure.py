@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,11 @@ class Structure:
     def dim(self) -> int:
         """The number D of latents."""
         return len(self.order)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Where the pairs of a latent and an ancestor are in a matrix, row by row, ``(n,)``."""
+        return self.ancestors.flatten().nonzero().flatten()
 
     @property
     def depth(self) -> Tensor:

@@ -72,8 +72,8 @@ def triangular(structure: Structure, diagonal: Tensor, coupling: Tensor) -> Tens
     :param coupling: one number for each pair of a latent and an ancestor, ``(n,)``, row by row.
     """
     dim = structure.dim
-    (places,) = structure.ancestors.flatten().nonzero(as_tuple=True)
-    entries = coupling.new_zeros(dim * dim).index_put((places.to(coupling.device),), coupling)
+    places = structure.places.to(coupling.device)
+    entries = coupling.new_zeros(dim * dim).index_put((places,), coupling)
     return diagonal[:, None] * (torch.eye(dim).to(coupling) + entries.view(dim, dim))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 _KEPT, _MOST_KEPT = 0.15, 0.4
 
 #: What a budget is made of, beside its limits, its steps and its start.
-_STATE = ("kept", "several", "landing", "end", "fraction", "steps_climbing", "top")
+_STATE = ("kept", "several", "landing", "end", "fraction", "steps_climbing", "top", "middle")
 
 
 class Budget:
@@ -20,9 +20,9 @@ class Budget:
     Another iteration goes on where one was broken off.
 
     ``rate`` is 1 until the landing and falls to 0 there. The landing begins when :meth:`land` is
-    called, or when half the budget is over. At its end the phase is "landed", which is no step;
-    :meth:`land_again` goes on from there. With ``several`` modes all is one descent of the rate,
-    learning while it is above a half, then balancing.
+    called, or when half the time for training is over. At its end the phase is "landed", which is
+    no step; :meth:`land_again` goes on from there. With ``several`` modes all is one descent of the
+    rate, learning while it is above a half, then balancing.
 
     A number of steps alone is made in any case. Where time is limited, no step begins that would
     last beyond the end of training, going by the step before.
@@ -39,7 +39,7 @@ class Budget:
         self.several = False
         self.landing: float | None = None
         self.end, self.fraction, self.steps_climbing, self.top = 1.0, 0.0, 0, 1.0
-        self.step = 0
+        self.step, self.middle = 0, 0.5
 
     def keep(self, seconds: float) -> None:
         """Keep at least these seconds for what follows training, as far as that is possible."""
@@ -58,6 +58,16 @@ class Budget:
             return math.inf
         return max(self.left() - self.kept * self.seconds, 0.0)
 
+    def begin_training(self) -> None:
+        """Note that what came before, a search, is over."""
+        self.middle = self.part_of_rest(0.5)
+
+    def part_of_rest(self, part: float) -> float:
+        """The fraction of the budget at which so much of what is left for training will be over."""
+        if self.seconds is None:
+            return part
+        return 1 - (1 - part) * self.left_for_training() / ((1 - self.kept) * self.seconds)
+
     def __iter__(self) -> Iterator[str]:
         phase = "landed"
         while True:
@@ -73,7 +83,7 @@ class Budget:
                 if self.end == end:
                     return
                 continue
-            if self.landing is None and self.fraction >= (0.0 if self.several else 0.5):
+            if self.landing is None and self.fraction >= (0.0 if self.several else self.middle):
                 self.landing = self.fraction
             phase = "climb" if self.landing is None else "land"
             if self.several:

@@ -56,10 +56,10 @@ _HESSIANS_SHARE = 0.1
 _ELBO_DRAWS, _FEW_DRAWS, _FINALISTS = 256, 32, 3
 
 #: Between two modes the log-density falls by more than this.
-_DIP = 1.0
+DIP = 1.0
 
 #: A mode whose Gaussian has an ELBO so much below the best one's holds no mass worth a search.
-_NEGLIGIBLE = 7.0
+NEGLIGIBLE = 7.0
 
 #: An unconstrained latent that is farther out, or wider, belongs to no proper posterior.
 _FAR = 1e7
@@ -129,7 +129,7 @@ def fit_gaussian(
     (torch.Size([1]), [-1.0, 1.0])
     """
     joint = Joint(model, args, kwargs)
-    best, modes = find_gaussian(joint, num_starts, temperature, max_seconds)
+    best, modes, _ = find_gaussian(joint, num_starts, temperature, max_seconds)
     hidden = poutine.block(model, hide=list(joint.discrete)) if joint.discrete else model
     guide = AutoMultivariateNormal(hidden, init_loc_fn=start_flat_priors(init_to_median))
     guide._pyro_name = free_name(f"{type(guide).__name__}_start")
@@ -141,12 +141,16 @@ def fit_gaussian(
 
 def find_gaussian(
     joint: Joint, num_starts: int, temperature: float = 1.0, seconds: float | None = None
-) -> tuple[Gaussian, list[Gaussian]]:
-    """The Gaussian nearest to a joint density, and one at every mode; as :func:`fit_gaussian`."""
+) -> tuple[Gaussian, list[Gaussian], int | None]:
+    """The Gaussian nearest to a joint density, and one at every mode; as :func:`fit_gaussian`.
+
+    The third value is the number of climbs, where time has ended the search before the first
+    ``num_starts``.
+    """
     normal = matched_normal(max(_ELBO_DRAWS, 4 * joint.dim), joint.start)
     limit = math.inf if seconds is None else seconds
     deadline = time.monotonic() + limit
-    tried, modes = search(joint, joint.start, normal, num_starts, deadline)
+    tried, modes, climbs = search(joint, joint.start, normal, num_starts, deadline)
     if not modes:
         raise_for_start(joint)
     best = modes[0]
@@ -155,7 +159,7 @@ def find_gaussian(
         best = _best(tempered, tried, normal, deadline + 0.2 * limit) or best
     best = match(tempered, best, normal, deadline=deadline + 0.5 * limit)
     _check_proper(joint, best)
-    return best, modes
+    return best, modes, climbs if climbs < num_starts else None
 
 
 @torch.no_grad()
@@ -172,11 +176,12 @@ def search(
     normal: Tensor,
     num_starts: int,
     deadline: float = math.inf,
-) -> tuple[Tensor, list[Gaussian]]:
+) -> tuple[Tensor, list[Gaussian], int]:
     """Points along paths of L-BFGS to modes ``(N, D)``, and the best Gaussian of each mode's path.
 
-    The search ends when ``num_starts`` climbs in a row, the first counted, have found no new mode,
-    or at the deadline, a value of :func:`time.monotonic`.
+    The third value is the number of climbs. The search ends when ``num_starts`` climbs in a row,
+    the first counted, have found no new mode, or at the deadline, a value of
+    :func:`time.monotonic`.
     """
     tried = middle[None][:0]
     modes: list[Gaussian] = []
@@ -209,7 +214,7 @@ def search(
         futile = 1 if len(modes) > known else futile + len(numbers)
         if time.monotonic() > deadline:
             break
-    return tried, modes
+    return tried, modes, climbs
 
 
 @torch.no_grad()
@@ -478,9 +483,9 @@ def distinct(target: LogDensity, gaussians: list[Gaussian]) -> list[Gaussian]:
     """The best of each mode, without negligible ones, the best first."""
     kept: list[Gaussian] = []
     for g in sorted(gaussians, key=lambda g: -g.elbo):
-        if kept and g.elbo < kept[0].elbo - _NEGLIGIBLE:
+        if kept and g.elbo < kept[0].elbo - NEGLIGIBLE:
             break
-        if all(_dip(target, g.loc, k.loc) > _DIP for k in kept):
+        if all(dip(target, g.loc, k.loc) > DIP for k in kept):
             kept.append(g)
     return kept
 
@@ -488,11 +493,11 @@ def distinct(target: LogDensity, gaussians: list[Gaussian]) -> list[Gaussian]:
 @torch.no_grad()
 def _leads(target: LogDensity, top: Tensor, end: Tensor) -> bool:
     """Whether one climbs from ``end`` to ``top``; a saddle where a path has ended is no top."""
-    return float(target(end[None]) - target(top[None])) < _DIP and _dip(target, end, top) < _DIP
+    return float(target(end[None]) - target(top[None])) < DIP and dip(target, end, top) < DIP
 
 
 @torch.no_grad()
-def _dip(target: LogDensity, a: Tensor, b: Tensor) -> float:
-    """How far the log-density falls on the way from a to b, below the lower of the two."""
+def dip(target: LogDensity, a: Tensor, b: Tensor) -> float:
+    """Return how far the log-density falls on the way from a to b, below the lower of the two."""
     values = target(torch.lerp(a, b, torch.linspace(0, 1, 21).to(a)[:, None]))
     return float(torch.minimum(values[0], values[-1]) - values.min())

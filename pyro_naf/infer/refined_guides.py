@@ -47,7 +47,7 @@ def sizes(origin: Origin) -> list[Origin]:
 
     :raises ValueError: when not even small flows fit into the memory that is free.
     """
-    if origin.start.structure is not None:
+    if origin.start.structure is not None and not origin.covers:
         return [origin]
     free = _free_memory(origin.start.loc.device)
     found, needed = [], 0.0

@@ -64,6 +64,7 @@ def described(joint: Joint, origin: Origin) -> dict[str, Any]:
             "pattern": start.pattern,
             "modes": [asdict(mode) for mode in start.modes],
             "structure": tensors(start.structure),
+            "climbs": start.climbs,
         },
     }
 
@@ -184,7 +185,8 @@ def restored_start(saved: dict[str, Any], joint: Joint) -> Start:
     pattern = None if saved["pattern"] is None else saved["pattern"].to(like)
     loc, factor = (saved[name].to(like) for name in ("loc", "factor"))
     _check_shapes(joint.dim, loc, factor)
-    return Start(joint, loc, factor, modes, list(saved["widths"]), structure, pattern)
+    climbs, widths = saved.get("climbs"), list(saved["widths"])
+    return Start(joint, loc, factor, modes, widths, structure, pattern, climbs)
 
 
 def _check_shapes(dim: int, loc: Tensor, factor: Tensor) -> None:

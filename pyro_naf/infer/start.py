@@ -29,7 +29,7 @@ from .pace import Pace
 from .path_gradient import peel
 from .progress import Progress
 from .rough_gaussian import fit_roughly
-from .sparse_gaussian import fit_sparse_gaussian
+from .sparse_gaussian import SparseGaussian, sparse_gaussians
 
 #: The part of the seconds for the search for modes, at most.
 _SEARCH = 0.1
@@ -73,6 +73,8 @@ class Start:
     :ivar modes: a Gaussian at every mode that was found.
     :ivar structure: structure of the joint density, where it pays to use it.
     :ivar pattern: factor ``(D, D)`` of the covariance with the pattern of the structure.
+    :ivar climbs: number of climbs after which the time for the search for modes was over; None
+        where it had ended, and where a Gaussian was given.
     :ivar widths: with tempering, widths in multiples of this Gaussian's that are to be covered.
     """
 
@@ -83,6 +85,7 @@ class Start:
     widths: list[float] = field(default_factory=lambda: [1.0])
     structure: Structure | None = None
     pattern: Tensor | None = None
+    climbs: int | None = None
 
 
 def density_of(
@@ -153,8 +156,9 @@ def find_start(
         return _start_of_many(joint, found, seconds)
     progress.phase("looking for modes")
     search_seconds = None if seconds is None else _SEARCH * seconds
-    best, modes = find_gaussian(joint, num_starts, 1 / tempering, search_seconds)
-    return Start(joint, best.loc, best.factor, modes)  # the Gaussian is as wide as p^tempering
+    best, modes, climbs = find_gaussian(joint, num_starts, 1 / tempering, search_seconds)
+    # The Gaussian is as wide as p^tempering.
+    return Start(joint, best.loc, best.factor, modes, climbs=climbs)
 
 
 def _affordable(joint: Joint, seconds: float | None) -> int:
@@ -171,7 +175,8 @@ def _rough_start(joint: Joint, seconds: float, pace: Pace) -> Start:
     found = fit_roughly(joint, joint.start, _ROUGH * seconds, pace)
     if not found:
         raise_for_start(joint)
-    return Start(joint, found[0].loc, found[0].factor, distinct(joint, found))
+    modes = distinct(joint, found)
+    return Start(joint, found[0].loc, found[0].factor, modes, climbs=len(found))
 
 
 def _structure(joint: Joint, asked: str | Structure) -> Structure | None:
@@ -199,20 +204,35 @@ def _start_of_many(joint: Joint, structure: Structure | None, seconds: float | N
             return mean_field
     dense = torch.ones(joint.dim, joint.dim, dtype=torch.bool).fill_diagonal_(False)
     structure_or_all = structure or Structure.from_adjacency(dense)
-    best = fit_sparse_gaussian(joint, structure_or_all, joint.start, seconds=limit, pace=joint.pace)
-    (factor,) = cholesky((best.factor @ best.factor.mT)[None])
-    pattern = None if structure is None else best.factor.to(joint.start)
-    loc, factor = best.loc.to(joint.start), factor.to(joint.start)
+    (best, *others), climbs = sparse_gaussians(
+        joint, structure_or_all, joint.start, seconds=limit, pace=joint.pace
+    )
     if mean_field is not None and _elbo(mean_field) > best.elbo:
         return mean_field
-    return Start(joint, loc, factor, structure=structure, pattern=pattern)
+    pattern = None if structure is None else best.factor.to(joint.start)
+    modes = [_full_rank(g, joint.start) for g in (best, *others)]
+    return Start(
+        joint,
+        modes[0].loc,
+        modes[0].factor,
+        modes if others else [],
+        structure=structure,
+        pattern=pattern,
+        climbs=climbs,
+    )
+
+
+def _full_rank(gaussian: SparseGaussian, like: Tensor) -> Gaussian:
+    """With a lower triangular factor."""
+    (factor,) = cholesky((gaussian.factor @ gaussian.factor.mT)[None])
+    return Gaussian(gaussian.loc.to(like), factor.to(like), gaussian.elbo)
 
 
 def _mean_field(joint: Joint, seconds: float) -> Start:
     affordable = joint.pace.points(seconds / _ASCENT)
     count = min(max(affordable, 1), 64) if joint.graph is None else joint.graph.count
     loc, scale, _ = fit_mean_field(joint, falling(seconds), count, lr=_RATE)
-    return Start(joint, loc, scale)
+    return Start(joint, loc, scale, climbs=1)
 
 
 @torch.no_grad()
