@@ -126,10 +126,15 @@ class _Plan:
             has_several = len(start.modes) > 1 and several(self.joint, start.modes, self.count)
             covers = options["tempering"] < 1 or has_several
         self.origin = Origin(start, covers, options)
-        self.others = start.modes + _around(start.loc, start.factor, (1.0, 3.0))
+        self.others = self._others(start.loc, start.factor)
         if found is not None:
             self.others, self.generator = found.others, found.generators[1]
             self.options = found.options
+
+    def _others(self, loc: Tensor, factor: Tensor) -> list[Gaussian]:
+        """Gaussians that may find what the guide lacks."""
+        known = self.start.modes + (self.start.others or [])
+        return known + _around(loc, factor, (1.0, 3.0))
 
     def gaussian(self) -> AutoFlowNormal:
         """The guide that is the start's Gaussian."""
@@ -195,7 +200,7 @@ class _Plan:
         self.generator = torch.get_rng_state()
         pool = Pool(self.joint, proposals, self.count)
         around = pool.around
-        self.others = start.modes + _around(around.loc, around.factor, (1.0, 3.0))
+        self.others = self._others(around.loc, around.factor)
         trained = None if self.previous is None else self.previous.guide
         is_poor = self.joint.dim >= _FEW and pool.ess < _EVEN_POOL * len(pool.z)
         is_new = self.found is None or self.found.stage == "trial"

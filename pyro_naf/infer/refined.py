@@ -97,7 +97,7 @@ class Refined(GuideResults, Shown):
         if self.origin is None:
             return judge(self.after, self.missed, losses, self.seconds)
         start, options = self.origin.start, self.origin.options
-        found = Search(len(start.modes), start.climbs)
+        found = Search(len(start.modes), start.climbs, start.others is not None)
         return judge(self.after, self.missed, losses, self.seconds, options, found)
 
     @property

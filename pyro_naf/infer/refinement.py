@@ -84,9 +84,10 @@ def refine(
     r"""Puts a flow inside a Gaussian guide's affine map and trains the whole.
 
     Given a model, it first looks for modes and finds a full-rank Gaussian
-    (:func:`~pyro_naf.infer.fit_gaussian`). Given a fitted Gaussian guide, it starts from that. The
-    new guide starts as the Gaussian, its flow near the identity, and is trained in units of the
-    Gaussian's width by Adam with clipped gradients.
+    (:func:`~pyro_naf.infer.fit_gaussian`). Given a fitted Gaussian guide, it starts from that, and
+    looks for modes only to say what the guide lacks. The new guide starts as the Gaussian, its flow
+    near the identity, and is trained in units of the Gaussian's width by Adam with clipped
+    gradients.
 
     The ELBO is maximised at a constant rate until it has stopped rising, at the latest after half
     the budget; then by its path gradient (sticking the landing) while the rate falls to zero and
@@ -147,8 +148,8 @@ def refine(
         row have found no new one, or after a tenth of ``seconds``.
     :param structure: the guide's: "auto", which looks for it in the model where there are at least
         30 latents, "full", an adjacency or a :class:`~pyro_naf.conditioners.Structure`, as in
-        :class:`~pyro_naf.infer.AutoDSFNormal`. From 60 latents on one Gaussian takes the place of
-        the search for modes.
+        :class:`~pyro_naf.infer.AutoDSFNormal`. From 60 latents on modes are
+        the ends of the climbs, eight at most, that precede the Gaussian.
     :param compile: capture the log-density as a graph and, where the budget makes it worth while,
         compile that in another process. PYRO_NAF_COMPILE=0 in the environment turns both off as
         well. The flows' loops in C++ are used where an earlier call has compiled them; with four

@@ -65,6 +65,7 @@ def described(joint: Joint, origin: Origin) -> dict[str, Any]:
             "modes": [asdict(mode) for mode in start.modes],
             "structure": tensors(start.structure),
             "climbs": start.climbs,
+            "others": None if start.others is None else [asdict(g) for g in start.others],
         },
     }
 
@@ -178,15 +179,26 @@ def _origin(content: dict[str, Any], joint: Joint) -> Origin:
 def restored_start(saved: dict[str, Any], joint: Joint) -> Start:
     """The Gaussian of a file, for a joint density."""
     like = joint.start
-    modes = [
-        Gaussian(m["loc"].to(like), m["factor"].to(like), float(m["elbo"])) for m in saved["modes"]
-    ]
+
+    def gaussians(many: list[dict[str, Any]]) -> list[Gaussian]:
+        return [Gaussian(m["loc"].to(like), m["factor"].to(like), float(m["elbo"])) for m in many]
+
     structure = None if saved["structure"] is None else Structure(**saved["structure"])
     pattern = None if saved["pattern"] is None else saved["pattern"].to(like)
     loc, factor = (saved[name].to(like) for name in ("loc", "factor"))
     _check_shapes(joint.dim, loc, factor)
-    climbs, widths = saved.get("climbs"), list(saved["widths"])
-    return Start(joint, loc, factor, modes, widths, structure, pattern, climbs)
+    others = saved.get("others")
+    return Start(
+        joint,
+        loc,
+        factor,
+        gaussians(saved["modes"]),
+        list(saved["widths"]),
+        structure,
+        pattern,
+        saved.get("climbs"),
+        None if others is None else gaussians(others),
+    )
 
 
 def _check_shapes(dim: int, loc: Tensor, factor: Tensor) -> None:

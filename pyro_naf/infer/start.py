@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,15 @@ from torch.distributions import biject_to
 from ..conditioners import Structure
 from ..guides.pyro_internals import without_block, without_start
 from .angles import PERIODIC, OnePeriod
-from .gaussian import Gaussian, cholesky, distinct, find_gaussian, raise_for_start
+from .gaussian import (
+    Gaussian,
+    cholesky,
+    distinct,
+    find_gaussian,
+    matched_normal,
+    raise_for_start,
+    search,
+)
 from .graph import structure_of
 from .joint import Joint
 from .mean_field import falling, fit_mean_field
@@ -59,6 +68,10 @@ _REGRESSIONS, _REGRESSION = 5, 6
 #: The part of the seconds for that Gaussian, and its seconds where there is no limit.
 _FITTING, _PATIENCE = 0.2, 20.0
 
+#: The part of the seconds for modes beside a given guide, the seconds where there is no limit, and
+#: the climbs in a row that find no other.
+_BESIDE, _USUAL, _FEW_STARTS = 0.03, 60.0, 4
+
 #: The part of the seconds for a rough start, where steps of training are dear.
 _ROUGH = 0.3
 
@@ -75,6 +88,7 @@ class Start:
     :ivar pattern: factor ``(D, D)`` of the covariance with the pattern of the structure.
     :ivar climbs: number of climbs after which the time for the search for modes was over; None
         where it had ended, and where a Gaussian was given.
+    :ivar others: beside a Gaussian that was given, one at every mode that was found.
     :ivar widths: with tempering, widths in multiples of this Gaussian's that are to be covered.
     """
 
@@ -86,6 +100,7 @@ class Start:
     structure: Structure | None = None
     pattern: Tensor | None = None
     climbs: int | None = None
+    others: list[Gaussian] | None = None
 
 
 def density_of(
@@ -135,7 +150,8 @@ def find_start(
     if guide is not None:
         loc, factor = _in_order(joint, guide, *affine_of(guide))
         widths = [tempering ** (-power / 4) for power in range(3)]  # the Gaussian's own the first
-        return Start(joint, loc, factor, widths=widths)
+        others, climbs = ([], None) if tempering < 1 else _modes_beside(joint, loc, seconds)
+        return Start(joint, loc, factor, widths=widths, climbs=climbs, others=others)
     progress = progress or Progress(is_shown=False)
     gradients = _affordable(joint, seconds)
     found, needed = None, _FEWEST_GRADIENTS
@@ -159,6 +175,22 @@ def find_start(
     best, modes, climbs = find_gaussian(joint, num_starts, 1 / tempering, search_seconds)
     # The Gaussian is as wide as p^tempering.
     return Start(joint, best.loc, best.factor, modes, climbs=climbs)
+
+
+def _modes_beside(
+    joint: Joint, loc: Tensor, seconds: float | None
+) -> tuple[list[Gaussian], int | None]:
+    """Gaussians at modes, for what a given guide may lack; the climbs where time has ended them.
+
+    The user's generator is left as it is, and training with it.
+    """
+    if joint.dim > _INDEPENDENT:
+        return [], 0
+    deadline = time.monotonic() + _BESIDE * (_USUAL if seconds is None else seconds)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        normal = matched_normal(max(_JUDGES // 2, 4 * joint.dim), loc)
+        _, modes, climbs = search(joint, loc, normal, _FEW_STARTS, deadline)
+    return modes, climbs if climbs < _FEW_STARTS else None
 
 
 def _affordable(joint: Joint, seconds: float | None) -> int:

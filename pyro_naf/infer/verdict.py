@@ -35,10 +35,12 @@ class Search(NamedTuple):
 
     :ivar modes: number of modes found.
     :ivar climbs: number of climbs after which the time was over; None where it was enough.
+    :ivar given: whether a guide was given, beside which modes were looked for.
     """
 
     modes: int
     climbs: int | None
+    given: bool = False
 
 
 class Verdict(NamedTuple):
@@ -94,8 +96,15 @@ def judge(
         return verdict
     if missed > MISSED and search.modes > 1:  # they are known: there was no time to learn them
         return verdict._replace(options=(more,))
+    if missed > MISSED and search.given:
+        options_left = tuple(o for o in verdict.options if o[0] != "num_starts")
+        advice = "or refine the model itself, which covers the modes found"
+        return verdict._replace(options=options_left, advice=advice)
     if search.climbs is None or verdict.kind == "do not trust":
         return verdict
+    reason = f"{verdict.reason}, but other modes were not looked for"
+    if search.climbs == 0:
+        return verdict._replace(reason=reason)
     count = "one climb" if search.climbs == 1 else f"{search.climbs} climbs"
     reason = f"{verdict.reason}, but other modes were looked for by {count} only"
     return verdict._replace(reason=reason, options=(*verdict.options, more))

@@ -9,6 +9,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from models import schools
+from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
 
 from pyro_naf.conditioners import Structure
@@ -59,3 +61,25 @@ def test_a_lost_half_of_many_latents_is_told_or_found() -> None:
     else:
         assert result.missed == pytest.approx(0.5, abs=0.1)
         assert "misses modes" in result.verdict and "seconds" in result.verdict
+
+
+def test_a_mode_that_a_given_guide_has_lost_is_told() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 2.0))
+        pyro.sample("y", dist.Normal(2 * x.abs(), 0.3), obs=torch.tensor(4.0))
+
+    guide = AutoNormal(model, init_loc_fn=init_to_value(values={"x": torch.tensor(2.0)}))
+    guide()
+    result = refine(guide, steps=3, num_draws=1000, seed=0, progress=False)
+    assert result.missed == pytest.approx(0.5, abs=0.1)
+    assert "misses modes with" in result.verdict and "refine the model itself" in result.verdict
+    assert "num_starts" not in result.verdict
+
+
+def test_a_guide_beside_which_no_modes_are_looked_for_is_not_trusted_without_a_word() -> None:
+    model = dist.Normal(torch.zeros(201), 1.0).to_event(1)
+    guide = AutoNormal(lambda: pyro.sample("z", model), init_scale=1.0)
+    guide()
+    result = refine(guide, seconds=10.0, num_draws=1000, seed=0, progress=False)
+    assert result.judgement.kind == "trust"
+    assert result.verdict.endswith("but other modes were not looked for")
