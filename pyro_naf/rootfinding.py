@@ -33,7 +33,7 @@ class RootNotFoundError(RuntimeError):
         self.failures, self.lanes, self.residual = failures, lanes, residual
 
     def located(self, where: str) -> RootNotFoundError:
-        """The same error, saying where it happened."""
+        """Return the same error, saying where it happened."""
         return RootNotFoundError(self.failures, self.lanes, self.residual, where)
 
 
@@ -155,7 +155,7 @@ class ImplicitRoot(torch.autograd.Function):
 
 
 def attach_gradient(f: Increasing, root: Tensor, y: Tensor, *params: Tensor) -> Tensor:
-    """The root ``(N,)`` of ``f(x, *params) = y``, differentiable through y and the parameters.
+    """Return the root ``(N,)`` of ``f(x, *params) = y``, differentiable in y and parameters.
 
     Right to the third order; and in forward mode, and under ``torch.func``, where f must be made
     of torch's own operations.

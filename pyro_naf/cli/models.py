@@ -33,7 +33,7 @@ class Problem:
 
 
 def load_problem(options: argparse.Namespace, dtype: torch.dtype) -> Problem:
-    """The model that was asked for, with its data; by default the centred eight schools."""
+    """Load the model that was asked for, with its data; by default the centred eight schools."""
     if options.model is None:
         if options.data is not None:
             raise CommandError("--data needs a model of your own: pyro-naf refine module:function")
@@ -56,7 +56,7 @@ def load_problem(options: argparse.Namespace, dtype: torch.dtype) -> Problem:
 
 
 def import_model(spec: str) -> Callable[..., Any]:
-    """The function that ``module:function`` or ``file.py:function`` names."""
+    """Import the function that ``module:function`` or ``file.py:function`` names."""
     name, _, attribute = spec.rpartition(":")
     if not name or not attribute:
         raise CommandError(f"name the model as module:function or file.py:function, not {spec!r}")
@@ -87,7 +87,7 @@ def _import_module(name: str) -> Any:
 
 
 def _import_file(path: str) -> Any:
-    """The module that a file holds; what lies beside it can be imported there."""
+    """Import the module that a file holds; what lies beside it can be imported there."""
     if not os.path.isfile(path):
         raise CommandError(f"there is no file {path}")
     name = os.path.basename(path)[:-3]
@@ -105,7 +105,7 @@ def _import_file(path: str) -> Any:
 
 
 def load_data(path: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The arrays of a .npz file as tensors, floating-point ones in ``dtype``."""
+    """Load the arrays of a .npz file as tensors, floating-point ones in ``dtype``."""
     data: dict[str, torch.Tensor] = {}
     reading = None
     try:

@@ -116,7 +116,7 @@ def _reported(what: str) -> Iterator[None]:
 
 
 def _joint(model: Callable[[], Any]) -> Joint:
-    """The model's joint density, which finds out whether the model can be refined."""
+    """Return the model's joint density, which finds out whether the model can be refined."""
     with _reported("the model cannot be refined"):
         joint = Joint(model)
     if not bool(joint(joint.start[None]).isfinite()):
@@ -143,7 +143,7 @@ def _fit(joint: Joint, options: argparse.Namespace) -> GaussianProposal:
 
 
 def _refined(problem: Problem, options: argparse.Namespace) -> Refinement:
-    """A new refinement, or the one of a file, which goes on where there is time for it."""
+    """Return a new refinement, or the one of a file, which goes on where there is time for it."""
     budget = {"steps": options.steps, "seconds": options.seconds}
     shown = {"seed": options.seed, "progress": not options.no_progress}
     if options.load is None:

@@ -37,7 +37,7 @@ TABLE_PARAMETERS = 40
 
 
 def first_four(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The first four scalar parameters: what the picture of an unknown model shows."""
+    """Return the first four scalar parameters: what the picture of an unknown model shows."""
     return dict(list(columns.items())[:4])
 
 
@@ -97,7 +97,7 @@ class RefinementReport:
         return result
 
     def table(self) -> str:
-        """The statistics of every parameter, the ELBO and k-hat before and after, the verdict."""
+        """List the statistics of every parameter, ELBO and k-hat before and after, the verdict."""
         rows = [["parameter", "", *STATISTICS]]
         for name, stages in list(self.statistics.items())[:TABLE_PARAMETERS]:
             decimals = _decimals(list(stages.values())[-1]["sd"])
@@ -221,7 +221,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 
 def _finite(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON cannot hold."""
+    """Replace NaN and infinity, which JSON cannot hold, by None."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -142,7 +142,7 @@ class AttentionConditioner(Ordered):
         return phi.permute(2, 0, 1).reshape(*x.shape[:-1], self.input_dim, self.num_params)
 
     def _embedded(self, before: Tensor, places: slice, context: Tensor | None) -> Tensor:
-        """The first h ``(N, T, H)`` of steps whose preceding values are ``(N, T)``."""
+        """Return the first h ``(N, T, H)`` of steps whose preceding values are ``(N, T)``."""
         value = before.unsqueeze(-1) * self.slope[places] + self.shift[places]
         h = self.position[places] + torch.tanh(value)
         return h if context is None or self.of_context is None else h + self.of_context(context)
@@ -207,7 +207,7 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def reset_parameters(self, num_blocks: int) -> None:
-        """What the blocks add has together about the scale of their input."""
+        """Scale the last layers so that all blocks together add about the scale of their input."""
         for linear in (self.queries_keys_values, self.joined, self.up, self.down):
             gain = (2 * num_blocks) ** -0.5 if linear in (self.joined, self.down) else 1.0
             linear.weight.normal_(std=gain * linear.in_features**-0.5)
@@ -287,7 +287,7 @@ def _check(
     context_dim: int,
     dropout: float,
 ) -> tuple[int, ...]:
-    """The widths of the blocks."""
+    """Check the widths of the blocks."""
     check_integers(
         input_dim=(input_dim, 1),
         num_params=(num_params, 1),

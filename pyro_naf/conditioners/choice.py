@@ -22,7 +22,7 @@ BLOCKS = (32, 32)
 
 
 def check_name(name: str) -> str:
-    """The name of a conditioner.
+    """Check the name of a conditioner.
 
     :raises ValueError: when there is no such conditioner.
     """
@@ -34,7 +34,7 @@ def check_name(name: str) -> str:
 def make(
     name: str, input_dim: int, hidden_dims: Sequence[int] | None, num_params: int, **options: Any
 ) -> MADE | AttentionConditioner:
-    """The named conditioner, freshly initialised.
+    """Make the named conditioner, freshly initialised.
 
     :param name: "made" or "attention".
     :param hidden_dims: as in the conditioner; by default one layer of 3 D + 1 units, but at least

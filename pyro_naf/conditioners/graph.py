@@ -91,7 +91,7 @@ class GraphConditioner(Ordered):
     # ------------------------------------------------------------------------------------ set-up
 
     def _find_summaries(self, ancestors: Tensor) -> list[_Summary]:
-        """The latents, at depths that are multiples of the window, whose ancestors are summed up.
+        """Find the latents, at multiples of the window in depth, whose ancestors are summed up.
 
         Everything is numbered by places in the autoregressive order.
         """

@@ -155,7 +155,7 @@ class MADE(Ordered):
         return out.permute(2, 0, 1).reshape(*x.shape[:-1], self.input_dim, self.num_params)
 
     def _weights(self) -> list[Tensor]:
-        """The weights, each read once: a parametrisation computes them anew at every reading."""
+        """Read each weight once: a parametrisation computes them anew at every reading."""
         for hook in self.weights._forward_pre_hooks.values():  # torch.nn.utils.weight_norm
             hook(self.weights, ())
         return list(self.weights)
@@ -193,7 +193,7 @@ class MADE(Ordered):
             new = x.unsqueeze(0)
 
     def _features(self, z: Tensor, linear: Linear) -> Tensor:
-        """The hidden layers: the same lines for a whole pass and for one degree of a sweep."""
+        """Evaluate the hidden layers, in a whole pass or for one degree of a sweep."""
         if not self.hidden_dims:
             return z
         h = linear(0, z)

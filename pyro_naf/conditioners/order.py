@@ -32,7 +32,7 @@ class Ordered(nn.Module):
         self._order_changed()
 
     def get_permutation(self) -> Tensor:
-        """The order: entry t is the dimension that comes t-th, shape ``(D,)``."""
+        """Return the order: entry t is the dimension that comes t-th, shape ``(D,)``."""
         return self.permutation
 
     @property
@@ -44,7 +44,7 @@ class Ordered(nn.Module):
         return self._natural is self.permutation
 
     def sort(self, x: Tensor, back: bool = False) -> Tensor:
-        """The last axis of x ``(..., D)`` in autoregressive order; or ``back`` from it."""
+        """Bring the last axis of x ``(..., D)`` into autoregressive order; or ``back`` from it."""
         indices = (self.places, self.permutation) if back else (self.permutation, self.places)
         if needs_plain_operations(x):
             return x.index_select(-1, indices[0])

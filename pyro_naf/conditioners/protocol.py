@@ -20,7 +20,7 @@ _HARMLESS = {"__init__", "__new__", "__getstate__", "extra_repr", "reset_paramet
 
 
 def sweep(conditioner: Any, batch: int, context: Tensor | None, like: Tensor) -> Sweep:
-    """The conditioner's own sweep, or D passes through one that has none.
+    """Return the conditioner's own sweep, or D passes through one that has none.
 
     D passes as well through one whose ``forward`` a subclass or a hook has changed behind the
     sweep's back. ``like`` gives dtype and device of the samples; the rest as in
@@ -83,5 +83,5 @@ def _look_at(cls: type) -> tuple[frozenset[str], bool]:
 
 
 def _definer(cls: type, name: str) -> int:
-    """The place in the method resolution order of the class that defines the method."""
+    """Find the place in the method resolution order of the class that defines the method."""
     return next((i for i, c in enumerate(cls.__mro__) if name in vars(c)), len(cls.__mro__))

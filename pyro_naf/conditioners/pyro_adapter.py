@@ -27,7 +27,7 @@ class PyroConditioner(nn.Module):
         self.context_dim = 0 if isinstance(nn_, AutoRegressiveNN) else nn_.context_dim
 
     def get_permutation(self) -> Tensor:
-        """The order: entry t is the dimension that comes t-th, shape ``(D,)``."""
+        """Return the order: entry t is the dimension that comes t-th, shape ``(D,)``."""
         return self.nn.get_permutation()
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -64,7 +64,7 @@ class Structure:
 
     @classmethod
     def from_adjacency(cls, adjacency: Any) -> Structure:
-        """The structure of a graph, by the elimination rule that gives the fewest ancestors.
+        """Return the structure of a graph, by the elimination rule that gives the fewest ancestors.
 
         :param adjacency: symmetric booleans, or zeros and ones, ``(D, D)``; the diagonal is
             ignored.
@@ -77,7 +77,7 @@ class Structure:
 
     @classmethod
     def dense(cls, dim: int) -> Structure:
-        """The structure of D latents that all depend on one another, in their natural order."""
+        """Structure of D latents that all depend on one another, in their natural order."""
         order = torch.arange(dim)
         before = torch.ones(dim, dim, dtype=torch.bool).tril(-1)
         return cls(before | before.T, order, order - 1, before, before)

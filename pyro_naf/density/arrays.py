@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
-    """A floating-point tensor of an array, a tensor or nested sequences.
+    """Make a floating-point tensor of an array, a tensor or nested sequences.
 
     :raises TypeError: when it holds no real numbers.
     """
@@ -35,7 +35,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def _as_array(value: Any, name: str) -> np.ndarray:
-    """An array of what is no tensor; masked cells are missing."""
+    """Make an array of what is no tensor; masked cells are missing."""
     if isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "iuf":
         return np.where(np.ma.getmaskarray(value), np.nan, value.data.astype(np.float64))
     try:

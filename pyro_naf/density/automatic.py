@@ -247,7 +247,7 @@ class _Search:
         self.history.stopped = found.stopped
 
     def seconds_for(self, candidate: Candidate, k: int) -> float:
-        """The time that one flow gets: its share of what is left for it and those after it."""
+        """Return the time that one flow gets: a share of what is left for it and those after it."""
         assert self.training.max_seconds is not None
         left = FLOWS_SHARE * self.training.max_seconds - (time.monotonic() - self.start)
         after = self.tried[self.tried.index(candidate) :]
@@ -275,7 +275,7 @@ class _Search:
         return Fitted(density, parts, self.history, total + self.shift, folds)
 
     def fold_weights(self, i: int) -> dict[int, float]:
-        """The weights of a candidate's parts; what has no steps is fitted to all rows too."""
+        """Weight a candidate's parts; what has no steps is fitted to all rows too."""
         shares = dict.fromkeys(range(self.folds), 1 / self.folds)
         if self.tried[i].share or self.folds == 1:
             return shares
@@ -285,7 +285,7 @@ class _Search:
         return {**{k: 0.5 * share for k, share in shares.items()}, self.folds: 0.5}
 
     def weigh(self) -> tuple[list[int], Tensor]:
-        """The candidates that stay, and their weights."""
+        """Return the candidates that stay, and their weights."""
         weight = self.weight.cpu() if self.weight is not None and self.held_out is None else None
         weights = stacking_weights(self.log_probs[:, self.done], weight).tolist()
         chosen = [i for i, w in zip(self.done, weights, strict=True) if i == 0 or w >= NEGLIGIBLE]
@@ -322,13 +322,13 @@ class _Search:
 
 
 def _drop(history: History) -> tuple[float, float]:
-    """The validation likelihood of the best weights, and of the last."""
+    """Return the validation likelihood of the best weights, and of the last."""
     values = [e["validation"] for e in history.evaluations]
     return max(values), values[-1]
 
 
 def _sentence(drops: list[tuple[float, float]]) -> str | None:
-    """What there is to say of overfitting, or None."""
+    """Return what there is to say of overfitting, or None."""
     fallen = [best - last for best, last in drops if last < best - OVERFIT]
     if len(fallen) * 2 <= len(drops) or not fallen:
         return None

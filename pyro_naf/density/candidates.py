@@ -54,7 +54,7 @@ class Candidate:
 def candidates(
     rows: int, dim: int, context_dim: int, crossed: bool, gaps: bool = False, classes: bool = False
 ) -> list[Candidate]:
-    """The densities to try for this many rows and columns, the Gaussian first.
+    """List the densities to try for this many rows and columns, the Gaussian first.
 
     :param crossed: they are cross-validated, on rows that are few.
     :param gaps: cells are missing: only mixtures of Gaussians, t's and normal scores are tried.

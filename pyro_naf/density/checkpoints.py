@@ -11,10 +11,10 @@ __all__ = ["ModelFileError", "load", "load_checkpoint", "save", "save_checkpoint
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """The state of a training run."""
+    """Write the state of a training run to a file."""
     save(path, {"kind": "pyro_naf checkpoint", "version": 2, "state": state})
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What :func:`save_checkpoint` wrote."""
+    """Load what :func:`save_checkpoint` wrote."""
     return load(path, "checkpoint", 2)["state"]

@@ -119,7 +119,7 @@ class FlowDensity(TableDensity):
     # --------------------------------------------------------------------------- scores of rows
 
     def score(self, x: Any, context: Any = None, *, y: Any = None) -> float:
-        """The mean log-density of rows ``(N, D)`` in nats.
+        """Return the mean log-density of rows ``(N, D)`` in nats.
 
         :raises ValueError: as :meth:`fit`, for shapes and values.
         """
@@ -131,7 +131,7 @@ class FlowDensity(TableDensity):
             )
 
     def score_samples(self, x: Any, context: Any = None) -> np.ndarray:
-        """The log-density of each of the rows ``(N, D)`` in nats, as a numpy array ``(N,)``.
+        """Return the log-density of each of the rows ``(N, D)`` in nats, as a numpy array ``(N,)``.
 
         :raises ValueError: as :meth:`fit`, for shapes and values.
         """
@@ -143,7 +143,7 @@ class FlowDensity(TableDensity):
         return values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
 
     def anomaly_score(self, x: Any, context: Any = None) -> np.ndarray:
-        """The p-value ``(N,)`` of each of the rows ``(N, D)``: small where a row is unusual.
+        """Return the p-value ``(N,)`` of each of the rows ``(N, D)``: small where a row is unusual.
 
         It is the share of held-out rows whose density is no higher, the row itself counted among
         them: under the law of those rows it is at most p with probability p or less. Each row that
@@ -204,7 +204,7 @@ class FlowDensity(TableDensity):
     def marginal(
         self, columns: Sequence[Any], *, num_particles: int = 1000
     ) -> FlowDensity | WeightedDensity:
-        """The density of some of the columns: exact where it is a closed form, as of Gaussians.
+        """Return the density of some of the columns: exact where it is a closed form.
 
         :param columns: names, or numbers from 0, in the order that the density is to have.
         :param num_particles: weighted draws that the density of each row is estimated with, where
@@ -226,7 +226,7 @@ class FlowDensity(TableDensity):
     def condition(
         self, given: Mapping[Any, Any], *, num_particles: int = 1000
     ) -> FlowDensity | WeightedDensity:
-        """The density of the other columns, given values of some: exact where it is a closed form.
+        """Return the density of the other columns, given values of some: exact if a closed form.
 
         Where a given column is one of integers, it is as exact as their probabilities are. Without
         a closed form, the answer is a :class:`~pyro_naf.density.weighted.WeightedDensity`, whose
@@ -258,7 +258,7 @@ class FlowDensity(TableDensity):
             )
 
     def set_params(self, **params: Any) -> FlowDensity:
-        """Makes the density anew with some of :meth:`get_params` changed: it is no longer fitted.
+        """Make the density anew with some of :meth:`get_params` changed: it is no longer fitted.
 
         :raises TypeError: for an unknown option.
         :raises ValueError: as the constructor.
@@ -275,7 +275,7 @@ class FlowDensity(TableDensity):
     # --------------------------------------------------------------------------------------- files
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model to a file; an older one stands until the new one is whole.
+        """Write the model to a file; an older one stands until the new one is whole.
 
         :raises OSError: when the file cannot be written.
         """
@@ -283,7 +283,7 @@ class FlowDensity(TableDensity):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FlowDensity:
-        """The model that :meth:`save` wrote, on the CPU. No code in the file is run.
+        """Load the model that :meth:`save` wrote, on the CPU. No code in the file is run.
 
         :raises ModelFileError: (a ValueError) when it is truncated, foreign or of another version.
         :raises OSError: when it cannot be read.

@@ -30,7 +30,7 @@ FAR = 1e6
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without dropout; every submodule's own mode is put back afterwards."""
+    """Set evaluation mode, without dropout; each submodule has its own mode again afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -132,7 +132,7 @@ class NormalizingFlow(nn.Module):
             self.base.start(self._through(x, context)[0], context, weight)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``.
+        """Return the log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``.
 
         It is minus infinity where x is infinite. Where x is NaN, it is the log-density of the other
         dimensions, if that is a closed form, and else NaN.
@@ -152,7 +152,7 @@ class NormalizingFlow(nn.Module):
         return value.masked_scatter(gaps & ~x.isinf().any(-1), seen[~x[gaps].isinf().any(-1)])
 
     def closed_form(self) -> list[closed_form.Part] | None:
-        """The density by Gaussians, whose marginals are closed forms; None where it has none.
+        """Return the density by Gaussians, with closed forms for marginals; None if it has none.
 
         >>> from pyro_naf.density.architectures import build
         >>> len(build("gmm-3", 2).closed_form()), build("maf-dsf-1", 2).closed_form()
@@ -190,7 +190,7 @@ class NormalizingFlow(nn.Module):
         return self._draw(self.base.distribution(context).rsample([n]), context)
 
     def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
-        """The density as a Pyro distribution with batch shape ``(...)`` of the context."""
+        """Return the density as a Pyro distribution with batch shape ``(...)`` of the context."""
         layers = list(self._conditioned(context))
         transforms = layers if self.sampling else [layer.inv for layer in reversed(layers)]
         return dist.TransformedDistribution(self.base.distribution(context), transforms)

@@ -29,7 +29,7 @@ SLOPE_RIDGE = 1.0
 
 
 def shrunk_moments(x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    r"""The mean ``(D,)`` and the covariance ``(D, D)`` of rows, shrunk towards its diagonal.
+    r"""Estimate the mean ``(D,)`` of rows, and the covariance ``(D, D)``, shrunk to its diagonal.
 
     :math:`(1 - a) S + a\,\mathrm{diag}\,S`, with the share a that gives rows which are left out the
     highest Gaussian likelihood; 0 where there are a hundred rows for each column.
@@ -84,7 +84,7 @@ def _log_density(centred: Tensor, covariance: Tensor) -> Tensor:
 
 
 def precision_factor(covariance: Tensor) -> Tensor:
-    r"""The lower triangular W ``(..., D, D)`` with :math:`W \Sigma W^\top = I`."""
+    r"""Return the lower triangular W ``(..., D, D)`` with :math:`W \Sigma W^\top = I`."""
     lower = torch.linalg.cholesky(covariance)
     eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     return torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
@@ -180,7 +180,7 @@ class ConditionalWhitening(ConditionalTransformModule):
         self.whitening.start(x - c @ slopes.T, weight=weight)
 
     def condition(self, context: Tensor) -> _Shifted:
-        """The map for this context ``(..., C)``."""
+        """Return the map for this context ``(..., C)``."""
         return _Shifted(self.whitening, context @ self.slopes.T)
 
 

@@ -134,7 +134,7 @@ class GaussianMixture(nn.Module):
                 self.take(law)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density ``(...)`` of x ``(..., D + M)``."""
+        """Return the log-density ``(...)`` of x ``(..., D + M)``."""
         with without_autocast(x):
             real, codes = at_least_float32(x[..., : self.dim]), x[..., self.dim :]
             terms, _ = _terms(real, self._held)
@@ -179,7 +179,7 @@ class GaussianMixture(nn.Module):
         return torch.cat([self.means[k] + solved.squeeze(-1), *(c.to(noise) for c in codes)], 1)
 
     def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
-        """The mixture as a Pyro distribution, of the context's batch shape."""
+        """Return the mixture as a Pyro distribution, of the context's batch shape."""
         return ModuleDistribution(self, context)
 
 
@@ -263,7 +263,7 @@ def maximised(
     max_steps: int = MAX_STEPS,
     degrees: Tensor | None = None,
 ) -> tuple[Parameters, float]:
-    """The parameters after expectation and maximisation, and their mean log-likelihood.
+    """Iterate expectation and maximisation; return the parameters, and their mean log-likelihood.
 
     :param member: the responsibilities ``(N, K)`` to start from.
     :param prior: mean of the means, mean of the covariances, and the rows that the latter is worth.

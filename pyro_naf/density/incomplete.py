@@ -70,12 +70,12 @@ class Gaussians:
         return self.means.shape[1]
 
     def class_terms(self, codes: Tensor) -> Tensor:
-        """The log-probabilities ``(N, K)`` of the classes ``(N, M)`` that are not NaN."""
+        """Return the log-probabilities ``(N, K)`` of the classes ``(N, M)`` that are not NaN."""
         none = codes.new_zeros(len(codes), len(self.log_weights))
         return class_terms(self.tables, codes) if self.tables else none
 
     def marginal(self, at: Tensor) -> Gaussians:
-        """The law of these dimensions and classes ``(E,)``, the latter numbered from D on."""
+        """Return the law of dimensions and classes ``(E,)``; classes are numbered from D on."""
         real, classes = at[at < self.dim], (at[at >= self.dim] - self.dim).tolist()
         return Gaussians(
             self.log_weights,
@@ -86,7 +86,7 @@ class Gaussians:
         )
 
     def conditional(self, x: Tensor) -> Gaussians:
-        """The law of the dimensions and classes in which x ``(D + M,)`` is NaN, given the others.
+        """Return the law of dimensions and classes where x ``(D + M,)`` is NaN, given the others.
 
         >>> joint = Gaussians(torch.zeros(1), torch.zeros(1, 2), torch.eye(2).unsqueeze(0) + 1)
         >>> joint.conditional(torch.tensor([2.0, math.nan])).means
@@ -135,7 +135,7 @@ class _Group:
         self.constants = law.log_weights - 0.5 * log_det
 
     def centred(self, x: Tensor) -> Tensor:
-        """The distances ``(n, K, D)`` of rows from the means, 0 in missing cells."""
+        """Return the distances ``(n, K, D)`` of rows from the means, 0 in missing cells."""
         return (x.unsqueeze(1) - self.law.means).nan_to_num(nan=0.0)
 
     def expected(self, centred: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +153,7 @@ class _Group:
         return centred.scatter_add(2, places, -moved), square - (force * moved).sum(-1)
 
     def terms(self, square: Tensor, at: Tensor) -> Tensor:
-        """The logarithms ``(n, K)`` of the weighted densities of the cells seen."""
+        """Return the logarithms ``(n, K)`` of the weighted densities of the cells seen."""
         if self.law.degrees is not None:
             values = student.log_density(square, self.law.degrees, self.count[at])
         else:
@@ -167,7 +167,7 @@ class _Group:
         return student.factors(square, self.law.degrees, self.count[at])
 
     def spread(self, member: Tensor, at: Tensor) -> Tensor:
-        """The sum ``(K, D, D)`` of the conditional covariances of rows with weights ``(n, K)``."""
+        """Sum the conditional covariances of rows with weights ``(n, K)``: ``(K, D, D)``."""
         each = member.new_zeros(len(self.gone), member.shape[1]).index_add(0, at, member)
         both = (self.real.unsqueeze(-1) & self.real.unsqueeze(-2)).unsqueeze(1)
         parts = self.left_open * both * each[:, :, None, None]
@@ -203,7 +203,7 @@ class Patterns:
 
 
 def log_terms(law: Gaussians, x: Tensor) -> Tensor:
-    """The logarithms ``(N, K)`` of the weighted densities of the cells of rows that are seen.
+    """Logarithms ``(N, K)`` of the weighted densities of the cells of rows that are seen.
 
     :param x: ``(N, D + M)``.
     """
@@ -270,7 +270,7 @@ def moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def maximised(
     x: Tensor, weight: Tensor, law: Gaussians, prior: tuple[Tensor, Tensor, float]
 ) -> tuple[Gaussians, float]:
-    """The Gaussians after expectation and maximisation, and their mean log-likelihood.
+    """Iterate expectation and maximisation; return the Gaussians, and their mean log-likelihood.
 
     :param x: ``(N, D + M)``, NaN where a cell is missing.
     :param weight: of the rows, ``(N,)``.
@@ -329,7 +329,7 @@ def _step(
 
 
 def class_terms(tables: Sequence[Tensor], codes: Tensor) -> Tensor:
-    """The log-probabilities ``(N, K)`` by M >= 1 tables ``(K, S)`` of codes ``(N, M)`` not NaN."""
+    """Log-probabilities ``(N, K)`` by M >= 1 tables ``(K, S)`` of codes ``(N, M)`` not NaN."""
     terms = [
         torch.where(code.isnan().unsqueeze(1), 0.0, table.T[code.nan_to_num(nan=0.0).long()])
         for code, table in zip(codes.unbind(1), tables, strict=True)
@@ -340,7 +340,7 @@ def class_terms(tables: Sequence[Tensor], codes: Tensor) -> Tensor:
 def class_tables(
     codes: Tensor, member: Tensor, weight: Tensor, sizes: Sequence[int]
 ) -> tuple[Tensor, ...]:
-    """The likeliest log-probabilities ``(K, S)`` of each class, given the rows' Gaussians.
+    """Return the likeliest log-probabilities ``(K, S)`` of each class, given the rows' Gaussians.
 
     :param codes: ``(N, M)``, NaN where a cell is missing.
     :param member: weight of each row in each Gaussian, ``(N, K)``.

@@ -52,7 +52,7 @@ def infer(
     whole: Sequence[bool],
     units: Sequence[str] | None = None,
 ) -> Schema:
-    """The schema of rows ``(N, P)``.
+    """Return the schema of rows ``(N, P)``.
 
     :param rows: NaN where a cell is missing.
     :param names: of the columns, where they are known.
@@ -112,7 +112,7 @@ def described(
 def _said(
     said: Mapping[Any, Any] | str | None, names: Sequence[str] | None, width: int, name: str
 ) -> dict[int, tuple[str, list[float]]]:
-    """The kinds that the user gave, by the number of the column, and their parameters."""
+    """Return the kinds that the user gave, by the number of the column, and their parameters."""
     if said is None:
         return {}
     if isinstance(said, str):
@@ -204,7 +204,7 @@ def _positive(values: Tensor, own: str | None, where: str) -> Column:
 
 
 def _profile(column: Column, values: Tensor) -> float:
-    """The mean log-likelihood of values under a Gaussian of their images, up to a constant."""
+    """Mean log-likelihood of values under a Gaussian of their images, up to a constant."""
     u, slope = column.to_real(values)
     found = float(slope.mean() - u.std(correction=0).log())
     return found if math.isfinite(found) else -math.inf
@@ -242,7 +242,7 @@ def _interval_of(values: Tensor, where: str) -> tuple[float, float]:
 
 
 def _periodic(values: Tensor, own: str | None, period: float, where: str) -> Column:
-    """The period from the emptiest part of the circle on."""
+    """Return the period from the emptiest part of the circle on."""
     if not 0 < period < math.inf:
         raise ValueError(f"{where} must have a positive and finite period, got {period}")
     turns = torch.remainder(values.double(), period) / period
@@ -260,7 +260,7 @@ def _integer(values: Tensor, own: str | None) -> Column:
 
 
 def _inferred_integer(known: Tensor, values: Tensor, own: str | None) -> Column:
-    """Counts from 0 on have a lower bound; others none."""
+    """Make a column of integers: counts from 0 on have a lower bound; others none."""
     if not bool(values.min() >= 0):
         return Column("continuous", own)
     scale = max(float(values.double().median()), 1.0)

@@ -35,7 +35,7 @@ class StandardNormal(nn.Module):
         self.register_buffer("zero", torch.zeros(input_dim), persistent=False)
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density ``(...)`` of z ``(..., D)``."""
+        """Return the log-density ``(...)`` of z ``(..., D)``."""
         z = at_least_float32(z)
         return -0.5 * z.square().sum(-1) - z.shape[-1] * _LOG_SQRT_2PI
 
@@ -94,7 +94,7 @@ class AutoregressiveMixture(nn.Module):
         return logits - log_sum_exp(logits), means + self.initial_means, scales
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density ``(...)`` of z ``(..., D)``: one pass of the conditioner."""
+        """Return the log-density ``(...)`` of z ``(..., D)``: one pass of the conditioner."""
         phi = self.conditioner(z) if context is None else self.conditioner(z, context)
         with without_autocast(z):
             z = at_least_float32(z)
@@ -138,13 +138,13 @@ class AutoregressiveMixture(nn.Module):
         return attach_gradient(self._level, z, level, log_weights, means, scales)
 
     def _level(self, z: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
-        """The distribution function at z, and the logarithm of its slope, the density."""
+        """Return the distribution function at z, and the logarithm of its slope, the density."""
         log_weights, means, scales = params
         below = torch.special.ndtr((z.unsqueeze(-1) - means) / scales)
         return (log_weights.exp() * below).sum(-1), self._log_density(z, *params)
 
     def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
-        """The mixture as a Pyro distribution, of the context's batch shape."""
+        """Return the mixture as a Pyro distribution, of the context's batch shape."""
         return ModuleDistribution(self, context)
 
 

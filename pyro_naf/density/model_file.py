@@ -30,7 +30,7 @@ DTYPES = {
 
 
 def save_model(density: TableDensity, path: str | os.PathLike[str]) -> None:
-    """Writes the density to a file; an older one stands until the new one is whole.
+    """Write the density to a file; an older one stands until the new one is whole.
 
     :raises TypeError: when an attribute is made of more than numbers and strings.
     :raises OSError: when the file cannot be written.
@@ -61,7 +61,7 @@ def save_model(density: TableDensity, path: str | os.PathLike[str]) -> None:
 
 
 def load_model(kind: type[Density], path: str | os.PathLike[str]) -> Density:
-    """The density that :func:`save_model` wrote, in evaluation mode.
+    """Load the density that :func:`save_model` wrote, in evaluation mode.
 
     :raises ModelFileError: when the file is truncated, foreign or of another version.
     :raises OSError: when it cannot be read.
@@ -77,7 +77,7 @@ def load_model(kind: type[Density], path: str | os.PathLike[str]) -> Density:
 
 
 def _made(kind: type[Density], content: dict[str, Any]) -> Density:
-    """A new density of what a file says, if that is no larger than the file's weights."""
+    """Make a new density of what a file says, if that is no larger than the file's weights."""
     sizes, state = (content["input_dim"], content["context_dim"]), content["state"]
     columns = content.get("schema")  # older files have none
     if columns is None and sizes[0] != len(state["loc"]):

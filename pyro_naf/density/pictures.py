@@ -126,7 +126,7 @@ def _mosaic(columns: int, pairs: int, curve: bool) -> list[list[str]]:
 
 
 def _pairs(rows: np.ndarray, real: list[int]) -> list[tuple[int, int]]:
-    """The pairs of columns with the largest correlations of ranks, by size."""
+    """Return the pairs of columns with the largest correlations of ranks, by size."""
     found = []
     for i, j in combinations(real, 2):
         both = rows[~np.isnan(rows[:, [i, j]]).any(1)][:, [i, j]]
@@ -155,7 +155,7 @@ def _draw_column(axes: Axes, column: Column, data: np.ndarray | None, draws: np.
 
 
 def _draw_bars(axes: Axes, column: Column, data: np.ndarray | None, draws: np.ndarray) -> None:
-    """The shares of the values of a class, the most frequent, or of an integer."""
+    """Draw the shares of the most frequent values of a class, or of an integer."""
     values, counts = np.unique(draws if data is None else data, return_counts=True)
     if column.is_real:
         labels = [f"{value:g}" for value in values]
@@ -201,7 +201,7 @@ Curves = dict[tuple[str, Any], np.ndarray]
 
 
 def _curves(history: History | None) -> tuple[Curves, dict[str, float]]:
-    """Steps and validation likelihoods ``(2, n)`` of each flow and fold, and levels by name."""
+    """Return steps and validation likelihoods ``(2, n)`` of flows and folds; levels by name."""
     if history is None:
         return {}, {}
     curves: dict[tuple[str, Any], list[tuple[int, float]]] = {}

@@ -31,14 +31,14 @@ class Columns(Protocol):
 
 
 def closed_parts(density: TableDensity) -> list[Part] | None:
-    """The Gaussians of a fitted density; None where it is none of Gaussians alone."""
+    """Return the Gaussians of a fitted density; None where it is none of Gaussians alone."""
     if density.head is None and density.context_dim == 0:
         return density.flow.closed_form()
     return None
 
 
 def parts_of(density: TableDensity) -> list[Part]:
-    """The Gaussians of a density that is of Gaussians alone."""
+    """Check that a density is of Gaussians alone."""
     parts = closed_parts(density)
     assert parts is not None
     return parts
@@ -60,7 +60,7 @@ def places(density: TableDensity, at: Sequence[int]) -> list[int]:
 
 
 def noises(density: TableDensity) -> list[Tensor | None]:
-    """The points of the noise on integers over which densities are averaged."""
+    """Return the points of the noise on integers over which densities are averaged."""
     if not density.schema.integers:
         return [None]
     return list(density.schema.noise(density.loc.device))
@@ -85,7 +85,7 @@ def imputed(density: TableDensity, rows: Tensor, number: int) -> Tensor:
 
 
 def marginal(density: Density, columns: Sequence[Any]) -> Density:
-    """The density of some of the columns."""
+    """Return the density of some of the columns."""
     at = positions(density, columns, "columns")
     if not at:
         raise ValueError("columns must name at least one column, got none")
@@ -97,7 +97,7 @@ def marginal(density: Density, columns: Sequence[Any]) -> Density:
 
 
 def condition(density: Density, given: Mapping[Any, Any]) -> Density:
-    """The density of the other columns, where these have such values."""
+    """Return the density of the other columns, where these have such values."""
     at, rest, row = given_row(density, given)
     parts, row = parts_of(density), row.to(density.loc.device)
     found: list[Part] = []
@@ -134,7 +134,7 @@ def given_row(density: Columns, given: Mapping[Any, Any]) -> tuple[list[int], li
 
 
 def _number(value: Any, column: Column, name: str) -> float:
-    """A number, a date in days, or the place of a text among the column's values."""
+    """Return a number, a date in days, or the place of a text among the column's values."""
     if value in column.values and isinstance(value, str):
         return float(column.values.index(value))
     if isinstance(column.values[:1] and column.values[0], str):
@@ -175,7 +175,7 @@ def positions(density: Columns, columns: Sequence[Any], argument: str) -> list[i
 
 
 def made(density: Density, at: list[int], parts: list[Part]) -> Density:
-    """A density of these columns, with these Gaussians."""
+    """Return a density of these columns, with these Gaussians."""
     made = type(density)()
     made.to(density.loc.device, density.dtype)
     made.build_for(Schema([density.schema.columns[i] for i in at]), gaps=True)

@@ -84,7 +84,7 @@ def fit_energy(
 def energy_bound(
     density: FlowDensity, energy: Energy, num_particles: int = 100_000
 ) -> tuple[float, float]:
-    r"""A lower bound of :math:`\ln \int e^{-U}` with its standard error: short by the divergence.
+    r"""Bound :math:`\ln \int e^{-U}` from below, by the divergence, with a standard error.
 
     >>> density = FlowDensity(1, architecture="iaf-affine-1")
     >>> bound, se = energy_bound(density, lambda x: 0.5 * x.square().sum(-1))

@@ -133,7 +133,7 @@ class History:
 
     @classmethod
     def interrupted(cls, evaluations: list[dict[str, Any]]) -> History:
-        """What is known of a run that was interrupted after these evaluations, at least one."""
+        """Sum up a run that was interrupted after these evaluations, at least one."""
         values = [e["validation"] for e in evaluations]
         best = evaluations[-1] if values[-1] is None else evaluations[values.index(max(values))]
         last = evaluations[-1]

@@ -44,7 +44,7 @@ class Estimator:
     width: int
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """What the density is made of: the arguments of the constructor, all options among them.
+        """Return the arguments of the constructor, with all options.
 
         >>> from pyro_naf.density import FlowDensity
         >>> FlowDensity(2, hidden_dims=[16], lr=1e-2).get_params()["lr"]
@@ -61,7 +61,7 @@ class Estimator:
         }
 
     def _changed(self, params: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the constructor with some changed, and without what was not said."""
+        """Return the constructor's arguments with some changed, without those left at defaults."""
         said = {"input_dim", "context_dim", "architecture", *self.overrides, *self.settings}
         whole = {name: value for name, value in self.get_params().items() if name in said}
         return {**whole, **params}

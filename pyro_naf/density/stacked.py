@@ -51,7 +51,7 @@ class Stacked(nn.Module):
         return self.log_prob(x, context)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``."""
+        """Return the log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``."""
         terms = [part.log_prob(x, context) for part in self._densities()]
         return torch.logsumexp(torch.stack(terms, -1) + self.log_weights, -1)
 
@@ -59,7 +59,7 @@ class Stacked(nn.Module):
         yield from self.parts
 
     def closed_form(self) -> list[Part] | None:
-        """The density by Gaussians; None where one of its parts is none."""
+        """Return the density by Gaussians; None where one of its parts is none."""
         found: list[Part] = []
         for weight, part in zip(self.log_weights.tolist(), self._densities(), strict=True):
             own = part.closed_form()
@@ -101,7 +101,7 @@ class Stacked(nn.Module):
         return x, self.log_prob(x, context)
 
     def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
-        """The density as a Pyro distribution with batch shape ``(...)`` of the context."""
+        """Return the density as a Pyro distribution with batch shape ``(...)`` of the context."""
         return dist.TransformedDistribution(ModuleDistribution(_Flat(self), context), [])
 
 
@@ -118,7 +118,7 @@ class Folds:
 
 
 def of_closed_form(parts: Sequence[Part]) -> tuple[Stacked, list[tuple[str, dict[str, Any]]]]:
-    """A density of these parts, and the architecture and options of each."""
+    """Build a density of these parts, and the architecture and options of each."""
     weights = torch.tensor([p.log_weight for p in parts], dtype=torch.double).softmax(0)
     kept = [i for i, weight in enumerate(weights.tolist()) if weight > 0]
     dim, made, named = parts[0].law.dim, list[nn.Module](), []
@@ -143,7 +143,7 @@ class _Flat:
 
 
 def stacking_weights(log_probs: Tensor, weight: Tensor | None = None) -> Tensor:
-    r"""The weights ``(M,)`` with which a mixture of M densities gives rows the highest likelihood.
+    r"""Find weights ``(M,)`` with which a mixture of M densities makes rows likeliest.
 
     Each keeps at least a share of one row in M, so that a row that one density calls impossible
     still has the others.

@@ -78,7 +78,7 @@ class Stepper:
         self.order = torch.randperm(len(self.rows[0]), generator=generator, device=self.device)
 
     def step(self, i: int, lr: float) -> None:
-        """The step with the i-th batch of the order."""
+        """Make the step with the i-th batch of the order."""
         assert self.order is not None
         chosen = parallel.part([self.order[i * self.batch : (i + 1) * self.batch]])[0]
         self.adam.param_groups[0]["lr"].fill_(lr)

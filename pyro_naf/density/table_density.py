@@ -82,7 +82,7 @@ class TableDensity(Estimator, nn.Module):
         self.build_for(Schema([Column()] * operator.index(input_dim or 0)))
 
     def build_for(self, schema: Schema, gaps: bool = False) -> None:
-        """Makes what depends on the columns; what there is stays where it fits them.
+        """Make what depends on the columns; what there is stays where it fits them.
 
         :param gaps: cells are missing, so that classes and numbers are modelled together.
         """
@@ -109,14 +109,14 @@ class TableDensity(Estimator, nn.Module):
         return self.together or bool(self.schema.real)
 
     def _built(self, architecture: str, options: Mapping[str, Any]) -> NormalizingFlow:
-        """A density of the numbers given context and classes, or of numbers and classes."""
+        """Build a density of the numbers given context and classes, or of numbers and classes."""
         dim, sizes = len(self.schema.real), self.schema.sizes
         if self.together:
             return build(architecture, dim, self.context_dim, sizes=sizes, **options)
         return build(architecture, dim, self.context_dim + sum(sizes), **options)
 
     def restore_parts(self, parts: list[tuple[str, dict[str, Any]]]) -> None:
-        """Makes the mixture of these architectures, with weights that are to be loaded."""
+        """Make the mixture of these architectures, with weights that are to be loaded."""
         if parts:
             dim = len(self.schema.real) + (len(self.schema.sizes) if self.together else 0)
             made = [self._built(name, options) for name, options in parts]
@@ -177,7 +177,7 @@ class TableDensity(Estimator, nn.Module):
         return alone and self.flow.closed_form() is not None
 
     def description(self) -> dict[str, Any]:
-        """The architecture and its options, of Python's own types."""
+        """Return the architecture and its options, of Python's own types."""
         return {"architecture": self.architecture, "overrides": plain("options", self.overrides)}
 
     @property
@@ -192,7 +192,7 @@ class TableDensity(Estimator, nn.Module):
         return self._log_prob(x, context)
 
     def log_prob(self, x: Any, context: Any = None) -> Any:
-        """The log-density of x ``(..., D)`` in nats, shape ``(...)``.
+        """Return the log-density of x ``(..., D)`` in nats, shape ``(...)``.
 
         A tensor for a tensor, with gradients where they are enabled; a numpy array for an array. It
         is minus infinity where x is infinite. Where x has NaN, it is the log-density of the other
@@ -228,7 +228,7 @@ class TableDensity(Estimator, nn.Module):
         return values if isinstance(x, Tensor) else values.detach().cpu().numpy()
 
     def _encoded_log_prob(self, rows: Encoded, c: Tensor | None, with_gradient: bool) -> Tensor:
-        """The log-density ``(...)`` of encoded rows, in the units of the data."""
+        """Return the log-density ``(...)`` of encoded rows, in the units of the data."""
         u = ((rows.real - self.loc) / self.scale).to(self.dtype)
         total = rows.log_slope - self.log_scale(u)
         if self.together:
@@ -243,17 +243,17 @@ class TableDensity(Estimator, nn.Module):
         return torch.where(rows.inside, torch.where(gaps, math.nan, total), -math.inf)
 
     def log_scale(self, real: Tensor) -> Tensor:
-        """The sum ``(...)`` of the logarithms of the scales, over the cells that are not NaN."""
+        """Sum the logarithms of the scales ``(...)`` over the cells that are not NaN."""
         return torch.where(real.isnan(), 0.0, self.scale.log()).sum(-1)
 
     def _flow_log_prob(self, u: Tensor, given: Tensor | None, with_gradient: bool) -> Tensor:
-        """The flow's log-density ``(...)``; without gradient in chunks that fit the memory."""
+        """Evaluate the flow's log-density ``(...)``; without gradient in chunks that fit memory."""
         if with_gradient:
             return self.flow.log_prob(u, given)
         return chunked_log_prob(self.flow, u, given)
 
     def _fitted(self) -> None:
-        """Raises where there is nothing yet that could be evaluated."""
+        """Raise where there is nothing yet that could be evaluated."""
         if self.width == 0 or (self.has_flow and self.flow is None):
             raise not_fitted(type(self).__name__)
 
@@ -302,7 +302,7 @@ class TableDensity(Estimator, nn.Module):
         return discrete.quantised(self.schema.decode(real, codes), self.noise, self.values)
 
     def distribution(self, context: Any = None) -> dist.TransformedDistribution:
-        """The density as a Pyro distribution, in the flow's dtype; ``rsample`` has gradients.
+        """Return a Pyro distribution, in the flow's dtype; ``rsample`` has gradients.
 
         :param context: ``(..., C)``, whose batch shape it has.
         """
@@ -320,7 +320,7 @@ class TableDensity(Estimator, nn.Module):
         return dist.TransformedDistribution(standard.base_dist, [*standard.transforms, *maps])
 
     def _context(self, context: Any) -> Tensor | None:
-        """The context standardised, in the flow's dtype; None where there is none."""
+        """Standardise the context, in the flow's dtype; None where there is none."""
         self._check_context(context, "context")
         if context is None:
             return None

@@ -55,7 +55,7 @@ class _Read:
 
 
 def named_columns(x: Any, name: str = "x") -> dict[str, Any] | None:
-    """The columns of a table by name; None of what has no names.
+    """Return the columns of a table by name; None for what has no names.
 
     :param x: a DataFrame (of pandas, polars, pyarrow), a mapping, a structured array of numpy, or a
         list of mappings, one for each row.
@@ -89,7 +89,7 @@ def _objects(values: list[Any]) -> np.ndarray:
 
 
 def matrix(x: Any, name: str, schema: Schema | None = None) -> Matrix:
-    """A table as numbers, its columns in the order of a schema, where there is one.
+    """Convert a table to numbers, its columns in the order of a schema, where there is one.
 
     :param x: an array or tensor of numbers, or named columns.
     :raises TypeError: when a column holds neither numbers, text, booleans, dates nor durations.
@@ -129,7 +129,7 @@ def matrix(x: Any, name: str, schema: Schema | None = None) -> Matrix:
 
 
 def _numbers(values: Any, known: Column | None, where: str, label: str) -> _Read:
-    """A column as numbers, what it is where its dtype tells, and whether that is of integers."""
+    """Convert a column to numbers; also its kind if its dtype tells, and if it has integers."""
     array = as_values(values, where)
     kind = array.dtype.kind
     if kind == "M":
@@ -194,7 +194,7 @@ def _shown(column: Column) -> str:
 
 
 def as_values(values: Any, where: str) -> np.ndarray:
-    """A column ``(N,)`` as an array of numbers, booleans, dates or durations, or of objects.
+    """Convert a column ``(N,)`` to an array of numbers, booleans, dates, durations or objects.
 
     The latter are text, or booleans some of which are missing: None. Missing numbers are NaN,
     missing dates NaT; moments with a time zone are those of UTC.
@@ -221,7 +221,7 @@ def as_values(values: Any, where: str) -> np.ndarray:
 
 
 def _masked(values: np.ma.MaskedArray) -> np.ndarray:
-    """A masked array's cells, missing where they are masked."""
+    """Return the cells of a masked array, missing where they are masked."""
     found = values.data.astype(object)
     found[np.ma.getmaskarray(values)] = None
     return found
@@ -263,7 +263,7 @@ def _of_objects(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def _plain(value: Any) -> Any:
-    """What a cell stands for: a time of day, a span of the calendar, an interval, or bytes."""
+    """Return what a cell means: a time of day, a span of the calendar, an interval, or bytes."""
     if isinstance(value, datetime.time):
         moment = datetime.datetime.combine(datetime.date.min, value.replace(tzinfo=None))
         return moment - datetime.datetime.min
@@ -275,7 +275,7 @@ def _plain(value: Any) -> Any:
 
 
 def _naive(moment: Any) -> Any:
-    """A date, or a moment in UTC that does not say so."""
+    """Convert a date, or a moment to UTC without its time zone."""
     if getattr(moment, "tzinfo", None) is None:
         return moment
     return moment.astimezone(datetime.timezone.utc).replace(tzinfo=None)

@@ -54,7 +54,7 @@ COMPARED = 500
 
 
 def proposal(density: TableDensity) -> TableDensity:
-    """A density of Gaussians, t's and normal scores close to this one, fitted to its draws.
+    """Fit a density of Gaussians, t's and normal scores to draws of this one.
 
     The density remembers it until its weights change.
 
@@ -200,7 +200,7 @@ class WeightedDensity:
             _warn_of_few(found.ess, num_particles, "condition")
 
     def log_prob(self, x: Any) -> Any:
-        """The log-density of x ``(..., E)`` in nats, shape ``(...)``; cells may be missing.
+        """Return the log-density of x ``(..., E)`` in nats, shape ``(...)``; cells may be missing.
 
         A tensor for a tensor, with gradients where no column is left out; an array for an array.
 
@@ -225,13 +225,13 @@ class WeightedDensity:
         return values if isinstance(x, Tensor) else values.detach().cpu().numpy()
 
     def score_samples(self, x: Any) -> np.ndarray:
-        """The log-density of each of the rows ``(N, E)`` in nats, as an array ``(N,)``."""
+        """Return the log-density of each of the rows ``(N, E)`` in nats, as an array ``(N,)``."""
         with torch.no_grad():
             rows = tables.matrix(x, "x", self.schema).rows
             return self.log_prob(rows).float().cpu().numpy()
 
     def score(self, x: Any) -> float:
-        """The mean log-density of rows ``(N, E)`` in nats."""
+        """Return the mean log-density of rows ``(N, E)`` in nats."""
         return float(self.score_samples(x).astype(np.float64).mean())
 
     def sample(self, n: int, *, as_table: bool | None = None) -> Any:
@@ -256,7 +256,7 @@ class WeightedDensity:
         )
 
     def anomaly_score(self, x: Any) -> np.ndarray:
-        """The p-value ``(N,)`` of each of the rows ``(N, E)``: small where a row is unusual.
+        """Return the p-value ``(N,)`` of each of the rows ``(N, E)``: small where a row is unusual.
 
         It is the share of draws whose density is no higher, the row itself counted among them.
         """
@@ -264,7 +264,7 @@ class WeightedDensity:
         return preparation.p_values(self.score_samples(x), known)
 
     def condition(self, given: Mapping[Any, Any]) -> WeightedDensity:
-        """The density of the other columns, where some have these values too.
+        """Return the density of the other columns, where some have these values too.
 
         :raises ValueError: as ``FlowDensity.condition``.
         """
@@ -274,7 +274,7 @@ class WeightedDensity:
         return self._of([self.at[i] for i in rest], whole)
 
     def marginal(self, columns: Sequence[Any]) -> WeightedDensity:
-        """The density of some of the columns.
+        """Return the density of some of the columns.
 
         :raises ValueError: when there is no such column.
         """

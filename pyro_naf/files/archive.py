@@ -82,7 +82,7 @@ class NotTensorsError(ValueError):
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """What torch.save wrote: tensors, numbers, strings, and lists, tuples and dicts of these.
+    """Read a file of torch.save: tensors, numbers, strings, and lists, tuples, dicts of these.
 
     :raises NotTensorsError: for any other file.
     :raises OSError: when the file cannot be opened.
@@ -103,7 +103,7 @@ def read(path: str | os.PathLike[str]) -> Any:
 
 
 def _members(file: Any) -> Callable[[str], bytes]:
-    """A function that gives the content of a member by its name in the archive's one folder."""
+    """Make a function from the name of a member in the archive's one folder to its content."""
     archive = zipfile.ZipFile(file)
     infos = archive.infolist()
     sizes = [info.file_size for info in infos]

@@ -239,7 +239,7 @@ class AutoregressiveFlow(TransformModule):
             ) from None
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
-        """The shape of ``flow(x)``: that of x, broadcast with the context's batch shape."""
+        """Return the shape of ``flow(x)``: that of x, broadcast with the context's batch shape."""
         if len(shape) == 0 or shape[-1] != self.input_dim:
             raise ValueError(
                 f"the base distribution must have shape (..., {self.input_dim}), got {tuple(shape)}"
@@ -251,7 +251,7 @@ class AutoregressiveFlow(TransformModule):
     inverse_shape = forward_shape
 
     def with_cache(self, cache_size: int = 1) -> AutoregressiveFlow:
-        """The flow itself, whose cache is always on and never stale."""
+        """Return the flow itself, whose cache is always on and never stale."""
         return self
 
     def __repr__(self) -> str:
@@ -285,7 +285,7 @@ class ConditionalAutoregressiveFlow(ConditionalTransformModule):
         _check_num_params(self.arn, transformer)
 
     def condition(self, context: Tensor) -> AutoregressiveFlow:
-        """The flow for this context ``(..., C)``; it shares this one's parameters."""
+        """Return the flow for this context ``(..., C)``; it shares this one's parameters."""
         _check_tensor(context, "context")
         width = getattr(self.arn, "context_dim", None)
         if width is not None and (context.dim() == 0 or context.shape[-1] != width):

@@ -21,7 +21,7 @@ from .named import (
 def affine_autoregressive_flow(
     input_dim: int, hidden_dims: Sequence[int] | None = None, **kw: Any
 ) -> AffineAutoregressiveFlow:
-    """An :class:`AffineAutoregressiveFlow` on a fresh conditioner.
+    """Make an :class:`AffineAutoregressiveFlow` on a fresh conditioner.
 
     :param input_dim: number D of dimensions.
     :param hidden_dims: as in the conditioner; by default one layer of 3 D + 1 units, but at least
@@ -47,7 +47,7 @@ def deep_sigmoidal_flow(
     affine: bool = False,
     **kw: Any,
 ) -> DeepSigmoidalFlow:
-    """A :class:`DeepSigmoidalFlow` on a fresh conditioner.
+    """Make a :class:`DeepSigmoidalFlow` on a fresh conditioner.
 
     :param input_dim: number D of dimensions.
     :param hidden_dims: as in :func:`affine_autoregressive_flow`.
@@ -79,7 +79,7 @@ def deep_dense_sigmoidal_flow(
     affine: bool = False,
     **kw: Any,
 ) -> DeepDenseSigmoidalFlow:
-    """A :class:`DeepDenseSigmoidalFlow` on a fresh conditioner.
+    """Make a :class:`DeepDenseSigmoidalFlow` on a fresh conditioner.
 
     :param num_layers: L, the number of dense sigmoidal layers; the other arguments are those of
         :func:`deep_sigmoidal_flow`.
@@ -163,7 +163,7 @@ def _conditioner(
     kw: dict[str, Any],
     context_dim: int = 0,
 ) -> MADE | AttentionConditioner:
-    """The factories' conditioner; takes its options out of ``kw`` and leaves the transformer's."""
+    """Make a factory's conditioner from its options in ``kw``; leave the transformer's there."""
     name = kw.pop("conditioner", "made")
     chosen = {name: kw.pop(name) for name in choice.OPTIONS if name in kw}
     return choice.make(name, input_dim, hidden_dims, num_params, context_dim=context_dim, **chosen)

@@ -65,11 +65,11 @@ class TukeyH(Transform):
         return attach_gradient(_value_and_log_slope, x, y, index)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """The logarithm of the slopes' product at x, ``(...)``."""
+        """Return the logarithm of the slopes' product at x, ``(...)``."""
         return _value_and_log_slope(x, self.index)[1].sum(-1)
 
     def with_cache(self, cache_size: int = 1) -> TukeyH:
-        """The map with this cache."""
+        """Return the map with this cache."""
         return self if cache_size == self._cache_size else TukeyH(self.index, cache_size)
 
 

@@ -56,18 +56,18 @@ class StructuredAffine(Transform):
         return solved.view(centred.shape)[..., order.argsort()]
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """The logarithm of the determinant at x ``(..., D)``, a constant of shape ``(...)``."""
+        """Return the log-determinant at x ``(..., D)``, a constant of shape ``(...)``."""
         return self.factor.diagonal().abs().log().sum().expand(x.shape[:-1])
 
     def with_cache(self, cache_size: int = 1) -> StructuredAffine:
-        """The map itself where it has such a cache, or a copy that has."""
+        """Return the map itself where it has such a cache, or a copy that has."""
         if cache_size == self._cache_size:
             return self
         return StructuredAffine(self.loc, self.factor, self.order, cache_size)
 
 
 def triangular(structure: Structure, diagonal: Tensor, coupling: Tensor) -> Tensor:
-    """The matrix ``diag(diagonal) (I + A)``, ``(D, D)``, with A filled at the ancestors.
+    """Return the matrix ``diag(diagonal) (I + A)``, ``(D, D)``, with A filled at the ancestors.
 
     :param coupling: one number for each pair of a latent and an ancestor, ``(n,)``, row by row.
     """
@@ -84,7 +84,7 @@ def factor_of(
     covariance: Tensor | None = None,
     cholesky: Tensor | None = None,
 ) -> Tensor:
-    r"""The factor S ``(D, D)``, of the pattern of a structure, of a Gaussian's covariance S S^T.
+    r"""Compute a factor S ``(D, D)``, in a structure's pattern, of a covariance S S^T.
 
     It is exact where the Gaussian has the structure. Where a covariance has not, the result is the
     Gaussian q of the structure that is closest in :math:`\mathrm{KL}(p \| q)`: each latent has p's

@@ -83,7 +83,7 @@ class DeepDenseSigmoidalFlow(AutoregressiveFlow):
 
 
 def _twin_of(flow: type[AutoregressiveFlow]) -> Callable[..., None]:
-    """The ``__init__`` of a flow's conditional twin, with the arguments of the flow's own."""
+    """Make ``__init__`` of a flow's conditional twin, with the arguments of the flow's own."""
 
     @functools.wraps(flow.__init__)
     def __init__(self: ConditionalAutoregressiveFlow, *args: Any, **kwargs: Any) -> None:

@@ -116,7 +116,7 @@ def _places_and_slopes(column: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _layer(
     sigmoids: SigmoidalTransformer, slopes: Tensor, places: Tensor, logits: Tensor
 ) -> Tensor:
-    """A layer's raw parameters ``(..., 3 K)``; slopes, places and logits are ``(..., K)``."""
+    """Return raw parameters ``(..., 3 K)`` of slopes, places and logits ``(..., K)`` each."""
     slopes = slopes.clamp(min=sigmoids.min_slope + 1e-3)
     return sigmoids.spec().unconstrain(slopes, -slopes * places, logits)
 

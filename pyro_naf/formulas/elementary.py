@@ -42,10 +42,10 @@ def softplus(raw: Tensor) -> Tensor:
 
 
 def softplus_inverse(value: float) -> float:
-    """The number whose softplus is ``value > 0``."""
+    """Return the number whose softplus is ``value > 0``."""
     return value + math.log(-math.expm1(-value))
 
 
 def positive(raw: Tensor, at_zero: float, floor: float) -> Tensor:
-    """A positive slope: ``floor + softplus``, shifted so that ``raw = 0`` gives ``at_zero``."""
+    """Compute a positive slope, ``floor + softplus``, shifted to be ``at_zero`` for ``raw = 0``."""
     return floor + softplus(raw + softplus_inverse(at_zero - floor))

@@ -38,12 +38,12 @@ class AffineMap(PyroModule):
     scale_tril_constraint = constraints.unit_lower_cholesky
 
     def _set_up_affine(self, loc: Tensor, init_scale: float) -> None:
-        """The parameters that there are with and without a structure."""
+        """Make the parameters that there are with and without a structure."""
         self.loc = nn.Parameter(loc)
         self.scale = PyroParam(torch.full_like(self.loc, init_scale), self.scale_constraint)
 
     def _set_up_factor(self) -> None:
-        """The parameters of T off its diagonal, and the frame, once the structure is known."""
+        """Make the parameters of T off its diagonal, and the frame, once the structure is known."""
         frame = torch.ones_like(self.loc)
         if self.structure is not None or self.full_rank:
             frame = torch.diag(frame)
@@ -56,7 +56,7 @@ class AffineMap(PyroModule):
         self.register_buffer("frame", frame)
 
     def affine_parts(self) -> list[Transform]:
-        """The affine map as transforms, which remember their last value.
+        """Return the affine map as transforms, which remember their last value.
 
         So the flow before them recognises its own samples.
         """
@@ -80,7 +80,7 @@ class AffineMap(PyroModule):
         return triangular(self.structure, self.scale, self.coupling)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """The outermost map: its loc ``(D,)``, and its scale ``(D,)`` or factor ``(D, D)``."""
+        """Return loc ``(D,)``, and scale ``(D,)`` or factor ``(D, D)``, of the outermost map."""
         if self.structure is None and not self.full_rank:
             return self.centre + self.frame * self.loc, self.frame * self.scale
         return self.centre + self.frame @ self.loc, self.frame @ self._inner_factor()
@@ -122,7 +122,7 @@ class AffineMap(PyroModule):
 
 
 def _with_pattern(structure: Structure, factor: Tensor) -> Tensor:
-    """The factor of the closest Gaussian that has the structure, ``(D, D)``."""
+    """Compute the factor of the closest Gaussian that has the structure, ``(D, D)``."""
     if factor.dim() == 1:
         return torch.diag(factor)
     if has_pattern(structure, factor):

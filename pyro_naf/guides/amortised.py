@@ -108,7 +108,7 @@ class AmortisedFlowNormal(FlowNormal):
     # The context and what depends on it.
 
     def _context(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The context of these arguments, ``(..., C)``, with the dtype of the latents."""
+        """Return the context of these arguments, ``(..., C)``, with the dtype of the latents."""
         module = "context_fn" in self._modules
         context_fn: Any = self._registered("context_fn") if module else self.context_fn
         context = check_context(context_fn(*args, **kwargs), self.context_dim)
@@ -116,7 +116,7 @@ class AmortisedFlowNormal(FlowNormal):
         return context.to(like.device, like.dtype)
 
     def _aligned_context(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The context, with its axes where the plates are."""
+        """Return the context, with its axes where the plates are."""
         return align(self._context(*args, **kwargs), self._layout.row_dims)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> ComposeTransform:

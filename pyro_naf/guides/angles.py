@@ -58,5 +58,5 @@ class OnePeriod(TorchDistribution):
         return self.base_dist.log_prob(value)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> OnePeriod:
-        """A copy that is broadcast to a batch shape."""
+        """Return a copy that is broadcast to a batch shape."""
         return OnePeriod(self.base_dist.expand(batch_shape))

@@ -107,7 +107,7 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
         self.latent_dim = self._layout.latent_dim
 
     def _joint(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> JointDensity:
-        """The model's joint density; inference knows it, which stands above the guides."""
+        """Return the model's joint density; inference knows it, which stands above the guides."""
         raise NotImplementedError
 
     def _find_special(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SpecialSites:
@@ -115,7 +115,7 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
         return SpecialSites.of(sites, lambda: self._joint(args, kwargs))
 
     def _find_structure(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure | None:
-        """The structure of flow and affine map; None for a full guide."""
+        """Return the structure of flow and affine map; None for a full guide."""
         return None
 
     def _make_flow(self) -> Any:
@@ -126,7 +126,7 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
         return self._layout.pack(values)[0].reshape(-1, self.latent_dim)
 
     def _init_loc(self) -> Tensor:
-        """The initial latent vector, a mean over the rows."""
+        """Return the initial latent vector, a mean over the rows."""
         values = {name: place.site["value"] for name, place in self._layout.places.items()}
         start = self.latent_vectors(values).detach()
         for site, value in self._unpack_latent(start.mean(0)):
@@ -174,7 +174,7 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
         return self._layout.unpack(latent)
 
     def get_base_dist(self) -> dist.TorchDistribution:
-        """The standard normal on R^D."""
+        """Return the standard normal on R^D."""
         return dist.Normal(torch.zeros_like(self.loc), torch.ones_like(self.loc)).to_event(1)
 
     def get_transform(self, *args: Any, **kwargs: Any) -> ComposeTransform:
@@ -223,7 +223,7 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The median of each latent, site to tensor; see :meth:`quantiles`."""
+        """Return the median of each latent, site to tensor; see :meth:`quantiles`."""
         return {name: q[0] for name, q in self.quantiles([0.5], *args, **kwargs).items()}
 
     @torch.no_grad()
@@ -276,7 +276,7 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
     # Its looks, copies and files.
 
     def table(self) -> Table:
-        """The latents, the flows and the number of weights."""
+        """Return the latents, the flows and the number of weights."""
         places = None if self.prototype_trace is None else self._layout.places
         return guide_table(self, places)
 

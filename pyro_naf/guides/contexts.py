@@ -60,7 +60,7 @@ def check_context_arguments(context_fn: Callable[..., Tensor] | None, context_di
 
 
 def check_context(context: Any, width: int) -> Tensor:
-    """The context, if it is a finite tensor ``(..., width)``."""
+    """Check that the context is a finite tensor ``(..., width)``."""
     if not isinstance(context, Tensor):
         raise TypeError(f"context_fn must return a tensor, got {type(context).__name__}")
     if context.dim() == 0 or context.shape[-1] != width:
@@ -149,7 +149,7 @@ def align(context: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def rows_of(context: Tensor, axis: int, plate: Any) -> Tensor:
-    """The rows of ``context`` that the plate's subsample has; it may hold all or only those."""
+    """Pick the rows of ``context`` in the plate's subsample; it may hold all or only those."""
     rows = context.shape[axis]
     if rows == plate.subsample_size:
         return context

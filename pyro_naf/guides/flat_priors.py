@@ -20,13 +20,13 @@ def is_flat(fn: Any) -> bool:
 
 
 def origin(fn: Any) -> Tensor:
-    """The point of a distribution's support that is zero when unconstrained."""
+    """Return the point of a distribution's support that is zero when unconstrained."""
     transform = biject_to(fn.support)
     return transform(torch.zeros(transform.inverse_shape(fn.shape())))
 
 
 def start_flat_priors(init_loc_fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The initialisation function, with the origin where it would need to sample a flat prior.
+    """Make an initialisation function with the origin in place of draws of a flat prior.
 
     Discrete sites, which no guide has, are drawn.
     """

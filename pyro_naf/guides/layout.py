@@ -108,7 +108,7 @@ class Layout:
 
 
 def _check_rows(place: Place, latent: Tensor) -> None:
-    """A further axis at a plate's dim would be taken for more of that plate."""
+    """Refuse a further axis at a plate's dim: it would be taken for more of that plate."""
     pairs = zip(latent.shape[-2::-1], place.own[::-1], strict=False)  # both from the right
     if any(row > 1 and own > 1 for row, own in pairs):
         raise ValueError(
@@ -133,7 +133,7 @@ def unpack(part: Tensor, own: Sequence[int], event: Sequence[int]) -> Tensor:
 
 
 def pack(value: Tensor, own: Sequence[int], event_dim: int) -> Tensor:
-    """The inverse of :func:`unpack`: ``(*rows, size)``, an axis of rows for each batch axis.
+    """Invert :func:`unpack`: ``(*rows, size)``, an axis of rows for each batch axis.
 
     >>> x = torch.randn(4, 1, 6)
     >>> torch.equal(pack(unpack(x, (3,), (2,)), (3,), 1), x)

@@ -31,7 +31,7 @@ class InStepWithStore(PyroModule):
                 setattr(self, name, own)  # takes the store's
 
     def _registered(self, name: str) -> Any:
-        """A module of this one's, its weights in step with the store.
+        """Return a module of this one's, its weights in step with the store.
 
         :raises ValueError: when the store holds a weight of another shape, naming it.
         """

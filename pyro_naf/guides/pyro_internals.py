@@ -37,7 +37,7 @@ def is_subsample(site: dict[str, Any]) -> bool:
 
 
 def without_start(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The model without the initialisation that an autoguide has put around it."""
+    """Return the model without the initialisation that an autoguide has put around it."""
     if isinstance(model, _bound_partial):
         handler, inner = model.func.args[:2]
         if isinstance(handler, InitMessenger):
@@ -46,7 +46,7 @@ def without_start(model: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def without_block(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The model inside ``poutine.block``, as autoguides are given models with discrete latents."""
+    """Find the model inside ``poutine.block``, which hides discrete latents from autoguides."""
     model = without_start(model)
     if isinstance(model, _bound_partial):
         handler, inner = model.func.args[:2]
@@ -78,7 +78,7 @@ def unconstrained_values(guide: AutoContinuous, u: Tensor, nesting: int) -> dict
 
 
 def enumerated(model: Callable[..., Any], max_plate_nesting: int) -> Callable[..., Any]:
-    """The model with its finite discrete latents enumerated in parallel, as NUTS runs it.
+    """Return the model with its finite discrete latents enumerated in parallel, as NUTS runs it.
 
     :param max_plate_nesting: number of dimensions, from the right, that plates may use.
     """

@@ -20,7 +20,7 @@ NUMBERS = 2**23
 
 
 def normal_points(levels: Tensor, like: Tensor) -> Tensor:
-    """Standard normal points ``(N, D)``, as many as the most extreme of the levels needs.
+    """Draw standard normal points ``(N, D)``, as many as the most extreme of the levels needs.
 
     They come from a scrambled Sobol sequence that is always the same.
 
@@ -82,7 +82,7 @@ def _lone_dims(transform: ComposeTransform, dim: int) -> set[int]:
 
 
 def slope_sign(transform: Transform) -> float:
-    """That of the slope; NaN for a transform of several entries together."""
+    """Return the sign of the slope; NaN for a transform of several entries together."""
     try:
         return float(torch.as_tensor(transform.sign).double().mean())
     except NotImplementedError:

@@ -105,7 +105,7 @@ class Latents(Messenger):
         msg["done"] = True
 
     def _subsample(self, msg: Any, site: Site) -> tuple[Tensor, float]:
-        """The elements of the site's value that this run has, and how often each counts."""
+        """Return the elements of the site's value that this run has, and how often each counts."""
         given, scale = self.given[site.name], 1.0
         for frame in msg["cond_indep_stack"]:
             if frame.name in self.elements and frame.dim is not None:
@@ -116,7 +116,7 @@ class Latents(Messenger):
 
 
 def standard_normal(free: Tensor, site: Site) -> Tensor:
-    """Standard normal log-density of each element, from unconstrained values ``(..., shape)``."""
+    """Evaluate the standard normal log-density of each unconstrained value ``(..., shape)``."""
     squares = free.square() + math.log(2 * math.pi)
     batch_dim = free.dim() - len(site.free_shape) + site.batch_dim
     return -0.5 * squares.reshape(*squares.shape[:batch_dim], -1).sum(-1)
@@ -150,7 +150,7 @@ def latent_sites(trace: Any) -> dict[str, dict[str, Any]]:
 
 
 def find_sites(trace: Any) -> dict[str, Site]:
-    """The continuous latent sites of a trace, in their order in u."""
+    """Return the continuous latent sites of a trace, in their order in u."""
     sites: dict[str, Site] = {}
     start = 0
     for name, site in latent_sites(trace).items():
@@ -200,13 +200,13 @@ def site_log_probs(trace: Any) -> dict[str, Tensor]:
 
 
 def plate_nesting(trace: Any) -> int:
-    """Number of dimensions, from the right, that the plates of a trace use."""
+    """Count the dimensions, from the right, that the plates of a trace use."""
     frames = [frame for _, site in sample_sites(trace) for frame in site["cond_indep_stack"]]
     return max((-frame.dim for frame in frames if frame.dim is not None), default=0)
 
 
 def batch_depth(trace: Any) -> int:
-    """Number of dimensions, from the right, that the batch shapes of latents use, plates or not."""
+    """Count the dimensions, from the right, of the batch shapes of latents, plates or not."""
     latents = latent_sites(trace).values()
     depths = [site["value"].dim() - site["fn"].event_dim for site in latents]
     return max([plate_nesting(trace), *depths])

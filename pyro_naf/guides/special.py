@@ -47,7 +47,7 @@ class SpecialSites:
     def of(
         cls, prototypes: Iterable[Mapping[str, Any]], joint: Callable[[], JointDensity]
     ) -> SpecialSites:
-        """The special sites of a model that was run once.
+        """Return the special sites of a model that was run once.
 
         :param prototypes: the latent sites of that run.
         :param joint: called for the model's joint density, where there may be special sites.

@@ -28,7 +28,7 @@ def structured_flows(
     activation: Callable[[Tensor], Tensor] = torch.tanh,
     **kw: Any,
 ) -> ComposeTransformModule:
-    """A stack of sigmoidal flows on graph conditioners, all in the structure's order.
+    """Make a stack of sigmoidal flows on graph conditioners, all in the structure's order.
 
     :param hidden_dims: one width, that of each latent's network; 16 by default.
     :param inverse: the flows map latents to base, and read the parents at elimination.

@@ -12,7 +12,7 @@ from .angles import OnePeriod
 
 
 def peel(fn: Any) -> tuple[Any, Any]:
-    """The distribution inside ``to_event``, ``expand`` and ``mask``, and the mask of its values."""
+    """Unwrap the distribution inside ``to_event``, ``expand`` and ``mask``, and its mask."""
     mask: Any = True
     while isinstance(fn, (Independent, ExpandedDistribution, MaskedDistribution, OnePeriod)):
         if isinstance(fn, MaskedDistribution):
@@ -22,7 +22,7 @@ def peel(fn: Any) -> tuple[Any, Any]:
 
 
 def for_elements(per_event: Any, event_dim: int) -> Any:
-    """A number or tensor that is meant for each event as one for each element of an event."""
+    """Reshape what is meant for each event for each element of an event."""
     if not isinstance(per_event, Tensor):
         return per_event
     return per_event.reshape(per_event.shape + (1,) * event_dim)

@@ -18,7 +18,7 @@ def refuse_swallowed(
     options: Mapping[str, Any],
     defaults: Mapping[str, Any],
 ) -> None:
-    """Raises TypeError when an option of refine took what may be meant for the model.
+    """Raise TypeError when an option of refine took what may be meant for the model.
 
     :param options: the options of refine by name, with their values; ``defaults`` those unset.
     """
@@ -48,7 +48,7 @@ def check_arguments(
     tempering: float,
     num_starts: int,
 ) -> None:
-    """Raises TypeError or ValueError, naming the argument."""
+    """Raise TypeError or ValueError, naming the argument."""
     if flow not in FLOWS:
         raise ValueError(f"flow must be one of {sorted(FLOWS)}, got {flow!r}")
     check_integers(

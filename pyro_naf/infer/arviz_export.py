@@ -41,7 +41,7 @@ def export(groups: Groups, joint: Joint, attributes: Mapping[str, Any]) -> Any:
 
 
 def _from_dict() -> tuple[Any, bool]:
-    """The function ``from_dict`` of the ArviZ that is there, and whether it makes a DataTree."""
+    """Import ``from_dict`` of the ArviZ that is there, and tell whether it makes a DataTree."""
     for name in ("arviz_base", "arviz"):
         try:
             module = importlib.import_module(name)

@@ -151,7 +151,7 @@ class BaseSpace:
         return {name: (value == value[:, :1]).flatten(0, 1).all(0) for name, value in found.items()}
 
     def culprits(self, eps: Tensor) -> list[str]:
-        """The sites of the model whose log-density is not finite at the first of the points."""
+        """Name the model's sites whose log-density is not finite at the first of the points."""
         point = {
             name: value[0, 0]
             for name, value in self.draws(self.unconstrained(eps[:1])[None]).items()

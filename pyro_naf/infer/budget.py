@@ -83,7 +83,7 @@ class Budget:
             self.step += 1
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs, in a step that has just been made."""
+        """Return what a checkpoint needs, in a step that has just been made."""
         spent = {name: getattr(self, name) for name in _STATE}
         return spent | {"step": self.step + 1, "spent": time.monotonic() - self.start}
 
@@ -92,17 +92,17 @@ class Budget:
         self.start -= seconds
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The steps and the phase of an earlier process."""
+        """Take over the steps and the phase of an earlier process."""
         for name in ("step", *_STATE):
             setattr(self, name, state[name])
 
     def land(self) -> None:
-        """Starts the landing, which takes as long as the climb did."""
+        """Start the landing, which takes as long as the climb did."""
         self.landing = self.fraction
         self.end = min(1.0, max(2 * self.fraction, self.fraction + 0.1))
 
     def land_again(self) -> None:
-        """Starts another landing as long as the last, from half its rate, if the budget allows."""
+        """Start another landing as long as the last, from half its rate, if the budget allows."""
         if self.landing is None or self.end >= 1:
             return
         length, self.landing, self.top = self.end - self.landing, self.end, 0.5 * self.top

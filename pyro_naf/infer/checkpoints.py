@@ -112,7 +112,7 @@ class Checkpoint:
             )
 
     def found(self, joint: Joint) -> Found | Refined | None:
-        """What a killed process had reached, or the result of one that ended; None without a file.
+        """Load what a killed process had reached, or the result of one that ended; None if no file.
 
         :raises ValueError: for a model with other latents, or with another log-density.
         :raises ModelFileError: when parts are missing.
@@ -181,7 +181,7 @@ _PLAIN = ("stage", "options", "sized", "generators", "budget", "training", "has_
 
 @torch.no_grad()
 def _density_at(start: Start) -> list[float]:
-    """The log-density at four points around the start: other data has another there."""
+    """Return the log-density at four points around the start: other data has another there."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(4, start.joint.dim, generator=generator).to(start.loc)
     normal[0] = 0.0

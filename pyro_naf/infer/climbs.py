@@ -29,7 +29,7 @@ def climb(
     max_iter: int = 100,
     deadline: float = math.inf,
 ) -> list[Tensor]:
-    """The points ``(N, D)`` of L-BFGS on its way up from each start, ever higher; empty if lost.
+    """Climb by L-BFGS from each start: points ``(N, D)``, ever higher; empty if lost.
 
     Each climb has its own line search, by bisection (Lewis & Overton 2013); what they share is the
     evaluation. A point where density or gradient are not finite is a wall that it turns back from.
@@ -83,7 +83,7 @@ def climb(
 
 
 def _remember(steps: Tensor, changes: Tensor, rows: Tensor, step: Tensor, change: Tensor) -> None:
-    """The newest pair comes last; one without curvature says nothing."""
+    """Store the newest pair last; a pair without curvature says nothing and is dropped."""
     curved = (step * change).sum(-1) > 1e-10 * change.square().sum(-1)
     rows, step, change = rows[curved], step[curved], change[curved]
     steps[rows] = torch.cat([steps[rows, 1:], step[:, None]], 1)
@@ -91,7 +91,7 @@ def _remember(steps: Tensor, changes: Tensor, rows: Tensor, step: Tensor, change
 
 
 def _direction(grad: Tensor, steps: Tensor, changes: Tensor) -> Tensor:
-    """The gradient times the inverse Hessian that the pairs tell of (Nocedal 1980)."""
+    """Return the gradient times the inverse Hessian that the pairs tell of (Nocedal 1980)."""
     products = (steps * changes).sum(-1)
     inverses = torch.where(products > 0, 1 / products, 0.0)  # zero where there is no pair yet
     q, parts = grad, []

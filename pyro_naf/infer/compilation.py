@@ -66,7 +66,7 @@ class Compilation:
         return self.process is None or self.process.poll() is not None
 
     def load(self) -> Compiled:
-        """The compiled graph: a function of a list of inputs, which have the examples' strides.
+        """Compile the graph: a function of a list of inputs with the strides of the examples.
 
         :raises RuntimeError: when the graph could not be compiled.
         """

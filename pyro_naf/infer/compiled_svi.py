@@ -143,7 +143,7 @@ class CompiledSVI(SVI):
     # ------------------------------------------------------------------------------ kinds of steps
 
     def _quick(self, plan: Plan, arguments: Arguments) -> Any:
-        """A step by the graph."""
+        """Make a step by the graph."""
         assert plan.graph is not None
         if plan.optimiser is None:
             plan.optimiser = FusedOptimiser(self.optim, plan.graph.params)
@@ -165,7 +165,7 @@ class CompiledSVI(SVI):
         return _like(plan.losses, found)
 
     def _proof(self, plan: Plan, arguments: Arguments) -> Any:
-        """A step by SVI, and the graph compared with it: the loss, the gradients, the draws."""
+        """Make a step by SVI, and compare the graph with it: loss, gradients, draws."""
         before, foreign = _generators(), _foreign_generators()
         with modules_called(plan.modules), poutine.trace(param_only=True) as capture:
             loss = self.loss_and_grads(self.model, self.guide, *arguments.args, **arguments.kwargs)
@@ -251,7 +251,7 @@ class CompiledSVI(SVI):
     # --------------------------------------------------------------------------------- plain steps
 
     def _arguments(self, args: Any, kwargs: Any) -> Arguments | None:
-        """The arguments, if this step may be one by a graph."""
+        """Return the arguments, if this step may be one by a graph."""
         if self.why_not is not None or handlers_are_active():
             return None
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):

@@ -145,7 +145,7 @@ class Correction(Results, Shown):
         *args: Any,
         **kwargs: Any,
     ) -> Correction:
-        """The result that :meth:`save` wrote; no code in the file is run.
+        """Load the result that :meth:`save` wrote; no code in the file is run.
 
         :param model: the model, without which ``log_likelihood``, ``loo``, ``predictive`` and
             ``to_arviz`` cannot be had.

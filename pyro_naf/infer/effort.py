@@ -52,12 +52,12 @@ def capture(joint: Joint, num_particles: int, seconds: float | None) -> None:
 
 
 def chosen_kernel() -> str:
-    """The flows' kernel: no part of a budget is spent on waiting for a compiler."""
+    """Return the flows' kernel: no part of a budget is spent on waiting for a compiler."""
     return "auto" if library.is_built() else "plain"
 
 
 def num_cores() -> int:
-    """Number of cores that this process may use."""
+    """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

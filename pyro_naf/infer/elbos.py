@@ -223,7 +223,7 @@ class _Particle:
         return [total - s for total, s in zip(totals, scores, strict=True)]
 
     def surrogate(self, weight: Tensor | float) -> Tensor:
-        """A scalar whose gradient is that of the bound in which ``log_weight`` has this weight."""
+        """Return a scalar with the gradient of the bound, given the weight of ``log_weight``."""
         surrogate = torch.zeros(())
         if _has_other_leaves(self.direct, [site["leaf"] for site in self.draws]):
             surrogate = surrogate + (weight * self.direct).sum()
@@ -241,7 +241,7 @@ def _sample_sites(trace: Trace) -> list[dict[str, Any]]:
 
 
 def _dims_to_sum(sites: list[dict[str, Any]]) -> list[int]:
-    """The dimensions of plates that some sites are not in."""
+    """Return the dimensions of plates that some sites are not in."""
     plates = [{(f.name, f.dim) for f in site["cond_indep_stack"] if f.vectorized} for site in sites]
     common = set.intersection(*plates) if plates else set()
     return sorted({dim for _, dim in set().union(*plates) - common})
@@ -257,7 +257,7 @@ def _total(sites: list[dict[str, Any]], dims: list[int]) -> Tensor:
 
 
 def _weigh(site: dict[str, Any], tensor: Tensor) -> Tensor:
-    """What belongs to the elements of a draw, times the number of times each counts in log q."""
+    """Multiply what belongs to the elements of a draw by how often each counts in log q."""
     fn = site["fn"]
     mask = True if site["mask"] is None else site["mask"]
     mask = peel(fn)[1] & for_elements(mask, fn.event_dim)

@@ -88,7 +88,7 @@ def refuse_changing_shapes(runs: Runs, sites: Mapping[str, Site]) -> None:
 def with_dependent_supports(
     runs: Runs, sites: Mapping[str, Site], start: Tensor
 ) -> dict[str, Site]:
-    """The sites, without the transforms of those whose support changes with other latents."""
+    """Drop the transforms of sites whose support changes with other latents."""
     found = dict(sites)
     for point in points_near(start, 0.1, 0.5, 0.01):
         latents = Latents(sites, split(point, sites))
@@ -106,7 +106,7 @@ def with_dependent_supports(
 
 
 def with_idle(runs: Runs, sites: Mapping[str, Site], start: Tensor, trace: Any) -> dict[str, Site]:
-    """The sites, with elements that lie behind a mask of their own and that no density depends on.
+    """Mark the elements of sites behind a mask of their own that no density depends on.
 
     :param trace: of a run at the start.
     """
@@ -133,7 +133,7 @@ def with_idle(runs: Runs, sites: Mapping[str, Site], start: Tensor, trace: Any) 
 def find_rung(
     log_density: Callable[[Values], Tensor], sites: Mapping[str, Site], start: Tensor
 ) -> str:
-    """The fastest way to a batch that agrees with single runs at two points."""
+    """Find the fastest way to a batch that agrees with single runs at two points."""
     points = points_near(start, 0.0, 0.01)
     *faster, slowest = RUNGS
     truth, again = (RUNGS[slowest](log_density)(split(points, sites)) for _ in range(2))

@@ -79,7 +79,7 @@ class ForwardKL:
     def __call__(
         self, model: Callable[..., Any], guide: AutoFlowNormal, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The loss, a mean over simulations and rows; differentiable in the guide's weights."""
+        """Compute the loss, a mean over simulations and rows; differentiable in the weights."""
         if not isinstance(guide, AutoFlowNormal) or not guide.context_dim:
             raise TypeError(
                 "guide must be an AutoFlowNormal (or AutoDSFNormal, AutoDDSFNormal) with a "
@@ -141,7 +141,7 @@ class ForwardKL:
 
 @torch.no_grad()
 def start_at(guide: AutoFlowNormal, latents: Mapping[str, Tensor]) -> None:
-    """Gives a guide that is set up the mean and the standard deviation of simulated latents.
+    """Give a guide that is set up the mean and the standard deviation of simulated latents.
 
     :param latents: site to values ``(N, *site shape)``, N > 1.
     """
@@ -155,7 +155,7 @@ def start_at(guide: AutoFlowNormal, latents: Mapping[str, Tensor]) -> None:
 def _simulate(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """The sample sites of one run of the model in which nothing is observed."""
+    """Return the sample sites of one run of the model in which nothing is observed."""
     with FlatPriors():  # until they are refused by name
         trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
     sites = {

@@ -77,7 +77,7 @@ class FusedOptimiser:
         self._entries = None if None in entries else [e for e in entries if e is not None]
 
     def _entry(self, name: str) -> _Entry | None:
-        """The parameter, if one call can serve it, else None."""
+        """Return the parameter, if one call can serve it, else None."""
         p = self.params[name]
         optimiser = self.optim.optim_objs.get(p)
         optimiser = getattr(optimiser, "optimizer", optimiser)  # a scheduler holds its optimiser
@@ -94,7 +94,7 @@ class FusedOptimiser:
         return _Entry(name, p, optimiser, settings, optimiser.state, state)
 
     def _together(self) -> list[list[_Entry]]:
-        """The parameters by what they must have in common to be moved in one call."""
+        """Return the parameters by what they must have in common to be moved in one call."""
         assert self._entries is not None
         parts: dict[Any, list[_Entry]] = {}
         for e in self._entries:

@@ -103,7 +103,7 @@ def fit_gaussian(
     max_seconds: float | None = None,
     **kwargs: Any,
 ) -> tuple[AutoMultivariateNormal, list[Gaussian]]:
-    r"""An :class:`~pyro.infer.autoguide.AutoMultivariateNormal` for the model, and its modes.
+    r"""Fit an ``AutoMultivariateNormal`` guide to the model, and find its modes.
 
     :param model: any model that Pyro's NUTS takes; finite discrete latents are summed out.
     :param args: its arguments, as are ``kwargs``.
@@ -142,7 +142,7 @@ def fit_gaussian(
 def find_gaussian(
     joint: Joint, num_starts: int, temperature: float = 1.0, seconds: float | None = None
 ) -> tuple[Gaussian, list[Gaussian]]:
-    """The Gaussian nearest to a joint density, and one at every mode; as :func:`fit_gaussian`."""
+    """Fit the nearest Gaussian to a joint density, and one at every mode."""
     normal = matched_normal(max(_ELBO_DRAWS, 4 * joint.dim), joint.start)
     limit = math.inf if seconds is None else seconds
     deadline = time.monotonic() + limit
@@ -160,7 +160,7 @@ def find_gaussian(
 
 @torch.no_grad()
 def set_gaussian(guide: AutoMultivariateNormal, gaussian: Gaussian) -> None:
-    """Makes the guide this Gaussian."""
+    """Make the guide this Gaussian."""
     guide.loc.copy_(gaussian.loc)
     scale = gaussian.factor.diagonal().clone()
     guide.scale, guide.scale_tril = scale, gaussian.factor / scale[:, None]
@@ -276,7 +276,7 @@ def _start(
 
 
 def laplace(target: LogDensity, z: Tensor, normal: Tensor) -> list[Gaussian]:
-    """A Gaussian at each of the points ``(N, D)``, its precision the repaired Hessian."""
+    """Make a Gaussian at each of the points ``(N, D)``, its precision the repaired Hessian."""
     precision = -_hessians(target, z)
     usable = precision.flatten(1).isfinite().all(-1)
     values, vectors = torch.linalg.eigh(torch.where(usable[:, None, None], precision, 0.0))
@@ -294,7 +294,7 @@ def _best(
     deadline: float = math.inf,
     at_once: int = _AT_ONCE,
 ) -> Gaussian | None:
-    """The best of the Gaussians at points ``(N, D)``: few draws judge all, all draws a few.
+    """Return the best of the Gaussians at points ``(N, D)``: few draws judge all, all draws a few.
 
     The points come one group after another, the last ones first, until the deadline.
     """
@@ -316,7 +316,7 @@ def match(
     batch: int = 64,
     deadline: float = math.inf,
 ) -> Gaussian:
-    """The best Gaussian on the way of batch and match from ``start``, until the deadline."""
+    """Return the best Gaussian on the way of batch and match from ``start``, until the deadline."""
     best = start
     loc, factor = start.loc, start.factor
     dim = len(loc)
@@ -351,7 +351,7 @@ def match(
 
 
 def free_name(name: str) -> str:
-    """A guide name that no other guide has, in this process or another.
+    """Return a guide name that no other guide has, in this process or another.
 
     A guide of the same name would read the weights of this one from Pyro's param store, or this one
     those of a guide that is loaded, or that was made after the store was cleared.
@@ -381,7 +381,7 @@ def _check_proper(joint: Joint, gaussian: Gaussian) -> None:
 
 
 def matched_normal(count: int, like: Tensor) -> Tensor:
-    """Normal points ``(count, D)`` whose mean is 0 and covariance I: exact for quadratics."""
+    """Draw normal points ``(count, D)`` whose mean is 0 and covariance I: exact for quadratics."""
     normal = torch.randn(count, len(like)).to(like)
     normal = normal - normal.mean(0)
     factor = torch.linalg.cholesky(_covariance(normal))
@@ -475,7 +475,7 @@ def _spread(path: Tensor) -> Tensor:
 
 
 def distinct(target: LogDensity, gaussians: list[Gaussian]) -> list[Gaussian]:
-    """The best of each mode, without negligible ones, the best first."""
+    """Return the best of each mode, without negligible ones, the best first."""
     kept: list[Gaussian] = []
     for g in sorted(gaussians, key=lambda g: -g.elbo):
         if kept and g.elbo < kept[0].elbo - _NEGLIGIBLE:

@@ -27,7 +27,7 @@ Batched = Callable[[Values], Any]
 
 
 def vmapped(function: Callable[[Values], Any]) -> Batched:
-    """The function over the leading axis of all values, by :func:`torch.vmap`."""
+    """Map the function over the leading axis of all values, by :func:`torch.vmap`."""
 
     def batched(values: Values) -> Any:
         with warnings.catch_warnings():
@@ -54,7 +54,7 @@ def vmapped_with_help(function: Callable[[Values], Any]) -> Batched:
 
 
 def one_by_one(function: Callable[[Values], Any]) -> Batched:
-    """The function of one lane after another; a lane that it refuses is -inf."""
+    """Call the function on one lane after another; a lane that it refuses is -inf."""
 
     def batched(values: Values) -> Any:
         like = next(iter(values.values()))
@@ -75,7 +75,7 @@ def one_by_one(function: Callable[[Values], Any]) -> Batched:
 
 
 def with_refusals(batched: Batched, function: Callable[[Values], Any]) -> Batched:
-    """The batched function, in which a lane that the function refuses leaves the others alone."""
+    """Batch the function so that a lane that it refuses leaves the others alone."""
 
     def guarded(values: Values) -> Any:
         try:
@@ -170,7 +170,7 @@ class FailedFactorsAreNaN(TorchDispatchMode):
 
 
 def marked(func: Any, out: Any) -> Any:
-    """The outputs of an operator of linear algebra, NaN where its ``info`` tells of a failure."""
+    """Set outputs of linear algebra to NaN where the ``info`` tells of a failure."""
     if func not in _FALLIBLE:
         return out
     matrix, *others, info = out

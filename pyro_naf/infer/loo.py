@@ -157,7 +157,7 @@ class Comparison(Shown):
         }
 
     def to_dataframe(self) -> Any:
-        """The table as a pandas DataFrame, indexed by model.
+        """Return the table as a pandas DataFrame, indexed by model.
 
         :raises ImportError: without pandas.
         """
@@ -190,7 +190,7 @@ class Comparison(Shown):
         )
 
     def table(self) -> Table:
-        """A row for each model."""
+        """List a row for each model."""
         columns = {t: c for t, c in self.columns.items() if t != "se_evidence"}
         rows = [
             [name, *(f"{c[i]:.{0 if t == 'unreliable' else 2}f}" for t, c in columns.items())]
@@ -242,7 +242,7 @@ def compare(results: Mapping[str, Any]) -> Comparison:
 
 
 def _compare_evidence(results: Mapping[str, Any], error: ValueError) -> Comparison:
-    """The comparison of models of which one has no LOO, for this reason."""
+    """Compare models by evidence, as one of them has no LOO for this reason."""
     found = {name: _evidence(result) for name, result in results.items()}
     if any(math.isnan(value) for value, _ in found.values()):
         raise error

@@ -22,7 +22,7 @@ _SCALES, _CHOOSING = (0.5, 0.1, 0.02), 16
 
 
 def falling(seconds: float) -> Iterator[float]:
-    """The part of some seconds that is left, again and again until they are over."""
+    """Yield the fraction of these seconds that is left, until they are over."""
     begin = time.monotonic()
     while (left := 1 - (time.monotonic() - begin) / seconds) > 0:
         yield left
@@ -75,7 +75,7 @@ def fit_mean_field(
 
 @torch.no_grad()
 def _first_scale(joint: Joint) -> float:
-    """The standard deviation around the start of the largest ELBO; dozens of weights want less."""
+    """Find the first standard deviation, by the ELBO; dozens of weights want a smaller one."""
     normal = torch.randn(_CHOOSING, joint.dim).to(joint.start)
     elbos = [
         float(joint(joint.start + scale * normal).double().mean()) + joint.dim * math.log(scale)

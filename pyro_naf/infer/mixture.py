@@ -113,7 +113,7 @@ def missed_mass(
     count: int = DRAWS,
     seconds: float = math.inf,
 ) -> float:
-    """The part of the posterior's mass that the guide lacks and other proposals find.
+    """Estimate the part of the posterior's mass that the guide lacks and other proposals find.
 
     The evidence is estimated once more with the guide and the Gaussians as one mixture proposal;
     k-hat, ESS and evidence of the guide alone do not see a mode that it has lost. Zero unless the

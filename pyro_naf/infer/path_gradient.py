@@ -30,7 +30,7 @@ _MOST_RECORDED = 16
 
 
 def path_log_prob(guide: Any, site: dict[str, Any]) -> Tensor:
-    r"""A stand-in for :math:`\log q(z)` with the gradient :math:`\nabla_z \log q(z) \, dz`.
+    r"""Return a stand-in for :math:`\log q(z)` with the gradient :math:`\nabla_z \log q(z) \, dz`.
 
     :param guide: the guide that drew; all that is needed of it is in ``site``.
     :param site: the guide trace's site of the latent vector; its value z is ``(..., D)``.

@@ -54,7 +54,7 @@ def example(joint: Joint) -> Any:
 
 
 def observed_data(joint: Joint) -> dict[str, Tensor]:
-    """The data of the model, by site."""
+    """Return the data of the model, by site."""
     return {n: torch.as_tensor(s["value"]) for n, s in observed_sites(example(joint)).items()}
 
 
@@ -224,7 +224,7 @@ def _is_factor(site: Mapping[str, Any]) -> bool:
 
 
 def _at_all(function: Callable[[Values], dict[str, Tensor]], values: Values) -> dict[str, Tensor]:
-    """A function of one draw, with random numbers of its own, at all of them."""
+    """Return a function of one draw, with random numbers of its own, at all of them."""
     for batched in (vmapped, vmapped_with_help):
         with contextlib.suppress(NotImplementedError, *REFUSALS):
             return batched(function)(values)

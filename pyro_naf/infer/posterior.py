@@ -106,7 +106,7 @@ class Results:
         log_likelihood: bool = True,
         seed: int | None = 0,
     ) -> Any:
-        """The result as ArviZ takes it: InferenceData of ArviZ 0.x, a DataTree of 1.x.
+        """Return the result as ArviZ takes it: InferenceData of ArviZ 0.x, a DataTree of 1.x.
 
         Groups: posterior; sample_stats with ``lp`` (log p of the draw and the data, in the latents'
         own space), of a guide also ``log_q`` and ``log_weight``, k-hat being an attribute;
@@ -309,6 +309,6 @@ class Posterior(GuideResults, Shown):
         return found
 
     def table(self) -> Table:
-        """The summary, with the kind of the guide as title."""
+        """Return the summary, with the kind of the guide as title."""
         name = getattr(type(self.guide), "__name__", "guide")
         return replace(self.summary().table(), title=f"posterior by {name}")

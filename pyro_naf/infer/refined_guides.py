@@ -69,7 +69,7 @@ def sizes(origin: Origin) -> list[Origin]:
 
 
 def _num_weights(origin: Origin) -> int:
-    """Number of weights of the flows without a structure, but for the biases."""
+    """Count the weights of the flows without a structure, but for the biases."""
     options, dim = origin.options, origin.start.joint.dim
     widths = options["hidden_dims"]
     if widths is None:
@@ -96,7 +96,7 @@ def _free_memory(device: torch.device) -> float:
 
 
 def flow_guide(origin: Origin, kernel: str = "auto") -> AutoFlowNormal:
-    """A flow guide with the options of a refinement, set up and not trained."""
+    """Make a flow guide with the options of a refinement, set up and not trained."""
     start, options = origin.start, origin.options
     structured = start.structure is not None and not origin.covers
     usual = _STRUCTURED if structured else _FULL
@@ -114,7 +114,7 @@ def flow_guide(origin: Origin, kernel: str = "auto") -> AutoFlowNormal:
 
 
 def _flow_guide(joint: Joint, flow: str, **options: Any) -> AutoFlowNormal:
-    """A flow guide for all the latents of a joint density, set up."""
+    """Make a flow guide for all the latents of a joint density, set up."""
     guide = _set_up(joint, FLOWS[flow], **options)
     for part in guide.modules():
         if isinstance(part, Scaled):  # many draws a step: no caution is needed
@@ -132,7 +132,7 @@ def _set_up(joint: Joint, kind: Callable[..., Any], *args: Any, **options: Any) 
 
 
 def gaussian_guide(joint: Joint, loc: Tensor, factor: Tensor) -> AutoFlowNormal:
-    """A guide that is this Gaussian: an affine map around no flow."""
+    """Make a guide that is this Gaussian: an affine map around no flow."""
     options: dict[str, Any] = {"full_rank": factor.dim() == 2}
     guide = _set_up(joint, AutoFlowNormal, _no_flow, **options)
     guide.set_affine(loc, factor)
@@ -152,7 +152,7 @@ def _no_flow(dim: int) -> ComposeTransformModule:
 
 @torch.no_grad()
 def start_at(guide: AutoFlowNormal, z: Tensor) -> None:
-    """Gives the first flow, from latents to base, the marginals of draws ``(N, D)``."""
+    """Give the first flow, from latents to base, the marginals of draws ``(N, D)``."""
     for outer in reversed(guide.affine_parts()):
         z = outer.inv(z)
     first: Any = guide.flow.parts[0]

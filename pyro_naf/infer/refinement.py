@@ -81,7 +81,7 @@ def refine(
     progress: bool = True,
     **kwargs: Any,
 ) -> Refinement:
-    r"""Puts a flow inside a Gaussian guide's affine map and trains the whole.
+    r"""Put a flow inside a Gaussian guide's affine map and train the whole.
 
     Given a model, it first looks for modes and finds a full-rank Gaussian
     (:func:`~pyro_naf.infer.fit_gaussian`). Given a fitted Gaussian guide, it starts from that. The

@@ -42,7 +42,7 @@ class Refinement(Refined):
 
     @classmethod
     def of(cls, found: Refined) -> Refinement:
-        """The result with these data."""
+        """Make the result with these data."""
         return cls(**{field.name: getattr(found, field.name) for field in fields(found)})
 
     def refine(
@@ -80,7 +80,7 @@ class Refinement(Refined):
     def load(
         cls, path: str | os.PathLike[str], model: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Refinement:
-        """The result that :meth:`save` wrote, for its model; no code in the file is run.
+        """Load the result that :meth:`save` wrote, for its model; no code in the file is run.
 
         :param model: the model that was refined.
         :param args: its arguments, as are ``kwargs``: the data is not in the file.

@@ -130,7 +130,7 @@ class Runs:
             ) from error
 
     def attempt(self, init_loc_fn: Callable[..., Tensor]) -> Any:
-        """A run at the starting point, or else at a draw of the prior that is not refused."""
+        """Run the model at the starting point, or at a draw of the prior that is not refused."""
         failure: Exception | None = None
         for i in range(_TRIES):
             init = InitMessenger(start_flat_priors(init_to_sample if i else init_loc_fn))

@@ -48,7 +48,7 @@ def save_refinement(
 
 
 def described(joint: Joint, origin: Origin) -> dict[str, Any]:
-    """What a file says of the model and of the Gaussian that a refinement began from."""
+    """Collect what a file says of the model and of the Gaussian that a refinement began from."""
     start = origin.start
     return {
         "kind": "pyro_naf refinement",
@@ -87,7 +87,7 @@ def load_refinement(
 
 
 def restored(path: str | os.PathLike[str], content: dict[str, Any], joint: Joint) -> Refined:
-    """The result that a file holds, for a joint density with its latents."""
+    """Restore the result that a file holds, for a joint density with its latents."""
     try:
         origin = _origin(content, joint)
         before, after = (ImportanceDiagnostics(**content[name]) for name in ("before", "after"))
@@ -133,7 +133,7 @@ def _sites(joint: Joint) -> dict[str, list[int]]:
 
 
 def check_sites(path: Any, content: dict[str, Any], joint: Joint) -> None:
-    """Raises ValueError where a file is of a model with other latents."""
+    """Raise ValueError where a file is of a model with other latents."""
     found, given = content.get("sites"), _sites(joint)
     if found != given:
         raise ValueError(
@@ -149,17 +149,17 @@ def check_sites(path: Any, content: dict[str, Any], joint: Joint) -> None:
 
 
 def tensors(value: Any) -> dict[str, Any] | None:
-    """The fields of a dataclass."""
+    """Collect the fields of a dataclass."""
     return None if value is None else {f.name: getattr(value, f.name) for f in fields(value)}
 
 
 def shortened(error: Exception) -> str:
-    """The first line of an error of torch's."""
+    """Return the first line of an error of torch's."""
     return (str(error).splitlines() or [""])[0][:300]
 
 
 def on_cpu(value: Any) -> Any:
-    """Copies of tensors, and of dicts and lists of them, on the CPU."""
+    """Copy tensors, and dicts and lists of tensors, to the CPU."""
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, dict):
@@ -175,7 +175,7 @@ def _origin(content: dict[str, Any], joint: Joint) -> Origin:
 
 
 def restored_start(saved: dict[str, Any], joint: Joint) -> Start:
-    """The Gaussian of a file, for a joint density."""
+    """Restore the Gaussian of a file, for a joint density."""
     like = joint.start
     modes = [
         Gaussian(m["loc"].to(like), m["factor"].to(like), float(m["elbo"])) for m in saved["modes"]

@@ -44,7 +44,7 @@ class ScoreRegression:
         self.index = self._padded(pattern[~is_hub]).to(device)
 
     def _padded(self, rows: Tensor) -> Tensor:
-        """Indices of each row's regressors ``(n, A)``; D stands for none."""
+        """Return the indices of each row's regressors ``(n, A)``; D stands for none."""
         size = int(rows.sum(1).max()) if len(rows) else 0
         index = torch.full((len(rows), size), rows.shape[-1])
         for i, row in enumerate(rows):
@@ -53,7 +53,7 @@ class ScoreRegression:
         return index
 
     def regress(self, z: Tensor, scores: Tensor) -> Tensor:
-        """The mean Hessian ``(D, D)`` from centred draws and their scores, ``(N, D)`` each."""
+        """Estimate the mean Hessian ``(D, D)`` from centred draws and scores, ``(N, D)`` each."""
         scale = z.square().mean(0).sqrt()
         z = z / scale
         z = z - z.mean(0)

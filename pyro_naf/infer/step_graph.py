@@ -69,7 +69,7 @@ class StepGraph:
     def __call__(
         self, inputs: Sequence[Tensor], compiled: bool = True
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The losses and the gradients by name, with new draws from torch's generator.
+        """Compute the losses and the gradients by name, with new draws from torch's generator.
 
         :param inputs: tensors of the shapes, dtypes and devices that the graph was captured with.
         :param compiled: whether the compiled graph is taken, where there is one.
@@ -95,7 +95,7 @@ class StepGraph:
                 return
 
     def _values(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Inputs of the graph without draws: those it uses, and the draws."""
+        """Return the inputs of the graph without draws: those it uses, and the draws."""
         values = [*self.params.values(), *(t.contiguous() for t in inputs), *self.constants]
         draws = self.draw(*values)
         return [*(values[i] for i in self.uses), *draws]
@@ -212,7 +212,7 @@ def _reason(error: Exception) -> str:
 
 
 def _place(error: Exception | None) -> str:
-    """The innermost line of the user's model or guide, or else of Pyro."""
+    """Find the innermost line of the user's model or guide, or else of Pyro."""
     frames = list(traceback.extract_stack())
     if error is not None:
         frames += traceback.extract_tb(error.__traceback__)

@@ -62,7 +62,7 @@ class Arguments:
         self.key = (torch.get_default_dtype(), self.spec, *kinds)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with other tensors in place of their own."""
+        """Put other tensors in place of those of the arguments."""
         if not self.tensors:
             return self.args, self.kwargs
         others = iter(tensors)

@@ -54,21 +54,21 @@ class Summary(Shown):
         return self.columns[column]
 
     def row(self, name: str) -> dict[str, float]:
-        """The statistics of one entry, such as ``theta[0]``."""
+        """Return the statistics of one entry, such as ``theta[0]``."""
         if name not in self.names:
             raise KeyError(f"{name!r} is no row, those are {self.names}")
         i = self.names.index(name)
         return {title: float(column[i]) for title, column in self.columns.items()}
 
     def to_dataframe(self) -> Any:
-        """The table as a pandas DataFrame, indexed by label.
+        """Return the table as a pandas DataFrame, indexed by label.
 
         :raises ImportError: without pandas.
         """
         return pandas().DataFrame(self.columns, index=self.names)
 
     def table(self) -> Table:
-        """The first forty rows."""
+        """List the first forty rows."""
         rows = []
         for i, name in enumerate(self.names[:_SHOWN]):
             digits = _decimals(float(self.columns["sd"][i]))
@@ -84,7 +84,7 @@ class Summary(Shown):
 
 
 def pandas() -> Any:
-    """The module pandas, or an ImportError that says how to get it."""
+    """Import pandas, or raise an ImportError that says how to get it."""
     try:
         import pandas
     except ImportError as error:
@@ -167,7 +167,7 @@ def _quantile(ordered: Tensor, mass: Tensor, level: float) -> Tensor:
 
 
 def _interval(ordered: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Ends ``(K,)`` of the shortest interval with the mass of :data:`INTERVAL`."""
+    """Return the ends ``(K,)`` of the shortest interval with the mass of :data:`INTERVAL`."""
     total = mass.cumsum(0)
     before = total - mass
     ends = torch.searchsorted(total.T.contiguous(), (before.T + INTERVAL - 1e-12).contiguous()).T

@@ -87,7 +87,7 @@ def _evaluate(spec: SigmoidSpec, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def root(spec: SigmoidSpec, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    """The preimage ``(B, D)`` of y under phi ``(B, D, P)``, and its error."""
+    """Return the preimage ``(B, D)`` of y under phi ``(B, D, P)``, and its error."""
     _check_width(spec, phi)
     x, error = torch.empty_like(y), torch.empty_like(y)
     matrices = spec.packed().detach()

@@ -47,7 +47,7 @@ def build_beside() -> None:
 
 @functools.cache
 def library() -> Any:
-    """The library's entry points, or None where there are none."""
+    """Load the library's entry points, or None where there are none."""
     try:
         found = _load(prebuilt.find(prebuilt.FOLDER)) or _load(_built_before()) or _build(place())
         return with_signatures(found)
@@ -62,7 +62,7 @@ def library() -> Any:
 
 
 def with_signatures(found: Any) -> Any:
-    """A library whose entry points say that they return a boolean."""
+    """Declare that the entry points of a library return a boolean."""
     for name, width in product(("forward", "backward", "inverse"), ("float32", "float64")):
         getattr(found, f"{name}_{width}").restype = ctypes.c_bool
     return found
@@ -78,7 +78,7 @@ def _built_before() -> Path | None:
 
 
 def _load(path: Path | None) -> Any:
-    """A library that exists, in milliseconds and without torch's compiler."""
+    """Load a library that exists, in milliseconds and without torch's compiler."""
     try:
         return None if path is None else ctypes.CDLL(str(path))
     except OSError:  # of another system

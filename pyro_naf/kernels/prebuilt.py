@@ -24,7 +24,7 @@ LEVELS = {
 
 
 def levels(machine: str | None = None) -> tuple[str, ...]:
-    """The levels that are compiled for a machine like this one; none where it is not an x86-64.
+    """List the levels that are compiled for a machine like this one; none if it is no x86-64.
 
     >>> levels("x86_64")[0], levels("riscv64")
     ('x86-64-v4', ())
@@ -39,7 +39,7 @@ def name(level: str, source: bytes) -> str:
 
 
 def find(folder: Path) -> Path | None:
-    """The library in a folder for the best level that this processor has, or None."""
+    """Find the library in a folder for the best level that this processor has, or None."""
     flags = processor_flags() if levels() else frozenset()
     source = SOURCE.read_bytes()
     for level in levels():
@@ -50,7 +50,7 @@ def find(folder: Path) -> Path | None:
 
 
 def processor_flags() -> frozenset[str]:
-    """What /proc/cpuinfo calls the instructions of the processor; empty where it says nothing."""
+    """Read the names of the processor's instructions in /proc/cpuinfo; empty where it has none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -183,7 +183,7 @@ def plot_transformer(
     limits: tuple[float, float] = (-5.0, 5.0),
     labels: Sequence[str] | None = None,
 ) -> Figure:
-    r"""A transformer as a function of x_t: its value y_t and its slope.
+    r"""Plot a transformer as a function of x_t: its value y_t and its slope.
 
     :param transformer: any :class:`~pyro_naf.transformers.Transformer`.
     :param phi: pseudo-parameters ``(P,)``, or ``(N, P)`` for N curves; those of a flow for inputs
@@ -249,7 +249,7 @@ def plot_losses(
 
 
 def plot_weight_tails(diagnostics: Mapping[str, Weights]) -> Figure:
-    r"""The largest importance weights of guides, and the Pareto tails that k-hat is the shape of.
+    r"""Plot the largest importance weights of guides and the Pareto tails fitted to them.
 
     For each weight w, over their mean, the fraction of draws with a larger one, both logarithmic.
     A tail with shape k falls like :math:`w^{-1/k}`: the flatter, the more the largest few weights

@@ -27,7 +27,7 @@ Draws = Mapping[str, Any]
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches, outside pyplot."""
+    """Make an empty figure of this size in inches, outside pyplot."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -79,7 +79,7 @@ def draw_marginal(
 
 
 def scatter(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
-    """The first draws of a pair of parameters; those of the reference as an area behind."""
+    """Draw a pair of parameters: the first draws, those of the reference as an area behind."""
     x, y = x[:_SCATTER_POINTS], y[:_SCATTER_POINTS]
     size, alpha = (25.0, 1.0) if colour == REFERENCE else (4.0, 0.3)
     axes.scatter(x, y, s=size, alpha=alpha, color=colour, linewidths=0, rasterized=True)
@@ -164,7 +164,7 @@ def shared_legend(figure: Figure) -> None:
 
 
 def limits(draws: Mapping[str, np.ndarray], reference: Any = None) -> tuple[float, float]:
-    """The middle 99 % of all draws: a few far ones would squeeze the rest together."""
+    """Return the range of the middle 99 % of all draws; a few far ones would squeeze the rest."""
     ends = [np.quantile(column, [0.005, 0.995]) for column in draws.values()]
     if reference is not None:
         ends.append(np.quantile(np.asarray(reference, float), [0.025, 0.975]))

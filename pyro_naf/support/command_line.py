@@ -23,13 +23,13 @@ class CommandError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, cut at 500 characters."""
+    """Return the first line of an error's message, cut at 500 characters."""
     lines = str(error).strip().splitlines()
     return lines[0][:500].rstrip(": ") if lines else ""
 
 
 def describe(error: BaseException) -> str:
-    """The error's kind, the first line of its message, and the user's line that it comes from."""
+    """Describe an error: its kind, first line, and the user's line that it comes from."""
     text = f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
     if error.__cause__ is not None and (cause := first_line(error.__cause__)) not in text:
         text += f": {cause}"  # Pyro names the site, and torch the trouble
@@ -47,7 +47,7 @@ def describe(error: BaseException) -> str:
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """The type of an argument that is an integer from ``minimum`` to 2^32 - 1."""
+    """Return the type of an argument that is an integer from ``minimum`` to 2^32 - 1."""
 
     def integer(text: str) -> int:
         try:
@@ -62,7 +62,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 
 def positive(text: str) -> float:
-    """The type of an argument that is a positive number."""
+    """Return the type of an argument that is a positive number."""
     try:
         value = float(text)
     except ValueError:
@@ -96,7 +96,7 @@ def add_renamed(
 
 
 def widths(text: str) -> tuple[int, ...]:
-    """The type of an argument that lists positive integers, with commas between."""
+    """Return the type of an argument that lists positive integers, with commas between."""
     return tuple(at_least(1)(part) for part in text.split(","))
 
 
@@ -106,7 +106,7 @@ UNPACKED = 2**28
 
 @contextmanager
 def numpy_file(path: str) -> Iterator[Any]:
-    """A .npy file's array, or a .npz file's archive for :func:`member`.
+    """Open a .npy file's array, or a .npz file's archive for :func:`member`.
 
     A file that says that it holds more than it does is refused before memory is taken for it.
 
@@ -132,7 +132,7 @@ def _check_shape(file: BinaryIO) -> None:
 
 
 def member(archive: Any, name: str) -> Any:
-    """An array of a .npz file.
+    """Load an array of a .npz file.
 
     :raises ValueError: when it is compressed so that it would unpack to far more than the file.
     """

@@ -13,7 +13,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def warn_deprecated(message: str) -> None:
-    """A DeprecationWarning at the first line outside of this package: Python shows no others."""
+    """Warn of deprecation at the first line outside this package: Python shows no others."""
     for level in count(2):
         try:
             name = sys._getframe(level - 1).f_globals.get("__name__", "")

@@ -33,7 +33,7 @@ def is_there(library: Path) -> bool:
 
 @functools.cache
 def _processor() -> str:
-    """The instructions that the processor has, or else its name and that of the machine."""
+    """Return the instructions that the processor has, or else its name and that of the machine."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -71,7 +71,7 @@ def outlives_its_level(x: Tensor) -> bool:
 
 
 def needs_plain_backward(*grads: Tensor) -> bool:
-    """The same for a backward pass: of higher order, or batched (vmap, ``is_grads_batched``)."""
+    """Tell whether a backward pass is of higher order, or batched (vmap, ``is_grads_batched``)."""
     return (
         torch.is_grad_enabled()
         or torch._C._functorch.maybe_current_level() is not None
@@ -85,7 +85,7 @@ def plain_gradients(
     grads: Sequence[Tensor],
     *constants: Any,
 ) -> list[Tensor | None]:
-    """The inputs' gradients of the plain formula: to be differentiated again, or batched."""
+    """Compute the inputs' gradients of the plain formula, to be differentiated or batched."""
     # A backward pass may run under the caller's autocast; the forward pass here did not.
     with torch.autocast(inputs[0].device.type, enabled=False):
         create_graph = torch.is_grad_enabled()

@@ -15,7 +15,7 @@ WORTH = 1 << 22
 
 
 def in_large_pages(fresh: Tensor) -> Tensor:
-    """The same tensor, not yet written to, asking for large pages where it is large.
+    """Ask for large pages for a tensor, not yet written to, where it is large.
 
     The system hands out memory when it is first written to, a page at a time: filling 39 MB takes
     19 ms in pages of 4 KiB and 6 ms in pages of 2 MiB, where filling them again takes 3 ms. Where

@@ -14,13 +14,13 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def without_autocast(like: Tensor) -> Any:
-    """A context without autocast for the device of a tensor; costs nothing where none is on."""
+    """Switch autocast off for the device of a tensor; costs nothing where it is not on."""
     kind = like.device.type
     return torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext()
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor itself, or its numbers in float32 where they had fewer digits.
+    """Return the tensor itself, or its numbers in float32 where they had fewer digits.
 
     >>> [at_least_float32(torch.ones(2, dtype=d)).dtype for d in (torch.bfloat16, torch.double)]
     [torch.float32, torch.float64]

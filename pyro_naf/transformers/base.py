@@ -59,7 +59,7 @@ class Transformer(nn.Module):
         return False
 
     def inverse(self, y: Tensor, phi: Tensor) -> Tensor:
-        """The preimage of ``y`` ``(N,)`` under ``phi`` ``(N, P)``, once differentiable.
+        """Return the preimage of ``y`` ``(N,)`` under ``phi`` ``(N, P)``, once differentiable.
 
         :raises ~pyro_naf.rootfinding.RootNotFoundError: when the root finder does not converge.
         """

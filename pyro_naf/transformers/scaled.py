@@ -96,7 +96,7 @@ class Scaled(Transformer):
         return affine.evaluate(y, m, s), log_slope + s
 
     def spec(self) -> SigmoidSpec:
-        """That of the inner transformer, with an affine map."""
+        """Return the spec of the inner transformer, with an affine map."""
         return self.inner.spec()._replace(limits=self.log_scale_limits)
 
     def constrain(self, phi: Tensor) -> tuple[Tensor, ...]:
@@ -111,12 +111,12 @@ class Scaled(Transformer):
         return affine.evaluate(y, m, s), log_slope + s
 
     def bracket(self, y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
-        """That of the inner transformer."""
+        """Return the bracket of the inner transformer."""
         m, s, *inner = params
         return self.inner.bracket(affine.inverse(y, m, s), *inner)
 
     @in_float32
     def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The inner transformer's preimage of ``(y - m) / e^s``."""
+        """Return the inner transformer's preimage of ``(y - m) / e^s``."""
         phi, m, s = self.spec().split(phi)
         return self.inner.preimage(affine.inverse(y, m, s), phi)

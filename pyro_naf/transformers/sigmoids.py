@@ -49,11 +49,11 @@ class SigmoidalTransformer(Transformer):
         self.register_buffer("initial_biases", torch.tensor(biases), persistent=False)
 
     def matrices(self) -> tuple[Tensor, ...]:
-        """The matrices that all samples share, in float32 at least; a DSF has none."""
+        """Return the matrices that all samples share, in float32 at least; a DSF has none."""
         return ()
 
     def spec(self) -> SigmoidSpec:
-        """The transformer as the formulas and kernels know it."""
+        """Return the transformer as the formulas and kernels know it."""
         return SigmoidSpec(
             self.hidden_units,
             self.num_layers,

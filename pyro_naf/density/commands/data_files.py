@@ -25,7 +25,7 @@ SUFFIXES = {".parquet": "pyarrow", ".feather": "pyarrow", ".xlsx": "openpyxl"}
 def read_data(
     path: str, header: bool | None, sheet: str | None, decimal: str | None, as_text: Collection[str]
 ) -> Parsed:
-    """The columns of such a file.
+    """Read the columns of such a file.
 
     :param header: whether the first row of a sheet names the columns; by default it does where it
         holds no number.
@@ -132,7 +132,7 @@ class _Workbook:
 
 
 def _written(value: Any) -> str:
-    """A cell as a text file would hold it."""
+    """Write a cell as a text file would hold it."""
     if value is None:
         return ""
     if isinstance(value, datetime | time):

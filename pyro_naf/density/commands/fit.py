@@ -156,7 +156,7 @@ def _write(
 
 
 def _said(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """The options of these names that were given."""
+    """Pick the options of these names that were given."""
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
@@ -221,7 +221,7 @@ def _from_file(options: argparse.Namespace) -> _Data:
 
 
 def _kinds(options: argparse.Namespace, table: Table) -> dict[str | int, Any] | None:
-    """The kinds of columns that were said, by name or number."""
+    """Read the kinds of columns that were said, by name or number."""
     found: dict[str | int, Any] = {}
 
     def say(text: str, kind: Any) -> None:

@@ -34,7 +34,7 @@ def reading(options: argparse.Namespace, density: FlowDensity | None) -> Reading
 
 
 def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Table, Table | None]:
-    """The rows and contexts of a file, those that are not finite left out where it is asked for.
+    """Read rows and contexts of a file, leaving those out that are not finite where asked.
 
     A fitted density finds its columns by their names, unless others are named. Missing cells of
     rows stay where the density takes them.

@@ -54,7 +54,7 @@ def run_plot(options: argparse.Namespace) -> None:
 
 
 def _data_of(folder: Path) -> str | None:
-    """The file that a fit was made from, if it is still there."""
+    """Find the file that a fit was made from, if it is still there."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         path = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["data"]
         return path if Path(path).is_file() else None
@@ -62,7 +62,7 @@ def _data_of(folder: Path) -> str | None:
 
 
 def drawn(density: FlowDensity, x: Any, context: Any, seed: int) -> bytes | None:
-    """The picture of a density that was just fitted; None where it cannot be drawn.
+    """Draw the picture of a density that was just fitted; None where it cannot be drawn.
 
     A fit must not be lost because of its picture: that it failed is noted.
     """

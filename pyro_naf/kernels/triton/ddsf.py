@@ -87,7 +87,7 @@ def store_matrix(
 
 @triton.jit
 def dot(left, right):
-    """The matrix product, to about the rounding of its dtype.
+    """Compute the matrix product, to about the rounding of its dtype.
 
     In float32 as three products of TF32 parts, by tensor cores: fewer instructions than one in
     float32. For tiles of 64 rows on Triton would take Hopper's wgmma for them, and kernels of
@@ -110,7 +110,7 @@ def product(matrix, units, LAST: tl.constexpr):
 
 @triton.jit
 def transposed_product(matrix, rows, LAST: tl.constexpr):
-    """The transposed matrix times what :func:`product` returns."""
+    """Multiply the transposed matrix by what :func:`product` returns."""
     if LAST:
         return matrix * rows
     else:
@@ -119,7 +119,7 @@ def transposed_product(matrix, rows, LAST: tl.constexpr):
 
 @triton.jit
 def outer_product(rows, units, LAST: tl.constexpr):
-    """The gradient that :func:`product` has by its matrix, summed over the lanes."""
+    """Compute the gradient of :func:`product` by its matrix, summed over the lanes."""
     if LAST:
         return tl.sum(units * rows, 1, keep_dims=True)
     else:

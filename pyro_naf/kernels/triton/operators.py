@@ -36,7 +36,7 @@ def evaluate(spec: SigmoidSpec, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def root(spec: SigmoidSpec, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    """The preimage of y ``(B, D)`` and its error ``(B, D)``, without gradient.
+    """Compute the preimage of y ``(B, D)`` and its error ``(B, D)``, without gradient.
 
     :raises TypeError: as :func:`evaluate`.
     """
@@ -52,7 +52,7 @@ def compiled_for(
     x: Tensor, phi: Tensor, biases: Tensor, matrices: Tensor, layers: int, shift: float,
     floor: float, **options: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a kernel is compiled for: formula, dtype and tile."""
+    """List what a kernel is compiled for: formula, dtype and tile."""
     module: Any = ddsf if matrices.numel() else dsf
     return {
         "SHIFT": shift,
@@ -64,7 +64,7 @@ def compiled_for(
 
 
 def shared(biases: Tensor, matrices: Tensor) -> list[Tensor]:
-    """The tensors that all lanes share, as a kernel takes them."""
+    """List the tensors that all lanes share, as a kernel takes them."""
     tensors = [biases, matrices] if matrices.numel() else [biases]
     return [t.contiguous() for t in tensors]
 
@@ -145,7 +145,7 @@ def backward(
 
 
 def _samples_at_once(x: Tensor, matrices: Tensor, lanes_each: int) -> int:
-    """Number of samples whose partial sums, a row a program, stay below ``PARTIAL_SUMS``."""
+    """Return how many samples keep the partial sums of all programs below ``PARTIAL_SUMS``."""
     rows = max(PARTIAL_SUMS // max(len(matrices), 1) // max(x.shape[1], 1), 1)
     return rows * lanes_each
 
@@ -160,7 +160,7 @@ def inverse(
     y: Tensor, phi: Tensor, biases: Tensor, matrices: Tensor, layers: int, shift: float,
     floor: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The preimage ``(B, D)`` of y, and 0 or, where none was found, the residual."""
+    """Compute the preimage ``(B, D)`` of y, and 0 or, where none was found, the residual."""
     args = y, phi, biases, matrices, layers, shift, floor
     x, error = forward_meta(*args)
     module: Any = ddsf if matrices.numel() else dsf
@@ -183,7 +183,7 @@ def plain(
     x: Tensor, phi: Tensor, matrices: Tensor, biases: Tensor, layers: int, shift: float,
     floor: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The formula, of an operator's arguments."""
+    """Evaluate the formula on an operator's arguments."""
     dtype = arithmetic(x, phi)
     spec = SigmoidSpec(len(biases), layers, shift, floor, biases)
     spec = spec._replace(matrices=spec.unpack(matrices.to(dtype)))
