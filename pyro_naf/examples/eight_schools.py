@@ -32,7 +32,7 @@ def model(
     y: Sequence[float] | torch.Tensor | None = Y,
     sigma: Sequence[float] | torch.Tensor = SIGMA,
 ) -> torch.Tensor:
-    """Return the centred parametrisation, in torch's default dtype.
+    """Centred parametrisation, in torch's default dtype.
 
     mu ~ Normal(0, 5), tau ~ HalfCauchy(5),
     theta_j ~ Normal(mu, tau), y_j ~ Normal(theta_j, sigma_j), j = 1, ..., J.
