@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .support.autograd import Context
 from .support.modes import needs_plain_backward, needs_plain_operations, plain_gradients
 
 #: ``f(x, *params) -> (value, log_slope)``, elementwise over the leading dimension.
@@ -116,6 +117,10 @@ def check_roots(errors: Sequence[Tensor | None], dims: Sequence[int] | None = No
 # ------------------------------------------------------------------------------------ derivatives
 
 
+class _RootContext(Context, Protocol):
+    f: Increasing
+
+
 class ImplicitRoot(torch.autograd.Function):
     r"""A root with the derivatives that :math:`f(x, \phi) = y` gives it.
 
@@ -125,14 +130,16 @@ class ImplicitRoot(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, f: Increasing, root: Tensor, y: Tensor, *params: Tensor) -> Tensor:
+    def forward(
+        ctx: _RootContext, f: Increasing, root: Tensor, y: Tensor, *params: Tensor
+    ) -> Tensor:
         """Return the root itself, which was found without a graph."""
         ctx.f = f
         ctx.save_for_backward(root, y, *params)
         return root.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _RootContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Compute gradients by the implicit function theorem."""
         root, y, *params = ctx.saved_tensors
         if needs_plain_backward(grad):
@@ -189,6 +196,10 @@ def refined(f: Increasing, root: Tensor, y: Tensor, *params: Tensor) -> Tensor:
     return x
 
 
+class _Batch(Protocol):
+    batch_size: int
+
+
 class _Search(torch.autograd.Function):
     """A search as one operation of ``torch.func``, without derivatives.
 
@@ -203,21 +214,25 @@ class _Search(torch.autograd.Function):
             return search(*tensors)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Context, inputs: tuple[object, ...], output: Tensor) -> None:
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[None, ...]:
         """Compute gradients by the implicit function theorem."""
         return (None,) * len(ctx.needs_input_grad)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+    def jvp(ctx: Context, *tangents: Tensor) -> Tensor:
         return torch.zeros_like(tangents[2])
 
     @staticmethod
     def vmap(
-        info: Any, dims: tuple[int | None, ...], search: Any, lanes: int, *tensors: Tensor
+        info: _Batch,
+        dims: tuple[int | None, ...],
+        search: Callable[..., Tensor],
+        lanes: int,
+        *tensors: Tensor,
     ) -> tuple[Tensor, int]:
         n, axes = info.batch_size, dims[2:]
         whole = [

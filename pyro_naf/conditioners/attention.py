@@ -223,7 +223,8 @@ class _Block(nn.Module):
             keys, values = cache.append(keys, values)
         found = attention(queries, keys, values, future).transpose(1, 2).flatten(2)
         h = h + self.dropout(self.joined(found))
-        return h + self.dropout(self.down(self.activation(self.up(self.norms[1](h)))))
+        h = h + self.dropout(self.down(self.activation(self.up(self.norms[1](h)))))
+        return h
 
 
 def attention(
@@ -240,14 +241,16 @@ def attention(
     """
     if future is None or needs_plain_operations(queries):
         return _plain(queries, keys, values, future)
-    return _Fused.apply(queries, keys, values, future)
+    found: Tensor = _Fused.apply(queries, keys, values, future)
+    return found
 
 
 def _plain(queries: Tensor, keys: Tensor, values: Tensor, future: Tensor | None) -> Tensor:
     scores = queries @ keys.mT * queries.shape[-1] ** -0.5
     if future is not None:
         scores = scores.masked_fill(future, -torch.inf)
-    return scores.softmax(-1) @ values
+    found: Tensor = scores.softmax(-1) @ values
+    return found
 
 
 class _Fused(torch.autograd.Function):

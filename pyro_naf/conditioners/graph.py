@@ -272,10 +272,7 @@ class GraphConditioner(Ordered):
     def sweep(self, batch: int, context: Tensor | None = None) -> Sweep:
         """Evaluate each unit once, all latents of equal depth in the tree together.
 
-        :param batch: number N of samples.
-        :param context: ``(N, C)``, or None where the conditioner takes none.
-        :return: a generator that yields ``(N, P)`` for the latents in autoregressive order, and
-            after each is sent the latent's value ``(N,)``.
+        Arguments and result are those of :meth:`MADE.sweep <pyro_naf.conditioners.MADE.sweep>`.
         """
         columns = self._check_context(context)
         columns = None if columns is None else columns.t()
@@ -306,7 +303,8 @@ class GraphConditioner(Ordered):
         return self._outputs(slice(level.start, level.end), hidden, context)
 
     def _index(self, name: str) -> Tensor:
-        return getattr(self, name)
+        found: Tensor = getattr(self, name)
+        return found
 
     def extra_repr(self) -> str:
         """Describe the options, for ``repr``."""
@@ -334,7 +332,8 @@ class _Level(NamedTuple):
 
 def _gathered(known: Tensor, index: Tensor) -> Tensor:
     """Rows of ``known`` ``(., N)`` for each entry of the index ``(n, A)``: ``(n, A, N)``."""
-    return known.index_select(0, index.flatten()).unflatten(0, index.shape)
+    found: Tensor = known.index_select(0, index.flatten()).unflatten(0, index.shape)
+    return found
 
 
 def _grouped(counts: list[tuple[int, bool]]) -> list[list[int]]:

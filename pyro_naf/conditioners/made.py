@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +151,8 @@ class MADE(Ordered):
         if self.head is not None:
             head = self.head.expand(self.input_dim, -1, -1)
             out = torch.baddbmm(self.output_bias.unsqueeze(-1), head, out)
-        return out.permute(2, 0, 1).reshape(*x.shape[:-1], self.input_dim, self.num_params)
+        found: Tensor = out.permute(2, 0, 1).reshape(*x.shape[:-1], self.input_dim, self.num_params)
+        return found
 
     def _weights(self) -> list[Tensor]:
         """Read each weight once: a parametrisation computes them anew at every reading."""
@@ -206,7 +206,8 @@ class MADE(Ordered):
         return self.activation(h)
 
     def _mask(self, i: int) -> Tensor:
-        return getattr(self, f"mask_{i}")
+        found: Tensor = getattr(self, f"mask_{i}")
+        return found
 
     def _masks(self) -> Iterator[Tensor]:
         """One for each layer; every row is ones, then zeros."""
@@ -219,13 +220,13 @@ class MADE(Ordered):
         yield (places.unsqueeze(-1) > degrees[-1]).to(self.output_bias.dtype)
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
     ) -> None:
         if f"{prefix}permutation" in state_dict and f"{prefix}places" not in state_dict:
             self._sort_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _sort_state_dict(self, state_dict: dict[str, Any], prefix: str) -> None:
+    def _sort_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Version 0.1.0 kept the dimensions of weights and biases in their own order."""
         order = state_dict[f"{prefix}permutation"]
         columns = torch.cat([order.new_tensor(range(self.context_dim)), self.context_dim + order])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..support.autograd import Context
 from ..support.modes import needs_plain_operations
 
 
@@ -48,13 +48,16 @@ class Ordered(nn.Module):
         indices = (self.places, self.permutation) if back else (self.permutation, self.places)
         if needs_plain_operations(x):
             return x.index_select(-1, indices[0])
-        return _Sorted.apply(x, *indices)
+        found: Tensor = _Sorted.apply(x, *indices)
+        return found
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._order_changed()
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Ordered:
+    def _apply(self, *args: object, **kwargs: object) -> Ordered:
         super()._apply(*args, **kwargs)
         self._order_changed()
         return self
@@ -79,12 +82,12 @@ class _Sorted(torch.autograd.Function):
     """``index_select`` whose gradient knows that the index is a permutation: no scattering."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
         ctx.save_for_backward(back)
         return x.index_select(-1, there)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         (back,) = ctx.saved_tensors
         return grad.index_select(-1, back), None, None
 

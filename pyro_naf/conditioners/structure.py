@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 #: Rule by which the next latent to eliminate is chosen: its number of neighbours ``(D,)``, the
 #: height of the tree below it ``(D,)``, D -> a number for each, of which the smallest wins.
-_Rule = Callable[[Any, Any, int], Any]
+_Rule = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 #: Fewest neighbours first is the classical rule. It eliminates a chain from its ends, which makes a
 #: tree as deep as the chain is long; lowest tree first halves the chain each time.
@@ -63,7 +63,7 @@ class Structure:
     ancestors: Tensor
 
     @classmethod
-    def from_adjacency(cls, adjacency: Any) -> Structure:
+    def from_adjacency(cls, adjacency: ArrayLike | Tensor) -> Structure:
         """Return the structure of a graph, by the elimination rule that gives the fewest ancestors.
 
         :param adjacency: symmetric booleans, or zeros and ones, ``(D, D)``; the diagonal is
@@ -115,7 +115,7 @@ class Structure:
         )
 
 
-def check_adjacency(adjacency: Any) -> Tensor:
+def check_adjacency(adjacency: ArrayLike | Tensor) -> Tensor:
     """Booleans ``(D, D)`` with a false diagonal, or a ValueError that says what is wrong."""
     expected = "structure must be 'auto', 'full', a Structure or an adjacency"
     try:

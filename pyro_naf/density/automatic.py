@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class Fitted:
     """
 
     density: Stacked
-    parts: list[tuple[str, dict[str, Any]]]
+    parts: list[tuple[str, dict[str, object]]]
     history: History
     held_out: Tensor
     folds: Folds | None
@@ -79,8 +80,8 @@ def fit(
     held_out: Rows | None,
     training: Training,
     *,
-    given: dict[str, Any],
-    overrides: dict[str, Any],
+    given: dict[str, object],
+    overrides: dict[str, object],
     weight: Tensor | None = None,
     shift: Tensor | None = None,
     on_evaluation: Callable[[dict[str, Any]], None] | None = None,
@@ -123,8 +124,8 @@ class _Search:
         rows: Rows,
         held_out: Rows | None,
         training: Training,
-        given: dict[str, Any],
-        overrides: dict[str, Any],
+        given: dict[str, object],
+        overrides: dict[str, object],
         weight: Tensor | None,
         shift: Tensor | None,
         dtype: torch.dtype,
@@ -197,7 +198,7 @@ class _Search:
         part = build(candidate.architecture, dim, width, sizes=self.sizes, **options)
         return part.to(self.device, self.dtype)
 
-    def options(self, candidate: Candidate) -> dict[str, Any]:
+    def options(self, candidate: Candidate) -> dict[str, object]:
         return {**candidate.overrides, **(self.overrides if candidate.share else {})}
 
     def begin(
@@ -228,7 +229,8 @@ class _Search:
             chosen["progress"] = False
         if self.folds > 1 or candidate is not self.tried[-1]:
             chosen |= {"checkpoint": None, "resume": False}
-        options = replace(self.training, **chosen)
+        changed: Callable[..., Training] = partial(replace, self.training)
+        options = changed(**chosen)
         before = self.history.steps
 
         def evaluated(entry: dict[str, Any]) -> None:
@@ -315,7 +317,7 @@ class _Search:
         history.comparison.append(self.compared("auto", total))
         history.overfit = _sentence(self.overfit)
 
-    def compared(self, name: str, values: Tensor) -> dict[str, Any]:
+    def compared(self, name: str, values: Tensor) -> dict[str, object]:
         values = values + self.shift
         error = 2 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
         return {"name": name, "mean": float(values.mean()), "2se": error}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from .architectures import WITH_CLASSES, parse
 from .closed_form import CLOSED
@@ -46,8 +45,8 @@ class Candidate:
     """
 
     architecture: str
-    overrides: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, object] = field(default_factory=dict)
+    training: dict[str, object] = field(default_factory=dict)
     share: float = 0.0
 
 

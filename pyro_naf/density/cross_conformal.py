@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ def p_values(density: TableDensity, rows: Sequence[Tensor]) -> np.ndarray:
     """Return p-values ``(N,)`` of rows, with contexts if any; the fit was cross-validated."""
     folds, held_out = density.folds, density.held_out
     assert folds is not None and held_out is not None
-    below: Any = 1
+    below = np.ones(len(rows[0]))
     for k in folds.rows.unique().tolist():
         known = np.sort(held_out[folds.rows == k].cpu().numpy())
         values = of_fold(density, folds.parts, k).log_prob(*rows).double().cpu().numpy()

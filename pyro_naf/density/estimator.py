@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..support.checks import check_integers
 from ..support.seeding import seeded
 from . import cross_conformal, discrete, preparation, questions, weighted
+from .arrays import RowsLike, TableLike
 from .fitting import Fitting
 from .flow import evaluating
 from .model_file import load_model, save_model
@@ -73,13 +75,13 @@ class FlowDensity(TableDensity):
 
     def fit(
         self,
-        x: Any,
-        context: Any = None,
-        sample_weight: Any = None,
+        x: TableLike,
+        context: RowsLike | None = None,
+        sample_weight: ArrayLike | Tensor | None = None,
         *,
-        y: Any = None,
+        y: RowsLike | None = None,
         on_evaluation: Callable[[dict[str, Any]], None] | None = None,
-        **settings: Any,
+        **settings: object,
     ) -> FlowDensity:
         """Fits the density to rows, and returns itself.
 
@@ -118,7 +120,9 @@ class FlowDensity(TableDensity):
 
     # --------------------------------------------------------------------------- scores of rows
 
-    def score(self, x: Any, context: Any = None, *, y: Any = None) -> float:
+    def score(
+        self, x: TableLike, context: RowsLike | None = None, *, y: RowsLike | None = None
+    ) -> float:
         """Return the mean log-density of rows ``(N, D)`` in nats.
 
         :raises ValueError: as :meth:`fit`, for shapes and values.
@@ -130,7 +134,7 @@ class FlowDensity(TableDensity):
                 self.log_prob(*self.checked_rows(x, context, "x", "context")).double().mean()
             )
 
-    def score_samples(self, x: Any, context: Any = None) -> np.ndarray:
+    def score_samples(self, x: TableLike, context: RowsLike | None = None) -> np.ndarray:
         """Return the log-density of each of the rows ``(N, D)`` in nats, as a numpy array ``(N,)``.
 
         :raises ValueError: as :meth:`fit`, for shapes and values.
@@ -142,7 +146,7 @@ class FlowDensity(TableDensity):
             values = self.log_prob(*rows).cpu()
         return values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
 
-    def anomaly_score(self, x: Any, context: Any = None) -> np.ndarray:
+    def anomaly_score(self, x: TableLike, context: RowsLike | None = None) -> np.ndarray:
         """Return the p-value ``(N,)`` of each of the rows ``(N, D)``: small where a row is unusual.
 
         It is the share of held-out rows whose density is no higher, the row itself counted among
@@ -174,7 +178,9 @@ class FlowDensity(TableDensity):
 
     # ------------------------------------------------------------- missing cells and conditionals
 
-    def impute(self, x: Any, num_samples: int = 1, *, seed: int | None = None) -> Any:
+    def impute(
+        self, x: TableLike, num_samples: int = 1, *, seed: int | None = None
+    ) -> Tensor | np.ndarray:
         """Draws of the missing cells of rows ``(N, P)`` from their law given the other cells.
 
         Cells that are not missing stay as they are. Without a closed form (of Gaussians, t's and
@@ -202,7 +208,7 @@ class FlowDensity(TableDensity):
 
     @torch.no_grad()
     def marginal(
-        self, columns: Sequence[Any], *, num_particles: int = 1000
+        self, columns: Sequence[str | int], *, num_particles: int = 1000
     ) -> FlowDensity | WeightedDensity:
         """Return the density of some of the columns: exact where it is a closed form.
 
@@ -224,7 +230,7 @@ class FlowDensity(TableDensity):
 
     @torch.no_grad()
     def condition(
-        self, given: Mapping[Any, Any], *, num_particles: int = 1000
+        self, given: Mapping[str, object] | Mapping[int, object], *, num_particles: int = 1000
     ) -> FlowDensity | WeightedDensity:
         """Return the density of the other columns, given values of some: exact if a closed form.
 
@@ -257,7 +263,7 @@ class FlowDensity(TableDensity):
                 f"{what} needs a density without a context: fit the columns of the context too"
             )
 
-    def set_params(self, **params: Any) -> FlowDensity:
+    def set_params(self, **params: object) -> FlowDensity:
         """Make the density anew with some of :meth:`get_params` changed: it is no longer fitted.
 
         :raises TypeError: for an unknown option.
@@ -268,7 +274,8 @@ class FlowDensity(TableDensity):
         """
         if params:
             device, dtype, training = self.loc.device, self.dtype, self.training
-            made = FlowDensity(**self._changed(params)).to(device, dtype)
+            make: Callable[..., FlowDensity] = FlowDensity
+            made = make(**self._changed(params)).to(device, dtype)
             self.__dict__.update(vars(made.train(training)))
         return self
 

@@ -6,12 +6,13 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, cast
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
+from torch.distributions.transforms import Transform
 
 from ..rootfinding import RootNotFoundError
 from ..transforms import AutoregressiveFlow
@@ -28,6 +29,23 @@ TRIES = 50
 FAR = 1e6
 
 
+class Base(Protocol):
+    """The distribution that a flow starts from."""
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density ``(...)`` of z ``(..., D)``."""
+
+    def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        """The base as a Pyro distribution, of the context's batch shape."""
+
+
+class Sampler(Protocol):
+    """What draws can be made of."""
+
+    def rsample(self, n: int, context: Tensor | None = None) -> Tensor:
+        """n draws ``(n, ..., D)``, for each row of a context."""
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Set evaluation mode, without dropout; each submodule has its own mode again afterwards."""
@@ -40,7 +58,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def finite_draws(flow: Any, rows: int, given: Tensor | None = None) -> Tensor:
+def finite_draws(flow: Sampler, rows: int, given: Tensor | None = None) -> Tensor:
     """Draws ``(rows, D)``, those that overflow drawn again, with a warning.
 
     Affine flows of few rows send a draw in a thousand so far out that the next layer overflows.
@@ -106,7 +124,7 @@ class NormalizingFlow(nn.Module):
     def __init__(
         self,
         layers: Sequence[nn.Module],
-        base: Any,
+        base: Base,
         *,
         sampling: bool = False,
         no_inverse: str | None = None,
@@ -219,6 +237,7 @@ class NormalizingFlow(nn.Module):
             total = log_det if total is None else total + log_det
         return x, x.new_zeros(x.shape[:-1]) if total is None else total
 
-    def _conditioned(self, context: Tensor | None) -> Iterator[Any]:
+    def _conditioned(self, context: Tensor | None) -> Iterator[Transform]:
         for layer in self.layers:
-            yield layer.condition(context) if isinstance(layer, ConditionalTransform) else layer
+            made = layer.condition(context) if isinstance(layer, ConditionalTransform) else layer
+            yield cast(Transform, made)

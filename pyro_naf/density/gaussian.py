@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..support.checks import check_integers
 from ..support.precision import without_autocast
-from . import incomplete
+from . import expectation, incomplete
 from .linear import Linear
 
 #: Shares of the diagonal that a covariance can be shrunk by.
@@ -61,7 +61,7 @@ def shrunk_moments(x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Ten
 
 def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     if x.isnan().any():
-        return incomplete.moments(x, weight)
+        return expectation.moments(x, weight)
     total = weight.sum().clamp(min=torch.finfo(x.dtype).tiny)
     mean = weight @ x / total
     centred = x - mean

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..support.checks import check_integers
 from ..support.precision import at_least_float32, without_autocast
-from . import incomplete, student
+from . import expectation, incomplete, student
 from .gaussian import precision_factor, shrunk_moments
 from .mixture import ModuleDistribution
 
@@ -126,9 +126,9 @@ class GaussianMixture(nn.Module):
             law = _gaussians(found)
             if gaps or self.sizes:
                 member = weight.unsqueeze(1) * member
-                tables = incomplete.class_tables(codes, member, weight, self.sizes)
+                tables = expectation.class_tables(codes, member, weight, self.sizes)
                 law = replace(law, tables=tables)
-                law, value = incomplete.maximised(x, weight, law, prior)
+                law, value = expectation.maximised(x, weight, law, prior)
             if value > best:
                 best = value
                 self.take(law)

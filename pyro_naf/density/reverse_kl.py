@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ def fit_energy(
     lr: float = 3e-3,
     seed: int | None = None,
     progress: bool = True,
-    **training: Any,
+    **training: object,
 ) -> FlowDensity:
     r"""Fit a density without a context to :math:`e^{-U}`, from its present weights.
 
@@ -66,7 +65,8 @@ def fit_energy(
     >>> density.sample(5).shape
     torch.Size([5, 2])
     """
-    options = Training(
+    make: Callable[..., Training] = Training
+    options = make(
         max_steps=max_steps,
         batch_size=num_particles,
         lr=lr,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -55,8 +54,10 @@ class Stacked(nn.Module):
         terms = [part.log_prob(x, context) for part in self._densities()]
         return torch.logsumexp(torch.stack(terms, -1) + self.log_weights, -1)
 
-    def _densities(self) -> Iterator[Any]:
-        yield from self.parts
+    def _densities(self) -> Iterator[NormalizingFlow]:
+        for part in self.parts:
+            assert isinstance(part, NormalizingFlow)
+            yield part
 
     def closed_form(self) -> list[Part] | None:
         """Return the density by Gaussians; None where one of its parts is none."""
@@ -117,7 +118,7 @@ class Folds:
     rows: Tensor
 
 
-def of_closed_form(parts: Sequence[Part]) -> tuple[Stacked, list[tuple[str, dict[str, Any]]]]:
+def of_closed_form(parts: Sequence[Part]) -> tuple[Stacked, list[tuple[str, dict[str, object]]]]:
     """Build a density of these parts, and the architecture and options of each."""
     weights = torch.tensor([p.log_weight for p in parts], dtype=torch.double).softmax(0)
     kept = [i for i, weight in enumerate(weights.tolist()) if weight > 0]
@@ -128,7 +129,7 @@ def of_closed_form(parts: Sequence[Part]) -> tuple[Stacked, list[tuple[str, dict
         base = GaussianMixture(dim, number, sizes=sizes, heavy_tails=heavy_tails)
         base.take(law)
         made.append(NormalizingFlow([] if scores is None else [scores], base))
-        options: dict[str, Any] = {} if scores is None else {"components": scores.components}
+        options: dict[str, object] = {} if scores is None else {"components": scores.components}
         kind = "copula" if scores is not None else "student" if heavy_tails else "gmm"
         named.append((f"{kind}-{number}", options))
     return Stacked(dim + len(sizes), made, weights[kept]), named

@@ -134,7 +134,7 @@ class Stepper:
         self.taken = self.fetched
         return -total / count if count else None
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """For a checkpoint."""
         return {
             "adam": self.adam.state_dict(),
@@ -163,8 +163,8 @@ class _Recorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream: Any = torch.cuda.Stream(device)
-        self.graph: Any = None
+        self.stream = torch.cuda.Stream(device)
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.runs = 0
 
     def run(self, step: Callable[[], None], before: Callable[[], None]) -> bool:

@@ -16,7 +16,7 @@ class ModelFileError(ValueError):
     """A file that is not a whole model or checkpoint of this package."""
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
+def save(path: Path, content: dict[str, object]) -> None:
     """Write numbers, strings, lists, dicts and tensors; an older file stands until all is there.
 
     :raises TypeError: for anything else among the content, by its name.

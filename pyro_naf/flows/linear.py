@@ -53,7 +53,8 @@ class StructuredAffine(Transform):
         # Right-hand sides are rows: X L^T = Y.
         flat = centred.reshape(-1, len(order))
         solved = torch.linalg.solve_triangular(lower.mT, flat, upper=True, left=False)
-        return solved.view(centred.shape)[..., order.argsort()]
+        found: Tensor = solved.view(centred.shape)[..., order.argsort()]
+        return found
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the log-determinant at x ``(..., D)``, a constant of shape ``(...)``."""
@@ -127,7 +128,8 @@ def _from_conditionals(inverse: Tensor, parents: Tensor, order: Tensor) -> Tenso
     kept = torch.where(parents | eye.bool(), inverse, 0.0)
     factor = torch.linalg.solve_triangular(kept, eye, upper=False)
     back = order.argsort()
-    return factor[back[:, None], back]
+    found: Tensor = factor[back[:, None], back]
+    return found
 
 
 def _closest(structure: Structure, covariance: Tensor) -> Tensor:
@@ -155,6 +157,7 @@ _NOT_POSITIVE = "{name} must be symmetric and positive definite"
 
 
 def _cholesky(matrix: Tensor, order: Tensor, name: str) -> Tensor:
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix[order[:, None], order])
     if bool(failed):
         raise ValueError(_NOT_POSITIVE.format(name=name))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
@@ -31,8 +29,8 @@ class AffineMap(PyroModule):
     loc: Tensor
     centre: Tensor
     frame: Tensor
-    scale: Any  # a PyroParam when set, a tensor when read
-    scale_tril: Any
+    scale: Tensor  # set as a PyroParam, as is scale_tril
+    scale_tril: Tensor
     coupling: Tensor
     scale_constraint = constraints.softplus_positive
     scale_tril_constraint = constraints.unit_lower_cholesky

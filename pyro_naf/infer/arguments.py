@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
+from ..support.calls import Args, Model
 from ..support.checks import check_integers
 from .diagnostics import MIN_PARTICLES
 from .refined_guides import FLOWS
 
 
 def refuse_swallowed(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    options: Mapping[str, Any],
-    defaults: Mapping[str, Any],
+    model: Model,
+    args: Args,
+    options: Mapping[str, object],
+    defaults: Mapping[str, object],
 ) -> None:
     """Raise TypeError when an option of refine took what may be meant for the model.
 

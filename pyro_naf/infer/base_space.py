@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from pyro import poutine
@@ -14,9 +12,10 @@ from torch import Tensor
 
 from ..guides.pyro_internals import unconstrained_values
 from ..guides.sites import batch_depth
+from ..support.calls import Args, Model
 from .capture import Graph, is_enabled
-from .gaussian import cholesky
 from .joint import Joint
+from .laplace import cholesky
 from .pointwise import deterministic
 from .proposals import GuideProposal
 from .psis import pareto_khat, smooth
@@ -39,10 +38,10 @@ class BaseSpace:
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Model,
         guide: AutoContinuous,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: dict[str, object],
     ) -> None:
         if not isinstance(guide, AutoContinuous):
             raise TypeError(_no_transform(guide))
@@ -200,7 +199,7 @@ class GaussianSpace:
         return value, grad @ self.factor.to(grad)
 
 
-def _no_transform(guide: Any) -> str:
+def _no_transform(guide: object) -> str:
     return (
         "guide must be an autoguide with a transform of a standard normal (AutoDSFNormal, "
         "AutoMultivariateNormal, AutoIAFNormal, refine(...).guide, "

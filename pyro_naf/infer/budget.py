@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
 
 #: Share of the seconds that is kept for the diagnostics after training, and the largest share.
 _KEPT, _MOST_KEPT = 0.15, 0.4
@@ -82,7 +81,7 @@ class Budget:
             yield phase
             self.step += 1
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return what a checkpoint needs, in a step that has just been made."""
         spent = {name: getattr(self, name) for name in _STATE}
         return spent | {"step": self.step + 1, "spent": time.monotonic() - self.start}
@@ -91,7 +90,7 @@ class Budget:
         """Count the seconds of an earlier process."""
         self.start -= seconds
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, object]) -> None:
         """Take over the steps and the phase of an earlier process."""
         for name in ("step", *_STATE):
             setattr(self, name, state[name])

@@ -15,8 +15,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
 
 import torch
 from pyro import poutine
@@ -24,12 +23,13 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 
 from ..files.stored import ModelFileError
+from ..support.calls import Model
 from ..support.checks import check_integers
 from ..support.deprecation import renamed
 from ..support.labels import entry_labels
 from ..support.tables import Shown, Table
 from .base_space import BaseSpace, find_starts
-from .chain_methods import hamiltonian, independence, neutra
+from .chain_methods import Counts, hamiltonian, independence, neutra
 from .chains import bulk_ess, rank_rhat, stood_still, tail_ess
 from .joint import Joint
 from .posterior import Results
@@ -135,15 +135,16 @@ class Correction(Results, Shown):
 
         :raises OSError: when it cannot be written.
         """
-        save_correction(self, path)
+        kept = [own.name for own in fields(self) if own.name != "joint"]
+        save_correction({name: getattr(self, name) for name in kept}, path)
 
     @classmethod
     def load(
         cls,
         path: str | os.PathLike[str],
-        model: Callable[..., Any] | None = None,
-        *args: Any,
-        **kwargs: Any,
+        model: Model | None = None,
+        *args: object,
+        **kwargs: object,
     ) -> Correction:
         """Load the result that :meth:`save` wrote; no code in the file is run.
 
@@ -194,9 +195,9 @@ class Correction(Results, Shown):
 
 @renamed(seconds="max_seconds")
 def mcmc_correct(
-    model: Callable[..., Any],
+    model: Model,
     guide: AutoContinuous,
-    *args: Any,
+    *args: object,
     num_samples: int | None = None,
     num_chains: int | None = None,
     warmup_steps: int | None = None,
@@ -204,7 +205,7 @@ def mcmc_correct(
     max_seconds: float | None = None,
     seed: int | None = None,
     progress: bool = True,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Correction:
     r"""Draws of the posterior itself, by Markov chains that the guide makes short.
 
@@ -310,7 +311,7 @@ def mcmc_correct(
     return result
 
 
-_METHODS: dict[str, Callable[..., tuple[Tensor, dict[str, Any]]]] = {
+_METHODS: dict[str, Callable[..., tuple[Tensor, Counts]]] = {
     "imh": independence,
     "neutra": neutra,
     "hmc": hamiltonian,

@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pyro
 import torch
@@ -16,6 +15,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ..guides.sites import batch_depth
+from ..support.calls import Model
 from ..support.checks import check_callable, check_integers
 from ..support.tables import Shown, Table
 from .doubt import DRAWS, largest_doubt
@@ -84,11 +84,11 @@ class ImportanceDiagnostics(Shown):
 
 
 def importance_diagnostics(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    *args: Any,
+    model: Model,
+    guide: Model,
+    *args: object,
     num_particles: int = 20_000,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> ImportanceDiagnostics:
     """Weight draws of a guide by the model, and say how well the two agree.
 
@@ -142,13 +142,13 @@ def diagnose(
 
 @torch.no_grad()
 def importance_resample(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    *args: Any,
+    model: Model,
+    guide: Model,
+    *args: object,
     num_samples: int = 1000,
     num_particles: int = 20_000,
     replacement: bool = True,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> dict[str, Tensor]:
     r"""Draws of the posterior: the guide's, resampled by their Pareto-smoothed weights.
 
@@ -275,7 +275,10 @@ def _diagnose(log_weights: Tensor) -> ImportanceDiagnostics:
 
 @torch.no_grad()
 def draws(
-    guide: Callable[..., dict[str, Tensor]], *args: Any, num_samples: int = 4000, **kwargs: Any
+    guide: Callable[..., dict[str, Tensor]],
+    *args: object,
+    num_samples: int = 4000,
+    **kwargs: object,
 ) -> dict[str, Tensor]:
     """Draws of an autoguide, all at once: site to tensor ``(num_samples, ...)``.
 

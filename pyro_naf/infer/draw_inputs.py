@@ -8,7 +8,6 @@ order, these operators draw what the user's code would have drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -76,7 +75,7 @@ def _is_random(node: fx.Node) -> bool:
 
 def without_draws(
     module: fx.GraphModule, num_inputs: int
-) -> tuple[Callable[..., Any], list[int], fx.GraphModule]:
+) -> tuple[Callable[..., list[Tensor]], list[int], fx.GraphModule]:
     """Split a graph into the draws and the rest.
 
     :return: a function of all inputs that makes the draws, in their order; the numbers of the
@@ -109,7 +108,7 @@ def without_draws(
 
 def _subgraph(
     nodes: list[fx.Node], needed: set[fx.Node], outputs: list[fx.Node]
-) -> Callable[..., Any]:
+) -> Callable[..., list[Tensor]]:
     """Return the function of all inputs that computes these outputs."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}

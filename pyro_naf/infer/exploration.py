@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from pyro.infer.autoguide.initialization import init_to_sample
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ..guides.pyro_internals import log_prob_sum
@@ -27,14 +27,14 @@ def points_near(start: Tensor, *scales: float) -> Tensor:
     return start + torch.tensor(scales).to(noise)[:, None] * noise
 
 
-def chunk_size(trace: Any) -> int:
+def chunk_size(trace: Trace) -> int:
     """How many points may be evaluated at once, by the numbers that one run holds."""
     values = [site["value"] for _, site in sample_sites(trace)]
     numbers = sum(2 * value.numel() for value in values if isinstance(value, Tensor))
     return max(1, min(_CHUNK, _CHUNK_NUMBERS // max(numbers, 1)))
 
 
-def refuse_given_subsamples(trace: Any) -> None:
+def refuse_given_subsamples(trace: Trace) -> None:
     """Look for plates whose subsample is given from outside.
 
     :raises ValueError: when there is one.
@@ -50,7 +50,7 @@ def refuse_given_subsamples(trace: Any) -> None:
                 )
 
 
-def refuse_nan(trace: Any) -> None:
+def refuse_nan(trace: Trace) -> None:
     """Look for NaN in the data.
 
     :raises ValueError: when there are some.
@@ -105,7 +105,9 @@ def with_dependent_supports(
     return found
 
 
-def with_idle(runs: Runs, sites: Mapping[str, Site], start: Tensor, trace: Any) -> dict[str, Site]:
+def with_idle(
+    runs: Runs, sites: Mapping[str, Site], start: Tensor, trace: Trace
+) -> dict[str, Site]:
     """Mark the elements of sites behind a mask of their own that no density depends on.
 
     :param trace: of a run at the start.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from pyro.optim.clipped_adam import ClippedAdam
@@ -33,7 +32,7 @@ def fit_mean_field(
     rates: Iterable[float],
     num_particles: int = 64,
     lr: float = 0.2,
-    report: Callable[[float], Any] = lambda elbo: None,
+    report: Callable[[float], object] = lambda elbo: None,
 ) -> tuple[Tensor, Tensor, list[float]]:
     """Maximise the ELBO of independent normals.
 

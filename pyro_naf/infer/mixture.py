@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
 from ..rootfinding import RootNotFoundError
 from .diagnostics import growing
-from .gaussian import Gaussian, LogDensity, cholesky, even_softmax
+from .gaussian import even_softmax
+from .laplace import Gaussian, LogDensity, cholesky
 
 #: Draws of a mixture.
 DRAWS = 20_000
@@ -43,7 +45,7 @@ class Proposal(Protocol):
 class Pushed:
     """A guide's posterior as a proposal: its density is zero where its inverse does not reach."""
 
-    def __init__(self, posterior: Any) -> None:
+    def __init__(self, posterior: TransformedDistribution) -> None:
         self.posterior = posterior
 
     def draw(self, normal: Tensor) -> Tensor:

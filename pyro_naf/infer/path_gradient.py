@@ -13,12 +13,14 @@ through the layers :math:`y = f(x)` with Jacobians J and log-determinants l as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.autoguide import AutoContinuous
+from pyro.poutine.runtime import Message
 from torch import Tensor
-from torch.distributions.transforms import ComposeTransform
+from torch.distributions.transforms import ComposeTransform, Transform
 
 from ..guides.wrapping import peel
 from ..support.modes import values_are_unknown
@@ -29,7 +31,7 @@ from ..transforms import AutoregressiveFlow
 _MOST_RECORDED = 16
 
 
-def path_log_prob(guide: Any, site: dict[str, Any]) -> Tensor:
+def path_log_prob(guide: AutoContinuous, site: Message) -> Tensor:
     r"""Return a stand-in for :math:`\log q(z)` with the gradient :math:`\nabla_z \log q(z) \, dz`.
 
     :param guide: the guide that drew; all that is needed of it is in ``site``.
@@ -40,7 +42,7 @@ def path_log_prob(guide: Any, site: dict[str, Any]) -> Tensor:
     return (score(site["fn"], z) * z).sum(-1)
 
 
-def score(fn: Any, z: Tensor, tolerance: float | None = None) -> Tensor:
+def score(fn: TorchDistribution, z: Tensor, tolerance: float | None = None) -> Tensor:
     r""":math:`\nabla_z \log q(z)` with all parameters of q held fixed, shape of z, no gradient.
 
     :param fn: the distribution q. If it holds autoregressive flows, they recognise z as their own
@@ -65,7 +67,7 @@ def score(fn: Any, z: Tensor, tolerance: float | None = None) -> Tensor:
     return scale_and_mask(s, mask=mask)
 
 
-def _layers(transforms: Iterable[Any]) -> Iterator[Any]:
+def _layers(transforms: Iterable[Transform]) -> Iterator[Transform]:
     for transform in transforms:
         if isinstance(transform, ComposeTransform):
             yield from _layers(transform.parts)
@@ -73,7 +75,7 @@ def _layers(transforms: Iterable[Any]) -> Iterator[Any]:
             yield transform
 
 
-def _push(layer: Any, x: Tensor, s: Tensor, tolerance: float | None) -> tuple[Tensor, Tensor]:
+def _push(layer: Transform, x: Tensor, s: Tensor, tolerance: float | None) -> tuple[Tensor, Tensor]:
     """One layer: its image of x, and the score there from the score ``s`` at x."""
     if isinstance(layer, AutoregressiveFlow):
         return _push_through_flow(layer, x, s, tolerance)

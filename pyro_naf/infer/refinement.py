@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
@@ -60,8 +59,8 @@ _CALL = (
 
 @renamed(learning_rate="lr")
 def refine(
-    guide: AutoGuide | Callable[..., Any] | Start,
-    *args: Any,
+    guide: AutoGuide | Callable[..., object] | Start,
+    *args: object,
     flow: str = "dsf",
     num_transforms: int | None = None,
     hidden_dims: Sequence[int] | None = None,
@@ -79,7 +78,7 @@ def refine(
     checkpoint_seconds: float = 30.0,
     seed: int | None = None,
     progress: bool = True,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Refinement:
     r"""Put a flow inside a Gaussian guide's affine map and train the whole.
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
 
+from ..support.calls import Model
 from .continuing import go_on
 from .refined import Origin, Previous, Refined
 from .saving import load_refinement, save_refinement
@@ -78,7 +77,7 @@ class Refinement(Refined):
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], model: Callable[..., Any], *args: Any, **kwargs: Any
+        cls, path: str | os.PathLike[str], model: Model, *args: object, **kwargs: object
     ) -> Refinement:
         """Load the result that :meth:`save` wrote, for its model; no code in the file is run.
 

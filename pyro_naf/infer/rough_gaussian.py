@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .climbs import climb
-from .gaussian import Gaussian, LogDensity, cholesky
 from .graph import hessian
+from .laplace import Gaussian, LogDensity, cholesky
 from .pace import Pace
 
 #: Standard deviation of every latent where the climb begins.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from ..support.labels import entry_labels
 from ..support.tables import Shown, Table
 from .chains import bulk_ess, mean_mcse, rank_rhat, tail_ess
 from .doubt import doubts
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: Probability of the highest-density interval, as in ArviZ.
 INTERVAL = 0.94
@@ -60,7 +64,7 @@ class Summary(Shown):
         i = self.names.index(name)
         return {title: float(column[i]) for title, column in self.columns.items()}
 
-    def to_dataframe(self) -> Any:
+    def to_dataframe(self) -> DataFrame:
         """Return the table as a pandas DataFrame, indexed by label.
 
         :raises ImportError: without pandas.
@@ -83,7 +87,7 @@ class Summary(Shown):
         return Table(["", *self.columns], rows, notes)
 
 
-def pandas() -> Any:
+def pandas() -> ModuleType:
     """Import pandas, or raise an ImportError that says how to get it."""
     try:
         import pandas

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
@@ -26,7 +26,7 @@ COMPILE = (
 LINK = "-shared -static-libstdc++ -static-libgcc -s"
 
 
-def load_prebuilt() -> Any:
+def load_prebuilt() -> ModuleType:
     """Load the module that names levels and files without the package around it."""
     spec = importlib.util.spec_from_file_location("prebuilt", Path(__file__).parent / "prebuilt.py")
     assert spec is not None and spec.loader is not None

@@ -7,7 +7,7 @@ A call reads the pseudo-parameters once (``compiled.cpp``); where the loops come
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from .. import formulas
 from ..formulas import SigmoidSpec
 from ..rootfinding import MAX_EVALUATIONS
+from ..support.autograd import Context
 from ..support.modes import needs_plain_backward, needs_plain_operations, plain_gradients
 from ..support.pages import in_large_pages
 from . import library
@@ -108,10 +109,15 @@ class _Constants(NamedTuple):
     biases: Tensor
 
 
+class _EvaluationContext(Context, Protocol):
+    spec: SigmoidSpec
+    constants: _Constants
+
+
 class _Evaluation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, spec: SigmoidSpec, x: Tensor, phi: Tensor, *matrices: Tensor
+        ctx: _EvaluationContext, spec: SigmoidSpec, x: Tensor, phi: Tensor, *matrices: Tensor
     ) -> tuple[Tensor, Tensor]:
         # The matrices are saved for the backward pass, and no tensor is held beside.
         ctx.spec, ctx.constants = spec._replace(matrices=()), _constants(spec)
@@ -121,7 +127,7 @@ class _Evaluation(torch.autograd.Function):
         return y, log_slope
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _EvaluationContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, phi, *matrices = ctx.saved_tensors
         if needs_plain_backward(*grads):
 

@@ -15,7 +15,6 @@ import threading
 import warnings
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from ..support import libraries
 from . import prebuilt
@@ -46,7 +45,7 @@ def build_beside() -> None:
 
 
 @functools.cache
-def library() -> Any:
+def library() -> ctypes.CDLL | None:
     """Load the library's entry points, or None where there are none."""
     try:
         found = _load(prebuilt.find(prebuilt.FOLDER)) or _load(_built_before()) or _build(place())
@@ -61,7 +60,7 @@ def library() -> Any:
         return None
 
 
-def with_signatures(found: Any) -> Any:
+def with_signatures(found: ctypes.CDLL) -> ctypes.CDLL:
     """Declare that the entry points of a library return a boolean."""
     for name, width in product(("forward", "backward", "inverse"), ("float32", "float64")):
         getattr(found, f"{name}_{width}").restype = ctypes.c_bool
@@ -77,7 +76,7 @@ def _built_before() -> Path | None:
     return place() if libraries.is_there(place()) else None
 
 
-def _load(path: Path | None) -> Any:
+def _load(path: Path | None) -> ctypes.CDLL | None:
     """Load a library that exists, in milliseconds and without torch's compiler."""
     try:
         return None if path is None else ctypes.CDLL(str(path))
@@ -85,11 +84,11 @@ def _load(path: Path | None) -> Any:
         return None
 
 
-def _build(path: Path) -> Any:
+def _build(path: Path) -> ctypes.CDLL:
     from torch._inductor.codecache import CppCodeCache
 
     # CppCodeCache.load() takes no flags before torch 2.7.
-    built = CppCodeCache.load_async(prebuilt.SOURCE.read_text(), extra_flags=FLAGS)()
+    built: ctypes.CDLL = CppCodeCache.load_async(prebuilt.SOURCE.read_text(), extra_flags=FLAGS)()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(f".{os.getpid()}")

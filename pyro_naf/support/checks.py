@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 
 def check_integers(**arguments: tuple[int, int]) -> None:
@@ -17,7 +16,7 @@ def check_integers(**arguments: tuple[int, int]) -> None:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
-def check_callable(**arguments: tuple[Any, str]) -> None:
+def check_callable(**arguments: tuple[object, str]) -> None:
     """``name=(value, what it must be)``: raises TypeError for what cannot be called."""
     for name, (value, what) in arguments.items():
         if not callable(value):

@@ -11,11 +11,20 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
 from ..files.atomic import open_file
+
+
+class Commands(Protocol):
+    """What subcommands are added to: what ``ArgumentParser.add_subparsers`` returns."""
+
+    def add_parser(
+        self, name: str, *, help: str, description: str, allow_abbrev: bool
+    ) -> argparse.ArgumentParser:
+        """Add a command."""
 
 
 class CommandError(Exception):
@@ -73,7 +82,14 @@ def positive(text: str) -> float:
 
 
 def add_renamed(
-    parser: argparse.ArgumentParser, name: str, old: str, help: str, **settings: Any
+    parser: argparse.ArgumentParser,
+    name: str,
+    old: str,
+    help: str,
+    *,
+    type: Callable[[str], object],
+    metavar: str | None = None,
+    default: object = None,
 ) -> None:
     """Add an option that has another name now; the old one is taken with a line on stderr.
 
@@ -84,15 +100,23 @@ def add_renamed(
     """
 
     class Renamed(argparse.Action):
-        def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        def __call__(
+            self,
+            parser: argparse.ArgumentParser,
+            namespace: argparse.Namespace,
+            values: object,
+            option: str | None = None,
+        ) -> None:
             print(
                 f"pyro-naf: {old} is {name} now; {old} ends with the next version", file=sys.stderr
             )
             setattr(namespace, self.dest, values)
 
-    new = parser.add_argument(name, help=help, **settings)
-    settings["default"] = argparse.SUPPRESS
-    parser.add_argument(old, dest=new.dest, action=Renamed, help=argparse.SUPPRESS, **settings)
+    new = parser.add_argument(name, help=help, type=type, metavar=metavar, default=default)
+    hidden = argparse.SUPPRESS
+    parser.add_argument(
+        old, dest=new.dest, action=Renamed, help=hidden, type=type, metavar=metavar, default=hidden
+    )
 
 
 def widths(text: str) -> tuple[int, ...]:
@@ -105,7 +129,7 @@ UNPACKED = 2**28
 
 
 @contextmanager
-def numpy_file(path: str) -> Iterator[Any]:
+def numpy_file(path: str) -> Iterator[np.ndarray | np.lib.npyio.NpzFile]:
     """Open a .npy file's array, or a .npz file's archive for :func:`member`.
 
     A file that says that it holds more than it does is refused before memory is taken for it.
@@ -131,11 +155,12 @@ def _check_shape(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def member(archive: Any, name: str) -> Any:
+def member(archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     """Load an array of a .npz file.
 
     :raises ValueError: when it is compressed so that it would unpack to far more than the file.
     """
+    assert archive.zip is not None
     infos = (i for i in archive.zip.infolist() if i.filename in (name, f"{name}.npy"))
     for info in infos:
         if info.file_size > max(UNPACKED, 100 * info.compress_size):

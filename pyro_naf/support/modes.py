@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +82,7 @@ def plain_gradients(
     plain: Callable[..., tuple[Tensor, ...]],
     inputs: Sequence[Tensor],
     grads: Sequence[Tensor],
-    *constants: Any,
+    *constants: object,
 ) -> list[Tensor | None]:
     """Compute the inputs' gradients of the plain formula, to be differentiated or batched."""
     # A backward pass may run under the caller's autocast; the forward pass here did not.

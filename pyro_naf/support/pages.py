@@ -6,7 +6,7 @@ import ctypes
 import functools
 import mmap
 import sys
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -22,15 +22,15 @@ def in_large_pages(fresh: Tensor) -> Tensor:
     there are no large pages nothing happens. Memory that glibc keeps stays marked.
     """
     size = fresh.numel() * fresh.element_size()
-    if size >= WORTH and fresh.device.type == "cpu" and _advise() is not None:
+    if size >= WORTH and fresh.device.type == "cpu" and (advise := _advise()) is not None:
         page = mmap.PAGESIZE
         start = -(-fresh.data_ptr() // page) * page
-        _advise()(start, fresh.data_ptr() + size - start, mmap.MADV_HUGEPAGE)
+        advise(start, fresh.data_ptr() + size - start, mmap.MADV_HUGEPAGE)
     return fresh
 
 
 @functools.cache
-def _advise() -> Any:
+def _advise() -> Callable[[int, int, int], int] | None:
     if sys.platform != "linux" or not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     advise = ctypes.CDLL(None).madvise

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from .. import kernels
@@ -66,13 +64,13 @@ class Scaled(Transformer):
         self.register_buffer("log_scale_limits", like.new_tensor([bound, slope]))
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
     ) -> None:
         unbounded = self.log_scale_limits.new_tensor(_UNBOUNDED)
         state_dict.setdefault(f"{prefix}log_scale_limits", unbounded)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         if "log_scale_limits" not in self._buffers:
             self._set_limits(*_UNBOUNDED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,14 @@ from ..support.checks import check_integers
 from ..support.overrides import parent, redefined
 from ..support.precision import in_float32
 from .base import Transformer
+
+
+class SigmoidOptions(TypedDict, total=False):
+    """Further arguments of :class:`~pyro_naf.transformers.DeepSigmoidal` and its dense kin."""
+
+    min_slope: float
+    spread: float
+    kernel: str
 
 
 class SigmoidalTransformer(Transformer):

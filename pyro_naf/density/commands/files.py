@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -102,12 +102,12 @@ class Table:
         whole = [place for place, i in enumerate(at) if i in self.whole]
         return Table(self.path, self.rows[:, at], kept, {}, cells, whole, self.lines)
 
-    def content(self) -> Tensor | dict[str, Any]:
+    def content(self) -> Tensor | dict[str, np.ndarray]:
         """Return the rows, or the columns by name where one is more than numbers."""
         if not self.cells and not (self.columns and self.whole):
             return self.rows
         names = self.columns or [str(i) for i in range(self.rows.shape[1])]
-        found = dict[str, Any]()
+        found = dict[str, np.ndarray]()
         for i, name in enumerate(names):
             numbers = self.rows[:, i].numpy()
             whole = i in self.whole and bool(np.isfinite(numbers).all())
@@ -267,7 +267,7 @@ def write_table(path: str, rows: np.ndarray, columns: Sequence[str] | None = Non
         names = columns or [f"x{i}" for i in range(rows.shape[1])]
         header = io.StringIO()
         # Names that could be taken for numbers are told from them by their quotes.
-        quotes: Any = csv.QUOTE_MINIMAL if are_names(names) else csv.QUOTE_ALL
+        quotes: Literal[0, 1] = csv.QUOTE_MINIMAL if are_names(names) else csv.QUOTE_ALL
         csv.writer(header, quoting=quotes, lineterminator="\n").writerow(names)
         buffer.write(header.getvalue().encode())
         digits = 17 if rows.dtype == np.float64 else 9  # as many as bring the number back

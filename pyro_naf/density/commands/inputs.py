@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -124,7 +123,7 @@ def note(message: str) -> None:
 def one_line() -> Iterator[None]:
     """Warnings as one line each; what the user can put right as a CommandError."""
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+    def show(message: Warning | str, *_: object, **__: object) -> None:
         if parallel.rank() == 0:
             print(f"pyro-naf: note: {' '.join(str(message).splitlines())}", file=sys.stderr)
 

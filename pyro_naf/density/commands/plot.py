@@ -8,10 +8,10 @@ import io
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ...files.atomic import check_file, replace_file
 from ...support.command_line import CommandError
+from ..arrays import RowsLike, TableLike
 from ..estimator import FlowDensity
 from ..pictures import plot_density
 from . import inputs
@@ -61,7 +61,7 @@ def _data_of(folder: Path) -> str | None:
     return None
 
 
-def drawn(density: FlowDensity, x: Any, context: Any, seed: int) -> bytes | None:
+def drawn(density: FlowDensity, x: TableLike, context: RowsLike | None, seed: int) -> bytes | None:
     """Draw the picture of a density that was just fitted; None where it cannot be drawn.
 
     A fit must not be lost because of its picture: that it failed is noted.

@@ -23,8 +23,6 @@ arithmetic, and no memory. The shared matrices come as one vector, those of w fi
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -377,7 +375,7 @@ def inverse_kernel(
     tl.store(error + out, misfit * tl.maximum(tl.abs(target), 1.0), mask=exists)
 
 
-def options(x: Tensor, phi: Tensor, k: int, layers: int, lanes: int = 0) -> dict[str, Any]:
+def options(x: Tensor, phi: Tensor, k: int, layers: int, lanes: int = 0) -> dict[str, object]:
     """Tile of K = k units, the same for a search.
 
     A dozen tiles are alive at a time, and a product holds whole rows and columns of its factors in
