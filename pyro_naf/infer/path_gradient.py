@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.autoguide import AutoContinuous
-from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions.transforms import ComposeTransform, Transform
 
@@ -29,17 +27,6 @@ from ..transforms import AutoregressiveFlow
 #: Dimensions up to which all iterations are recorded, where a graph is captured: which of them are
 #: needed depends on values.
 _MOST_RECORDED = 16
-
-
-def path_log_prob(guide: AutoContinuous, site: Message) -> Tensor:
-    r"""Return a stand-in for :math:`\log q(z)` with the gradient :math:`\nabla_z \log q(z) \, dz`.
-
-    :param guide: the guide that drew; all that is needed of it is in ``site``.
-    :param site: the guide trace's site of the latent vector; its value z is ``(..., D)``.
-    :return: ``(...)``; only its gradient means anything.
-    """
-    z = site["value"]
-    return (score(site["fn"], z) * z).sum(-1)
 
 
 def score(fn: TorchDistribution, z: Tensor, tolerance: float | None = None) -> Tensor:
