@@ -14,7 +14,8 @@ from .support.modes import needs_plain_backward, needs_plain_operations, plain_g
 #: ``f(x, *params) -> (value, log_slope)``, elementwise over the leading dimension.
 Increasing = Callable[..., tuple[Tensor, Tensor]]
 
-#: Enough for bisection alone to find a root in float64 from a bracket as wide as 1e50.
+#: Largest number of evaluations: enough for bisection alone to find a root in float64 from a
+#: bracket as wide as 1e50.
 MAX_EVALUATIONS = 250
 
 

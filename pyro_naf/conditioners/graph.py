@@ -13,8 +13,8 @@ from .order import Ordered
 from .protocol import Sweep
 from .structure import Structure
 
-#: Latents are in one batched product with those that have at least this share of its inputs, or
-#: this number fewer: rather a few zeros than many small products.
+#: Latents share one batched product where the smaller number of inputs is at least this share of
+#: the larger, or this many inputs smaller: a few zeros cost less than many small products.
 _LEAST_SHARE, _FEWER = 0.7, 3
 
 

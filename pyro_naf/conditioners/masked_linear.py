@@ -12,11 +12,11 @@ from ..support.autograd import Context
 from ..support.modes import needs_plain_backward, needs_plain_operations
 from ..support.pages import in_large_pages
 
-#: A layer is cut into this many steps: with 8, 9/16 of the products remain.
+#: Number of steps that a layer is cut into: with 8 steps 9/16 of the products remain.
 STEPS = 8
 
-#: Multiplications saved by a call below which the steps cost more than they save: measured on a
-#: CPU; on a GPU, reckoned from eight launches instead of one.
+#: Number of multiplications that the steps must save in a call to be worth their own cost: measured
+#: on a CPU; on a GPU estimated from eight launches in place of one.
 WORTH = {"cpu": 1 << 24, "cuda": 1 << 31}
 
 

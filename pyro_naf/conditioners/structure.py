@@ -10,8 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-#: Rule by which the next latent to eliminate is chosen: its number of neighbours ``(D,)``, the
-#: height of the tree below it ``(D,)``, D -> a number for each, of which the smallest wins.
+#: Rule that chooses the next latent to eliminate: from numbers of neighbours ``(D,)``, heights of
+#: the trees below ``(D,)`` and D to a cost for each latent; the smallest wins.
 _Rule = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 #: Fewest neighbours first is the classical rule. It eliminates a chain from its ends, which makes a

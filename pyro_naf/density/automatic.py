@@ -40,8 +40,8 @@ from .training import Rows, log_probs, seeded, train
 #: Rows up to which densities are chosen by cross-validation instead of validation rows.
 CROSS_VALIDATED = 4000
 
-#: Rows times squared columns from which mixtures of rows with missing cells, of which each has its
-#: own covariance to invert, are fitted once, beside validation rows.
+#: Number of rows times squared number of columns from which mixtures of rows with missing cells are
+#: fitted once, beside validation rows: each such row has a covariance of its own to invert.
 COSTLY_WITH_GAPS = 2**21
 
 #: Weight below which a density is left out of the mixture; the Gaussian always stays.
@@ -50,7 +50,8 @@ NEGLIGIBLE = 0.02
 #: Number of rows that Gaussian mixtures, and the linear maps in front of flows, are fitted to.
 MIXTURE_ROWS = 20_000
 
-#: Fall of the validation log-likelihood in nats, from the best to the last, that is reported.
+#: Fall of the validation log-likelihood, in nats, from the best weights to the last ones that is
+#: reported as overfitting.
 OVERFIT = 0.1
 
 #: Part of the time limit that the two flows get; the rest is for what has no steps.

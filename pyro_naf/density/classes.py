@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-#: Width of the hidden layer of each softmax.
+#: Width of the hidden layer in front of each softmax.
 HIDDEN = 32
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 #: A column with this many rows for each of its values is called discrete.
 ROWS_EACH = 10
 
-#: Rows that are looked at to find that out.
+#: Number of rows that are looked at to find discrete columns.
 LOOKED_AT = 50_000
 
-#: Values closer than this part of the usual step are one value, computed in two ways.
+#: Difference, as a part of the usual step, below which two values are one value computed in two
+#: ways.
 ROUNDING = 1e-6
 
 

@@ -25,7 +25,8 @@ from .normal_scores import NormalScores
 #: Times that a single row is drawn before it is given up.
 TRIES = 50
 
-#: Standard deviations beyond which a log-density that cannot be computed is minus infinity.
+#: Number of standard deviations beyond which a log-density that cannot be computed is minus
+#: infinity.
 FAR = 1e6
 
 

@@ -15,7 +15,8 @@ from .linear import Linear
 #: Shares of the diagonal that a covariance can be shrunk by.
 SHRINKAGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
-#: Part of a variance that is added to it: exact dependence leaves the covariance singular.
+#: Part of a variance that is added to the variance: exact dependence leaves the covariance
+#: singular.
 RIDGE = 1e-7
 
 #: Folds of the cross-validation that chooses the shrinkage.

@@ -21,7 +21,7 @@ from .mixture import ModuleDistribution
 MAX_STEPS = 200
 GAIN = 1e-5
 
-#: Starts, of which the one with the highest likelihood is taken.
+#: Number of starts, of which the one with the highest likelihood is kept.
 STARTS = 5
 
 #: Starts where cells are missing, and steps that each makes with gaps filled before.

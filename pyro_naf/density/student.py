@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..support.precision import at_least_float32
 
-#: Bounds of the degrees of freedom: below 1 there is no mean, and 100 are a Gaussian to all but
-#: millions of rows. In float32 the log-gamma functions of more would lose digits.
+#: Bounds of the degrees of freedom: below 1 there is no mean; with 100 a t is a Gaussian unless
+#: there are millions of rows, and in float32 the log-gamma functions of more would lose digits.
 DEGREES = (1.0, 100.0)
 
 #: Degrees of freedom where a fit starts.

@@ -44,10 +44,10 @@ MEMBERS: tuple[tuple[str, dict[str, object]], ...] = (
     ("student-1", {}),
 )
 
-#: Effective draws below which an answer is said to be doubtful.
+#: Number of effective draws below which a warning says that an answer is doubtful.
 FEW = 50
 
-#: Candidates for each draw returned.
+#: Number of weighted candidates for each draw returned.
 CANDIDATES = 10
 
 #: Rows evaluated at once.

@@ -26,7 +26,7 @@ from ..support.precision import widened, without_autocast
 from ..transformers import Transformer
 from .cache import Evaluation, Memory
 
-#: The methods of a flow's three parts; who overrides one part overrides all.
+#: The methods of a flow's three parts: a subclass that overrides one part must override all three.
 _VALUE = frozenset({"__call__", "_call", "_pass", "_finite_pass", "value_and_log_slope"})
 _INVERSE = frozenset({"_inv_call", "_inverse"})
 _LOG_DET = frozenset({"log_abs_det_jacobian"})

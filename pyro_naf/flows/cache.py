@@ -16,8 +16,9 @@ from ..support.modes import (
     saves_elsewhere,
 )
 
-#: Elements of each parameter that are compared within an autograd graph. Versions tell recorded
-#: writes there; fused optimisers and ``.data`` change no version, but do not spare 1,024 elements.
+#: Number of elements of each parameter that are compared within an autograd graph. Recorded writes
+#: change the version of a tensor; fused optimisers and ``.data`` do not, but they change some of
+#: 1,024 elements.
 _COMPARED = 1 << 10
 
 

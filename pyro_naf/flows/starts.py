@@ -12,10 +12,10 @@ from ..formulas.affine import unbounded
 from ..transformers import Scaled, Transformer
 from ..transformers.sigmoids import SigmoidalTransformer
 
-#: A sigmoid is at least so wide that so many different draws lie around its place.
+#: Minimum number of distinct draws inside the width of one sigmoid.
 _DISTINCT = 12
 
-#: Draws whose image is measured.
+#: Number of draws whose image is measured.
 _MEASURED = 500
 
 

@@ -26,7 +26,7 @@ class SigmoidSpec(NamedTuple):
     layers: int
     #: Added to the raw slopes before their softplus.
     shift: float
-    #: Added to it: no slope is smaller.
+    #: Added to the softplus: the smallest slope.
     floor: float
     #: Added to the raw biases, shape ``(K,)``.
     biases: Tensor

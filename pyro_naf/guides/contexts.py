@@ -15,7 +15,8 @@ from ..support.calls import Args, Kwargs
 from ..support.checks import check_integers
 from ..support.modes import values_are_unknown
 
-#: Root mean square of a context's column from which tanh units see but its sign.
+#: Root mean square of a context's column above which tanh units are saturated and see the sign
+#: alone.
 _RAW = 30.0
 
 

@@ -12,10 +12,10 @@ from torch.distributions.transforms import AffineTransform, ComposeTransform, Tr
 from ..flows.heavy_tails import TukeyH
 from ..transforms import AutoregressiveFlow
 
-#: Points at least, at most, and beyond an extreme level.
+#: Smallest and largest number of points, and the number of points beyond an extreme level.
 _MIN_POINTS, _MAX_POINTS, _TAIL_POINTS = 2**14, 2**20, 100
 
-#: Numbers that are mapped or sorted at once.
+#: Number of values that are mapped or sorted at once.
 NUMBERS = 2**23
 
 

@@ -20,10 +20,10 @@ from .pointwise import deterministic
 from .proposals import GuideProposal
 from .psis import pareto_khat, smooth
 
-#: Draws of the guide that k-hat and the chains' starts come from.
+#: Number of draws of the guide from which k-hat and the starts of the chains are computed.
 _POOL = 20_000
 
-#: Points of unconstrained space at which a site's constants are the same.
+#: Number of points of unconstrained space at which a site's value must be the same to be constant.
 _PROBES = 16
 
 #: Draws of a guide for each latent, and at least, that its Gaussian's moments are taken from.

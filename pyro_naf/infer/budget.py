@@ -9,7 +9,7 @@ from collections.abc import Iterator
 #: Share of the seconds that is kept for the diagnostics after training, and the largest share.
 _KEPT, _MOST_KEPT = 0.15, 0.4
 
-#: What a budget is made of, beside its limits, its steps and its start.
+#: Attributes of a budget that a checkpoint holds, beside the limits, the steps and the start.
 _STATE = ("kept", "several", "landing", "end", "fraction", "steps_climbing", "top")
 
 
@@ -34,7 +34,7 @@ class Budget:
         self.steps, self.seconds, self.elapsed = steps, seconds, 0.0
         self.start = time.monotonic()
         self.kept = _KEPT
-        #: It is set when it is known.
+        #: Whether the guide is one for several modes; set when that is known.
         self.several = False
         self.landing: float | None = None
         self.end, self.fraction, self.steps_climbing, self.top = 1.0, 0.0, 0, 1.0

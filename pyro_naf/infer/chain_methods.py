@@ -40,7 +40,8 @@ _FEWEST_STATES, _NEARLY_AGREE, _FEW = 50, 1.05, 400
 #: the largest number of draws of each chain.
 _AGREE, _ENOUGH, _MOST_STATES = 1.0095, 1100, 10_000
 
-#: Share of a time limit for these chains, and what others have at least.
+#: Share of a time limit for chains in units of a Gaussian, and the smallest share left for chains
+#: in the base space.
 _FIRST, _LEAST = 0.9, 0.1
 
 

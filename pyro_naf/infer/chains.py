@@ -19,7 +19,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Numbers in the draws of the entries that are worked on at once: a dozen copies are 200 MB.
+#: Number of values, in the draws of the entries that are worked on at once: a dozen copies take 200
+#: MB.
 _NUMBERS = 2**21
 
 #: Levels of the quantiles that the effective sample size of the tails is about.

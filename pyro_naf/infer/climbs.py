@@ -16,10 +16,12 @@ _MEMORY = 10
 #: falls to this part.
 _RISE, _FALL = 1e-4, 0.9
 
-#: A climb has ended where the gradient's entries, a step's, or the rise of one are below these.
+#: A climb ends where the entries of the gradient, the entries of a step, or the rise of a step are
+#: below these.
 _LEAST_GRADIENT, _LEAST_STEP, _LEAST_RISE = 1e-7, 1e-9, 1e-9
 
-#: Or where so many trials have found no step that rises. One that does is taken: it leads far away.
+#: Number of trial steps without a rise after which a climb ends. A step that rises is taken even
+#: late: it leads far away.
 _TRIALS = 25
 
 

@@ -32,7 +32,8 @@ from .step_plan import (
     modules_called,
 )
 
-#: Different shapes, or values of numbers, among the arguments that are given a graph each.
+#: Largest number of graphs: one for each shape of the arguments, and for each value of their
+#: numbers.
 _MOST_GRAPHS = 16
 
 

@@ -39,7 +39,7 @@ from .saving import load_correction, save_correction
 #: Effective draws below which means and R-hat itself are too rough.
 _ENOUGH = 100
 
-#: Entries of a site that a summary shows.
+#: Number of entries of a site that a summary shows.
 _SHOWN = 8
 
 

@@ -24,7 +24,7 @@ from .lanes import vmapped_with_help
 from .proposals import GuideProposal, Proposal, Weighted
 from .psis import khat_standard_error, khat_threshold, pareto_khat, smooth
 
-#: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
+#: Smallest number of draws: with fewer the tail that k-hat is fitted to has less than ten.
 MIN_PARTICLES = 50
 
 #: Draws of the first batch where time is limited, and of the largest one.

@@ -21,14 +21,15 @@ CORES = 4
 #: at one point; both are mostly Python for each operation.
 _CAPTURING, _CAPTURE = 0.15, 80
 
-#: Fewest training steps that draws are worth: with fewer, half as many draws are taken, as long as
-#: a step is the cheaper for it by a fifth.
+#: Smallest number of training steps for which the number of draws is kept: with fewer steps the
+#: draws are halved, as long as that makes a step cheaper by a fifth.
 _WORTH_STEPS, _CHEAPER = 1000, 0.8
 
-#: Draws for each gradient that time may reduce them to.
+#: Smallest number of draws for each gradient where the time is short.
 FEWEST_PARTICLES = 8
 
-#: Draws for each gradient where a budget allows them, and gradients that a step costs, roughly.
+#: Number of draws for each gradient where the budget allows it, and the rough cost of a step in
+#: gradients.
 _PARTICLES, _GRADIENTS = 64, 1.5
 
 

@@ -16,7 +16,8 @@ from ..guides.sites import Latents, Site, find_sites, masked_out, sample_sites, 
 from .lanes import REFUSALS, RUNGS, Values
 from .runs import Runs
 
-#: Points that are evaluated at once, and how many numbers of the model they may hold together.
+#: Largest number of points that are evaluated at once, and of the model's numbers that they hold
+#: together.
 _CHUNK, _CHUNK_NUMBERS = 1000, 2**24
 
 

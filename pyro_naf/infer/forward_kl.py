@@ -19,7 +19,7 @@ from ..support.calls import Args, Model
 from ..support.checks import check_integers
 from .autoguides import AutoFlowNormal
 
-#: Least standard deviation that a guide starts with.
+#: Smallest standard deviation that a guide starts with.
 _NARROWEST = 1e-6
 
 Arguments = tuple[tuple[object, ...], dict[str, object]]

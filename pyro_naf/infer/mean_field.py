@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .joint import Joint
 
-#: Steps over which the reported ELBO is averaged.
+#: Number of steps over which the reported ELBO is averaged.
 _MEMORY = 50
 
 

@@ -22,13 +22,14 @@ DRAWS = 20_000
 #: Each Gaussian is a part of the mixture with these widths, as modes have wider tails.
 _WIDTHS = (1.0, 2.0)
 
-#: Draws of each part of a mixture at least.
+#: Smallest number of draws of each part of a mixture.
 _LEAST_SHARE = 20
 
 #: Mass outside the heaviest mode from which on a posterior is taken to have several.
 _SECOND = 0.01
 
-#: Points that the guide's inverse does not reach are told from the others in groups this small.
+#: Size of the groups in which points that the guide's inverse does not reach are told from the
+#: others.
 _GROUP = 16
 
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Points of the batch that tells what a further point costs.
+#: Number of points in the batch that tells what a further point costs.
 _BATCH = 8
 
-#: Seconds that a point costs at least: clocks are coarse.
+#: Smallest cost of a point, in seconds: clocks are coarse.
 _TICK = 1e-6
 
-#: A value without its gradient costs this part of both, roughly.
+#: Rough cost of a value without the gradient, as a part of the cost of both.
 _VALUE = 0.4
 
 

@@ -24,8 +24,8 @@ from ..guides.wrapping import peel
 from ..support.modes import values_are_unknown
 from ..transforms import AutoregressiveFlow
 
-#: Dimensions up to which all iterations are recorded, where a graph is captured: which of them are
-#: needed depends on values.
+#: Largest number of dimensions for which all iterations are recorded in a captured graph: how many
+#: are needed depends on values, which a graph cannot read.
 _MOST_RECORDED = 16
 
 

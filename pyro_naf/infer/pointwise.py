@@ -30,7 +30,7 @@ from .lanes import REFUSALS, Values, vmapped, vmapped_with_help
 #: which observations are independent given the latents.
 _INDEPENDENT = 1e-3
 
-#: Draws at which that is looked at.
+#: Number of draws at which the independence of observations is checked.
 _LOOKED_AT = 4
 
 

@@ -33,7 +33,8 @@ _Self = TypeVar("_Self", bound="Results")
 #: Number of draws behind tables and pictures where none is given.
 _DRAWS = 4000
 
-#: Number of draws that are weighted for each that resampling returns, and the fewest.
+#: Number of weighted draws for each draw that resampling returns, and the smallest number of
+#: weighted draws.
 _PARTICLES, _FEWEST = 5, 20_000
 
 #: Number of chains that a guide's independent draws are presented as to ArviZ, which expects some.

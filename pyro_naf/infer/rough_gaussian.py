@@ -23,7 +23,7 @@ _CLIMBING = 0.5
 #: multiple of a single point, or more where the time still allows this number of steps.
 _MOST_DRAWS, _FEWEST_DRAWS, _DEARER, _CLIMB_STEPS = 16, 4, 1.5, 60
 
-#: Climbs at once, at most.
+#: Largest number of climbs at once.
 _MOST_CLIMBS = 12
 
 #: Draws that judge a Gaussian, at most and at least, and the share of the time for them.

@@ -26,7 +26,7 @@ from ..guides.sites import Angles, Latents, latent_sites, plate_nesting
 from ..support.calls import Args, Kwargs, Model
 from .lanes import REFUSALS
 
-#: Runs of the model in search of one that it does not refuse.
+#: Largest number of runs of the model in search of one that the model does not refuse.
 _TRIES = 50
 
 

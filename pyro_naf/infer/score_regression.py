@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Numbers of the matrices of regressions that are solved at once.
+#: Number of entries in the matrices of regressors that are solved at once.
 _NUMBERS = 2**26
 
 

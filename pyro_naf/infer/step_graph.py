@@ -28,7 +28,8 @@ from .compilation import Compilation, Compiled
 from .draw_inputs import NotCaptured, functional, without_draws
 from .lanes import FailedFactorsAreNaN
 
-#: Operations of torch in a step that is captured: each takes a millisecond or two to record.
+#: Largest number of torch's operations in a step that is captured: recording one takes a
+#: millisecond or two.
 _MOST_OPERATIONS = 5000
 
 #: Loss and gradients of the parameters, by name, from the tensors among the arguments. The

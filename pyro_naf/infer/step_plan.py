@@ -23,14 +23,15 @@ from .step_graph import Losses, StepGraph
 #: A loss as SVI gives it: one number, or a tuple of several.
 Loss: TypeAlias = float | Tensor | tuple[float | Tensor, ...]
 
-#: Steps in a row on which a new graph must agree with the user's code before it takes over.
+#: Number of steps in a row on which a new graph must agree with the user's code before the graph
+#: takes over.
 PROOFS = 3
 
-#: Afterwards the graph is compared again when this many steps are done, and at every multiple of
-#: the last number: a global that the model reads may have been exchanged.
+#: Numbers of steps after which the graph is compared again, as it is at every multiple of the last
+#: number: a global that the model reads may have been exchanged.
 AUDITS = (10, 100, 1000)
 
-#: Arguments that are what they are; all others but tensors may change unseen.
+#: Types of arguments that cannot change unseen; arguments of any other type but tensors can.
 _CONSTANT = (bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device)
 
 

@@ -22,7 +22,7 @@ from ..support.pages import in_large_pages
 from . import library
 from .protocol import column, on_lanes
 
-#: Hidden units of all lanes below which another thread costs more than it saves.
+#: Number of hidden units, of all lanes together, for which another thread saves more than it costs.
 UNITS_EACH_THREAD = 1 << 12
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BEFORE, AFTER, REFERENCE = COLOURS[0], COLOURS[1], "#C8C8C8"
 
-#: More points in a scatter plot hide one another.
+#: Largest number of points in a scatter plot; more hide one another.
 _SCATTER_POINTS = 2000
 
 #: Site to draws ``(n, ...)``, as tensors or arrays.

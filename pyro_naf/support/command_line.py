@@ -124,7 +124,8 @@ def widths(text: str) -> tuple[int, ...]:
     return tuple(at_least(1)(part) for part in text.split(","))
 
 
-#: Bytes that a compressed array may unpack to whatever its size; beyond, a hundred times its size.
+#: Number of bytes that any compressed array may unpack to; a larger one may unpack to a hundred
+#: times the size of the file.
 UNPACKED = 2**28
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-#: Bytes from which on a tensor holds a large page for certain.
+#: Number of bytes from which on a tensor holds a whole large page for certain.
 WORTH = 1 << 22
 
 

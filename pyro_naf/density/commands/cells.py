@@ -21,7 +21,7 @@ MISSING = frozenset(
 
 INTEGER = re.compile(r"[+-]?\d+")
 
-#: Integers beyond it are rounded in double precision.
+#: Largest integer up to which all integers are exact in double precision.
 EXACT = 2**53
 
 #: Ways to write a date, beside that of ISO 8601; a time of day may follow.

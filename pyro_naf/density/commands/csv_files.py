@@ -25,7 +25,8 @@ DELIMITERS = ("\t", ";", "|", ",")
 #: Lines that are looked at to find the delimiter.
 HEAD = 20
 
-#: Characters of a first line beyond which a quote in it begins no cell of several lines.
+#: Number of characters of a first line beyond which a quote in it does not begin a cell of several
+#: lines.
 LONGEST = 2**16
 
 #: Names of a column that may only count the rows.

@@ -28,7 +28,7 @@ from .text_files import STANDARD
 #: What the names of files of numbers end with, which are written too.
 SUFFIXES = (".npy", ".npz", ".csv", ".pt")
 
-#: What else is read.
+#: Further endings of files that are read, but not written.
 READ = (".tsv", ".txt", ".gz", ".zip", *data_files.SUFFIXES)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Maps a generator and a number to so many points ``(n, 2)``.
+#: Maps a number n and a generator to n points ``(n, 2)``.
 Sampler = Callable[[int, torch.Generator], Tensor]
 
 
