@@ -187,8 +187,8 @@ def attach_gradient(f: Increasing, root: Tensor, y: Tensor, *params: Tensor) -> 
 def refined(f: Increasing, root: Tensor, y: Tensor, *params: Tensor) -> Tensor:
     """Two steps of Newton's method from a root without derivatives.
 
-    In a small change of y and the parameters each step squares the error: after two the first
-    three derivatives are those of the root.
+    In a small change of y and the parameters each step squares the error: after two steps the
+    first three derivatives are correct.
     """
     x = root
     for _ in range(2):

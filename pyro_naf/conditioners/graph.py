@@ -112,7 +112,7 @@ class GraphConditioner(Ordered):
         return found
 
     def _set_up_summaries(self, summaries: list[_Summary]) -> None:
-        """Stages of summaries at equal depth, each of which reads those of the stage above."""
+        """Group summaries of equal depth into stages; each reads the stage above."""
         self._stages: list[range] = []
         self.summary_weights = nn.ParameterList()
         self.summary_biases = nn.ParameterList()
@@ -272,7 +272,7 @@ class GraphConditioner(Ordered):
     def sweep(self, batch: int, context: Tensor | None = None) -> Sweep:
         """Evaluate each unit once, all latents of equal depth in the tree together.
 
-        Arguments and result are those of :meth:`MADE.sweep <pyro_naf.conditioners.MADE.sweep>`.
+        Arguments and result: see :meth:`MADE.sweep <pyro_naf.conditioners.MADE.sweep>`.
         """
         columns = self._check_context(context)
         columns = None if columns is None else columns.t()

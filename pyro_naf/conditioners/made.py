@@ -15,16 +15,16 @@ from .masked_linear import masked_linear, staircase
 from .order import Ordered, cumulative, hidden_degrees
 from .protocol import Sweep
 
-#: Applies the masked linear layer of that number: to all units at once, or to those of a degree.
+#: Applies the masked linear layer of a given number: to all units, or to the units of one degree.
 #: Features are rows and samples columns, ``(H, N)``.
 Linear = Callable[[int, Tensor], Tensor]
 
 
 class MADE(Ordered):
-    r"""A masked network whose outputs for dimension t see only the dimensions before it.
+    r"""A masked network whose outputs for dimension t see only the preceding dimensions.
 
     Units carry degrees; a unit sees the units of lower or equal degree in the layer below, an
-    output only those of lower degree than its own dimension's place in the order. Everything is
+    output only units of lower degree than the place of its dimension in the order. Everything is
     sorted by degree and place: inputs, hidden units and outputs. So the masks are staircases, half
     of whose products are skipped, and :meth:`sweep` evaluates the network one degree at a time, at
     the cost of one pass. The pseudo-parameters lie in memory as ``(D, P, N)``: a transformer's sum

@@ -104,7 +104,7 @@ def marginal(parts: Sequence[Part], at: Tensor) -> list[Part]:
 def conditional(parts: Sequence[Part], x: Tensor) -> list[Part]:
     """Return the law of dimensions and classes where x ``(D + M,)`` is NaN, given the others.
 
-    The weights are those of the joint density: their sum is the density of what is given.
+    The weights of the joint density are kept: their sum is the density of the given values.
     """
     rest, found = x.isnan().nonzero().squeeze(1), []
     for p in parts:

@@ -98,7 +98,7 @@ class GaussianMixture(nn.Module):
     def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
         """Fit the mixture to rows ``(N, D + M)``, drawing from torch's global generator.
 
-        NaN is a missing cell: the likelihood is then that of the cells seen, and expectation and
+        NaN is a missing cell: the likelihood then covers the cells seen, and expectation and
         maximisation begins with few steps on rows whose gaps have a single Gaussian's conditional
         means.
 
@@ -184,7 +184,7 @@ class GaussianMixture(nn.Module):
 
 
 class Parameters(NamedTuple):
-    """Of a mixture; the factors are those of the inverse covariances, see precision_factor."""
+    """Parameters of a mixture; the factors, see precision_factor, are of inverse covariances."""
 
     log_weights: Tensor
     means: Tensor

@@ -4,8 +4,8 @@ Beside its D numbers, a row may hold M classes. They are independent of the numb
 another, given the Gaussian that a row is of: a latent class model, whose marginals and conditionals
 are closed forms too. Classes are given by their places, 0.0 and on, behind the numbers.
 
-Rows are grouped by which of their cells are missing. Where M are those of a row, O the others, and
-:math:`Q = \Sigma^{-1}`, the missing cells have, given the cells seen, the covariance
+Rows are grouped by which of their cells are missing. Let M be the missing cells of a row, O the
+others, and :math:`Q = \Sigma^{-1}`. Given the cells O, the cells M have the covariance
 :math:`Q_{MM}^{-1}` and the mean :math:`\mu_M - Q_{MM}^{-1} Q_{MO} (x_O - \mu_O)`. Let d be the
 distance :math:`x - \mu`, 0 in missing cells, and :math:`h = (Q d)_M`. The density of the cells seen
 is
@@ -130,7 +130,7 @@ class _Group:
     def expected(self, centred: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """Distances with their conditional means in the missing cells, and their squared length.
 
-        The length, in units of the covariance, is that of the cells seen.
+        The length, in units of the covariance, covers the cells seen alone.
 
         :param centred: ``(n, K, D)``, 0 in missing cells.
         """

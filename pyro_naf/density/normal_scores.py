@@ -26,7 +26,7 @@ FARTHEST = 6.0
 class NormalScores(Linear):
     r"""The map :math:`z_t = \Phi^{-1}(F_t(x_t))` of each column by itself.
 
-    F is the distribution function of a mixture of Gaussians, :math:`\Phi` that of the standard
+    F is the distribution function of a mixture of Gaussians, :math:`\Phi` of the standard
     normal law: under a normal law of z, the columns have these mixtures as marginals (a Gaussian
     copula). Where all Gaussians of a column are six standard deviations away, the map goes on as a
     line. Nothing is left for a gradient to train.

@@ -70,7 +70,7 @@ class Stacked(nn.Module):
         return found
 
     def rsample(self, n: int, context: Tensor | None = None) -> Tensor:
-        """n draws ``(n, ..., D)``; their gradient is that of the parts' parameters.
+        """n draws ``(n, ..., D)``; the parts' parameters get a gradient.
 
         The part that a draw comes from does not depend on anything that is trained, so that the
         gradient of an expectation is unbiased.
@@ -110,7 +110,7 @@ class Stacked(nn.Module):
 class Folds:
     """Where the parts of a density, and the rows that it held out, come from.
 
-    :ivar parts: candidate and fold of each part; that of all rows has the number after the last.
+    :ivar parts: candidate and fold of each part; a fit to all rows is the fold after the last.
     :ivar rows: the fold ``(N,)`` of each row.
     """
 

@@ -131,7 +131,7 @@ def _check_opcodes(pickled: bytes) -> None:
 
 
 def _check_number(content: object, limit: int) -> None:
-    """Refuse lists that hold one another, or themselves: their number is beyond that of bytes."""
+    """Refuse lists that hold one another, or themselves, with more entries than the file bytes."""
     waiting = [content]
     while waiting:
         item = waiting.pop()

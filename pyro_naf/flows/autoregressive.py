@@ -117,7 +117,7 @@ class AutoregressiveFlow(TransformModule):
         compiles = torch.compiler.is_compiling()
         inverse = torch.compiler.disable(self._inverse) if compiles else self._inverse
         # A sweep's products have other shapes than a pass's: in 16 bits it would invert another
-        # map. The inverse is that of the flow in the precision of its parameters.
+        # map. So the flow is inverted in the precision of its parameters.
         y = widened(y)
         with without_autocast(y):
             return inverse(y)
@@ -244,7 +244,7 @@ class AutoregressiveFlow(TransformModule):
             ) from None
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
-        """Return the shape of ``flow(x)``: that of x, broadcast with the context's batch shape."""
+        """Return the shape of ``flow(x)``: x's shape, broadcast with the context's batch shape."""
         if len(shape) == 0 or shape[-1] != self.input_dim:
             raise ValueError(
                 f"the base distribution must have shape (..., {self.input_dim}), got {tuple(shape)}"

@@ -76,7 +76,7 @@ def deep_dense_sigmoidal_flow(
 ) -> named.DeepDenseSigmoidalFlow:
     """Make a :class:`DeepDenseSigmoidalFlow` on a fresh conditioner.
 
-    :param num_layers: L, the number of dense sigmoidal layers; the other arguments are those of
+    :param num_layers: L, the number of dense sigmoidal layers; for the other arguments see
         :func:`deep_sigmoidal_flow`.
 
     >>> import torch

@@ -15,7 +15,7 @@ SOFTPLUS_THRESHOLD = 50.0
 
 def log_sigmoids(u: Tensor) -> tuple[Tensor, Tensor]:
     r""":math:`\log\sigma(u)` and :math:`\log\sigma(-u)`, from one exponential and one log1p."""
-    # minimum, not clamp: its gradient at a tie is a half, which makes that of log s(0) exact.
+    # minimum, not clamp: its gradient at a tie is a half, so the gradient of log s(0) is exact.
     log_p = torch.minimum(u, torch.zeros_like(u)) - torch.log1p(torch.exp(-u.abs()))
     return log_p, log_p - u
 

@@ -44,7 +44,7 @@ class SigmoidSpec(NamedTuple):
     def constrain(self, phi: Tensor) -> tuple[Tensor, ...]:
         """Slopes a, biases b and logits of w of each layer, then logits of u: ``(..., K)`` each.
 
-        :param phi: pseudo-parameters without those of an affine map, ``(..., (4 L - 1) K)``.
+        :param phi: pseudo-parameters, without an affine map's, ``(..., (4 L - 1) K)``.
         """
         raw = phi.unflatten(-1, (4 * self.layers - 1, self.units)).unbind(-2)
         params: list[Tensor] = []

@@ -214,7 +214,8 @@ class AmortisedFlowNormal(FlowNormal):
     def _frames_of_a_run(self, *args: object, **kwargs: object) -> dict[str, CondIndepStackFrame]:
         """Frames of the latents' plates, as a run of the model with these arguments has them."""
         model = poutine.block(self.model, self._prototype_hide_fn)
-        # The model's draws are thrown away: a call draws the same, whatever rows came before.
+        # The model's draws are thrown away, and the generator is put back: a call's draws do not
+        # depend on which rows came in earlier calls.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
         frames = [f for _, site in trace.iter_stochastic_nodes() for f in site["cond_indep_stack"]]

@@ -39,7 +39,7 @@ def marginal_quantiles(transform: ComposeTransform, points: Tensor, levels: Tens
     """Quantiles of each entry of T(eps): exact where it rises with one entry of eps alone.
 
     Shapes: points ``(N, ..., D)`` and levels ``(Q,)``; result ``(Q, ..., D)``, the axes between
-    those of T(points).
+    are the axes of T(points).
     """
     # In parts: a point costs D P numbers on its way through a flow.
     latent = torch.cat([transform(part) for part in points.split(1024)])

@@ -39,7 +39,7 @@ class SpecialSites:
 
     Elements behind a mask that no density depends on (the observed half of ``obs_mask``) would let
     a flow run away along them: to the ELBO a standard normal density is added there. Supports that
-    depend on other latents, as that of ``Uniform(0, b)``, are found by running the model.
+    depend on other latents, as in ``Uniform(0, b)``, are found by running the model.
 
     :ivar sites: all sites, or none where no site is special.
     """

@@ -30,7 +30,7 @@ def structured_flows(
 ) -> ComposeTransformModule:
     """Make a stack of sigmoidal flows on graph conditioners, all in the structure's order.
 
-    :param hidden_dims: one width, that of each latent's network; 16 by default.
+    :param hidden_dims: the width of each latent's network, a single number; 16 by default.
     :param inverse: the flows map latents to base, and read the parents at elimination.
     :param kw: further arguments of the transformer.
     :raises ValueError: for several hidden layers, which such networks do not have, and for options

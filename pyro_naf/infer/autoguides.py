@@ -46,7 +46,7 @@ class AutoFlowNormal(AmortisedFlowNormal):
     A flow of sigmoids is linear far out, so that the guide's tails are a normal's. With
     ``heavy_tails`` each entry of :math:`\epsilon` passes Tukey's h map first
     (:class:`~pyro_naf.flows.heavy_tails.TukeyH`): :math:`z = \mathrm{loc} + S f(\epsilon\,
-    e^{h \epsilon^2 / 2})`, whose tails are those of Student's t with 1/h degrees of freedom. The
+    e^{h \epsilon^2 / 2})`, with the tails of Student's t with 1/h degrees of freedom. The
     tail indices h in (0, 1) are trained, as ``tail_index``, from about zero on.
 
     With a ``context_fn``, the flow, loc and S depend on the data: what it returns for the arguments
@@ -54,10 +54,10 @@ class AutoFlowNormal(AmortisedFlowNormal):
     S f(\epsilon; c)`, and the guide is the posterior for any data set that it was trained on the
     likes of (Trace_ELBO, or :class:`~pyro_naf.infer.ForwardKL` on simulated data). The context has
     shape ``(C,)``, or an axis for each of the outermost plates around all latents, such as
-    ``(B, C)``: then the latents of each element have a density of their own, D counts those of one
-    element, and B may change from call to call. The rows are those of the arguments: all elements
-    of the plate, of which the guide takes a subsample, or only those that the subsample has, as
-    when the arguments are a minibatch.
+    ``(B, C)``: then the latents of each element have a density of their own, D counts the
+    latents of one element, and B may change from call to call. The arguments hold rows of all
+    elements of the plate, of which the guide takes a subsample, or of the subsample alone, as a
+    minibatch does.
 
     All parameters exist after ``_setup_prototype``, with dtype and device of the model's latents.
     A value in Pyro's param store wins over the module's, as for all of Pyro's guides; whichever it
@@ -67,7 +67,7 @@ class AutoFlowNormal(AmortisedFlowNormal):
     :param transform_fn: called with the latent dimension D, returns a transform of R^D.
     :param full_rank: a lower triangular S instead of a diagonal one.
     :param inverse: the flow maps latents to base, and not base to latents.
-    :param heavy_tails: tails as heavy as those of Student's t.
+    :param heavy_tails: tails as heavy as Student's t has.
     :param init_loc_fn: a per-site initialisation function of Pyro's. Where it would have to sample
         an ``ImproperUniform`` prior, the site starts at zero, unconstrained.
     :param init_scale: initial scale > 0 of every unconstrained latent.

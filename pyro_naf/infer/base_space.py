@@ -74,7 +74,7 @@ class BaseSpace:
         """
         if not is_enabled() or self.graph is not None:
             return
-        if len(self.rows):  # their number is not that of the points
+        if len(self.rows):  # the number of rows is not the number of points
             self.joint.capture(count)
             return
 

@@ -1,4 +1,4 @@
-"""L-BFGS from many points at once: the price of a step is that of one batch."""
+"""L-BFGS from many points at once: a step evaluates one batch."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class CompiledSVI(SVI):
     and the guide are not run in every step: what they print or count, they print or count no more.
 
     Discrete latents that :class:`~pyro.infer.TraceEnum_ELBO` enumerates in the model, in plates and
-    in Markov chains, are summed out in the graph; those of a guide are left to SVI.
+    in Markov chains, are summed out in the graph; discrete latents of a guide are left to SVI.
 
     What cannot be captured is run by SVI, with a warning that says why, once; :attr:`why_not` holds
     the reason. Such are control flow that depends on values, changes of tensors in place (as in
@@ -145,7 +145,7 @@ class CompiledSVI(SVI):
         after = generators()
         set_generators(before)
         loss = super().evaluate_loss(*args, **kwargs)
-        # A loss of its own, unlike that of the gradients, is left to SVI.
+        # SVI evaluates an ELBO whose loss differs from the one that its gradients come from.
         same = all(map(torch.equal, generators(), after)) and are_close(
             found, [float(one) for one in flat_losses(loss)]
         )

@@ -48,18 +48,18 @@ class Correction(Results, Shown):
     r"""Draws of the posterior, and whether to rely on them: what :func:`mcmc_correct` returns.
 
     ``summary``, ``to_dataframe``, ``to_arviz``, ``log_likelihood``, ``loo``, ``predictive`` and
-    ``plot`` are those of :class:`Refinement`; ``save`` and ``load`` keep it in a file.
+    ``plot`` work as in :class:`Refinement`; ``save`` and ``load`` keep it in a file.
 
     :ivar draws: latent site to constrained draws ``(num_chains, num_samples, ...)``;
         ``pyro.deterministic`` sites are among them.
     :ivar rhat: site to rank-normalised split R-hat of each of its entries (see
         :mod:`~pyro_naf.infer.chains`, as for both ESS); NaN for an entry that never varies.
     :ivar ess: site to bulk effective sample size of each entry, over all chains.
-    :ivar accept_rate: mean acceptance rate; for "imh" that of the independence steps.
+    :ivar accept_rate: mean acceptance rate; for "imh" of the independence steps alone.
     :ivar khat: k-hat of the guide.
     :ivar method: "imh", "neutra" or "hmc".
     :ivar evaluations: of the log-density (for "neutra", of its gradient: leapfrog steps) after the
-        warm-up, in all chains; for "hmc" the number of gradients, those of the warm-up included.
+        warm-up, in all chains; for "hmc" the number of gradients, with the warm-up.
     :ivar divergences: number of divergent transitions of NUTS or HMC.
     :ivar ess_tail: site to tail effective sample size of each entry, over all chains.
     :ivar fixed: site to whether each entry is a constant of the site's support, such as the upper

@@ -64,7 +64,7 @@ class ImportanceDiagnostics(Shown):
 
     @property
     def khat_se(self) -> float:
-        """Standard error of :attr:`khat`, that of a Pareto tail's maximum-likelihood estimate."""
+        """Standard error of :attr:`khat` as a maximum-likelihood estimate of a Pareto tail."""
         return khat_standard_error(self.khat, self.num_particles)
 
     @property
@@ -157,7 +157,7 @@ def importance_resample(
 
     :param model: as in :func:`importance_diagnostics`, as are ``guide``, ``args``, ``kwargs``.
     :param num_samples: number of draws returned.
-    :param num_particles: N >= 50, how many of the guide's are weighed.
+    :param num_particles: N >= 50, the number of the guide's draws that are weighted.
     :param replacement: whether a draw of large weight may come more than once. Without, all differ,
         at the price of a bias towards the guide that grows with ``num_samples / num_particles``.
     :return: latent site to constrained draws ``(num_samples, ...)``.

@@ -122,8 +122,8 @@ class TraceDReG_ELBO(_PathELBO):
 
     .. math:: \sum_k \tilde w_k^2 \, \nabla_z \log w_k \, \nabla_\theta z_k
 
-    for the guide, and :math:`\sum_k \tilde w_k \nabla \log w_k` for the model's parameters and
-    those of ``Delta`` sites. It has the mean of ``RenyiELBO(alpha=0)``'s gradient, whose
+    for the guide, and :math:`\sum_k \tilde w_k \nabla \log w_k` for the parameters of the
+    model and of ``Delta`` sites. It has the mean of ``RenyiELBO(alpha=0)``'s gradient, whose
     signal-to-noise ratio for the guide falls as :math:`K^{-1/2}` (Rainforth et al. 2018
     [arXiv:1802.04537]), while this one's rises. With K = 1 it is :class:`TraceSTL_ELBO`.
 
@@ -156,7 +156,7 @@ class TraceDReG_ELBO(_PathELBO):
         return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def loss_and_grads(self, model: Model, guide: Model, *args: object, **kwargs: object) -> float:
-        """Minus the bound; adds its gradient to that of the parameters."""
+        """Minus the bound; the gradient is added to the parameters' ``grad``."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)

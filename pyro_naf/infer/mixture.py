@@ -76,7 +76,7 @@ def weighed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws ``(N, D)`` of proposals in equal shares, their log-weights, and the target there.
 
-    A draw is weighed by the mixture, whichever proposal made it (Veach & Guibas 1995): no weight
+    A draw is weighted by the mixture, whichever proposal made it (Veach & Guibas 1995): no weight
     is large where any proposal has mass.
 
     :param like: a tensor ``(D,)`` of the draws' dtype and device.

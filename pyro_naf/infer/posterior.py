@@ -177,7 +177,7 @@ class Results:
         """Posterior predictive draws: data, and ``pyro.deterministic`` sites, drawn anew.
 
         :param args: arguments of the model, such as new covariates, as are ``kwargs``; by default
-            those of the fit. Data among them is not used.
+            the arguments of the fit. Data among them is not used.
         :param num_samples: number of draws.
         :param seed: of the draws; by default torch's generator goes on.
         :return: site to ``(num_samples, ...)``.

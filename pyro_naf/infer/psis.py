@@ -39,7 +39,7 @@ _PRIOR_WEIGHTS, _PRIOR_MEAN = 10, 0.5
 def pareto_khat(log_weights: Tensor) -> float:
     """Shape k-hat of the Pareto distribution fitted to the largest weights.
 
-    The result is that of ArviZ's ``psislw``. In particular it is infinite when fewer than five
+    The result agrees with ArviZ's ``psislw``. In particular it is infinite when fewer than five
     weights are above both the tail's threshold and 1e-308 times the largest weight: a few draws
     dominate, or there are not 21 draws. Two exceptions: weights that are equal up to rounding
     error, and tails with such ties that only weights within 10 % of the largest remain, are
@@ -117,7 +117,7 @@ def khat_standard_error(khat: float, num_draws: int) -> float:
 class _Tail(NamedTuple):
     """The largest weights and their distribution, in units of the largest weight.
 
-    ``places`` are those of the weights in the tail, in rising order; none without a fit.
+    ``places`` are the indices of the weights in the tail, in rising order; none without a fit.
     """
 
     khat: float

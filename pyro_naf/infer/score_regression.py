@@ -13,7 +13,7 @@ class ScoreRegression:
     """Regressions of an entry of the score on the latents adjacent to it, one for each row.
 
     Of the latents that are no hubs each row is a regression of its own. A hub's row follows from
-    those of the others, by symmetry, but for the hubs' own block, which is one more regression.
+    the other rows, by symmetry, but for the hubs' own block, which is one more regression.
 
     :param adjacency: booleans ``(D, D)``, symmetric.
     :ivar most: number of regressors of the largest regression.

@@ -177,7 +177,7 @@ class _NoReading(TorchFunctionMode):
 
 
 class _Limited(FailedFactorsAreNaN):
-    """Refuses steps of so many operations that capturing and compiling would take too long."""
+    """Refuses steps with more operations than can be captured and compiled in a reasonable time."""
 
     def __init__(self) -> None:
         super().__init__()

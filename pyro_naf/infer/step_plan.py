@@ -70,7 +70,7 @@ class Arguments:
     def with_tensors(
         self, tensors: Sequence[Tensor]
     ) -> tuple[tuple[object, ...], dict[str, object]]:
-        """Put other tensors in place of those of the arguments."""
+        """Put other tensors in place of the arguments' tensors."""
         if not self.tensors:
             return self.args, self.kwargs
         others = iter(tensors)
@@ -110,7 +110,7 @@ class Plan:
     """What is known of steps with arguments of one kind."""
 
     def __init__(self) -> None:
-        #: Times that parameters or modules were no longer those of the graph.
+        #: Number of times that the graph was dropped, since parameters or modules had changed.
         self.forgotten = 0
         self.forget()
 

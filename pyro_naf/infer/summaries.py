@@ -106,8 +106,7 @@ def summarise(
 
     :param draws: site to ``(num_chains, num_samples, ...)``; one chain holds independent draws.
     :param log_weights: normalised log-weights ``(num_chains * num_samples,)``, or all equal.
-    :param weighted: whether the statistics are those of the weighted draws; the doubt is told in
-        either case.
+    :param weighted: whether the statistics use the weights; the doubt is told in either case.
     """
     names = [label for n, v in draws.items() for label in entry_labels(n, v.shape[2:])]
     parts = [v.detach().double().cpu().reshape(*v.shape[:2], -1) for v in draws.values()]
@@ -141,8 +140,8 @@ def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def _errors(chains: Tensor, weights: Tensor, mean: Tensor, sd: Tensor) -> dict[str, Tensor]:
     r"""Monte Carlo standard errors and effective numbers of draws.
 
-    The error of a self-normalised mean of f is :math:`\sqrt{\sum_n w_n^2 (f_n - \bar f)^2}`; that
-    of sd follows from that of the mean of squares, divided by 2 sd.
+    The error of a self-normalised mean of f is :math:`\sqrt{\sum_n w_n^2 (f_n - \bar f)^2}`; the
+    error of sd is the error of the mean of squares, divided by 2 sd.
     """
     squares = (chains - mean).square()
     if len(chains) == 1:

@@ -62,7 +62,7 @@ def _is_readable(t: Tensor, dtype: torch.dtype) -> bool:
 
 
 class _Strided(ctypes.Structure):
-    """A tensor ``(B, D)`` or ``(B, D, P)``; its twin and that of ``_Call`` are in the C++."""
+    """A tensor ``(B, D)`` or ``(B, D, P)``; the C++ has twins of this class and of ``_Call``."""
 
     _fields_ = [("data", ctypes.c_void_p)] + [
         (stride, ctypes.c_int64) for stride in ("batch", "dim", "row")

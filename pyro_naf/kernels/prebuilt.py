@@ -14,7 +14,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "compiled.cpp"
 
-#: Level of instructions to the flags of /proc/cpuinfo that it needs, the best first: those of the
+#: Level of instructions to the flags of /proc/cpuinfo that it needs, the best first, as in the
 #: x86-64 psABI, https://gitlab.com/x86-psABIs/x86-64-ABI.
 LEVELS = {
     "x86-64-v4": "avx512f avx512bw avx512cd avx512dq avx512vl avx2 fma bmi1 bmi2 f16c movbe",

@@ -32,7 +32,7 @@ class Kernel(Protocol):
     def root(self, spec: SigmoidSpec, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the preimage of y ``(N,)`` under phi ``(N, P)``, and its error.
 
-        The search is that of :func:`~pyro_naf.rootfinding.find_root`. The error is 0 where it ended
+        The search follows :func:`~pyro_naf.rootfinding.find_root`. The error is 0 where it ended
         well, and otherwise the residual ``|f(x) - y|`` or not a number; None stands for zeros.
         """
         ...

@@ -113,7 +113,7 @@ def plot_weight_tails(diagnostics: Mapping[str, Weights]) -> Figure:
 def plot_calibration(
     ranks: Mapping[str, np.ndarray], band: tuple[Tensor, Tensor, Tensor], *, columns: int = 4
 ) -> Figure:
-    """Distribution of the ranks of true values, minus that of uniform ones, a panel for each.
+    """Distribution of the ranks of true values, minus the uniform distribution, a panel for each.
 
     :param ranks: quantity to ranks ``(S,)`` in [0, 1].
     :param band: places, least and largest share of uniform ranks below them, each ``(P,)``, as of

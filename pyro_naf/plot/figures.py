@@ -175,8 +175,8 @@ def plot_transformer(
     r"""Plot a transformer as a function of x_t: its value y_t and its slope.
 
     :param transformer: any :class:`~pyro_naf.transformers.Transformer`.
-    :param phi: pseudo-parameters ``(P,)``, or ``(N, P)`` for N curves; those of a flow for inputs
-        x are ``flow.arn(x)[..., t, :]``.
+    :param phi: pseudo-parameters ``(P,)``, or ``(N, P)`` for N curves; a flow at inputs x has
+        ``flow.arn(x)[..., t, :]``.
     :param limits: the range of x_t.
     :param labels: one for each curve.
     :returns: the figure.

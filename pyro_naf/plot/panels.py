@@ -85,7 +85,7 @@ def draw_marginal(
 
 
 def scatter(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
-    """Draw a pair of parameters: the first draws, those of the reference as an area behind."""
+    """Draw a pair of parameters: the first draws as points, a reference as an area behind."""
     x, y = x[:_SCATTER_POINTS], y[:_SCATTER_POINTS]
     size, alpha = (25.0, 1.0) if colour == REFERENCE else (4.0, 0.3)
     axes.scatter(x, y, s=size, alpha=alpha, color=colour, linewidths=0, rasterized=True)

@@ -94,7 +94,7 @@ def add_renamed(
     """Add an option that has another name now; the old one is taken with a line on stderr.
 
     >>> parser = argparse.ArgumentParser()
-    >>> add_renamed(parser, "--max-steps", "--steps", "at most so many steps", type=int)
+    >>> add_renamed(parser, "--max-steps", "--steps", "largest number of steps", type=int)
     >>> parser.parse_args(["--steps", "5"]).max_steps
     5
     """

@@ -59,7 +59,7 @@ def values_are_unknown() -> bool:
 
 
 def saves_elsewhere() -> bool:
-    """Whether hooks take what autograd saves, as those of ``torch.utils.checkpoint`` do."""
+    """Whether hooks take what autograd saves, as ``torch.utils.checkpoint`` does."""
     return _top_hooks(True) is not None
 
 

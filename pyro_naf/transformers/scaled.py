@@ -25,11 +25,11 @@ _UNBOUNDED = (2.0**60, 1.0)
 class Scaled(Transformer):
     r"""A sigmoidal transformer within an affine map: :math:`y = e^s \tau(x) + m`.
 
-    The slope of a sigmoidal transformer changes slowly with its pseudo-parameters, that of an
-    affine one exponentially: together they follow a funnel, whose width spans orders of magnitude,
-    and keep the sigmoids for the shape. The pseudo-parameters are those of :math:`\tau`, then m and
-    the raw log-scale, which :func:`~pyro_naf.formulas.affine.bounded` keeps within :math:`\pm B`:
-    an unbounded one lets a few steps of an optimiser throw draws to infinity.
+    The slope of a sigmoidal transformer changes slowly with its pseudo-parameters, the slope of
+    an affine one exponentially: together they follow a funnel, whose width spans orders of
+    magnitude, and keep the sigmoids for the shape. The pseudo-parameters are :math:`\tau`'s, then m
+    and the raw log-scale, which :func:`~pyro_naf.formulas.affine.bounded` keeps within
+    :math:`\pm B`: an unbounded one lets a few steps of an optimiser throw draws to infinity.
 
     :param inner: the transformer :math:`\tau`; its kernel evaluates the whole.
     :param log_scale_slope: slope of the log-scale by its pseudo-parameter. One is for training that

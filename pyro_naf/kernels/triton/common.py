@@ -109,7 +109,7 @@ def load_parameters(
 
 
 def arithmetic(x: Tensor, phi: Tensor) -> torch.dtype:
-    """Return the dtype of the value: that of ``x``, or float64 when ``phi`` is.
+    """Return the dtype of the value: the dtype of ``x``, or float64 when ``phi`` is.
 
     :raises TypeError: when there is no kernel for one of the two dtypes.
     """

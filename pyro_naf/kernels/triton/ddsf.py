@@ -15,7 +15,7 @@ and the mix that leads to the next layer is, with :math:`F = e^{e'}` and :math:`
 As in :mod:`.dsf` the largest exponentials of every sum are left out and carried beside it.
 Nothing but the inputs is kept for the backward pass: it goes through the layers from the last to
 the first and evaluates, for each, the layers before it again. That is L (L - 1) / 2 layers more
-arithmetic, and no memory. The shared matrices come as one vector, those of w first; each is
+arithmetic, and no memory. The shared matrices come as one vector, the w before the u; each is
 ``K * K`` long, but for the last of w with its one row.
 """
 
@@ -56,7 +56,7 @@ IN_PARTS = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
 def entries(UNITS: tl.constexpr, K: tl.constexpr, LAST: tl.constexpr):
     """Offsets of a matrix' entries, which of them exist, and which of the columns do.
 
-    A matrix is ``(UNITS, UNITS)``; that of the last layer, of one row, is written as a column.
+    A matrix is ``(UNITS, UNITS)``; the last layer's, which is one row, is written as a column.
     """
     i, j = tl.arange(0, UNITS)[:, None], tl.arange(0, UNITS)[None, :]
     if LAST:
@@ -229,7 +229,7 @@ def descend(
     L: tl.constexpr, SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr,
     UNITS: tl.constexpr, DTYPE: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """Gradients by m and log dm/dx, which enter ``layer``, from those of m and log dm/dx after it.
+    """Gradients by m and log dm/dx before ``layer``, from the gradients by both after it.
 
     After the last layer it is y and its log-slope that ``g_h`` and ``g_log_dh`` belong to.
     """
