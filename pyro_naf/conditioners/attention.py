@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..support.checks import check_callable, check_integers
+from ..support.checks import check_callable, check_integers, check_widths
 from ..support.modes import needs_plain_backward, needs_plain_operations, plain_gradients
 from .order import Ordered
 from .protocol import Sweep
@@ -78,7 +77,15 @@ class AttentionConditioner(Ordered):
         activation: Callable[[Tensor], Tensor] = F.gelu,
     ) -> None:
         check_callable(activation=(activation, "a function of a tensor, such as torch.tanh"))
-        widths = _check(input_dim, hidden_dims, num_params, num_heads, context_dim, dropout)
+        check_integers(
+            input_dim=(input_dim, 1),
+            num_params=(num_params, 1),
+            num_heads=(num_heads, 1),
+            context_dim=(context_dim, 0),
+        )
+        widths = _checked(hidden_dims, num_heads)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         super().__init__(input_dim, context_dim, order)
         self.hidden_dims, self.num_params, width = widths, num_params, widths[0]
         self.num_heads, self.dropout = num_heads, dropout
@@ -282,30 +289,12 @@ class _Fused(torch.autograd.Function):
         return *plain_gradients(again, inputs, [grad]), None
 
 
-def _check(
-    input_dim: int,
-    hidden_dims: Sequence[int],
-    num_params: int,
-    num_heads: int,
-    context_dim: int,
-    dropout: float,
-) -> tuple[int, ...]:
+def _checked(hidden_dims: Sequence[int], num_heads: int) -> tuple[int, ...]:
     """Check the widths of the blocks."""
-    check_integers(
-        input_dim=(input_dim, 1),
-        num_params=(num_params, 1),
-        num_heads=(num_heads, 1),
-        context_dim=(context_dim, 0),
-    )
-    try:
-        widths = tuple(operator.index(width) for width in hidden_dims)
-    except TypeError:
-        raise TypeError(f"hidden_dims must be a sequence of widths, got {hidden_dims!r}") from None
+    widths = check_widths(hidden_dims)
     if len(set(widths)) != 1 or widths[0] < 1 or widths[0] % num_heads:
         raise ValueError(
             f"hidden_dims must hold one width for each block, at least one, all equal and a "
             f"positive multiple of num_heads = {num_heads}, got {list(widths)}"
         )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
     return widths

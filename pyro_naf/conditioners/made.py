@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from ..support.checks import check_callable, check_integers
+from ..support.checks import check_callable, check_integers, check_widths
 from ..support.modes import needs_plain_operations
 from .masked_linear import masked_linear, staircase
 from .order import Ordered, cumulative, hidden_degrees
@@ -70,9 +69,13 @@ class MADE(Ordered):
         activation: Callable[[Tensor], Tensor] = torch.tanh,
     ) -> None:
         check_callable(activation=(activation, "a function of a tensor, such as torch.tanh"))
-        hidden_dims = _check_widths(
-            input_dim, hidden_dims, num_params, context_dim, residual, head_dim
+        check_integers(
+            input_dim=(input_dim, 1),
+            num_params=(num_params, 1),
+            context_dim=(context_dim, 0),
+            head_dim=(1 if head_dim is None else head_dim, 1),
         )
+        hidden_dims = _checked(hidden_dims, residual)
         super().__init__(input_dim, context_dim, order)
         self.hidden_dims, self.num_params = hidden_dims, num_params
         self.residual, self.head_dim, self.activation = residual, head_dim, activation
@@ -265,29 +268,12 @@ class _Rows:
         return self.known
 
 
-def _check_widths(
-    input_dim: int,
-    hidden_dims: Sequence[int],
-    num_params: int,
-    context_dim: int,
-    residual: bool,
-    head_dim: int | None,
-) -> tuple[int, ...]:
-    try:
-        hidden_dims = tuple(operator.index(h) for h in hidden_dims)
-    except TypeError:
-        raise TypeError(f"hidden_dims must be a sequence of widths, got {hidden_dims!r}") from None
-    check_integers(
-        input_dim=(input_dim, 1),
-        num_params=(num_params, 1),
-        context_dim=(context_dim, 0),
-        head_dim=(1 if head_dim is None else head_dim, 1),
-    )
-    if any(h < 1 for h in hidden_dims):
-        raise ValueError(f"hidden_dims must be at least 1 each, got {list(hidden_dims)}")
-    if residual and len(set(hidden_dims)) != 1:
+def _checked(hidden_dims: Sequence[int], residual: bool) -> tuple[int, ...]:
+    widths = check_widths(hidden_dims)
+    if any(width < 1 for width in widths):
+        raise ValueError(f"hidden_dims must be at least 1 each, got {list(widths)}")
+    if residual and len(set(widths)) != 1:
         raise ValueError(
-            f"hidden_dims must hold one and the same width with residual=True, got "
-            f"{list(hidden_dims)}"
+            f"hidden_dims must hold one and the same width with residual=True, got {list(widths)}"
         )
-    return hidden_dims
+    return widths

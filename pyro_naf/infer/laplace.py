@@ -19,6 +19,9 @@ from torch import Tensor
 #: estimated again with all draws.
 FEW_DRAWS, _FINALISTS = 32, 3
 
+#: Number of draws in a step of batch and match.
+_BATCH = 64
+
 LogDensity = Callable[[Tensor], Tensor]
 
 
@@ -83,7 +86,6 @@ def match(
     start: Gaussian,
     normal: Tensor,
     steps: int = 40,
-    batch: int = 64,
     deadline: float = math.inf,
 ) -> Gaussian:
     """Return the best Gaussian on the way of batch and match from ``start``, until the deadline."""
@@ -91,14 +93,14 @@ def match(
     loc, factor = start.loc, start.factor
     dim = len(loc)
     for step in range(steps):
-        z = (loc + torch.randn(batch, dim).to(loc) @ factor.T).requires_grad_()
+        z = (loc + torch.randn(_BATCH, dim).to(loc) @ factor.T).requires_grad_()
         value = target(z)
         (score,) = torch.autograd.grad(value.sum(), z)
         good = value.isfinite() & score.isfinite().all(-1)
         if good.sum() <= 2:
             break
         z, score = z.detach()[good], score[good]
-        rate = batch * dim / (step + 1)
+        rate = _BATCH * dim / (step + 1)
         z_mean, s_mean = z.mean(0), score.mean(0)
         u = rate * _covariance(score) + rate / (1 + rate) * torch.outer(s_mean, s_mean)
         shift = loc - z_mean
