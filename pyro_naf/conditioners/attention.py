@@ -77,12 +77,7 @@ class AttentionConditioner(Ordered):
         activation: Callable[[Tensor], Tensor] = F.gelu,
     ) -> None:
         check_callable(activation=(activation, "a function of a tensor, such as torch.tanh"))
-        check_integers(
-            input_dim=(input_dim, 1),
-            num_params=(num_params, 1),
-            num_heads=(num_heads, 1),
-            context_dim=(context_dim, 0),
-        )
+        check_integers(num_params=(num_params, 1), num_heads=(num_heads, 1))
         widths = _checked(hidden_dims, num_heads)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")

@@ -66,7 +66,6 @@ class GraphConditioner(Ordered):
         check_integers(
             num_params=(num_params, 1),
             hidden=(hidden, 1),
-            context_dim=(context_dim, 0),
             window=(window, 1),
             summary_dim=(summary_dim, 1),
         )

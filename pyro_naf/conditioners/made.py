@@ -70,10 +70,7 @@ class MADE(Ordered):
     ) -> None:
         check_callable(activation=(activation, "a function of a tensor, such as torch.tanh"))
         check_integers(
-            input_dim=(input_dim, 1),
-            num_params=(num_params, 1),
-            context_dim=(context_dim, 0),
-            head_dim=(1 if head_dim is None else head_dim, 1),
+            num_params=(num_params, 1), head_dim=(1 if head_dim is None else head_dim, 1)
         )
         hidden_dims = _checked(hidden_dims, residual)
         super().__init__(input_dim, context_dim, order)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..support.autograd import Context
+from ..support.checks import check_integers
 from ..support.modes import needs_plain_operations
 
 
@@ -26,6 +27,7 @@ class Ordered(nn.Module):
         self, input_dim: int, context_dim: int, order: str | Sequence[int] | Tensor
     ) -> None:
         super().__init__()
+        check_integers(input_dim=(input_dim, 1), context_dim=(context_dim, 0))
         self.input_dim, self.context_dim = input_dim, context_dim
         self.register_buffer("permutation", permutation_of(order, input_dim))
         self.register_buffer("places", self.permutation.clone())

@@ -82,11 +82,7 @@ def best_of(
 
 
 def match(
-    target: LogDensity,
-    start: Gaussian,
-    normal: Tensor,
-    steps: int = 40,
-    deadline: float = math.inf,
+    target: LogDensity, start: Gaussian, normal: Tensor, steps: int = 40, deadline: float = math.inf
 ) -> Gaussian:
     """Return the best Gaussian on the way of batch and match from ``start``, until the deadline."""
     best = start
