@@ -314,7 +314,7 @@ class GraphConditioner(Ordered):
 
 
 class _Summary(NamedTuple):
-    """Of the ancestors of the latent at ``place``: those it reads, and the summary above it."""
+    """The ancestors that the latent at ``place`` reads itself, and the summary above it."""
 
     place: int
     inputs: Tensor

@@ -25,10 +25,10 @@ def spread_sigmoids(
 ) -> None:
     r"""Start a transformer near the identity, with sharp sigmoids at places spread over the data.
 
-    Of the K sigmoids of a layer one stays :math:`\sigma(x)`, with half of the weight, so that far
-    out the map is the identity; the others have the slope ``sharpness`` and step at the quantiles
+    One of the K sigmoids of a layer stays :math:`\sigma(x)`, with half of the weight, so that far
+    out the map is the identity. The others have the slope ``sharpness`` and step at the quantiles
     of the logistic distribution, so that their mean is about :math:`\sigma(x)` too. Guides start
-    with K sigmoids that are all but alike; a density of many modes finds them sooner from here.
+    with K sigmoids that hardly differ; training finds many modes sooner from the sharp sigmoids.
 
     :param conditioner: its output bias is written.
     :param transformer: its transformer, of sigmoids; one of K = 1 stays as it is.

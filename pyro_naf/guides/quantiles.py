@@ -54,7 +54,7 @@ def marginal_quantiles(transform: ComposeTransform, points: Tensor, levels: Tens
 
 
 def sorted_quantiles(x: Tensor, levels: Tensor) -> Tensor:
-    """Of each column of x ``(N, D)``: ``(Q, D)``. torch.quantile takes 16 million numbers only."""
+    """Quantiles ``(Q, D)`` of columns ``(N, D)``; torch.quantile takes 16 million numbers only."""
     places = levels * len(x) - 0.5
     below = places.floor().clamp(0, len(x) - 2)
     part = (places - below).clamp(0, 1).to(x)[:, None]

@@ -83,9 +83,9 @@ class TraceSTL_ELBO(_PathELBO):
     q = p, however few the draws; the value is the same. The model's parameters get their usual
     gradient. Guides with several draws that depend on one another, amortised guides, plates, masks
     and subsampling are all served. The flows of this package are not inverted where the transforms
-    around them remember their samples (``cache_size=1``); other transforms are. Of a guide's
-    ``Delta`` sites everything is kept: where one maps other draws by trained
-    parameters, they get their usual gradient.
+    around them remember their samples (``cache_size=1``); other transforms are. A ``Delta`` site
+    of the guide keeps its whole gradient: where the site maps other draws by trained parameters,
+    these parameters get their usual gradient.
 
     A step costs one more backward pass through the model than Trace_ELBO's where the model has
     parameters, and a few more through the flows that the guide has.
@@ -214,7 +214,7 @@ class _Particle:
 
     def _gradients(self) -> list[Tensor]:
         r""":math:`d\log w/dz` of each draw with later draws moving along, parameters fixed."""
-        # These first: a backward pass makes the flows forget their draws.
+        # The scores come first: a backward pass makes the flows forget their draws.
         scores = [_weigh(site, score(site["fn"], site["value"])) for site in self.draws]
         leaves = [site["leaf"] for site in self.draws]
         totals = [torch.zeros_like(leaf) for leaf in leaves]

@@ -135,7 +135,7 @@ def missed_mass(
             break
     covered = torch.cat(found)
     total, error = covered.mean(), covered.std() / len(covered) ** 0.5
-    # Of mean 1 if the guide's evidence is all there is.
+    # The ratios have mean 1 if the guide's evidence is all there is.
     return float(1 - 1 / total) if total - 1 > 3 * error else 0.0
 
 

@@ -12,7 +12,7 @@ _NUMBERS = 2**26
 class ScoreRegression:
     """Regressions of an entry of the score on the latents adjacent to it, one for each row.
 
-    Of the latents that are no hubs each row is a regression of its own. A hub's row follows from
+    The row of a latent that is no hub is a regression of its own. A hub's row follows from
     the other rows, by symmetry, but for the hubs' own block, which is one more regression.
 
     :param adjacency: booleans ``(D, D)``, symmetric.

@@ -167,7 +167,7 @@ class Table:
 
 
 def read_table(path: str, how: Reading = Reading()) -> Table:
-    """Read rows; a vector is one column. Of an .npz or .pt with several arrays, ``x``.
+    """Read rows; a vector is one column. An .npz or .pt with several arrays must name one ``x``.
 
     :raises CommandError: when it is no table of numbers.
     :raises OSError: when it cannot be read.
