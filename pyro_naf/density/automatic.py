@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,8 +40,8 @@ from .training import Rows, log_probs, seeded, train
 #: Rows up to which densities are chosen by cross-validation instead of validation rows.
 CROSS_VALIDATED = 4000
 
-#: Rows times squared columns from which mixtures of rows with missing cells, of which each has its
-#: own covariance to invert, are fitted once, beside validation rows.
+#: Number of rows times squared number of columns from which mixtures of rows with missing cells are
+#: fitted once, beside validation rows: each such row has a covariance of its own to invert.
 COSTLY_WITH_GAPS = 2**21
 
 #: Weight below which a density is left out of the mixture; the Gaussian always stays.
@@ -49,7 +50,8 @@ NEGLIGIBLE = 0.02
 #: Number of rows that Gaussian mixtures, and the linear maps in front of flows, are fitted to.
 MIXTURE_ROWS = 20_000
 
-#: Fall of the validation log-likelihood in nats, from the best to the last, that is reported.
+#: Fall of the validation log-likelihood, in nats, from the best weights to the last ones that is
+#: reported as overfitting.
 OVERFIT = 0.1
 
 #: Part of the time limit that the two flows get; the rest is for what has no steps.
@@ -68,7 +70,7 @@ class Fitted:
     """
 
     density: Stacked
-    parts: list[tuple[str, dict[str, Any]]]
+    parts: list[tuple[str, dict[str, object]]]
     history: History
     held_out: Tensor
     folds: Folds | None
@@ -79,8 +81,8 @@ def fit(
     held_out: Rows | None,
     training: Training,
     *,
-    given: dict[str, Any],
-    overrides: dict[str, Any],
+    given: dict[str, object],
+    overrides: dict[str, object],
     weight: Tensor | None = None,
     shift: Tensor | None = None,
     on_evaluation: Callable[[dict[str, Any]], None] | None = None,
@@ -123,8 +125,8 @@ class _Search:
         rows: Rows,
         held_out: Rows | None,
         training: Training,
-        given: dict[str, Any],
-        overrides: dict[str, Any],
+        given: dict[str, object],
+        overrides: dict[str, object],
         weight: Tensor | None,
         shift: Tensor | None,
         dtype: torch.dtype,
@@ -197,7 +199,7 @@ class _Search:
         part = build(candidate.architecture, dim, width, sizes=self.sizes, **options)
         return part.to(self.device, self.dtype)
 
-    def options(self, candidate: Candidate) -> dict[str, Any]:
+    def options(self, candidate: Candidate) -> dict[str, object]:
         return {**candidate.overrides, **(self.overrides if candidate.share else {})}
 
     def begin(
@@ -228,7 +230,8 @@ class _Search:
             chosen["progress"] = False
         if self.folds > 1 or candidate is not self.tried[-1]:
             chosen |= {"checkpoint": None, "resume": False}
-        options = replace(self.training, **chosen)
+        changed: Callable[..., Training] = partial(replace, self.training)
+        options = changed(**chosen)
         before = self.history.steps
 
         def evaluated(entry: dict[str, Any]) -> None:
@@ -247,7 +250,7 @@ class _Search:
         self.history.stopped = found.stopped
 
     def seconds_for(self, candidate: Candidate, k: int) -> float:
-        """The time that one flow gets: its share of what is left for it and those after it."""
+        """Return the time that one flow gets: a share of what is left for it and those after it."""
         assert self.training.max_seconds is not None
         left = FLOWS_SHARE * self.training.max_seconds - (time.monotonic() - self.start)
         after = self.tried[self.tried.index(candidate) :]
@@ -275,7 +278,7 @@ class _Search:
         return Fitted(density, parts, self.history, total + self.shift, folds)
 
     def fold_weights(self, i: int) -> dict[int, float]:
-        """The weights of a candidate's parts; what has no steps is fitted to all rows too."""
+        """Weight a candidate's parts; what has no steps is fitted to all rows too."""
         shares = dict.fromkeys(range(self.folds), 1 / self.folds)
         if self.tried[i].share or self.folds == 1:
             return shares
@@ -285,7 +288,7 @@ class _Search:
         return {**{k: 0.5 * share for k, share in shares.items()}, self.folds: 0.5}
 
     def weigh(self) -> tuple[list[int], Tensor]:
-        """The candidates that stay, and their weights."""
+        """Return the candidates that stay, and their weights."""
         weight = self.weight.cpu() if self.weight is not None and self.held_out is None else None
         weights = stacking_weights(self.log_probs[:, self.done], weight).tolist()
         chosen = [i for i, w in zip(self.done, weights, strict=True) if i == 0 or w >= NEGLIGIBLE]
@@ -315,20 +318,20 @@ class _Search:
         history.comparison.append(self.compared("auto", total))
         history.overfit = _sentence(self.overfit)
 
-    def compared(self, name: str, values: Tensor) -> dict[str, Any]:
+    def compared(self, name: str, values: Tensor) -> dict[str, object]:
         values = values + self.shift
         error = 2 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
         return {"name": name, "mean": float(values.mean()), "2se": error}
 
 
 def _drop(history: History) -> tuple[float, float]:
-    """The validation likelihood of the best weights, and of the last."""
+    """Return the validation likelihood of the best weights, and of the last."""
     values = [e["validation"] for e in history.evaluations]
     return max(values), values[-1]
 
 
 def _sentence(drops: list[tuple[float, float]]) -> str | None:
-    """What there is to say of overfitting, or None."""
+    """Return what there is to say of overfitting, or None."""
     fallen = [best - last for best, last in drops if last < best - OVERFIT]
     if len(fallen) * 2 <= len(drops) or not fallen:
         return None

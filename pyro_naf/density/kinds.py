@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ MANY_CLASSES = 200
 #: Number of values for each row below which a column of an integer dtype is one of integers.
 TIED = 0.9
 
+#: Kinds of columns that a user says: one for all, or by name or by number.
+Kind: TypeAlias = str | tuple[str | float, ...]
+Said: TypeAlias = str | Mapping[str, Kind] | Mapping[int, Kind]
+
 #: Parameters of each kind, in the order in which they are given.
 PARAMETERS = {"positive": 0, "bounded": 2, "periodic": 1}
 
@@ -46,13 +50,13 @@ PARAMETERS = {"positive": 0, "bounded": 2, "periodic": 1}
 def infer(
     rows: Tensor,
     names: Sequence[str] | None,
-    said: Mapping[Any, Any] | str | None,
+    said: Said | None,
     tables: Sequence[Column | None],
     name: str,
     whole: Sequence[bool],
     units: Sequence[str] | None = None,
 ) -> Schema:
-    """The schema of rows ``(N, P)``.
+    """Return the schema of rows ``(N, P)``.
 
     :param rows: NaN where a cell is missing.
     :param names: of the columns, where they are known.
@@ -90,9 +94,7 @@ def _tied(values: Tensor) -> bool:
     return 1 < len(values.unique()) < TIED * len(values)
 
 
-def described(
-    schema: Schema, said: Mapping[Any, Any] | str | None, names: Sequence[str] | None
-) -> str | None:
+def described(schema: Schema, said: Said | None, names: Sequence[str] | None) -> str | None:
     """One sentence on the kinds that were inferred, or None where there is none to tell."""
     if isinstance(said, str):
         return None
@@ -110,16 +112,16 @@ def described(
 
 
 def _said(
-    said: Mapping[Any, Any] | str | None, names: Sequence[str] | None, width: int, name: str
+    said: Said | None, names: Sequence[str] | None, width: int, name: str
 ) -> dict[int, tuple[str, list[float]]]:
-    """The kinds that the user gave, by the number of the column, and their parameters."""
+    """Return the kinds that the user gave, by the number of the column, and their parameters."""
     if said is None:
         return {}
     if isinstance(said, str):
         said = dict.fromkeys(range(width), said)
     found = {}
     for key, value in said.items():
-        if names is not None and key in names:
+        if names is not None and isinstance(key, str) and key in names:
             at = list(names).index(key)
         elif isinstance(key, int) and not isinstance(key, bool) and 0 <= key < width:
             at = key
@@ -127,9 +129,10 @@ def _said(
             known = ", ".join(names) if names is not None else f"0 to {width - 1}"
             raise ValueError(f"columns names {key!r}, but {name} has the columns {known}")
         kind, *numbers = (value,) if isinstance(value, str) else tuple(value)
-        number = PARAMETERS.get(kind, 0)
+        number = PARAMETERS.get(str(kind), 0)
         if (
-            kind not in KINDS
+            not isinstance(kind, str)
+            or kind not in KINDS
             or len(numbers) not in (0, number)
             or (kind == "periodic" and len(numbers) != 1)
         ):
@@ -204,7 +207,7 @@ def _positive(values: Tensor, own: str | None, where: str) -> Column:
 
 
 def _profile(column: Column, values: Tensor) -> float:
-    """The mean log-likelihood of values under a Gaussian of their images, up to a constant."""
+    """Mean log-likelihood of values under a Gaussian of their images, up to a constant."""
     u, slope = column.to_real(values)
     found = float(slope.mean() - u.std(correction=0).log())
     return found if math.isfinite(found) else -math.inf
@@ -242,7 +245,7 @@ def _interval_of(values: Tensor, where: str) -> tuple[float, float]:
 
 
 def _periodic(values: Tensor, own: str | None, period: float, where: str) -> Column:
-    """The period from the emptiest part of the circle on."""
+    """Return the period from the emptiest part of the circle on."""
     if not 0 < period < math.inf:
         raise ValueError(f"{where} must have a positive and finite period, got {period}")
     turns = torch.remainder(values.double(), period) / period
@@ -260,7 +263,7 @@ def _integer(values: Tensor, own: str | None) -> Column:
 
 
 def _inferred_integer(known: Tensor, values: Tensor, own: str | None) -> Column:
-    """Counts from 0 on have a lower bound; others none."""
+    """Make a column of integers: counts from 0 on have a lower bound; others none."""
     if not bool(values.min() >= 0):
         return Column("continuous", own)
     scale = max(float(values.double().median()), 1.0)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
 
 #: Share of the seconds that is kept for the diagnostics after training, and the largest share.
 _KEPT, _MOST_KEPT = 0.15, 0.4
 
-#: What a budget is made of, beside its limits, its steps and its start.
+#: Attributes of a budget that a checkpoint holds, beside the limits, the steps and the start.
 _STATE = ("kept", "several", "landing", "end", "fraction", "steps_climbing", "top", "middle")
 
 
@@ -35,7 +34,7 @@ class Budget:
         self.steps, self.seconds, self.elapsed = steps, seconds, 0.0
         self.start = time.monotonic()
         self.kept = _KEPT
-        #: It is set when it is known.
+        #: Whether the guide is one for several modes; set when that is known.
         self.several = False
         self.landing: float | None = None
         self.end, self.fraction, self.steps_climbing, self.top = 1.0, 0.0, 0, 1.0
@@ -92,8 +91,8 @@ class Budget:
             yield phase
             self.step += 1
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint needs, in a step that has just been made."""
+    def state(self) -> dict[str, object]:
+        """Return what a checkpoint needs, in a step that has just been made."""
         spent = {name: getattr(self, name) for name in _STATE}
         return spent | {"step": self.step + 1, "spent": time.monotonic() - self.start}
 
@@ -101,18 +100,18 @@ class Budget:
         """Count the seconds of an earlier process."""
         self.start -= seconds
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """The steps and the phase of an earlier process."""
+    def load_state(self, state: dict[str, object]) -> None:
+        """Take over the steps and the phase of an earlier process."""
         for name in ("step", *_STATE):
             setattr(self, name, state[name])
 
     def land(self) -> None:
-        """Starts the landing, which takes as long as the climb did."""
+        """Start the landing, which takes as long as the climb did."""
         self.landing = self.fraction
         self.end = min(1.0, max(2 * self.fraction, self.fraction + 0.1))
 
     def land_again(self) -> None:
-        """Starts another landing as long as the last, from half its rate, if the budget allows."""
+        """Start another landing as long as the last, from half its rate, if the budget allows."""
         if self.landing is None or self.end >= 1:
             return
         length, self.landing, self.top = self.end - self.landing, self.end, 0.5 * self.top

@@ -23,9 +23,9 @@ from .budget import Budget
 from .checkpoints import Checkpoint, Found
 from .diagnostics import ImportanceDiagnostics, diagnose
 from .effort import FEWEST_PARTICLES
-from .gaussian import Gaussian
 from .graph import LEAST_DIM
 from .joint import Joint
+from .laplace import Gaussian
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
 from .progress import Progress
 from .proposals import GaussianProposal, GuideProposal

@@ -22,17 +22,10 @@ from torch.distributions import biject_to
 from ..conditioners import Structure
 from ..guides.pyro_internals import without_block, without_start
 from .angles import PERIODIC, OnePeriod
-from .gaussian import (
-    Gaussian,
-    cholesky,
-    distinct,
-    find_gaussian,
-    matched_normal,
-    raise_for_start,
-    search,
-)
+from .gaussian import distinct, find_gaussian, raise_for_start, search
 from .graph import structure_of
 from .joint import Joint
+from .laplace import Gaussian, cholesky, matched_normal
 from .mean_field import falling, fit_mean_field
 from .pace import Pace
 from .path_gradient import peel

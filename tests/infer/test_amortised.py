@@ -386,15 +386,6 @@ def test_a_guide_with_a_context_is_copied_pickled_and_loaded() -> None:
         assert twin(torch.randn(4, 3))["x"].shape == (4, 2)
 
 
-def test_pickles_that_name_the_old_import_paths_are_loaded() -> None:
-    guide = with_network()
-    y, z = torch.randn(8, 3), torch.randn(8, 2)
-    guide(y)
-    old = pickle.dumps(guide, protocol=0).replace(b"pyro_naf.guides.", b"pyro_naf.infer.")
-    assert b"pyro_naf.infer.layout\n" in old and b"pyro_naf.infer.contexts\n" in old
-    assert torch.equal(pickle.loads(old).get_transform(y)(z), guide.get_transform(y)(z))
-
-
 def test_a_guide_created_again_takes_the_context_modules_weights_from_the_store() -> None:
     first = with_network()
     train(linear_sets, first, 2, Trace_ELBO(), lambda: torch.randn(8, 3))

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pyro_naf.infer import fit_gaussian, importance_diagnostics
 from pyro_naf.infer.climbs import climb
-from pyro_naf.infer.gaussian import Gaussian, laplace, match, matched_normal, search
+from pyro_naf.infer.gaussian import search
 from pyro_naf.infer.joint import Joint
+from pyro_naf.infer.laplace import Gaussian, laplace, match, matched_normal
 
 
 def test_a_gaussian_posterior_is_found_exactly() -> None:

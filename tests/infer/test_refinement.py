@@ -24,8 +24,9 @@ from pyro.infer.autoguide import (
 from pyro.optim import Adam
 
 from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, Refinement, draws, refine
-from pyro_naf.infer.gaussian import Gaussian, set_gaussian
+from pyro_naf.infer.gaussian import set_gaussian
 from pyro_naf.infer.joint import Joint
+from pyro_naf.infer.laplace import Gaussian
 from pyro_naf.infer.refinement import affine_of
 from pyro_naf.infer.start import find_start
 

@@ -13,8 +13,8 @@ import torch
 
 from pyro_naf.infer.diagnostics import diagnose
 from pyro_naf.infer.doubt import doubts
-from pyro_naf.infer.gaussian import Gaussian
 from pyro_naf.infer.joint import Joint
+from pyro_naf.infer.laplace import Gaussian
 from pyro_naf.infer.proposals import GaussianProposal
 from pyro_naf.infer.verdict import Search, judge
 
