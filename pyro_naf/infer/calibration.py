@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import pyro
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..guides.sites import latent_sites
+from ..support.calls import Args, Kwargs, Model
 from ..support.checks import check_integers
 from ..support.deprecation import renamed
 from ..support.labels import entry_labels, scalar_parameters
@@ -123,7 +124,7 @@ class Calibration(Shown):
 
         :raises ImportError: without matplotlib.
         """
-        from ..plot.figures import plot_calibration
+        from ..plot.checks import plot_calibration
 
         shown = self.names[:_SHOWN]
         columns = {name: self.ranks[:, i].numpy() for i, name in enumerate(shown)}
@@ -132,16 +133,16 @@ class Calibration(Shown):
 
 @renamed(num_draws="num_samples")
 def sbc(
-    model: Callable[..., Any],
-    fit: Callable[..., Any],
-    *args: Any,
+    model: Model,
+    fit: Callable[..., object],
+    *args: object,
     num_simulations: int = 100,
     num_samples: int = 200,
     quantities: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
-    arguments: Callable[[dict[str, Tensor]], tuple[Any, ...]] | None = None,
+    arguments: Callable[[dict[str, Tensor]], tuple[object, ...]] | None = None,
     seed: int | None = 0,
     progress: bool = True,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Calibration:
     """Whether a way to fit a model's posterior is right on average, by simulated data.
 
@@ -206,7 +207,7 @@ def sbc(
 
 @torch.no_grad()
 def _simulated(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: Model, args: Args, kwargs: Kwargs
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Latents from the prior, and data from the model."""
     with poutine.block():
@@ -224,7 +225,7 @@ def _simulated(
 
 
 def _draws_of(
-    fit: Any, model: Callable[..., Any], args: Any, kwargs: Any, count: int
+    fit: Model, model: Model, args: Args, kwargs: Kwargs, count: int
 ) -> dict[str, Tensor]:
     """Draws ``(count, ...)`` that count equally, of whatever a fit is or returns."""
     if hasattr(fit, "prototype_trace"):
@@ -236,7 +237,7 @@ def _draws_of(
         sample = found.even_draws()
         places = torch.randint(len(next(iter(sample.values()))), (count,))
         return {name: value[places] for name, value in sample.items()}
-    return Posterior(model, found, *args, **kwargs).draws(count)
+    return Posterior(model, cast(Model, found), *args, **kwargs).draws(count)
 
 
 def _ranks(

@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -102,7 +102,9 @@ class Checkpoint:
         if not 0 <= seconds < math.inf:
             raise ValueError(f"checkpoint_seconds must be at least 0 and finite, got {seconds}")
         self.path, self.seconds = Path(path), seconds
-        self.asked = plain("call", asked | {"structure": _short(asked["structure"])})
+        self.asked = cast(
+            "dict[str, object]", plain("call", asked | {"structure": _short(asked["structure"])})
+        )
         self.content: dict[str, Any] | None = None
         if check_file(path).exists():
             self.content = load(self.path, "refinement", VERSION)

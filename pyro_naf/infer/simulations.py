@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..support.calls import Args, Kwargs
 from ..support.checks import check_integers
 from ..support.seeding import seeded
 from .autoguides import AutoFlowNormal
@@ -49,14 +49,14 @@ class SimulationFit:
 def fit_simulations(
     guide: AutoFlowNormal,
     latents: Mapping[str, Tensor],
-    *args: Any,
+    *args: object,
     max_epochs: int = 500,
     batch_size: int = 200,
     lr: float = 5e-3,
     patience: int = 20,
     validation: float = 0.1,
     seed: int | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> SimulationFit:
     r"""Fit a guide with a ``context_fn`` to stored simulations, and stop before it overfits.
 
@@ -120,7 +120,7 @@ def fit_simulations(
 class _Rows:
     """Simulations by their index."""
 
-    def __init__(self, latents: dict[str, Tensor], args: Any, kwargs: Any, count: int) -> None:
+    def __init__(self, latents: dict[str, Tensor], args: Args, kwargs: Kwargs, count: int) -> None:
         self.latents, self.args, self.kwargs, self.count = latents, args, kwargs, count
         if not any(self._is_data(value) for value in [*args, *kwargs.values()]):
             raise ValueError(
@@ -128,14 +128,16 @@ class _Rows:
                 f"got shapes {[tuple(getattr(a, 'shape', ())) for a in args]}"
             )
 
-    def _is_data(self, value: Any) -> bool:
+    def _is_data(self, value: object) -> bool:
         return isinstance(value, Tensor) and value.dim() > 0 and len(value) == self.count
 
-    def __getitem__(self, chosen: Any) -> tuple[dict[str, Tensor], list[Any], dict[str, Any]]:
-        def part(value: Any) -> Any:
-            return value[chosen] if self._is_data(value) else value
+    def __getitem__(
+        self, chosen: Tensor | int
+    ) -> tuple[dict[str, Tensor], list[object], dict[str, object]]:
+        def part(value: object) -> object:
+            return value[chosen] if isinstance(value, Tensor) and self._is_data(value) else value
 
-        latents = {name: part(value) for name, value in self.latents.items()}
+        latents = {name: value[chosen] for name, value in self.latents.items()}
         return latents, [part(a) for a in self.args], {n: part(a) for n, a in self.kwargs.items()}
 
 
