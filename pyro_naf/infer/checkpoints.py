@@ -86,7 +86,7 @@ class Checkpoint:
         if not 0 <= seconds < math.inf:
             raise ValueError(f"checkpoint_seconds must be at least 0 and finite, got {seconds}")
         self.path, self.seconds = Path(path), seconds
-        self.asked = plain("call", asked | {"structure": _short(asked["structure"])})
+        self.asked = plain("call", {name: _short(value) for name, value in asked.items()})
         self.content: dict[str, Any] | None = None
         if check_file(path).exists():
             self.content = load(self.path, "refinement", VERSION)
@@ -194,5 +194,6 @@ def _gaussian(saved: dict[str, Any], like: Tensor) -> Gaussian:
     return Gaussian(saved["loc"].to(like), saved["factor"].to(like), float(saved["elbo"]))
 
 
-def _short(structure: str | Structure | Tensor) -> str:
-    return structure if isinstance(structure, str) else "given"
+def _short(option: Any) -> Any:
+    """An option, and a word for a structure that was given."""
+    return "given" if isinstance(option, Structure | Tensor) else option
