@@ -95,7 +95,7 @@ class _Averaged:
             {"params": [w for w in weights if w.dim() > 1], "weight_decay": weight_decay},
             {"params": [w for w in weights if w.dim() <= 1], "weight_decay": 0.0},
         ]
-        self.adam, self.steps = torch.optim.AdamW(groups, lr=lr), 0
+        self.adam, self.steps = torch.optim.AdamW(groups, lr=lr, fused=True), 0
 
     def step(self, loss: Tensor) -> float:
         """One step down the loss, unless its gradient is not finite; the loss."""

@@ -86,7 +86,7 @@ def fitted(task: Task, simulations: int, seed: int = 0, **options: Any) -> tuple
         return pyro.sample("theta", task.prior)
 
     context = {"context_fn": NormalScores(x), "context_dim": x.shape[1]}
-    guide = AutoDSFNormal(model, hidden_dims=[64, 64], full_rank=True, inverse=True, **context)
+    guide = AutoDSFNormal(model, full_rank=True, inverse=True, **context)
     return guide, fit_simulations(guide, {"theta": theta}, x, seed=seed, **options)
 
 
