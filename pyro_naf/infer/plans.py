@@ -187,7 +187,8 @@ class _Plan:
         """Number of steps that there is time for; infinite without a limit."""
         if self.budget.seconds is None:
             return math.inf
-        return self.budget.left_for_training() / training.seconds_of_a_step()
+        left = self.budget.left_for_training()
+        return left / training.seconds_of_a_step(left / _HOPELESS)
 
     def several_modes(self) -> Training:
         """A guide that learns from draws at all modes, or one that climbs and loses none."""

@@ -148,21 +148,30 @@ class Training:
         self.losses: list[float] = []
         self.skipped = self.skipped_in_a_row = 0
 
-    def seconds_of_a_step(self) -> float:
-        """Seconds that a step takes, as the mean of its phases; nothing else is changed by it."""
+    def seconds_of_a_step(self, most: float = math.inf) -> float:
+        """Time a step, as the mean of its phases; nothing else is changed by it.
+
+        :param most: seconds of a first step, which warms up, from which on it is not made again.
+        """
         phases = (self._climb, self._land) if self.pool is None else (self._learn, self._balance)
         took = []
         for group in self.adam.param_groups:
             group["lr"] = 0.0
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             for phase in phases:
-                self._step(phase())  # it warms up
-                begin = time.monotonic()
-                self._step(phase())
-                took.append(time.monotonic() - begin)
+                took.append(self._seconds_of(phase))  # it warms up
+                if took[-1] < most:
+                    took[-1] = self._seconds_of(phase)
+                else:
+                    break
         self._begin()
         self.own = ()
         return max(statistics.fmean(took), 1e-6)
+
+    def _seconds_of(self, phase: Callable[[], Tensor]) -> float:
+        begin = time.monotonic()
+        self._step(phase())
+        return time.monotonic() - begin
 
     def run(
         self,

@@ -26,6 +26,9 @@ _NEARLY_EVEN, _EVEN, _NOT_UNEVEN = 0.95, 0.8, 0.5
 #: k-hat above which weights have no finite mean: nothing is told from them unless nearly even.
 _NO_MEAN = 1.0
 
+#: Number of training steps that say nothing yet.
+_HARDLY = 100
+
 #: Steps at the end of training that are compared with as many before.
 _WINDOW = 200
 
@@ -148,7 +151,7 @@ def _judged(
     if good:
         reason = f"the weights are worth {after.ess:.0f} draws, fewer than {_ENOUGH}"
     if losses is not None and _is_rising(losses):
-        reason += f", and {'the ELBO was still rising' if losses else 'there was no time to train'}"
+        reason += f", and {_trained(len(losses))}"
         return Verdict("do not trust", reason, (("seconds", f"{_more(seconds):g}"),))
     advice = "write the model non-centred (poutine.reparam), or take exact draws by mcmc_correct"
     return Verdict("do not trust", reason, _unused(options, flow="'ddsf'"), advice)
@@ -165,15 +168,21 @@ def _unused(options: Mapping[str, object], **proposed: str) -> tuple[tuple[str, 
 
 def _is_rising(losses: Sequence[float]) -> bool:
     """Whether the mean ELBO of the last steps is above the one before by more than its noise."""
+    if len(losses) < _HARDLY:
+        return True
     window = min(_WINDOW, len(losses) // 2)
-    if window < 2:
-        return True  # hardly any step was made
     recent, earlier = losses[-window:], losses[-2 * window : -window]
     if not all(map(math.isfinite, [*recent, *earlier])):
         return False
     gain = statistics.fmean(earlier) - statistics.fmean(recent)
     noise = math.hypot(statistics.stdev(recent), statistics.stdev(earlier)) / window**0.5
     return gain > 3 * noise
+
+
+def _trained(steps: int) -> str:
+    if steps == 0:
+        return "there was no time to train"
+    return f"only {steps} steps were made" if steps < _HARDLY else "the ELBO was still rising"
 
 
 def _more(seconds: float) -> float:

@@ -183,7 +183,7 @@ def test_fewer_draws_make_time_for_more_steps(clock: Clock) -> None:
     def run(self: Training, *_: Any) -> None:
         trained.append((type(self.guide), self.num_particles))
 
-    def seconds(self: Training) -> float:
+    def seconds(self: Training, most: float) -> float:
         return 0.01 * self.num_particles
 
     with (

@@ -74,6 +74,11 @@ def test_without_a_step_the_remedy_is_time() -> None:
     assert verdict.endswith("and there was no time to train; try seconds=8")
 
 
+def test_few_steps_are_told_whatever_their_losses_say() -> None:
+    verdict = judge(found(1.2, 0.01), 0.0, torch.randn(22).tolist(), 2.0).text()
+    assert verdict.endswith("and only 22 steps were made; try seconds=8")
+
+
 def test_a_search_that_was_cut_short_is_told_with_every_word_but_the_worst() -> None:
     for result in (found(0.1, 0.99), found(0.75, 0.98), found(0.3, 0.5, 0.2)):
         plain = judge(result, 0.0)
