@@ -147,7 +147,7 @@ class _Plan:
             return self._resumed(self.found)
         if self.previous is not None and self.previous.guide is not None:
             return self._training(self.previous.guide)
-        origins = sizes(self.origin)
+        origins = sizes(self.origin, self._shortest())
         for origin in origins:
             guide = flow_guide(origin, self.kernel)
             has_pattern = guide.structure is not None and start.pattern is not None
@@ -182,6 +182,12 @@ class _Plan:
 
     def _wanted(self, is_last: bool) -> int:
         return _FEWEST_STEPS if is_last or self.joint.dim < LEAST_DIM else _MANY_STEPS
+
+    def _shortest(self) -> float:
+        """Seconds of a step from which on there is hardly time for any."""
+        if self.joint.start.device.type != "cpu":
+            return math.inf
+        return self.budget.left_for_training() / _HOPELESS
 
     def _steps(self, training: Training) -> float:
         """Number of steps that there is time for; infinite without a limit."""
@@ -218,7 +224,7 @@ class _Plan:
     def _learning(self, pool: Pool) -> Training:
         """A training of the largest guide for several modes that there is time for."""
         around, is_full = pool.around, self.start.factor.dim() == 2
-        *larger, smallest = sizes(self.origin)
+        *larger, smallest = sizes(self.origin, self._shortest())
         for origin in [*larger, smallest]:
             guide = flow_guide(origin, self.kernel)
             guide.set_affine(around.loc, around.factor if is_full else around.scale)

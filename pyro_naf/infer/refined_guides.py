@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,28 +38,38 @@ _SMALL: dict[str, object] = {"num_transforms": 1, "hidden_units": 8}
 #: Widest hidden layer of a flow by default, and of a small one.
 _WIDEST, _NARROW = 512, 128
 
+#: Operations per second that no processor core exceeds in training a flow; a weight costs six for
+#: each draw, forwards and backwards.
+_FASTEST = 2e11
+
 #: Numbers that training holds for each weight: itself, gradient, two moments, average, two copies.
 _COPIES = 7
 
 
-def sizes(origin: Origin) -> list[Origin]:
+def sizes(origin: Origin, seconds: float = math.inf) -> list[Origin]:
     """With sizes of flows that there is memory for, larger ones first.
+
+    :param seconds: time for a step; of a flow that takes longer on any processor only the smallest
+        size is left.
 
     :raises ValueError: when not even small flows fit into the memory that is free.
     """
     if origin.start.structure is not None and not origin.covers:
         return [origin]
     free = _free_memory(origin.start.loc.device)
-    found, needed = [], 0.0
+    found, quick, needed = [], list[Origin](), 0.0
     narrow = [min(_NARROW, _width(origin.start.joint.dim))]
     for usual in (_FULL, _SMALL | {"hidden_dims": narrow}):
         options = {name: origin.options[name] or value for name, value in usual.items()}
         sized = replace(origin, options=origin.options | options)
-        needed = origin.start.loc.element_size() * _COPIES * _num_weights(sized)
+        weights = _num_weights(sized)
+        needed = origin.start.loc.element_size() * _COPIES * weights
         if needed <= free and sized not in found:
             found.append(sized)
+            if 6 * weights * sized.options["num_particles"] / _FASTEST < seconds:
+                quick.append(sized)
     if found:
-        return found
+        return quick or found[-1:]
     raise ValueError(
         f"a flow for all {origin.start.joint.dim} latents without a structure needs "
         f"{needed / 2**30:.2g} GiB for training, and {free / 2**30:.2g} are free; give the "

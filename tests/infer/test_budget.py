@@ -142,11 +142,14 @@ def test_flows_that_there_is_no_memory_for_are_told(monkeypatch: Any) -> None:
     def model() -> None:
         pyro.sample("z", dist.Normal(torch.zeros(300), 1.0).to_event(1))
 
-    options = dict(flow="dsf", num_transforms=None, hidden_dims=None, hidden_units=None)
+    options = dict(
+        flow="dsf", num_transforms=None, hidden_dims=None, hidden_units=None, num_particles=64
+    )
     start = Start(Joint(model), torch.zeros(300), torch.ones(300))
     free = "pyro_naf.infer.refined_guides._free_memory"
     full, small = sizes(Origin(start, False, options))
     assert full.options["num_transforms"] == 2 and small.options["hidden_dims"] == [128]
+    assert sizes(Origin(start, False, options), 1e-3) == [small]  # no core is so fast
     (asked,) = sizes(Origin(start, False, options | asked_sizes(small)))
     assert asked.options == small.options
     monkeypatch.setattr(free, lambda _: 2.0**26)
