@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,6 +87,7 @@ def fit(
     dtype: torch.dtype = torch.float32,
     gaps: bool = False,
     sizes: Sequence[int] = (),
+    holes: Mapping[int, int] | None = None,
     keep: Callable[[Fitted], None],
 ) -> None:
     """Fits and weights the candidates.
@@ -101,12 +102,13 @@ def fit(
         reported; a single number is that of all rows.
     :param gaps: cells of x are missing, here or in the rows left out.
     :param sizes: number of values of each class that x holds behind its numbers.
+    :param holes: dimensions of x that rows may lack, as :func:`architectures.build` takes them.
     :param keep: is given what was found, also when an exception or Ctrl-C ends the search after the
         first density.
     """
     with seeded(training.seed):
         search = _Search(
-            rows, held_out, training, given, overrides, weight, shift, dtype, gaps, sizes
+            rows, held_out, training, given, overrides, weight, shift, dtype, gaps, sizes, holes
         )
         try:
             search.run(on_evaluation)
@@ -130,13 +132,14 @@ class _Search:
         dtype: torch.dtype,
         gaps: bool,
         sizes: Sequence[int],
+        holes: Mapping[int, int] | None,
     ) -> None:
         self.rows, self.held_out, self.training = rows, held_out, training
         self.given, self.overrides, self.weight = given, overrides, weight
         self.dtype, self.device = dtype, rows[0].device
         n, dim = rows[0].shape
         width = rows[1].shape[1] if len(rows) > 1 else 0
-        self.sizes = tuple(sizes)
+        self.sizes, self.holes = tuple(sizes), holes
         self.tried = candidates(n, dim, width, held_out is None, gaps, bool(sizes))
         self.folds = 1 if held_out is not None or n < FEW_ROWS else FOLDS
         self.fold = torch.randperm(n, device=self.device) % self.folds
@@ -194,7 +197,9 @@ class _Search:
         dim = self.rows[0].shape[1] - len(self.sizes)
         width = self.rows[1].shape[1] if len(self.rows) > 1 else 0
         options = self.options(candidate)
-        part = build(candidate.architecture, dim, width, sizes=self.sizes, **options)
+        part = build(
+            candidate.architecture, dim, width, sizes=self.sizes, holes=self.holes, **options
+        )
         return part.to(self.device, self.dtype)
 
     def options(self, candidate: Candidate) -> dict[str, Any]:
@@ -204,7 +209,8 @@ class _Search:
         self, part: NormalizingFlow, candidate: Candidate, kept: Rows, weight: Tensor | None
     ) -> None:
         """Fits what is not trained: mixtures to some of very many rows, which tell no more."""
-        step = max(1, len(kept[0]) // MIXTURE_ROWS) if candidate.architecture != "gaussian" else 1
+        every = candidate.architecture == "gaussian" and not kept[0].isnan().any()
+        step = 1 if every else max(1, len(kept[0]) // MIXTURE_ROWS)
         context = kept[1][::step] if len(kept) > 1 else None
         part.start(kept[0][::step], context, None if weight is None else weight[::step])
 

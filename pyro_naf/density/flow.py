@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..rootfinding import RootNotFoundError
 from ..transforms import AutoregressiveFlow
-from . import closed_form
+from . import closed_form, holes
 from .gaussian import Whitening
 from .gaussian_mixture import GaussianMixture
 from .mixture import StandardNormal
@@ -93,6 +93,8 @@ class NormalizingFlow(nn.Module):
         :class:`~pyro_naf.density.mixture.AutoregressiveMixture`.
     :param sampling: the layers map base to data.
     :param no_inverse: why the layers cannot be inverted, where they cannot.
+    :param holes: dimensions that rows lack where an entry of the context, by its number, is 0; the
+        density is then that of the others (:mod:`pyro_naf.density.holes`).
 
     Shapes: x ``(..., D)``, context ``(..., C)``, log-density ``(...)``.
 
@@ -110,10 +112,11 @@ class NormalizingFlow(nn.Module):
         *,
         sampling: bool = False,
         no_inverse: str | None = None,
+        holes: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.layers, self.base = nn.ModuleList(layers), base
-        self.sampling, self.no_inverse = sampling, no_inverse
+        self.sampling, self.no_inverse, self.holes = sampling, no_inverse, dict(holes or {})
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """:meth:`log_prob`: what a training loop, or torch's parallel wrappers, call."""
@@ -141,6 +144,8 @@ class NormalizingFlow(nn.Module):
         """
         if self.sampling and self.no_inverse is not None:
             raise NotImplementedError(self.no_inverse)
+        if self.holes and context is not None:
+            x = torch.where(holes.present(x, context, self.holes), x, 0.0)
         value = self._log_prob(torch.where(x.isfinite(), x, 0.0), context)
         # So far out that squares and exponentials overflow, their difference is NaN.
         far = (x.abs() > FAR).any(-1)
@@ -170,6 +175,9 @@ class NormalizingFlow(nn.Module):
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         if self.sampling:
             return self.distribution(context).log_prob(x)
+        if self.holes and context is not None:
+            here = holes.present(x, context, self.holes)
+            return holes.log_prob(list(self._conditioned(context)), self.base, x, here)
         x, log_det = self._through(x, context)
         return self.base.log_prob(x, context) + log_det
 
@@ -200,6 +208,8 @@ class NormalizingFlow(nn.Module):
             return self._through(z, context)[0]
         if self.no_inverse is not None:
             raise NotImplementedError(self.no_inverse)
+        if self.holes and context is not None:
+            return holes.drawn(list(self.layers), z, context, self.holes)
         for layer in reversed(list(self._conditioned(context))):
             z = layer.inv(z)
         return z

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from . import closed_form, numerals, preparation
 from .closed_form import Part
-from .columns import Column, Encoded, Schema, beside
+from .columns import Column
+from .schema import Encoded, Schema, beside
 from .stacked import of_closed_form
 from .table_density import TableDensity
 from .tables import DAY, EPOCH, SECOND
@@ -54,9 +55,10 @@ def encoded(density: TableDensity, rows: Tensor, s: Tensor | None) -> Encoded:
 
 
 def places(density: TableDensity, at: Sequence[int]) -> list[int]:
-    """Where columns are among the numbers and, behind these, the classes."""
-    order = [*density.schema.real, *density.schema.classes]
-    return [order.index(i) for i in at]
+    """Where columns are among the numbers and, behind these, the classes, in their own order."""
+    schema, own = density.schema, Schema([density.schema.columns[i] for i in at])
+    real = [schema.real.index(at[j]) for j in own.real]
+    return real + [len(schema.real) + schema.coded.index(at[j]) for j in own.coded]
 
 
 def noises(density: TableDensity) -> list[Tensor | None]:
@@ -89,10 +91,8 @@ def marginal(density: Density, columns: Sequence[Any]) -> Density:
     at = positions(density, columns, "columns")
     if not at:
         raise ValueError("columns must name at least one column, got none")
-    parts = parts_of(density)
-    # The columns' numbers first, then their classes, as the schema of the marginal has them.
-    order = sorted(places(density, at), key=lambda i: i >= len(density.schema.real))
-    law = closed_form.marginal(parts, torch.tensor(order, device=density.loc.device))
+    order = torch.tensor(places(density, at), device=density.loc.device)
+    law = closed_form.marginal(parts_of(density), order)
     return made(density, at, law)
 
 
@@ -105,7 +105,12 @@ def condition(density: Density, given: Mapping[Any, Any]) -> Density:
         e = encoded(density, row, s)
         if e.inside.all():
             shift = float(e.log_slope)
-            own = closed_form.conditional(parts, beside(e.real, e.codes)[0])
+            whole = beside(e.real, e.codes)[0]
+            own = closed_form.conditional(parts, whole)
+            # Behind a spike that is given, an amount is open that there is none of.
+            left = whole.isnan().nonzero().squeeze(1).tolist()
+            order = torch.tensor([left.index(i) for i in places(density, rest)])
+            own = closed_form.marginal(own, order.to(row.device))
             found += [replace(p, log_weight=p.log_weight + shift) for p in own]
     if not found:
         names = preparation.listed("column", [density.schema.called(i) for i in at])
@@ -179,7 +184,7 @@ def made(density: Density, at: list[int], parts: list[Part]) -> Density:
     made = type(density)()
     made.to(density.loc.device, density.dtype)
     made.build_for(Schema([density.schema.columns[i] for i in at]), gaps=True)
-    real = [density.schema.real.index(i) for i in at if density.schema.columns[i].is_real]
+    real = places(density, at)[: len(made.schema.real)]
     flow, made.parts = of_closed_form(parts)
     made.flow = flow.to(density.loc.device, density.dtype)
     made.loc.copy_(density.loc[real])

@@ -18,9 +18,10 @@ from ..support.checks import check_integers
 from . import discrete, preparation, tables
 from .architectures import WITH_CLASSES, build, check_options, parse
 from .classes import SoftmaxHead
-from .columns import Column, Encoded, Schema, ToData, beside
+from .columns import Column
 from .flow import NormalizingFlow, evaluating, finite_draws
 from .modelled import Moments, chunked_log_prob, joined
+from .schema import Encoded, Schema, ToData, beside
 from .settings import History
 from .sklearn_api import SETTINGS, Estimator, not_fitted
 from .stacked import Folds, Stacked
@@ -89,7 +90,9 @@ class TableDensity(Estimator, nn.Module):
         before, self.schema, self.width = self.schema, schema, len(schema.columns)
         kind, together = parse(self.architecture)[0], self.together
         self.together = bool(schema.sizes) and (kind in WITH_CLASSES or (kind == "auto" and gaps))
-        same = (len(before.real), before.sizes) == (len(schema.real), schema.sizes)
+        same = all(
+            getattr(before, name) == getattr(schema, name) for name in ("sizes", "holes")
+        ) and len(before.real) == len(schema.real)
         if self.width and same and together == self.together:
             return
         # In double precision whatever the flow's: a year is 2020, its hours are 1e-4 of that.
@@ -108,12 +111,20 @@ class TableDensity(Estimator, nn.Module):
         """Whether there is more to model than a softmax does."""
         return self.together or bool(self.schema.real)
 
+    @property
+    def holes(self) -> dict[int, int]:
+        """For each dimension that rows may lack, the entry of the flow's context that tells."""
+        if self.together:
+            return {}
+        return {d: self.context_dim + place for d, place in self.schema.holes.items()}
+
     def _built(self, architecture: str, options: Mapping[str, Any]) -> NormalizingFlow:
         """A density of the numbers given context and classes, or of numbers and classes."""
         dim, sizes = len(self.schema.real), self.schema.sizes
         if self.together:
             return build(architecture, dim, self.context_dim, sizes=sizes, **options)
-        return build(architecture, dim, self.context_dim + sum(sizes), **options)
+        width = self.context_dim + sum(sizes)
+        return build(architecture, dim, width, holes=self.holes, **options)
 
     def restore_parts(self, parts: list[tuple[str, dict[str, Any]]]) -> None:
         """Makes the mixture of these architectures, with weights that are to be loaded."""
@@ -307,10 +318,10 @@ class TableDensity(Estimator, nn.Module):
         :param context: ``(..., C)``, whose batch shape it has.
         """
         self._fitted()
-        if self.schema.classes or self.schema.integers:
+        if self.schema.coded or self.schema.integers:
             raise NotImplementedError(
-                "a density with columns of classes or integers has no Pyro distribution: draw with "
-                "sample, and score with log_prob"
+                "a density with columns of classes, spikes or integers has no Pyro distribution: "
+                "draw with sample, and score with log_prob"
             )
         standard = self.flow.distribution(self._context(context))
         affine = AffineTransform(

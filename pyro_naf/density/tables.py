@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from . import numerals, preparation
-from .columns import Column, Schema
+from .columns import MANY_CLASSES, Column
+from .schema import Schema
 
 #: What dates are counted from, in days.
 EPOCH = np.datetime64("1970-01-01", "us")
@@ -140,7 +141,7 @@ def _numbers(values: Any, known: Column | None, where: str, label: str) -> _Read
         return _Read(array.astype("timedelta64[us]") / SECOND, unit=numerals.SECONDS)
     if kind == "O":
         quantities = _quantities(array, known, where)
-        return quantities or _classes(array, known, where, label)
+        return quantities or _classes(array, known, where, label, _levels(values))
     numbers = array.astype(np.float64)
     seen = numbers[~np.isnan(numbers)]
     if kind == "b":
@@ -174,13 +175,28 @@ def _quantities(array: np.ndarray, known: Column | None, where: str) -> _Read | 
     return _Read(values, unit=found.unit)
 
 
-def _classes(array: np.ndarray, known: Column | None, where: str, label: str) -> _Read:
-    """Text or booleans, of which None are missing, as places among the values, or 0 and 1."""
+def _levels(values: Any) -> tuple[str, ...]:
+    """The texts that a categorical column declares, in its own order."""
+    levels = getattr(getattr(values, "dtype", None), "categories", None)
+    found = () if levels is None else tuple(levels)
+    return found if all(isinstance(level, str) for level in found) else ()
+
+
+def _classes(
+    array: np.ndarray, known: Column | None, where: str, label: str, levels: tuple[str, ...]
+) -> _Read:
+    """Text or booleans, of which None are missing, as places among the values, or 0 and 1.
+
+    Levels that no row has are kept where rows are many enough for that number of classes.
+    """
     cells = array.tolist()
     if all(cell is None or isinstance(cell, bool) for cell in cells):
         found = np.array([np.nan if cell is None else float(cell) for cell in cells])
         return _Read(found, Column("boolean", label, values=(0.0, 1.0)))
-    values = tuple(sorted({cell for cell in cells if cell is not None}))
+    seen = {cell for cell in cells if cell is not None}
+    values = tuple(level for level in levels if level in seen) or tuple(sorted(seen))
+    if 2 * len(levels) <= len(cells) and len(levels) <= MANY_CLASSES:
+        values = levels or values
     column = known or Column("categorical", label, values=values)
     places = {str(value): float(place) for place, value in enumerate(column.values)}
     for at, cell in enumerate(cells):
