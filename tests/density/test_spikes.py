@@ -135,9 +135,12 @@ def test_questions_about_spikes_are_answered_by_the_joint_law(architecture: str)
     torch.testing.assert_close(
         given.log_prob(t.unsqueeze(1))[near].double(), expected[near], **close
     )
-    share = density.marginal(["rain"]).log_prob(torch.zeros(1, 1).double()).exp().detach()
+    none = torch.zeros(1, 1).double()
+    share = density.marginal(["rain"]).log_prob(none).exp().detach()
     assert float(share) == pytest.approx(float(dry.exp().sum() * step), abs=0.01)
-    cold = density.condition({"temperature": -1.0}).log_prob(torch.zeros(1, 1).double()).exp().detach()
+    cold = (
+        density.condition({"temperature": -1.0}).log_prob(torch.zeros(1, 1).double()).exp().detach()
+    )
     imputed = density.impute([[-1.0, math.nan]], 2000, seed=0)[:, 0, 1]
     assert (imputed == 0).mean() == pytest.approx(float(cold), abs=0.05)
     assert imputed.min() >= 0 and imputed.max() > 0
