@@ -169,7 +169,7 @@ class _Search:
         shown = self.training.progress and parallel.rank() == 0 and self.folds > 1
         with tqdm(total=total, desc="fit", unit="density", disable=not shown) as bar:
             for i, candidate in enumerate(self.tried):
-                if self.done and candidate.share == 0 and self.spent():
+                if self.done and self.spent():
                     continue
                 try:
                     for k, kept, weight, out, at in self.splits():

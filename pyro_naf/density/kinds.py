@@ -43,7 +43,7 @@ TIED = 0.9
 def infer(
     rows: Tensor,
     names: Sequence[str] | None,
-    said: Mapping[Any, Any] | str | None,
+    said: Mapping[Any, Any] | Sequence[Any] | None,
     tables: Sequence[Column | None],
     name: str,
     whole: Sequence[bool],
@@ -57,7 +57,7 @@ def infer(
     :param said: kinds by name or number, each one of :data:`~pyro_naf.density.columns.KINDS`, or a
         pair such as ``("periodic", 360)`` or triple such as ``("bounded", 0, 5)``; or
         "zero-inflated", or ``("spiked", 0, 100)`` with the spikes; a single kind is that of all
-        columns.
+        columns, and a list has one for each.
     :param tables: columns of which the table tells the kind: text, booleans, dates.
     :param name: what messages call the rows.
     :param whole: which columns are of an integer dtype.
@@ -73,7 +73,7 @@ def infer(
         if given is None and known is not None:
             column = known
         elif given is None:
-            at = spikes.spikes_of(values) if finds_spikes and len(values) >= FEW_ROWS else ()
+            at = _spikes_found(values, whole[i]) if finds_spikes else ()
             column = _spiked(values, own, at, whole[i])
         elif given[0] in SPIKED:
             column = _spiked(values, own, _spikes(given, values, known, where), whole[i])
@@ -108,6 +108,15 @@ def _spiked(values: Tensor, own: str | None, at: Sequence[float], whole: bool) -
     if low == -math.inf and high == math.inf:
         return replace(_inferred(rest, own), spikes=at)
     return replace(_bounded(rest, own, low, high, ""), spikes=at)
+
+
+def _spikes_found(values: Tensor, whole: bool) -> Sequence[float]:
+    """The spikes that values tell; none where the rest takes few values too, and is not whole."""
+    if len(values) < FEW_ROWS:
+        return ()
+    found = spikes.spikes_of(values)
+    rest = values[spikes.places(values, found) == 0]
+    return found if whole or not discrete_columns(rest.unsqueeze(1)) else ()
 
 
 def _spikes(

@@ -15,6 +15,7 @@ from torch import Tensor
 from . import closed_form, numerals, preparation
 from .closed_form import Part
 from .columns import Column
+from .said import place_of
 from .schema import Encoded, Schema, beside
 from .stacked import of_closed_form
 from .table_density import TableDensity
@@ -163,14 +164,13 @@ def _number(value: Any, column: Column, name: str) -> float:
 
 def positions(density: Columns, columns: Sequence[Any], argument: str) -> list[int]:
     """Where these columns are, each a name or a number from 0."""
-    if isinstance(columns, str | int):
+    if isinstance(columns, str | int | np.integer):
         columns = [columns]
     names, at = density.columns, list[int]()
     for key in columns:
-        if names is not None and key in names:
-            at.append(names.index(key))
-        elif isinstance(key, int) and not isinstance(key, bool) and 0 <= key < density.width:
-            at.append(key)
+        place = place_of(key, names, density.width)
+        if place is not None:
+            at.append(place)
         else:
             known = ", ".join(names) if names is not None else f"0 to {density.width - 1}"
             raise ValueError(f"{argument} names {key!r}, but the density has the columns {known}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from .columns import KINDS
 from .schema import Schema
 
@@ -15,8 +17,22 @@ PARAMETERS = {"positive": 0, "bounded": 2, "periodic": 1}
 SPIKED = ("zero-inflated", "spiked")
 
 
+def place_of(key: Any, names: Sequence[str] | None, width: int) -> int | None:
+    """The column that a name, or a number from 0, stands for; None where there is none.
+
+    Names that are no text, as a DataFrame may have, are taken before numbers.
+
+    >>> place_of(1, ["a", "b"], 2), place_of(2020, ["2010", "2020"], 2), place_of("c", None, 2)
+    (1, 1, None)
+    """
+    if names is not None and str(key) in names:
+        return list(names).index(str(key))
+    whole = isinstance(key, int | np.integer) and not isinstance(key, bool)
+    return int(key) if whole and 0 <= key < width else None
+
+
 def described(
-    schema: Schema, said: Mapping[Any, Any] | str | None, names: Sequence[str] | None
+    schema: Schema, said: Mapping[Any, Any] | Sequence[Any] | None, names: Sequence[str] | None
 ) -> str | None:
     """One sentence on the kinds that were inferred, or None where there is none to tell."""
     if isinstance(said, str):
@@ -41,20 +57,27 @@ def described(
 
 
 def kinds_said(
-    said: Mapping[Any, Any] | str | None, names: Sequence[str] | None, width: int, name: str
+    said: Mapping[Any, Any] | Sequence[Any] | None,
+    names: Sequence[str] | None,
+    width: int,
+    name: str,
 ) -> dict[int, tuple[str, list[float]]]:
     """The kinds that the user gave, by the number of the column, and their parameters."""
     if said is None:
         return {}
-    if isinstance(said, str):
+    if isinstance(said, str | tuple):
         said = dict.fromkeys(range(width), said)
+    if isinstance(said, list):
+        if len(said) != width:
+            raise ValueError(
+                f"columns must hold a kind for each of {width} columns, got {len(said)}: or name "
+                "them, columns={name: kind}"
+            )
+        said = dict(enumerate(said))
     found = {}
-    for key, value in said.items():
-        if names is not None and key in names:
-            at = list(names).index(key)
-        elif isinstance(key, int) and not isinstance(key, bool) and 0 <= key < width:
-            at = key
-        else:
+    for key, value in dict(said).items():
+        at = place_of(key, names, width)
+        if at is None:
             known = ", ".join(names) if names is not None else f"0 to {width - 1}"
             raise ValueError(f"columns names {key!r}, but {name} has the columns {known}")
         kind, *numbers = (value,) if isinstance(value, str) else tuple(value)

@@ -19,6 +19,9 @@ from torch import Tensor
 SHARE = 0.02
 FEW = 5
 
+#: Smallest share of rows on all spikes of a column.
+TOGETHER = 0.1
+
 #: Number of times that a spike is more frequent than any value of the rest.
 RATIO = 5
 
@@ -45,6 +48,8 @@ def spikes_of(values: Tensor) -> tuple[float, ...]:
     many = counts[:number] >= max(FEW, SHARE * len(values))
     clear = (many & (counts[:number] >= RATIO * counts[1 : number + 1])).nonzero()
     last = int(clear.max()) if len(clear) else -1
+    if counts[: last + 1].sum() < TOGETHER * len(values):
+        return ()
     return tuple(distinct[order[: last + 1]].sort().values.tolist())
 
 

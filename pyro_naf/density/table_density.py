@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..files.archive import plain
 from ..support.checks import check_integers
+from ..support.seeding import seeded
 from . import discrete, preparation, tables
 from .architectures import WITH_CLASSES, build, check_options, parse
 from .classes import SoftmaxHead
@@ -271,7 +272,14 @@ class TableDensity(Estimator, nn.Module):
     # ------------------------------------------------------------------------------------ sampling
 
     @torch.no_grad()
-    def sample(self, n: int, context: Any = None, *, as_table: bool | None = None) -> Any:
+    def sample(
+        self,
+        n: int = 1,
+        context: Any = None,
+        *,
+        as_table: bool | None = None,
+        seed: int | None = None,
+    ) -> Any:
         """n draws ``(n, ..., P)``, a tensor of the dtype of the data on the module's device.
 
         Text is given by its place among ``schema.columns[i].values``.
@@ -279,6 +287,7 @@ class TableDensity(Estimator, nn.Module):
         :param context: ``(..., C)``: n draws for each.
         :param as_table: draws as a pandas DataFrame, with text, dates and booleans; by default
             where the density was fitted to a table with names that holds any of these.
+        :param seed: of the draws; by default they are from torch's generator.
         :raises NotImplementedError: for an architecture that cannot be drawn from (bnaf).
 
         Draws so far out that the flow overflows are drawn again, with a warning.
@@ -289,7 +298,7 @@ class TableDensity(Estimator, nn.Module):
         c = self._context(context)
         batch = torch.Size([]) if c is None else c.shape[:-1]
         chunk = max(1, DRAWN // max(batch.numel(), 1))
-        with evaluating(self):
+        with evaluating(self), seeded(seed):
             parts = [self._draw(min(chunk, n - i), c, batch) for i in range(0, n, chunk)]
         empty = self.loc.new_zeros(0, *batch, self.width)
         rows = torch.cat([part.to(self.data_dtype) for part in parts] or [empty])

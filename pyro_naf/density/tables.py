@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -92,20 +93,25 @@ def _objects(values: list[Any]) -> np.ndarray:
 def matrix(x: Any, name: str, schema: Schema | None = None) -> Matrix:
     """A table as numbers, its columns in the order of a schema, where there is one.
 
-    :param x: an array or tensor of numbers, or named columns.
+    :param x: an array or tensor of numbers or booleans, or named columns.
     :raises TypeError: when a column holds neither numbers, text, booleans, dates nor durations.
     :raises ValueError: when a column of the schema is not there, columns differ in length, or text
         is none of the column's values.
     """
+    if hasattr(x, "to_frame") and not hasattr(x, "columns"):
+        x = x.to_frame()  # a Series is a table of one column
     columns = named_columns(x, name)
     if columns is None:
+        answers = str(getattr(x, "dtype", "")).endswith("bool")
+        x = np.asarray(x, np.float64) if answers else x
         rows = preparation.as_tensor(x, name)
         width = rows.shape[-1] if rows.dim() else 0
         if isinstance(x, Tensor):
             whole = not x.is_floating_point()
         else:
             whole = np.asarray(x).dtype.kind in "iu"
-        return Matrix(rows, None, [None] * width, [whole] * width, [""] * width)
+        boolean = Column("boolean", values=(0.0, 1.0)) if answers else None
+        return Matrix(rows, None, [boolean] * width, [whole] * width, [""] * width)
     if schema is not None and schema.names is not None:
         missing = [c for c in schema.names if c not in columns]
         if missing:
@@ -158,9 +164,11 @@ def _numbers(values: Any, known: Column | None, where: str, label: str) -> _Read
 def _quantities(array: np.ndarray, known: Column | None, where: str) -> _Read | None:
     """Text as numbers: money, percentages, durations, and plain numbers that cannot be classes."""
     at = [i for i, cell in enumerate(array.tolist()) if cell is not None]
-    cells = [array[i] for i in at]
-    if not all(isinstance(cell, str) for cell in cells) or (known is not None and known.values):
+    if not all(isinstance(array[i], str) for i in at) or (known is not None and known.values):
         return None
+    # Among numbers, what people write for a missing one is no value; among classes it may be.
+    at = [i for i in at if array[i].strip().lower() not in numerals.MISSING]
+    cells = [array[i] for i in at]
     found = numerals.measured(cells)
     if found is None and (known is not None or 2 * len({*cells}) > len(cells) > 0):
         plain = None if any(map(numerals.CODE.fullmatch, cells)) else numerals.numbers(cells)
@@ -262,7 +270,7 @@ def _of_objects(array: np.ndarray, where: str) -> np.ndarray:
     if kinds and not missing.any() and all_are(int, np.integer):
         with suppress(OverflowError):
             return array.astype(np.int64)
-    if all_are(int, float, Decimal, np.number, np.bool_):
+    if all_are(Real, Decimal, np.bool_):
         found = np.full(len(array), np.nan)
         found[~missing] = seen.astype(np.float64)
         return found

@@ -234,26 +234,29 @@ class WeightedDensity:
         """The mean log-density of rows ``(N, E)`` in nats."""
         return float(self.score_samples(x).astype(np.float64).mean())
 
-    def sample(self, n: int, *, as_table: bool | None = None) -> Any:
+    def sample(self, n: int = 1, *, as_table: bool | None = None, seed: int | None = None) -> Any:
         """n draws ``(n, E)``, from weighted ones: some may be the same.
 
         :param as_table: draws as a DataFrame; by default as of the whole density.
+        :param seed: of the draws; by default they are from torch's generator.
         """
         check_integers(n=(n, 0))
-        if self.row.isnan().all():
-            rows = self.density.sample(n, as_table=False)[:, self.at]
-        elif n == 0:
-            rows = self.row.new_zeros(0, self.width)
-        else:
-            each = max(self.num_particles, CANDIDATES * n)
-            draws = weighted(self.density, self.by, self.row, each)
-            rows = draws.chosen(n)[:, 0]
-            rows = discrete.quantised(rows, self.density.noise, self.density.values)[:, self.at]
+        with seeded(seed):
+            rows = self._drawn(n)
         rows = rows.to(self.density.data_dtype)
         told = self.density.from_table and not all(c.is_number for c in self.schema.columns)
         return (
             tables.as_frame(rows, self.schema) if as_table or (as_table is None and told) else rows
         )
+
+    def _drawn(self, n: int) -> Tensor:
+        if self.row.isnan().all():
+            return self.density.sample(n, as_table=False)[:, self.at]
+        if n == 0:
+            return self.row.new_zeros(0, self.width)
+        each = max(self.num_particles, CANDIDATES * n)
+        rows = weighted(self.density, self.by, self.row, each).chosen(n)[:, 0]
+        return discrete.quantised(rows, self.density.noise, self.density.values)[:, self.at]
 
     def anomaly_score(self, x: Any) -> np.ndarray:
         """The p-value ``(N,)`` of each of the rows ``(N, E)``: small where a row is unusual.

@@ -42,6 +42,7 @@ FOUND: dict[str, tuple[np.ndarray, tuple[float, ...]]] = {
     "a sentinel": (np.where(THIRD == 0, -999.0, NOISE), (-999.0,)),
     "zeros among integers": (np.where(HALF, 0, RANDOM.poisson(40, 400)), (0,)),
     "no value": (NOISE, ()),
+    "few zeros": (np.where(np.arange(400) < 12, 0.0, NOISE), ()),
     "rounded": (NOISE.round(1), ()),
     "counts": (RANDOM.poisson(2.0, 400), ()),
     "two values": (HALF.astype(float), ()),
