@@ -52,6 +52,9 @@ MIXTURE_ROWS = 20_000
 #: Fall of the validation log-likelihood in nats, from the best to the last, that is reported.
 OVERFIT = 0.1
 
+#: Part of the time limit in which mixtures are begun, and their steps made.
+MIXTURES_SHARE = 0.5
+
 #: Part of the time limit that the two flows get; the rest is for what has no steps.
 FLOWS_SHARE = 0.95
 
@@ -169,7 +172,7 @@ class _Search:
         shown = self.training.progress and parallel.rank() == 0 and self.folds > 1
         with tqdm(total=total, desc="fit", unit="density", disable=not shown) as bar:
             for i, candidate in enumerate(self.tried):
-                if self.done and self.spent():
+                if self.done and self.spent(candidate):
                     continue
                 try:
                     for k, kept, weight, out, at in self.splits():
@@ -188,10 +191,13 @@ class _Search:
                         raise
                     warnings.warn(f"{candidate.architecture} is left out: {error}", stacklevel=2)
 
-    def spent(self) -> bool:
-        """Whether the time limit is over."""
+    def spent(self, candidate: Candidate) -> bool:
+        """Whether the time limit is over, or the part of it for what is not trained."""
         limit = self.training.max_seconds
-        return limit is not None and time.monotonic() - self.start > limit
+        part = 1.0 if candidate.share else MIXTURES_SHARE
+        if limit is None:
+            return False
+        return parallel.same(time.monotonic() - self.start) > part * limit  # as all processes say
 
     def make(self, candidate: Candidate) -> NormalizingFlow:
         dim = self.rows[0].shape[1] - len(self.sizes)
@@ -212,7 +218,8 @@ class _Search:
         every = candidate.architecture == "gaussian" and not kept[0].isnan().any()
         step = 1 if every else max(1, len(kept[0]) // MIXTURE_ROWS)
         context = kept[1][::step] if len(kept) > 1 else None
-        part.start(kept[0][::step], context, None if weight is None else weight[::step])
+        weight = None if weight is None else weight[::step]
+        part.start(kept[0][::step], context, weight, lambda: self.spent(candidate))
 
     def train(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -122,17 +122,24 @@ class NormalizingFlow(nn.Module):
         """:meth:`log_prob`: what a training loop, or torch's parallel wrappers, call."""
         return self.log_prob(x, context)
 
-    def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
+    def start(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        weight: Tensor | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> None:
         """Fit the parts that are not trained, Gaussians and their mixtures, to rows ``(N, D)``.
 
         :param weight: of the rows, ``(N,)``; 1 by default.
+        :param stop: asked between a mixture's steps whether the time is over.
         """
         for layer in self.layers:
             start = getattr(layer, "start", None)
             if start is not None:
                 start(x, context, weight)
         if isinstance(self.base, GaussianMixture):
-            self.base.start(self._through(x, context)[0], context, weight)
+            self.base.start(self._through(x, context)[0], context, weight, stop)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``.

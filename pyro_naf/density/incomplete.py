@@ -24,7 +24,7 @@ Hunt & Jorgensen 2003, Mixture model clustering for mixed data with missing info
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -268,13 +268,18 @@ def moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def maximised(
-    x: Tensor, weight: Tensor, law: Gaussians, prior: tuple[Tensor, Tensor, float]
+    x: Tensor,
+    weight: Tensor,
+    law: Gaussians,
+    prior: tuple[Tensor, Tensor, float],
+    stop: Callable[[], bool] | None = None,
 ) -> tuple[Gaussians, float]:
     """The Gaussians after expectation and maximisation, and their mean log-likelihood.
 
     :param x: ``(N, D + M)``, NaN where a cell is missing.
     :param weight: of the rows, ``(N,)``.
     :param prior: mean of the means, mean of the covariances, and the rows that the latter is worth.
+    :param stop: asked after each step whether the time is over.
     """
     patterns, before = Patterns(x, law), -math.inf
     gain = GAINS[min(len(law.log_weights), 2) - 1]
@@ -283,6 +288,8 @@ def maximised(
         if value - before < gain:
             break
         law, before = updated, value
+        if stop is not None and stop():
+            break
     return law, max(value, before)
 
 

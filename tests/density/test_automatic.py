@@ -16,6 +16,7 @@ from pyro_naf.density.architectures import build
 from pyro_naf.density.automatic import CROSS_VALIDATED, candidates
 from pyro_naf.density.cross_conformal import of_fold
 from pyro_naf.density.gaussian import Whitening, shrunk_moments
+from pyro_naf.density.gaussian_mixture import GaussianMixture
 from pyro_naf.density.stacked import Stacked, stacking_weights
 
 QUICK: dict[str, Any] = {"seed": 0, "progress": False}
@@ -119,7 +120,7 @@ def test_what_was_found_before_an_interruption_is_kept() -> None:
 
 def test_a_flow_that_cannot_be_trained_is_left_out_with_a_warning() -> None:
     rows = torch.randn(60, 2)
-    density = FlowDensity(lr=1e30, max_steps=120, **QUICK)
+    density = FlowDensity(lr=1e30, max_steps=60, **QUICK)
     with pytest.warns(UserWarning, match="maf-.* is left out: "):
         density.fit(rows)
     assert density.score(rows) > -0.5 * 2 * math.log(2 * math.pi * math.e) - 0.1
@@ -284,3 +285,19 @@ def test_stacking_weights_maximise_the_likelihood() -> None:
     )
     impossible = torch.tensor([[0.0, -math.inf], [-math.inf, -math.inf]])
     assert stacking_weights(impossible)[0] > 0.7
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_a_mixture_ends_when_it_is_told_that_the_time_is_over(gaps: bool) -> None:
+    torch.manual_seed(0)
+    rows, asked = torch.randn(300, 3).double().exp(), list[int]()
+    seen = torch.where(torch.rand(300, 3) < 0.2, torch.nan, rows) if gaps else rows
+
+    def over() -> bool:
+        asked.append(1)
+        return len(asked) >= 3
+
+    mixture = GaussianMixture(3, 5).double()
+    mixture.start(seen, stop=over)
+    assert 3 <= len(asked) <= 6
+    assert bool(mixture.log_prob(rows).isfinite().all())

@@ -121,17 +121,44 @@ def _check_law(flow: Any, here: Tensor) -> None:
         assert float((below - law.cumsum(0)).abs().max()) < 0.035  # 2.2 / sqrt(4000)
 
 
-@pytest.mark.parametrize("architecture", ["gmm-3", "maf-dsf-1"])
-def test_questions_about_spikes_are_answered_by_the_joint_law(architecture: str) -> None:
+def test_marginals_and_conditionals_of_a_mixture_with_spikes_are_exact() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=300)
+    table = {
+        "amount": np.where(z + rng.normal(size=300) > 0, np.exp(z), 0.0),
+        "a": z + rng.normal(size=300),
+        "group": np.where(z > 0, "u", "v"),
+        "share": np.select([z > 1, z < -1], [0.0, 100.0], 100 * rng.random(300)),
+    }
+    density = FlowDensity(architecture="gmm-2", **QUICK).fit(table)
+    table = {name: values[:30] for name, values in table.items()}
+    assert [len(c.spikes) for c in density.schema.columns] == [1, 0, 0, 2]
+
+    def without(rows: dict[str, Any], names: set[str]) -> dict[str, Any]:
+        gone = {"group": np.full(30, None)}
+        return {k: gone.get(k, np.full(30, np.nan)) if k in names else v for k, v in rows.items()}
+
+    some = density.marginal(["share", "group", "a"]).score_samples(table)
+    whole = density.score_samples(without(table, {"amount"}))
+    np.testing.assert_allclose(some, whole, atol=1e-4)
+    for given in ({"amount": 0.0, "a": 0.5}, {"amount": 1.5, "group": "u"}, {"share": 100}):
+        rows = {**table, **{k: np.full(30, v) for k, v in given.items()}}
+        joint = density.score_samples(rows)
+        known = density.score_samples(without(rows, {*table} - {*given}))
+        found = density.condition(given).score_samples(rows)
+        np.testing.assert_allclose(found, joint - known, atol=1e-4)
+
+
+def test_questions_to_a_flow_with_spikes_are_answered_by_its_joint_law() -> None:
     rows, _ = rain(1500, 0)
-    options = {"max_steps": 100, "hidden_dims": [8]} if architecture != "gmm-3" else {}
-    density = FlowDensity(architecture=architecture, **QUICK, **options).fit(rows)
+    options = {"max_steps": 100, "hidden_dims": [8]}
+    density = FlowDensity(architecture="maf-dsf-1", **QUICK, **options).fit(rows)
     step = 0.02
     t = torch.arange(-6, 6, step, dtype=torch.double)
     dry = density.log_prob(torch.stack([t, torch.zeros_like(t)], 1)).detach()
     given = density.condition({"rain": 0.0})
     expected = dry - (dry.exp().sum() * step).log()
-    close = {"rtol": 0.0, "atol": 1e-3 if architecture == "gmm-3" else 0.1}
+    close = {"rtol": 0.0, "atol": 0.1}
     near = t.abs() < 2
     torch.testing.assert_close(
         given.log_prob(t.unsqueeze(1))[near].double(), expected[near], **close
