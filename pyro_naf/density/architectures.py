@@ -55,6 +55,7 @@ from .closed_form import CLOSED
 from .flow import NormalizingFlow
 from .gaussian import ConditionalWhitening, Whitening
 from .gaussian_mixture import GaussianMixture
+from .given_classes import GivenClasses
 from .linear import Diagonal, LULinear, Reversal
 from .mixture import AutoregressiveMixture, StandardNormal
 from .normal_scores import NormalScores
@@ -126,8 +127,9 @@ def build(
     *,
     sizes: Sequence[int] = (),
     holes: Mapping[int, int] | None = None,
+    classes: Sequence[int] = (),
     **overrides: Any,
-) -> NormalizingFlow:
+) -> NormalizingFlow | GivenClasses:
     """The named architecture, freshly initialised (from torch's global generator).
 
     :param name: see the table above; a number at its end is that of the layers.
@@ -137,6 +139,8 @@ def build(
         their places: for "gmm-K" and "copula-K".
     :param holes: dimensions that rows lack where an entry of the context is 0, the latter by its
         number: see :mod:`pyro_naf.density.holes`.
+    :param classes: number of values of each class that the context holds as zeros and ones;
+        "gmm-K" and "copula-K" take no other context.
     :param overrides: fields of :class:`Options`.
     :raises ValueError: for an unknown name, an option out of its range, or an architecture that
         takes no context, or no classes.
@@ -157,6 +161,9 @@ def build(
         )
     parts = _Parts(operator.index(input_dim), operator.index(context_dim), options)
     _refuse_kind(kind, name, options, sizes)
+    if kind in WITH_CLASSES and classes:
+        joint = _closed(_Parts(parts.input_dim, 0, options), kind, number, classes, None)
+        return GivenClasses(joint, classes, dict(holes or {}))
     if holes and (kind not in WITH_HOLES or options.linear == "lu"):
         raise ValueError(f"architecture {name!r} takes no dimensions that rows lack")
     if kind in CLOSED:

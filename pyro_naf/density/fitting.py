@@ -264,7 +264,7 @@ class Fitting:
                 data, validation, options, given=self.given, overrides=density.overrides,
                 weight=weight, shift=shift, on_evaluation=self.on_evaluation, dtype=dtype,
                 gaps=self.gaps, sizes=schema.sizes if density.together else (),
-                holes=density.holes, keep=self._keep,
+                holes=density.holes, classes=density.given_classes, keep=self._keep,
             )  # fmt: skip
             return
         self._train_flow(data, validation, weight, float(shift.mean()))

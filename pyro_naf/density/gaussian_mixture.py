@@ -152,6 +152,10 @@ class GaussianMixture(nn.Module):
                 terms = terms + flat.view(terms.shape)
             return torch.logsumexp(terms, -1)
 
+    def class_log_prob(self, codes: Tensor) -> Tensor:
+        """The log-probability ``(N,)`` of the classes ``(N, M)``, M >= 1, by themselves."""
+        return (self.log_weights + incomplete.class_terms(self._tables(), codes)).logsumexp(-1)
+
     def _tables(self) -> tuple[Tensor, ...]:
         return self.class_logs.split(self.sizes, 1) if self.sizes else ()
 

@@ -21,6 +21,7 @@ from .architectures import WITH_CLASSES, build, check_options, parse
 from .classes import SoftmaxHead
 from .columns import Column
 from .flow import NormalizingFlow, evaluating, finite_draws
+from .given_classes import GivenClasses
 from .modelled import Moments, chunked_log_prob, joined
 from .schema import Encoded, Schema, ToData, beside
 from .settings import History
@@ -119,13 +120,20 @@ class TableDensity(Estimator, nn.Module):
             return {}
         return {d: self.context_dim + place for d, place in self.schema.holes.items()}
 
-    def _built(self, architecture: str, options: Mapping[str, Any]) -> NormalizingFlow:
+    @property
+    def given_classes(self) -> list[int]:
+        """Sizes of the classes that the flow is given, where these are all that it is given."""
+        return [] if self.together or self.context_dim else self.schema.sizes
+
+    def _built(
+        self, architecture: str, options: Mapping[str, Any]
+    ) -> NormalizingFlow | GivenClasses:
         """A density of the numbers given context and classes, or of numbers and classes."""
         dim, sizes = len(self.schema.real), self.schema.sizes
         if self.together:
             return build(architecture, dim, self.context_dim, sizes=sizes, **options)
-        width = self.context_dim + sum(sizes)
-        return build(architecture, dim, width, holes=self.holes, **options)
+        width, classes = self.context_dim + sum(sizes), self.given_classes
+        return build(architecture, dim, width, holes=self.holes, classes=classes, **options)
 
     def restore_parts(self, parts: list[tuple[str, dict[str, Any]]]) -> None:
         """Makes the mixture of these architectures, with weights that are to be loaded."""

@@ -93,7 +93,7 @@ def _objects(values: list[Any]) -> np.ndarray:
 def matrix(x: Any, name: str, schema: Schema | None = None) -> Matrix:
     """A table as numbers, its columns in the order of a schema, where there is one.
 
-    :param x: an array or tensor of numbers or booleans, or named columns.
+    :param x: an array or tensor of numbers, or named columns.
     :raises TypeError: when a column holds neither numbers, text, booleans, dates nor durations.
     :raises ValueError: when a column of the schema is not there, columns differ in length, or text
         is none of the column's values.
@@ -102,16 +102,13 @@ def matrix(x: Any, name: str, schema: Schema | None = None) -> Matrix:
         x = x.to_frame()  # a Series is a table of one column
     columns = named_columns(x, name)
     if columns is None:
-        answers = str(getattr(x, "dtype", "")).endswith("bool")
-        x = np.asarray(x, np.float64) if answers else x
         rows = preparation.as_tensor(x, name)
         width = rows.shape[-1] if rows.dim() else 0
         if isinstance(x, Tensor):
             whole = not x.is_floating_point()
         else:
             whole = np.asarray(x).dtype.kind in "iu"
-        boolean = Column("boolean", values=(0.0, 1.0)) if answers else None
-        return Matrix(rows, None, [boolean] * width, [whole] * width, [""] * width)
+        return Matrix(rows, None, [None] * width, [whole] * width, [""] * width)
     if schema is not None and schema.names is not None:
         missing = [c for c in schema.names if c not in columns]
         if missing:

@@ -23,6 +23,7 @@ from ..support.seeding import seeded
 from . import discrete, preparation, questions, tables
 from .architectures import WITH_CLASSES, build, parse
 from .flow import NormalizingFlow, evaluating
+from .given_classes import GivenClasses
 from .modelled import Modelled
 from .schema import Schema
 from .stacked import Stacked, stacking_weights
@@ -77,7 +78,7 @@ def _proposal(density: TableDensity) -> TableDensity:
         (u,) = density.moments.standardised(found, density.schema, torch.double, together=True)
         dim, sizes = len(density.schema.real), density.schema.sizes
         taken = int(len(u) * (1 - WEIGHTED_BY))
-        members = list[NormalizingFlow]()
+        members = list[NormalizingFlow | GivenClasses]()
         for name, options in MEMBERS:
             if not sizes or parse(name)[0] in WITH_CLASSES:
                 members.append(build(name, dim, 0, sizes=sizes, **options).to(u))

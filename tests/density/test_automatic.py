@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -301,3 +302,29 @@ def test_a_mixture_ends_when_it_is_told_that_the_time_is_over(gaps: bool) -> Non
     mixture.start(seen, stop=over)
     assert 3 <= len(asked) <= 6
     assert bool(mixture.log_prob(rows).isfinite().all())
+
+
+def test_mixtures_of_numbers_and_classes_are_tried_beside_flows(tmp_path: Path) -> None:
+    """Two groups, of which a class tells a little: a Gaussian for each class misses them."""
+
+    def rows_of(n: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
+        rng = np.random.default_rng(seed)
+        high = rng.random(n) < 0.5
+        first = rng.random(n) < np.where(high, 0.8, 0.3)
+        x = np.where(high, 4.0, -4.0) + rng.normal(size=n)
+        terms = [
+            0.5 * np.where(first, p, 1 - p) * np.exp(-0.5 * (x - m) ** 2) / (2 * np.pi) ** 0.5
+            for m, p in ((4.0, 0.8), (-4.0, 0.3))
+        ]
+        return {"x": x, "group": np.where(first, "a", "b")}, np.log(sum(terms))
+
+    density = FlowDensity(max_steps=1, **QUICK).fit(rows_of(300, 0)[0])
+    new, truth = rows_of(4000, 1)
+    scores = density.score_samples(new)
+    assert abs(float((truth - scores).mean())) < 0.06
+    drawn = density.sample(3000, seed=0)
+    assert (drawn["x"][drawn["group"] == "a"] > 0).mean() == pytest.approx(8 / 11, abs=0.06)
+    density.save(tmp_path / "model.pt")
+    np.testing.assert_array_equal(
+        FlowDensity.load(tmp_path / "model.pt").score_samples(new), scores
+    )

@@ -177,15 +177,11 @@ def test_columns_may_be_called_by_names_that_are_no_text() -> None:
     )
 
 
-def test_booleans_alone_and_a_series_are_tables() -> None:
-    flags = np.c_[A > 0, A > 1]
-    density = fitted(flags)
-    shares = [[np.mean(A <= 0), 0.0], [np.mean((A > 0) & (A <= 1)), np.mean(A > 1)]]
-    for i, j in ((0, 0), (1, 0), (1, 1)):
-        found = np.exp(density.score_samples(torch.tensor([[i, j]]).bool()))
-        assert found[0] == pytest.approx(shares[i][j], abs=0.1)
-    series = fitted(pandas.Series(A, name="a"))
-    assert series.columns == ["a"] and np.isfinite(series.score(pandas.Series(A, name="a")))
+def test_a_series_is_a_table_of_one_column() -> None:
+    series = pandas.Series(A, name="a")
+    density = fitted(series)
+    assert density.columns == ["a"]
+    assert density.score(series) == pytest.approx(fitted(A[:, None]).score(A[:, None]))
 
 
 TWICE = pandas.DataFrame(np.c_[A, A, A], columns=["a", "b", "a"])
