@@ -15,8 +15,8 @@ from torch import Tensor
 from . import automatic, kinds, preparation, said, tables
 from .architectures import WITH_CLASSES, WITH_HOLES, check_options, parse
 from .closed_form import CLOSED
+from .columns import Schema
 from .modelled import Modelled
-from .schema import Schema
 from .settings import History, Training
 from .sklearn_api import SETTINGS
 from .table_density import TableDensity

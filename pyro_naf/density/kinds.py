@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from . import spikes
-from .columns import MANY_CLASSES, Column
-from .discrete import discrete_columns, present, values_of
+from .column import MANY_CLASSES, Column
+from .columns import Schema
+from .discrete import LOOKED_AT, discrete_columns, present, values_of
 from .preparation import listed
 from .said import SPIKED, kinds_said
-from .schema import Schema
 
 #: Probability that a Gaussian of a column's moments has no value beyond a bound, below which the
 #: bound is taken to be real.
@@ -54,7 +54,7 @@ def infer(
 
     :param rows: NaN where a cell is missing.
     :param names: of the columns, where they are known.
-    :param said: kinds by name or number, each one of :data:`~pyro_naf.density.columns.KINDS`, or a
+    :param said: kinds by name or number, each one of :data:`~pyro_naf.density.column.KINDS`, or a
         pair such as ``("periodic", 360)`` or triple such as ``("bounded", 0, 5)``; or
         "zero-inflated", or ``("spiked", 0, 100)`` with the spikes; a single kind is that of all
         columns, and a list has one for each.
@@ -114,6 +114,7 @@ def _spikes_found(values: Tensor, whole: bool) -> Sequence[float]:
     """The spikes that values tell; none where the rest takes few values too, and is not whole."""
     if len(values) < FEW_ROWS:
         return ()
+    values = values[:: max(1, len(values) // LOOKED_AT)]
     found = spikes.spikes_of(values)
     rest = values[spikes.places(values, found) == 0]
     return found if whole or not discrete_columns(rest.unsqueeze(1)) else ()

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..files.stored import ModelFileError, load, save
 from .architectures import parse
-from .columns import Column
-from .schema import Schema
+from .column import Column
+from .columns import Schema
 from .settings import History
 from .stacked import Folds
 from .table_density import TableDensity

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import preparation
-from .schema import Schema, beside
+from .columns import Schema, beside
 from .training import log_probs
 
 

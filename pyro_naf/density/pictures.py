@@ -20,7 +20,7 @@ from ..plot.panels import (
 )
 from ..support.seeding import seeded
 from . import preparation
-from .columns import Column
+from .column import Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

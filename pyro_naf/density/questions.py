@@ -14,9 +14,9 @@ from torch import Tensor
 
 from . import closed_form, numerals, preparation
 from .closed_form import Part
-from .columns import Column
+from .column import Column
+from .columns import Encoded, Schema, beside
 from .said import place_of
-from .schema import Encoded, Schema, beside
 from .stacked import of_closed_form
 from .table_density import TableDensity
 from .tables import DAY, EPOCH, SECOND

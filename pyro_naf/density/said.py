@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .columns import KINDS
-from .schema import Schema
+from .column import KINDS
+from .columns import Schema
 
 #: Parameters of each kind, in the order in which they are given.
 PARAMETERS = {"positive": 0, "bounded": 2, "periodic": 1}

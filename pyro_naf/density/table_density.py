@@ -19,11 +19,11 @@ from ..support.seeding import seeded
 from . import discrete, preparation, tables
 from .architectures import WITH_CLASSES, build, check_options, parse
 from .classes import SoftmaxHead
-from .columns import Column
+from .column import Column
+from .columns import Encoded, Schema, ToData, beside
 from .flow import NormalizingFlow, evaluating, finite_draws
 from .given_classes import GivenClasses
 from .modelled import Moments, chunked_log_prob, joined
-from .schema import Encoded, Schema, ToData, beside
 from .settings import History
 from .sklearn_api import SETTINGS, Estimator, not_fitted
 from .stacked import Folds, Stacked

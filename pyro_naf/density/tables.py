@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from . import numerals, preparation
-from .columns import MANY_CLASSES, Column
-from .schema import Schema
+from .column import MANY_CLASSES, Column
+from .columns import Schema
 
 #: What dates are counted from, in days.
 EPOCH = np.datetime64("1970-01-01", "us")

@@ -22,10 +22,10 @@ from ..support.checks import check_integers
 from ..support.seeding import seeded
 from . import discrete, preparation, questions, tables
 from .architectures import WITH_CLASSES, build, parse
+from .columns import Schema
 from .flow import NormalizingFlow, evaluating
 from .given_classes import GivenClasses
 from .modelled import Modelled
-from .schema import Schema
 from .stacked import Stacked, stacking_weights
 from .table_density import TableDensity
 

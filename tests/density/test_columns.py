@@ -14,8 +14,7 @@ from torch import Tensor
 
 from pyro_naf.density import FlowDensity, kinds, tables
 from pyro_naf.density.classes import SoftmaxHead
-from pyro_naf.density.columns import Column
-from pyro_naf.density.schema import Schema
+from pyro_naf.density.columns import Column, Schema
 
 QUICK: dict[str, Any] = {"seed": 0, "progress": False}
 QUICK_FLOW: dict[str, Any] = {"architecture": "maf-dsf-1", "hidden_dims": [16], **QUICK}

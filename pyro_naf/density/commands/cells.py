@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 import numpy as np
 
 from .. import numerals
-from ..columns import MANY_CLASSES
+from ..column import MANY_CLASSES
 from ..numerals import CODE, MINUS, MISSING, NUMBERS, numbers
 
 INTEGER = re.compile(r"[+-]?\d+")
