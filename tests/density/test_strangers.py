@@ -218,7 +218,9 @@ def test_another_unit_than_that_of_the_fit_is_refused() -> None:
 
 def test_one_value_that_recurs_among_others_is_named() -> None:
     rain = np.where(A > 0.5, AMOUNTS, 0.0)
-    with pytest.warns(UserWarning, match=r"column c is 0 in \d+ of 60 rows.*\(.spiked., 0\).*missing \(NaN\)"):
+    with pytest.warns(
+        UserWarning, match=r"column c is 0 in \d+ of 60 rows.*\(.spiked., 0\).*missing \(NaN\)"
+    ):
         fitted(of_rows({"c": rain}))
 
 
