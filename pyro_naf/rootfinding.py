@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .support.autograd import Context
 from .support.modes import needs_plain_backward, needs_plain_operations, plain_gradients
 
 #: ``f(x, *params) -> (value, log_slope)``, elementwise over the leading dimension.
 Increasing = Callable[..., tuple[Tensor, Tensor]]
 
-#: Enough for bisection alone to find a root in float64 from a bracket as wide as 1e50.
+#: Largest number of evaluations: enough for bisection alone to find a root in float64 from a
+#: bracket as wide as 1e50.
 MAX_EVALUATIONS = 250
 
 
@@ -33,7 +35,7 @@ class RootNotFoundError(RuntimeError):
         self.failures, self.lanes, self.residual = failures, lanes, residual
 
     def located(self, where: str) -> RootNotFoundError:
-        """The same error, saying where it happened."""
+        """Return the same error, saying where it happened."""
         return RootNotFoundError(self.failures, self.lanes, self.residual, where)
 
 
@@ -116,6 +118,10 @@ def check_roots(errors: Sequence[Tensor | None], dims: Sequence[int] | None = No
 # ------------------------------------------------------------------------------------ derivatives
 
 
+class _RootContext(Context, Protocol):
+    f: Increasing
+
+
 class ImplicitRoot(torch.autograd.Function):
     r"""A root with the derivatives that :math:`f(x, \phi) = y` gives it.
 
@@ -125,14 +131,16 @@ class ImplicitRoot(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, f: Increasing, root: Tensor, y: Tensor, *params: Tensor) -> Tensor:
+    def forward(
+        ctx: _RootContext, f: Increasing, root: Tensor, y: Tensor, *params: Tensor
+    ) -> Tensor:
         """Return the root itself, which was found without a graph."""
         ctx.f = f
         ctx.save_for_backward(root, y, *params)
         return root.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _RootContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Compute gradients by the implicit function theorem."""
         root, y, *params = ctx.saved_tensors
         if needs_plain_backward(grad):
@@ -155,7 +163,7 @@ class ImplicitRoot(torch.autograd.Function):
 
 
 def attach_gradient(f: Increasing, root: Tensor, y: Tensor, *params: Tensor) -> Tensor:
-    """The root ``(N,)`` of ``f(x, *params) = y``, differentiable through y and the parameters.
+    """Return the root ``(N,)`` of ``f(x, *params) = y``, differentiable in y and parameters.
 
     Right to the third order; and in forward mode, and under ``torch.func``, where f must be made
     of torch's own operations.
@@ -179,14 +187,18 @@ def attach_gradient(f: Increasing, root: Tensor, y: Tensor, *params: Tensor) -> 
 def refined(f: Increasing, root: Tensor, y: Tensor, *params: Tensor) -> Tensor:
     """Two steps of Newton's method from a root without derivatives.
 
-    In a small change of y and the parameters each step squares the error: after two the first
-    three derivatives are those of the root.
+    In a small change of y and the parameters each step squares the error: after two steps the
+    first three derivatives are correct.
     """
     x = root
     for _ in range(2):
         value, log_slope = f(x, *params)
         x = x - (value - y) * torch.exp(-log_slope)
     return x
+
+
+class _Batch(Protocol):
+    batch_size: int
 
 
 class _Search(torch.autograd.Function):
@@ -203,21 +215,25 @@ class _Search(torch.autograd.Function):
             return search(*tensors)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Context, inputs: tuple[object, ...], output: Tensor) -> None:
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[None, ...]:
         """Compute gradients by the implicit function theorem."""
         return (None,) * len(ctx.needs_input_grad)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+    def jvp(ctx: Context, *tangents: Tensor) -> Tensor:
         return torch.zeros_like(tangents[2])
 
     @staticmethod
     def vmap(
-        info: Any, dims: tuple[int | None, ...], search: Any, lanes: int, *tensors: Tensor
+        info: _Batch,
+        dims: tuple[int | None, ...],
+        search: Callable[..., Tensor],
+        lanes: int,
+        *tensors: Tensor,
     ) -> tuple[Tensor, int]:
         n, axes = info.batch_size, dims[2:]
         whole = [

@@ -13,78 +13,64 @@ import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor
 
-from pyro_naf.transformers import (
-    Affine,
-    DeepDenseSigmoidal,
-    DeepSigmoidal,
-    RationalQuadraticSpline,
-    Scaled,
-    Shift,
-    Transformer,
-)
-from pyro_naf.transforms import (
-    AutoregressiveFlow,
-    ConditionalDeepSigmoidalFlow,
-    DeepSigmoidalFlow,
-    affine_autoregressive_flow,
-    conditional_affine_autoregressive_flow,
-    conditional_deep_dense_sigmoidal_flow,
-    conditional_deep_sigmoidal_flow,
-    deep_dense_sigmoidal_flow,
-    deep_sigmoidal_flow,
-)
+import pyro_naf as naf
+from pyro_naf import transformers
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
-TRANSFORMERS: dict[str, Callable[[], Transformer]] = {
-    "affine": Affine,
-    "gated": lambda: Affine(gated=True),
-    "dsf": lambda: DeepSigmoidal(5),
-    "dsf-1-unit": lambda: DeepSigmoidal(1),
-    "dsf-scaled": lambda: Scaled(DeepSigmoidal(5)),
-    "ddsf-1": lambda: DeepDenseSigmoidal(5, 1),
-    "ddsf-2": lambda: DeepDenseSigmoidal(5, 2),
-    "ddsf-4": lambda: DeepDenseSigmoidal(5, 4),
-    "spline": lambda: RationalQuadraticSpline(5),
-    "shift": Shift,
+TRANSFORMERS: dict[str, Callable[[], transformers.Transformer]] = {
+    "affine": transformers.Affine,
+    "gated": lambda: transformers.Affine(gated=True),
+    "dsf": lambda: transformers.DeepSigmoidal(5),
+    "dsf-1-unit": lambda: transformers.DeepSigmoidal(1),
+    "dsf-scaled": lambda: transformers.Scaled(transformers.DeepSigmoidal(5)),
+    "ddsf-1": lambda: transformers.DeepDenseSigmoidal(5, 1),
+    "ddsf-2": lambda: transformers.DeepDenseSigmoidal(5, 2),
+    "ddsf-4": lambda: transformers.DeepDenseSigmoidal(5, 4),
+    "spline": lambda: transformers.RationalQuadraticSpline(5),
+    "shift": transformers.Shift,
 }
 
 CONTEXT_DIM = 3
 
+Sigmoidal = transformers.DeepSigmoidal | transformers.DeepDenseSigmoidal
 
-def _pyro_dsf(dim: int) -> AutoregressiveFlow:
+
+def _pyro_dsf(dim: int) -> naf.AutoregressiveFlow:
     # Pyro needs hidden units >= D. Three parameter axes make it return a tuple.
-    return DeepSigmoidalFlow(AutoRegressiveNN(dim, [dim + 4], param_dims=[4, 4, 4]), 4)
+    return naf.DeepSigmoidalFlow(AutoRegressiveNN(dim, [dim + 4], param_dims=[4, 4, 4]), 4)
 
 
-def _pyro_conditional_dsf(dim: int) -> ConditionalDeepSigmoidalFlow:
+def _pyro_conditional_dsf(dim: int) -> naf.ConditionalDeepSigmoidalFlow:
     arn = ConditionalAutoRegressiveNN(dim, CONTEXT_DIM, [dim + 4], param_dims=[12])
-    return ConditionalDeepSigmoidalFlow(arn, 4)
+    return naf.ConditionalDeepSigmoidalFlow(arn, 4)
 
 
 _ATTENTION: dict[str, Any] = {"conditioner": "attention", "num_heads": 2}
 
 #: Name to factory(D): the transformers, the conditioners' variants, and the conditional forms.
 FLOWS: dict[str, Callable[[int], Any]] = {
-    "affine": lambda d: affine_autoregressive_flow(d, [8]),
-    "gated": lambda d: affine_autoregressive_flow(d, [8], gated=True),
-    "dsf": lambda d: deep_sigmoidal_flow(d, [8, 9], 4),
-    "ddsf-2": lambda d: deep_dense_sigmoidal_flow(d, [8], 4),
-    "ddsf-4": lambda d: deep_dense_sigmoidal_flow(d, [8], 3, num_layers=4),
-    "dsf-linear": lambda d: deep_sigmoidal_flow(d, [], 4),
-    "dsf-narrow": lambda d: deep_sigmoidal_flow(d, [2, 3], 4, order="reversed"),
-    "dsf-residual": lambda d: deep_sigmoidal_flow(d, [7, 7], 4, residual=True),
-    "dsf-head": lambda d: deep_sigmoidal_flow(d, [8], 4, head_dim=2, order="natural"),
-    "dsf-affine": lambda d: deep_sigmoidal_flow(d, [8], 4, affine=True),
-    "ddsf-affine": lambda d: deep_dense_sigmoidal_flow(d, [8], 4, affine=True),
+    "affine": lambda d: naf.affine_autoregressive_flow(d, [8]),
+    "gated": lambda d: naf.affine_autoregressive_flow(d, [8], gated=True),
+    "dsf": lambda d: naf.deep_sigmoidal_flow(d, [8, 9], 4),
+    "ddsf-2": lambda d: naf.deep_dense_sigmoidal_flow(d, [8], 4),
+    "ddsf-4": lambda d: naf.deep_dense_sigmoidal_flow(d, [8], 3, num_layers=4),
+    "dsf-linear": lambda d: naf.deep_sigmoidal_flow(d, [], 4),
+    "dsf-narrow": lambda d: naf.deep_sigmoidal_flow(d, [2, 3], 4, order="reversed"),
+    "dsf-residual": lambda d: naf.deep_sigmoidal_flow(d, [7, 7], 4, residual=True),
+    "dsf-head": lambda d: naf.deep_sigmoidal_flow(d, [8], 4, head_dim=2, order="natural"),
+    "dsf-affine": lambda d: naf.deep_sigmoidal_flow(d, [8], 4, affine=True),
+    "ddsf-affine": lambda d: naf.deep_dense_sigmoidal_flow(d, [8], 4, affine=True),
     "dsf-pyro": _pyro_dsf,
-    "dsf-attention": lambda d: deep_sigmoidal_flow(d, [8, 8], 4, **_ATTENTION),
-    "affine-conditional": lambda d: conditional_affine_autoregressive_flow(d, CONTEXT_DIM, [8]),
-    "dsf-conditional": lambda d: conditional_deep_sigmoidal_flow(d, CONTEXT_DIM, [8], 4),
-    "ddsf-2-conditional": lambda d: conditional_deep_dense_sigmoidal_flow(d, CONTEXT_DIM, [8], 4),
-    "ddsf-2-conditional-attention": lambda d: conditional_deep_dense_sigmoidal_flow(
+    "dsf-attention": lambda d: naf.deep_sigmoidal_flow(d, [8, 8], 4, **_ATTENTION),
+    "affine-conditional": lambda d: naf.conditional_affine_autoregressive_flow(d, CONTEXT_DIM, [8]),
+    "dsf-conditional": lambda d: naf.conditional_deep_sigmoidal_flow(d, CONTEXT_DIM, [8], 4),
+    "ddsf-2-conditional": lambda d: naf.conditional_deep_dense_sigmoidal_flow(
+        d, CONTEXT_DIM, [8], 4
+    ),
+    "ddsf-2-conditional-attention": lambda d: naf.conditional_deep_dense_sigmoidal_flow(
         d, CONTEXT_DIM, [4], 4, **_ATTENTION
     ),
     "dsf-conditional-pyro": _pyro_conditional_dsf,
@@ -99,7 +85,7 @@ def make_flow(name: str, dim: int, *, rough: bool = True, context: Tensor | None
     flow = FLOWS[name](dim)
     if rough:
         roughen(flow)
-    if not isinstance(flow, AutoregressiveFlow):
+    if not isinstance(flow, naf.AutoregressiveFlow):
         flow = flow.condition(torch.randn(CONTEXT_DIM) if context is None else context)
     return flow
 
@@ -114,7 +100,7 @@ def roughen(module: torch.nn.Module, scale: float = 1.0) -> None:
 
 @torch.no_grad()
 def sharp_parameters(
-    transformer: DeepSigmoidal | DeepDenseSigmoidal,
+    transformer: Sigmoidal,
     samples: int,
     *,
     max_slope: float = 50.0,
@@ -138,7 +124,7 @@ def sharp_parameters(
         a = torch.where(torch.rand(samples, k) < 1 / 3, max_slope, a)
         b = -a * (torch.rand(samples, k) * 16 - 8) if centred else 3 * torch.randn(samples, k)
         params += [a, b, logits()]
-    if isinstance(transformer, DeepDenseSigmoidal):
+    if isinstance(transformer, transformers.DeepDenseSigmoidal):
         params += [logits() for _ in range(layers - 1)]
         for matrix in transformer.parameters():
             matrix.normal_(std=2.0)
@@ -148,17 +134,13 @@ def sharp_parameters(
 
 
 @torch.no_grad()
-def sharp_phi(
-    transformer: DeepSigmoidal | DeepDenseSigmoidal, samples: int, **options: Any
-) -> Tensor:
+def sharp_phi(transformer: Sigmoidal, samples: int, **options: Any) -> Tensor:
     """Pseudo-parameters ``(samples, P)``, float64, that make :func:`sharp_parameters`."""
     params = [p.double() for p in sharp_parameters(transformer, samples, **options)]
     return unconstrained(transformer, params)
 
 
-def unconstrained(
-    transformer: DeepSigmoidal | DeepDenseSigmoidal, params: Sequence[Tensor]
-) -> Tensor:
+def unconstrained(transformer: Sigmoidal, params: Sequence[Tensor]) -> Tensor:
     """Pseudo-parameters ``(..., P)``, float64, whose constrained parameters these are."""
     spec, layers = transformer.spec(), transformer.num_layers
     spec = spec._replace(biases=spec.biases.cpu())
@@ -173,7 +155,9 @@ def three_sharp_modes(samples: int, dim: int) -> Tensor:
     return centre * torch.linspace(1, 1.2, dim) + 0.15 * torch.randn(samples, dim)
 
 
-def train_as_density(flow: AutoregressiveFlow, steps: int = 300, batch: int = 64) -> list[float]:
+def train_as_density(
+    flow: naf.AutoregressiveFlow, steps: int = 300, batch: int = 64
+) -> list[float]:
     """Maximum likelihood of :func:`three_sharp_modes` with ``[flow.inv]``; returns the losses."""
     optimiser = torch.optim.Adam(flow.parameters(), lr=5e-3)
     losses = []

@@ -13,20 +13,10 @@ import torch
 from pyro.nn import AutoRegressiveNN
 from registry import make_flow, roughen
 
+import pyro_naf as naf
 from pyro_naf.conditioners import MADE
 from pyro_naf.rootfinding import RootNotFoundError
 from pyro_naf.transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal
-from pyro_naf.transforms import (
-    AffineAutoregressiveFlow,
-    AutoregressiveFlow,
-    ConditionalDeepSigmoidalFlow,
-    DeepDenseSigmoidalFlow,
-    DeepSigmoidalFlow,
-    affine_autoregressive_flow,
-    conditional_deep_sigmoidal_flow,
-    deep_dense_sigmoidal_flow,
-    deep_sigmoidal_flow,
-)
 
 
 def raises(message: str, exception: type[Exception] = ValueError) -> Any:
@@ -36,7 +26,7 @@ def raises(message: str, exception: type[Exception] = ValueError) -> Any:
 # ------------------------------------------------------------------------------------ x, y, context
 
 
-def each_way(flow: AutoregressiveFlow) -> list[tuple[str, Callable[[torch.Tensor], Any]]]:
+def each_way(flow: naf.AutoregressiveFlow) -> list[tuple[str, Callable[[torch.Tensor], Any]]]:
     return [
         ("x", flow),
         ("y", flow.inv),
@@ -71,36 +61,36 @@ def test_wrong_device_names_the_argument_and_both_devices() -> None:
     for argument, call in each_way(flow):
         with raises(f"{argument} must be on cpu like the flow's parameters, got meta"):
             call(torch.empty(5, 3, device="meta"))
-    conditional = conditional_deep_sigmoidal_flow(3, 2)
+    conditional = naf.conditional_deep_sigmoidal_flow(3, 2)
     with raises("context must be on cpu like the flow's parameters, got meta"):
         conditional.condition(torch.empty(2, device="meta"))(torch.randn(5, 3))
 
 
 def test_wrong_context_names_it_and_both_shapes() -> None:
-    flow = conditional_deep_sigmoidal_flow(3, 2)
+    flow = naf.conditional_deep_sigmoidal_flow(3, 2)
     for shape in [(3,), (5, 1), ()]:
         with raises(f"context must have shape (..., 2), got {shape}"):
             flow.condition(torch.randn(shape))
     with raises("context must have shape (..., 2), got None"):
-        AutoregressiveFlow(flow.arn, flow.transformer)(torch.randn(5, 3))
+        naf.AutoregressiveFlow(flow.arn, flow.transformer)(torch.randn(5, 3))
     with raises("context must have shape (..., 2), got None"):
-        AutoregressiveFlow(flow.arn, flow.transformer).inv(torch.randn(5, 3))
+        naf.AutoregressiveFlow(flow.arn, flow.transformer).inv(torch.randn(5, 3))
     with raises("context must have shape (..., 0), got (2,)"):
-        unconditional = deep_sigmoidal_flow(3)
-        AutoregressiveFlow(unconditional.arn, unconditional.transformer, context=torch.randn(2))(
-            torch.randn(5, 3)
-        )
+        unconditional = naf.deep_sigmoidal_flow(3)
+        naf.AutoregressiveFlow(
+            unconditional.arn, unconditional.transformer, context=torch.randn(2)
+        )(torch.randn(5, 3))
     with raises("context must be torch.float32 like the flow's parameters, got torch.float64"):
         flow.condition(torch.randn(2).double())(torch.randn(5, 3))
 
 
 def test_a_conditional_flow_called_without_a_context_says_how_to_give_one() -> None:
     with raises("call flow.condition(context)(x)", TypeError):
-        conditional_deep_sigmoidal_flow(3, 2)(torch.randn(4, 3))
+        naf.conditional_deep_sigmoidal_flow(3, 2)(torch.randn(4, 3))
 
 
 def test_context_that_does_not_broadcast_names_both_shapes() -> None:
-    flow = conditional_deep_sigmoidal_flow(3, 2).condition(torch.randn(4, 2))
+    flow = naf.conditional_deep_sigmoidal_flow(3, 2).condition(torch.randn(4, 2))
     for call in (flow, flow.inv):
         with pytest.raises(ValueError, match=r"context.*\(4, 2\).*\(5, 3\)"):
             call(torch.randn(5, 3))
@@ -174,7 +164,7 @@ def test_an_inverse_that_overflows_raises_naming_dimension_and_samples(name: str
     "message, call",
     [
         ("input_dim must be at least 1, got 0", lambda: MADE(0, [8], 2)),
-        ("input_dim must be at least 1, got -3", lambda: deep_sigmoidal_flow(-3)),
+        ("input_dim must be at least 1, got -3", lambda: naf.deep_sigmoidal_flow(-3)),
         ("num_params must be at least 1, got 0", lambda: MADE(3, [8], 0)),
         ("context_dim must be at least 0, got -1", lambda: MADE(3, [8], 2, context_dim=-1)),
         ("head_dim must be at least 1, got 0", lambda: MADE(3, [8], 2, head_dim=0)),
@@ -218,10 +208,10 @@ def test_a_number_out_of_range_is_named_with_its_range(
 @pytest.mark.parametrize(
     "argument, call",
     [
-        ("hidden_dims", lambda: deep_sigmoidal_flow(3, 16)),  # type: ignore[arg-type]
-        ("order", lambda: deep_sigmoidal_flow(3, order=[0.5, 1.2, 2.1])),
-        ("input_dim must be an integer, got '3'", lambda: deep_sigmoidal_flow("3")),  # type: ignore[arg-type]
-        ("activation", lambda: deep_sigmoidal_flow(3, activation="relu")),
+        ("hidden_dims", lambda: naf.deep_sigmoidal_flow(3, 16)),  # type: ignore[arg-type]
+        ("order", lambda: naf.deep_sigmoidal_flow(3, order=[0.5, 1.2, 2.1])),
+        ("input_dim must be an integer, got '3'", lambda: naf.deep_sigmoidal_flow("3")),  # type: ignore[arg-type]
+        ("activation", lambda: naf.deep_sigmoidal_flow(3, activation="relu")),
     ],
     ids=["hidden_dims", "order", "input_dim", "activation"],
 )
@@ -232,27 +222,27 @@ def test_an_argument_of_the_wrong_type_is_named(argument: str, call: Callable[[]
 
 def test_zero_hidden_units_or_layers_of_a_factory_are_named() -> None:
     with raises("hidden_units must be at least 1, got 0"):
-        deep_sigmoidal_flow(3, hidden_units=0)
+        naf.deep_sigmoidal_flow(3, hidden_units=0)
     with raises("hidden_units must be at least 1, got 0"):
-        deep_dense_sigmoidal_flow(3, hidden_units=0)
+        naf.deep_dense_sigmoidal_flow(3, hidden_units=0)
     with raises("num_layers must be at least 1, got 0"):
-        deep_dense_sigmoidal_flow(3, num_layers=0)
+        naf.deep_dense_sigmoidal_flow(3, num_layers=0)
 
 
 def test_an_unknown_option_is_named() -> None:
     with pytest.raises(TypeError, match="hiden_dims"):
-        deep_sigmoidal_flow(3, hiden_dims=[8])
+        naf.deep_sigmoidal_flow(3, hiden_dims=[8])
     with pytest.raises(TypeError, match="gated"):
-        deep_sigmoidal_flow(3, gated=True)
+        naf.deep_sigmoidal_flow(3, gated=True)
 
 
 @pytest.mark.parametrize(
     "cls, given, needed",
     [
-        (AffineAutoregressiveFlow, 3, 2),
-        (DeepSigmoidalFlow, 16, 48),
-        (DeepDenseSigmoidalFlow, 48, 112),
-        (ConditionalDeepSigmoidalFlow, 16, 48),
+        (naf.AffineAutoregressiveFlow, 3, 2),
+        (naf.DeepSigmoidalFlow, 16, 48),
+        (naf.DeepDenseSigmoidalFlow, 48, 112),
+        (naf.ConditionalDeepSigmoidalFlow, 16, 48),
     ],
 )
 def test_conditioner_with_the_wrong_number_of_outputs_is_refused(
@@ -272,7 +262,11 @@ def test_conditioner_with_the_wrong_number_of_outputs_is_refused(
 def test_one_dimension_works_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for factory in (affine_autoregressive_flow, deep_sigmoidal_flow, deep_dense_sigmoidal_flow):
+        for factory in (
+            naf.affine_autoregressive_flow,
+            naf.deep_sigmoidal_flow,
+            naf.deep_dense_sigmoidal_flow,
+        ):
             for order in ("random", "natural", "reversed", [0]):
                 flow = factory(1, [4], order=order)
                 roughen(flow)
@@ -282,7 +276,7 @@ def test_one_dimension_works_without_a_warning() -> None:
 
 @pytest.mark.parametrize("hidden_dims", [[1], [2, 3], [], (4,), torch.Size([5])])
 def test_hidden_widths_below_the_dimension_work(hidden_dims: Any) -> None:
-    flow = deep_sigmoidal_flow(6, hidden_dims, 4)
+    flow = naf.deep_sigmoidal_flow(6, hidden_dims, 4)
     x = torch.randn(5, 6)
     torch.testing.assert_close(flow.inv(flow(x).clone()), x, rtol=1e-4, atol=1e-4)
 
@@ -317,7 +311,7 @@ def test_flow_with_nothing_to_train_accepts_any_dtype() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.new_zeros(*x.shape, 2)
 
-    flow = AutoregressiveFlow(Zero(), Affine())
+    flow = naf.AutoregressiveFlow(Zero(), Affine())
     for dtype in (torch.float, torch.double):
         x = torch.randn(5, 2, dtype=dtype)
         assert torch.equal(flow(x), x) and torch.equal(flow.inv(x), x)

@@ -13,7 +13,6 @@ PACKAGE = Path(pyro_naf.__file__).parent
 #: A room imports from itself and from those before it. "" is the package's own __init__.
 ROOMS = [
     "files",
-    "atomic",
     "support",
     "formulas",
     "rootfinding",

@@ -26,7 +26,7 @@ SHORTER = [
     (r"\bseconds=\d+", "steps=30, num_starts=2, num_draws=1000"),
     (r"seed=0\)", "seed=0, progress=False)"),
     (r"y, progress=False", "y, num_starts=1, num_draws=1000, progress=False"),
-    (r"FlowDensity\(\)\.fit", "FlowDensity(max_seconds=2).fit"),
+    (r"FlowDensity\(\)\.fit", "FlowDensity(max_seconds=1).fit"),
     (r"range\(500\)|range\(steps\)", "range(30)"),
     (r"num_simulations=\d+", "num_simulations=10, progress=False"),
     (r"(= mcmc_correct\(.*)\)", r"\1, num_samples=100, warmup_steps=50)"),
@@ -53,6 +53,8 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYRO_NAF_COMPILE", "0")
     monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 2000)
     monkeypatch.setattr("pyro_naf.infer.base_space._POOL", 2000)
+    monkeypatch.setattr("pyro_naf.density.gaussian_mixture.STARTS", 1)
+    monkeypatch.setattr("pyro_naf.density.gaussian_mixture.MAX_STEPS", 50)
 
 
 # Of what was cut short; and of ArviZ, once a process, that it will change.

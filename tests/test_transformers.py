@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 
 import mpmath
@@ -22,6 +23,12 @@ from pyro_naf.transformers import (
 )
 
 SIGMOIDAL = ["dsf", "ddsf-1", "ddsf-2", "ddsf-4"]
+
+#: Layers, hidden units, and whether the sigmoids step at places that are spread.
+of_all_sizes = pytest.mark.parametrize(
+    "num_layers, hidden_units, centred",
+    list(itertools.product([1, 2, 4], [1, 4, 64], [False, True])),
+)
 
 
 def sigmoidal(num_layers: int, hidden_units: int) -> DeepSigmoidal | DeepDenseSigmoidal:
@@ -204,9 +211,7 @@ def test_float32_error_is_that_of_rounding_the_inputs(
         assert float(error.max()) <= 8
 
 
-@pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize("hidden_units", [1, 4, 64])
-@pytest.mark.parametrize("num_layers", [1, 2, 4])
+@of_all_sizes
 def test_float32_is_finite_with_finite_gradients_to_a_million(
     num_layers: int, hidden_units: int, centred: bool, device: torch.device
 ) -> None:
@@ -222,9 +227,7 @@ def test_float32_is_finite_with_finite_gradients_to_a_million(
         assert all(g is None or bool(torch.isfinite(g).all()) for g in grads)
 
 
-@pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize("hidden_units", [1, 4, 64])
-@pytest.mark.parametrize("num_layers", [1, 2, 4])
+@of_all_sizes
 def test_float32_increases_strictly_wherever_float32_can_tell(
     num_layers: int, hidden_units: int, centred: bool, device: torch.device
 ) -> None:

@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    :param arguments: the arguments after the program's name; by default those of the process.
+    :param arguments: the arguments after the program's name; by default ``sys.argv[1:]``.
     :returns: the exit status: 0, 2 after an error, 130 after an interrupt.
     """
     try:

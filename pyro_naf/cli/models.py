@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -27,13 +27,13 @@ class Problem:
     """A model with its data bound to it, and what is known of its posterior."""
 
     name: str
-    model: Callable[[], Any]
+    model: Callable[[], object]
     reference: Mapping[str, eight_schools.Summary] = field(default_factory=dict)
     panels: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = first_four
 
 
 def load_problem(options: argparse.Namespace, dtype: torch.dtype) -> Problem:
-    """The model that was asked for, with its data; by default the centred eight schools."""
+    """Load the model that was asked for, with its data; by default the centred eight schools."""
     if options.model is None:
         if options.data is not None:
             raise CommandError("--data needs a model of your own: pyro-naf refine module:function")
@@ -55,8 +55,8 @@ def load_problem(options: argparse.Namespace, dtype: torch.dtype) -> Problem:
     return Problem(options.model, functools.partial(model, **data))
 
 
-def import_model(spec: str) -> Callable[..., Any]:
-    """The function that ``module:function`` or ``file.py:function`` names."""
+def import_model(spec: str) -> Callable[..., object]:
+    """Import the function that ``module:function`` or ``file.py:function`` names."""
     name, _, attribute = spec.rpartition(":")
     if not name or not attribute:
         raise CommandError(f"name the model as module:function or file.py:function, not {spec!r}")
@@ -76,7 +76,7 @@ def import_model(spec: str) -> Callable[..., Any]:
     return model
 
 
-def _import_module(name: str) -> Any:
+def _import_module(name: str) -> ModuleType:
     sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(name)
@@ -86,8 +86,8 @@ def _import_module(name: str) -> Any:
         raise
 
 
-def _import_file(path: str) -> Any:
-    """The module that a file holds; what lies beside it can be imported there."""
+def _import_file(path: str) -> ModuleType:
+    """Import the module that a file holds; what lies beside it can be imported there."""
     if not os.path.isfile(path):
         raise CommandError(f"there is no file {path}")
     name = os.path.basename(path)[:-3]
@@ -105,7 +105,7 @@ def _import_file(path: str) -> Any:
 
 
 def load_data(path: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The arrays of a .npz file as tensors, floating-point ones in ``dtype``."""
+    """Load the arrays of a .npz file as tensors, floating-point ones in ``dtype``."""
     data: dict[str, torch.Tensor] = {}
     reading = None
     try:
@@ -124,9 +124,8 @@ def load_data(path: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return data
 
 
-def _to_tensor(array: Any, what: str, dtype: torch.dtype) -> torch.Tensor:
-    kind = array.dtype.kind if isinstance(array, np.ndarray) else "?"
-    if kind not in "fiub":
+def _to_tensor(array: object, what: str, dtype: torch.dtype) -> torch.Tensor:
+    if not isinstance(array, np.ndarray) or (kind := array.dtype.kind) not in "fiub":
         named = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise CommandError(f"{what} must hold real numbers, integers or booleans, not {named}")
     if array.size == 0:

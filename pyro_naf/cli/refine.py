@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pyro
 import torch
@@ -18,12 +17,19 @@ from pyro_naf.cli.report import OWNED, RefinementReport
 from pyro_naf.files.atomic import ReplacedFolder
 from pyro_naf.infer import Correction, Refinement, mcmc_correct, refine
 from pyro_naf.infer.diagnostics import ImportanceDiagnostics, diagnose
-from pyro_naf.infer.gaussian import Gaussian
 from pyro_naf.infer.joint import Joint
+from pyro_naf.infer.laplace import Gaussian
 from pyro_naf.infer.mean_field import fit_mean_field
 from pyro_naf.infer.pointwise import deterministic
 from pyro_naf.infer.proposals import GaussianProposal
-from pyro_naf.support.command_line import CommandError, add_renamed, at_least, describe, positive
+from pyro_naf.support.command_line import (
+    CommandError,
+    Commands,
+    add_renamed,
+    at_least,
+    describe,
+    positive,
+)
 from pyro_naf.support.seeding import seeded
 
 from .models import Problem, load_problem
@@ -38,7 +44,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def add_refine(commands: Any) -> None:
+def add_refine(commands: Commands) -> None:
     """Add the command to the subparsers of ``pyro-naf``."""
     parser = commands.add_parser(
         "refine",
@@ -115,8 +121,8 @@ def _reported(what: str) -> Iterator[None]:
         raise CommandError(f"{what}: {describe(error)}") from error
 
 
-def _joint(model: Callable[[], Any]) -> Joint:
-    """The model's joint density, which finds out whether the model can be refined."""
+def _joint(model: Callable[[], object]) -> Joint:
+    """Return the model's joint density, which finds out whether the model can be refined."""
     with _reported("the model cannot be refined"):
         joint = Joint(model)
     if not bool(joint(joint.start[None]).isfinite()):
@@ -143,7 +149,7 @@ def _fit(joint: Joint, options: argparse.Namespace) -> GaussianProposal:
 
 
 def _refined(problem: Problem, options: argparse.Namespace) -> Refinement:
-    """A new refinement, or the one of a file, which goes on where there is time for it."""
+    """Return a new refinement, or the one of a file, which goes on where there is time for it."""
     budget = {"steps": options.steps, "seconds": options.seconds}
     shown = {"seed": options.seed, "progress": not options.no_progress}
     if options.load is None:

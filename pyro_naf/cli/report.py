@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ TABLE_PARAMETERS = 40
 
 
 def first_four(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The first four scalar parameters: what the picture of an unknown model shows."""
+    """Return the first four scalar parameters: what the picture of an unknown model shows."""
     return dict(list(columns.items())[:4])
 
 
@@ -64,7 +64,7 @@ class RefinementReport:
     correction: Correction | None = None
     reference: Mapping[str, Summary] = field(default_factory=dict)
     panels: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = first_four
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def has_picture(self) -> bool:
@@ -97,7 +97,7 @@ class RefinementReport:
         return result
 
     def table(self) -> str:
-        """The statistics of every parameter, the ELBO and k-hat before and after, the verdict."""
+        """List the statistics of every parameter, ELBO and k-hat before and after, the verdict."""
         rows = [["parameter", "", *STATISTICS]]
         for name, stages in list(self.statistics.items())[:TABLE_PARAMETERS]:
             decimals = _decimals(list(stages.values())[-1]["sd"])
@@ -121,7 +121,7 @@ class RefinementReport:
     def _diagnostics(self) -> dict[str, ImportanceDiagnostics]:
         return {"before": self.gaussian, "after": self.refinement.after}
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """All figures of the report, ready for JSON; those that are not finite become None."""
         diagnostics = ("elbo", "elbo_se", "khat", "ess", "log_evidence", "num_particles")
         result = {
@@ -138,7 +138,7 @@ class RefinementReport:
             "parameters": self.statistics,
             "losses": self.refinement.losses,
         }
-        return _finite(result)
+        return {key: _finite(value) for key, value in result.items()}
 
     def write(self, folder: Path) -> None:
         """Write draws.npz, refinement.pt, summary.json and, where they can be, picture and ArviZ's.
@@ -149,12 +149,13 @@ class RefinementReport:
 
         :raises OSError: if the folder cannot be written.
         """
-        arrays: dict[str, Any] = {
+        arrays = {
             f"{stage}/{site}": value.detach().cpu().numpy()
             for stage, draws in self.stages.items()
             for site, value in draws.items()
         }
-        np.savez_compressed(folder / "draws.npz", **arrays)
+        write: Callable[..., None] = np.savez_compressed
+        write(folder / "draws.npz", **arrays)
         self.refinement.save(folder / "refinement.pt")
         summary = json.dumps(self.summary(), indent=1, allow_nan=False)
         (folder / "summary.json").write_text(summary + "\n", encoding="utf-8")
@@ -220,8 +221,8 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     return lines
 
 
-def _finite(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON cannot hold."""
+def _finite(value: object) -> object:
+    """Replace NaN and infinity, which JSON cannot hold, by None."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..support.checks import check_callable, check_integers
+from ..support.checks import check_callable, check_integers, check_widths
 from ..support.modes import needs_plain_backward, needs_plain_operations, plain_gradients
 from .order import Ordered
 from .protocol import Sweep
@@ -78,7 +77,10 @@ class AttentionConditioner(Ordered):
         activation: Callable[[Tensor], Tensor] = F.gelu,
     ) -> None:
         check_callable(activation=(activation, "a function of a tensor, such as torch.tanh"))
-        widths = _check(input_dim, hidden_dims, num_params, num_heads, context_dim, dropout)
+        check_integers(num_params=(num_params, 1), num_heads=(num_heads, 1))
+        widths = _checked(hidden_dims, num_heads)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         super().__init__(input_dim, context_dim, order)
         self.hidden_dims, self.num_params, width = widths, num_params, widths[0]
         self.num_heads, self.dropout = num_heads, dropout
@@ -142,7 +144,7 @@ class AttentionConditioner(Ordered):
         return phi.permute(2, 0, 1).reshape(*x.shape[:-1], self.input_dim, self.num_params)
 
     def _embedded(self, before: Tensor, places: slice, context: Tensor | None) -> Tensor:
-        """The first h ``(N, T, H)`` of steps whose preceding values are ``(N, T)``."""
+        """Return the first h ``(N, T, H)`` of steps whose preceding values are ``(N, T)``."""
         value = before.unsqueeze(-1) * self.slope[places] + self.shift[places]
         h = self.position[places] + torch.tanh(value)
         return h if context is None or self.of_context is None else h + self.of_context(context)
@@ -207,7 +209,7 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def reset_parameters(self, num_blocks: int) -> None:
-        """What the blocks add has together about the scale of their input."""
+        """Scale the last layers so that all blocks together add about the scale of their input."""
         for linear in (self.queries_keys_values, self.joined, self.up, self.down):
             gain = (2 * num_blocks) ** -0.5 if linear in (self.joined, self.down) else 1.0
             linear.weight.normal_(std=gain * linear.in_features**-0.5)
@@ -223,7 +225,8 @@ class _Block(nn.Module):
             keys, values = cache.append(keys, values)
         found = attention(queries, keys, values, future).transpose(1, 2).flatten(2)
         h = h + self.dropout(self.joined(found))
-        return h + self.dropout(self.down(self.activation(self.up(self.norms[1](h)))))
+        h = h + self.dropout(self.down(self.activation(self.up(self.norms[1](h)))))
+        return h
 
 
 def attention(
@@ -240,14 +243,16 @@ def attention(
     """
     if future is None or needs_plain_operations(queries):
         return _plain(queries, keys, values, future)
-    return _Fused.apply(queries, keys, values, future)
+    found: Tensor = _Fused.apply(queries, keys, values, future)
+    return found
 
 
 def _plain(queries: Tensor, keys: Tensor, values: Tensor, future: Tensor | None) -> Tensor:
     scores = queries @ keys.mT * queries.shape[-1] ** -0.5
     if future is not None:
         scores = scores.masked_fill(future, -torch.inf)
-    return scores.softmax(-1) @ values
+    found: Tensor = scores.softmax(-1) @ values
+    return found
 
 
 class _Fused(torch.autograd.Function):
@@ -279,30 +284,12 @@ class _Fused(torch.autograd.Function):
         return *plain_gradients(again, inputs, [grad]), None
 
 
-def _check(
-    input_dim: int,
-    hidden_dims: Sequence[int],
-    num_params: int,
-    num_heads: int,
-    context_dim: int,
-    dropout: float,
-) -> tuple[int, ...]:
-    """The widths of the blocks."""
-    check_integers(
-        input_dim=(input_dim, 1),
-        num_params=(num_params, 1),
-        num_heads=(num_heads, 1),
-        context_dim=(context_dim, 0),
-    )
-    try:
-        widths = tuple(operator.index(width) for width in hidden_dims)
-    except TypeError:
-        raise TypeError(f"hidden_dims must be a sequence of widths, got {hidden_dims!r}") from None
+def _checked(hidden_dims: Sequence[int], num_heads: int) -> tuple[int, ...]:
+    """Check the widths of the blocks."""
+    widths = check_widths(hidden_dims)
     if len(set(widths)) != 1 or widths[0] < 1 or widths[0] % num_heads:
         raise ValueError(
             f"hidden_dims must hold one width for each block, at least one, all equal and a "
             f"positive multiple of num_heads = {num_heads}, got {list(widths)}"
         )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
     return widths

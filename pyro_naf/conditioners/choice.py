@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from ..support.checks import check_integers
 from .attention import AttentionConditioner
 from .made import MADE
 
-CONDITIONERS: dict[str, type[MADE] | type[AttentionConditioner]] = {
+CONDITIONERS: dict[str, Callable[..., MADE | AttentionConditioner]] = {
     "made": MADE,
     "attention": AttentionConditioner,
 }
@@ -21,20 +20,24 @@ OPTIONS = ("order", "residual", "head_dim", "activation", "num_heads", "dropout"
 BLOCKS = (32, 32)
 
 
-def check_name(name: str) -> str:
-    """The name of a conditioner.
+def check_name(name: object) -> str:
+    """Check the name of a conditioner.
 
     :raises ValueError: when there is no such conditioner.
     """
-    if name not in CONDITIONERS:
+    if not isinstance(name, str) or name not in CONDITIONERS:
         raise ValueError(f"conditioner must be one of {', '.join(CONDITIONERS)}, got {name!r}")
     return name
 
 
 def make(
-    name: str, input_dim: int, hidden_dims: Sequence[int] | None, num_params: int, **options: Any
+    name: object,
+    input_dim: int,
+    hidden_dims: Sequence[int] | None,
+    num_params: int,
+    **options: object,
 ) -> MADE | AttentionConditioner:
-    """The named conditioner, freshly initialised.
+    """Make the named conditioner, freshly initialised.
 
     :param name: "made" or "attention".
     :param hidden_dims: as in the conditioner; by default one layer of 3 D + 1 units, but at least

@@ -13,8 +13,8 @@ from .order import Ordered
 from .protocol import Sweep
 from .structure import Structure
 
-#: Latents are in one batched product with those that have at least this share of its inputs, or
-#: this number fewer: rather a few zeros than many small products.
+#: Latents share one batched product where the smaller number of inputs is at least this share of
+#: the larger, or this many inputs smaller: a few zeros cost less than many small products.
 _LEAST_SHARE, _FEWER = 0.7, 3
 
 
@@ -66,7 +66,6 @@ class GraphConditioner(Ordered):
         check_integers(
             num_params=(num_params, 1),
             hidden=(hidden, 1),
-            context_dim=(context_dim, 0),
             window=(window, 1),
             summary_dim=(summary_dim, 1),
         )
@@ -91,7 +90,7 @@ class GraphConditioner(Ordered):
     # ------------------------------------------------------------------------------------ set-up
 
     def _find_summaries(self, ancestors: Tensor) -> list[_Summary]:
-        """The latents, at depths that are multiples of the window, whose ancestors are summed up.
+        """Find the latents, at multiples of the window in depth, whose ancestors are summed up.
 
         Everything is numbered by places in the autoregressive order.
         """
@@ -112,7 +111,7 @@ class GraphConditioner(Ordered):
         return found
 
     def _set_up_summaries(self, summaries: list[_Summary]) -> None:
-        """Stages of summaries at equal depth, each of which reads those of the stage above."""
+        """Group summaries of equal depth into stages; each reads the stage above."""
         self._stages: list[range] = []
         self.summary_weights = nn.ParameterList()
         self.summary_biases = nn.ParameterList()
@@ -272,10 +271,7 @@ class GraphConditioner(Ordered):
     def sweep(self, batch: int, context: Tensor | None = None) -> Sweep:
         """Evaluate each unit once, all latents of equal depth in the tree together.
 
-        :param batch: number N of samples.
-        :param context: ``(N, C)``, or None where the conditioner takes none.
-        :return: a generator that yields ``(N, P)`` for the latents in autoregressive order, and
-            after each is sent the latent's value ``(N,)``.
+        Arguments and result: see :meth:`MADE.sweep <pyro_naf.conditioners.MADE.sweep>`.
         """
         columns = self._check_context(context)
         columns = None if columns is None else columns.t()
@@ -306,7 +302,8 @@ class GraphConditioner(Ordered):
         return self._outputs(slice(level.start, level.end), hidden, context)
 
     def _index(self, name: str) -> Tensor:
-        return getattr(self, name)
+        found: Tensor = getattr(self, name)
+        return found
 
     def extra_repr(self) -> str:
         """Describe the options, for ``repr``."""
@@ -317,7 +314,7 @@ class GraphConditioner(Ordered):
 
 
 class _Summary(NamedTuple):
-    """Of the ancestors of the latent at ``place``: those it reads, and the summary above it."""
+    """The ancestors that the latent at ``place`` reads itself, and the summary above it."""
 
     place: int
     inputs: Tensor
@@ -334,7 +331,8 @@ class _Level(NamedTuple):
 
 def _gathered(known: Tensor, index: Tensor) -> Tensor:
     """Rows of ``known`` ``(., N)`` for each entry of the index ``(n, A)``: ``(n, A, N)``."""
-    return known.index_select(0, index.flatten()).unflatten(0, index.shape)
+    found: Tensor = known.index_select(0, index.flatten()).unflatten(0, index.shape)
+    return found
 
 
 def _grouped(counts: list[tuple[int, bool]]) -> list[list[int]]:

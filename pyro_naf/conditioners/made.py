@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..support.checks import check_callable, check_integers
+from ..support.checks import check_callable, check_integers, check_widths
 from ..support.modes import needs_plain_operations
 from .masked_linear import masked_linear, staircase
 from .order import Ordered, cumulative, hidden_degrees
 from .protocol import Sweep
 
-#: Applies the masked linear layer of that number: to all units at once, or to those of a degree.
+#: Applies the masked linear layer of a given number: to all units, or to the units of one degree.
 #: Features are rows and samples columns, ``(H, N)``.
 Linear = Callable[[int, Tensor], Tensor]
 
 
 class MADE(Ordered):
-    r"""A masked network whose outputs for dimension t see only the dimensions before it.
+    r"""A masked network whose outputs for dimension t see only the preceding dimensions.
 
     Units carry degrees; a unit sees the units of lower or equal degree in the layer below, an
-    output only those of lower degree than its own dimension's place in the order. Everything is
+    output only units of lower degree than the place of its dimension in the order. Everything is
     sorted by degree and place: inputs, hidden units and outputs. So the masks are staircases, half
     of whose products are skipped, and :meth:`sweep` evaluates the network one degree at a time, at
     the cost of one pass. The pseudo-parameters lie in memory as ``(D, P, N)``: a transformer's sum
@@ -71,9 +69,10 @@ class MADE(Ordered):
         activation: Callable[[Tensor], Tensor] = torch.tanh,
     ) -> None:
         check_callable(activation=(activation, "a function of a tensor, such as torch.tanh"))
-        hidden_dims = _check_widths(
-            input_dim, hidden_dims, num_params, context_dim, residual, head_dim
+        check_integers(
+            num_params=(num_params, 1), head_dim=(1 if head_dim is None else head_dim, 1)
         )
+        hidden_dims = _checked(hidden_dims, residual)
         super().__init__(input_dim, context_dim, order)
         self.hidden_dims, self.num_params = hidden_dims, num_params
         self.residual, self.head_dim, self.activation = residual, head_dim, activation
@@ -152,10 +151,11 @@ class MADE(Ordered):
         if self.head is not None:
             head = self.head.expand(self.input_dim, -1, -1)
             out = torch.baddbmm(self.output_bias.unsqueeze(-1), head, out)
-        return out.permute(2, 0, 1).reshape(*x.shape[:-1], self.input_dim, self.num_params)
+        found: Tensor = out.permute(2, 0, 1).reshape(*x.shape[:-1], self.input_dim, self.num_params)
+        return found
 
     def _weights(self) -> list[Tensor]:
-        """The weights, each read once: a parametrisation computes them anew at every reading."""
+        """Read each weight once: a parametrisation computes them anew at every reading."""
         for hook in self.weights._forward_pre_hooks.values():  # torch.nn.utils.weight_norm
             hook(self.weights, ())
         return list(self.weights)
@@ -193,7 +193,7 @@ class MADE(Ordered):
             new = x.unsqueeze(0)
 
     def _features(self, z: Tensor, linear: Linear) -> Tensor:
-        """The hidden layers: the same lines for a whole pass and for one degree of a sweep."""
+        """Evaluate the hidden layers, in a whole pass or for one degree of a sweep."""
         if not self.hidden_dims:
             return z
         h = linear(0, z)
@@ -206,7 +206,8 @@ class MADE(Ordered):
         return self.activation(h)
 
     def _mask(self, i: int) -> Tensor:
-        return getattr(self, f"mask_{i}")
+        found: Tensor = getattr(self, f"mask_{i}")
+        return found
 
     def _masks(self) -> Iterator[Tensor]:
         """One for each layer; every row is ones, then zeros."""
@@ -219,13 +220,13 @@ class MADE(Ordered):
         yield (places.unsqueeze(-1) > degrees[-1]).to(self.output_bias.dtype)
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
     ) -> None:
         if f"{prefix}permutation" in state_dict and f"{prefix}places" not in state_dict:
             self._sort_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _sort_state_dict(self, state_dict: dict[str, Any], prefix: str) -> None:
+    def _sort_state_dict(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         """Version 0.1.0 kept the dimensions of weights and biases in their own order."""
         order = state_dict[f"{prefix}permutation"]
         columns = torch.cat([order.new_tensor(range(self.context_dim)), self.context_dim + order])
@@ -264,29 +265,12 @@ class _Rows:
         return self.known
 
 
-def _check_widths(
-    input_dim: int,
-    hidden_dims: Sequence[int],
-    num_params: int,
-    context_dim: int,
-    residual: bool,
-    head_dim: int | None,
-) -> tuple[int, ...]:
-    try:
-        hidden_dims = tuple(operator.index(h) for h in hidden_dims)
-    except TypeError:
-        raise TypeError(f"hidden_dims must be a sequence of widths, got {hidden_dims!r}") from None
-    check_integers(
-        input_dim=(input_dim, 1),
-        num_params=(num_params, 1),
-        context_dim=(context_dim, 0),
-        head_dim=(1 if head_dim is None else head_dim, 1),
-    )
-    if any(h < 1 for h in hidden_dims):
-        raise ValueError(f"hidden_dims must be at least 1 each, got {list(hidden_dims)}")
-    if residual and len(set(hidden_dims)) != 1:
+def _checked(hidden_dims: Sequence[int], residual: bool) -> tuple[int, ...]:
+    widths = check_widths(hidden_dims)
+    if any(width < 1 for width in widths):
+        raise ValueError(f"hidden_dims must be at least 1 each, got {list(widths)}")
+    if residual and len(set(widths)) != 1:
         raise ValueError(
-            f"hidden_dims must hold one and the same width with residual=True, got "
-            f"{list(hidden_dims)}"
+            f"hidden_dims must hold one and the same width with residual=True, got {list(widths)}"
         )
-    return hidden_dims
+    return widths

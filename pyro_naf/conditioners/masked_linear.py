@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ..support.autograd import Context
 from ..support.modes import needs_plain_backward, needs_plain_operations
 from ..support.pages import in_large_pages
 
-#: A layer is cut into this many steps: with 8, 9/16 of the products remain.
+#: Number of steps that a layer is cut into: with 8 steps 9/16 of the products remain.
 STEPS = 8
 
-#: Multiplications saved by a call below which the steps cost more than they save: measured on a
-#: CPU; on a GPU, reckoned from eight launches instead of one.
+#: Number of multiplications that the steps must save in a call to be worth their own cost: measured
+#: on a CPU; on a GPU estimated from eight launches in place of one.
 WORTH = {"cpu": 1 << 24, "cuda": 1 << 31}
 
 
@@ -45,7 +46,8 @@ def masked_linear(
     saved = weight.numel() - sum((s.stop - s.start) * s.width for s in steps)
     if saved * z.shape[1] < WORTH.get(z.device.type, 1 << 31) or needs_plain_operations(z):
         return _plain(z, weight, mask, bias)
-    return _Staircase.apply(z, weight, mask, bias, steps)
+    found: Tensor = _Staircase.apply(z, weight, mask, bias, steps)
+    return found
 
 
 def _plain(z: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
@@ -54,10 +56,20 @@ def _plain(z: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tens
     return product if bias is None else product + bias.unsqueeze(-1)
 
 
+class _StaircaseContext(Context, Protocol):
+    steps: list[Step]
+    has_bias: bool
+
+
 class _Staircase(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, steps: list[Step]
+        ctx: _StaircaseContext,
+        z: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        bias: Tensor | None,
+        steps: list[Step],
     ) -> Tensor:
         ctx.steps, ctx.has_bias = steps, bias is not None
         ctx.save_for_backward(z, weight, mask)
@@ -72,7 +84,7 @@ class _Staircase(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _StaircaseContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, weight, mask = ctx.saved_tensors
         grad_bias = grad.sum(1) if ctx.has_bias else None
         if needs_plain_backward(grad):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..support.autograd import Context
+from ..support.checks import check_integers
 from ..support.modes import needs_plain_operations
 
 
@@ -26,13 +27,14 @@ class Ordered(nn.Module):
         self, input_dim: int, context_dim: int, order: str | Sequence[int] | Tensor
     ) -> None:
         super().__init__()
+        check_integers(input_dim=(input_dim, 1), context_dim=(context_dim, 0))
         self.input_dim, self.context_dim = input_dim, context_dim
         self.register_buffer("permutation", permutation_of(order, input_dim))
         self.register_buffer("places", self.permutation.clone())
         self._order_changed()
 
     def get_permutation(self) -> Tensor:
-        """The order: entry t is the dimension that comes t-th, shape ``(D,)``."""
+        """Return the order: entry t is the dimension that comes t-th, shape ``(D,)``."""
         return self.permutation
 
     @property
@@ -44,17 +46,20 @@ class Ordered(nn.Module):
         return self._natural is self.permutation
 
     def sort(self, x: Tensor, back: bool = False) -> Tensor:
-        """The last axis of x ``(..., D)`` in autoregressive order; or ``back`` from it."""
+        """Bring the last axis of x ``(..., D)`` into autoregressive order; or ``back`` from it."""
         indices = (self.places, self.permutation) if back else (self.permutation, self.places)
         if needs_plain_operations(x):
             return x.index_select(-1, indices[0])
-        return _Sorted.apply(x, *indices)
+        found: Tensor = _Sorted.apply(x, *indices)
+        return found
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._order_changed()
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Ordered:
+    def _apply(self, *args: object, **kwargs: object) -> Ordered:
         super()._apply(*args, **kwargs)
         self._order_changed()
         return self
@@ -79,12 +84,12 @@ class _Sorted(torch.autograd.Function):
     """``index_select`` whose gradient knows that the index is a permutation: no scattering."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
         ctx.save_for_backward(back)
         return x.index_select(-1, there)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         (back,) = ctx.saved_tensors
         return grad.index_select(-1, back), None, None
 

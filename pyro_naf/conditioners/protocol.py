@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from itertools import takewhile
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,23 @@ Sweep = Generator[Tensor, Tensor, None]
 _HARMLESS = {"__init__", "__new__", "__getstate__", "extra_repr", "reset_parameters"}
 
 
-def sweep(conditioner: Any, batch: int, context: Tensor | None, like: Tensor) -> Sweep:
-    """The conditioner's own sweep, or D passes through one that has none.
+class Conditioner(Protocol):
+    """What gives a flow its pseudo-parameters; :class:`~pyro_naf.conditioners.MADE` is one.
+
+    :ivar input_dim: number D of dimensions.
+    """
+
+    input_dim: int
+
+    def get_permutation(self) -> Tensor:
+        """Return the order: entry t is the dimension that comes t-th, shape ``(D,)``."""
+
+    def __call__(self, x: Tensor, *context: Tensor) -> Tensor:
+        """Pseudo-parameters ``(..., D, P)`` of x ``(..., D)``, given a context ``(..., C)``."""
+
+
+def sweep(conditioner: Conditioner, batch: int, context: Tensor | None, like: Tensor) -> Sweep:
+    """Return the conditioner's own sweep, or D passes through one that has none.
 
     D passes as well through one whose ``forward`` a subclass or a hook has changed behind the
     sweep's back. ``like`` gives dtype and device of the samples; the rest as in
@@ -30,11 +45,14 @@ def sweep(conditioner: Any, batch: int, context: Tensor | None, like: Tensor) ->
     """
     check_overrides(conditioner)
     if hasattr(conditioner, "sweep") and is_unchanged(conditioner):
-        return conditioner.sweep(batch, context)
+        found: Sweep = conditioner.sweep(batch, context)
+        return found
     return _sweep_by_passes(conditioner, batch, context, like)
 
 
-def _sweep_by_passes(conditioner: Any, batch: int, context: Tensor | None, like: Tensor) -> Sweep:
+def _sweep_by_passes(
+    conditioner: Conditioner, batch: int, context: Tensor | None, like: Tensor
+) -> Sweep:
     columns = [like.new_zeros(batch)] * conditioner.input_dim
     for v in conditioner.get_permutation().tolist():
         x = torch.stack(columns, -1)
@@ -42,7 +60,7 @@ def _sweep_by_passes(conditioner: Any, batch: int, context: Tensor | None, like:
         columns[v] = yield phi[:, v]
 
 
-def is_unchanged(conditioner: Any) -> bool:
+def is_unchanged(conditioner: object) -> bool:
     """Whether calls go through the code that the conditioner's ``sweep`` was written beside.
 
     Not where a subclass or the object itself has methods of its own in place of that class's, and
@@ -57,7 +75,7 @@ def is_unchanged(conditioner: Any) -> bool:
     return not (changed or has_hooks(conditioner) or not own.isdisjoint(conditioner.__dict__))
 
 
-def check_overrides(conditioner: Any) -> None:
+def check_overrides(conditioner: object) -> None:
     """Refuse a sweep that overrides another beside a ``forward`` which it does not belong to.
 
     :raises TypeError: where a subclass, or the object, has a ``sweep`` but no ``forward`` anew.
@@ -83,5 +101,5 @@ def _look_at(cls: type) -> tuple[frozenset[str], bool]:
 
 
 def _definer(cls: type, name: str) -> int:
-    """The place in the method resolution order of the class that defines the method."""
+    """Find the place in the method resolution order of the class that defines the method."""
     return next((i for i, c in enumerate(cls.__mro__) if name in vars(c)), len(cls.__mro__))

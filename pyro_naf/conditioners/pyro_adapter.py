@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
+
+from .protocol import Conditioner
 
 
 class PyroConditioner(nn.Module):
@@ -27,8 +29,9 @@ class PyroConditioner(nn.Module):
         self.context_dim = 0 if isinstance(nn_, AutoRegressiveNN) else nn_.context_dim
 
     def get_permutation(self) -> Tensor:
-        """The order: entry t is the dimension that comes t-th, shape ``(D,)``."""
-        return self.nn.get_permutation()
+        """Return the order: entry t is the dimension that comes t-th, shape ``(D,)``."""
+        found: Tensor = self.nn.get_permutation()
+        return found
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Pseudo-parameters ``(..., D, P)``."""
@@ -46,8 +49,8 @@ class PyroConditioner(nn.Module):
         return torch.cat(rows, -2).transpose(-1, -2).contiguous()
 
 
-def as_conditioner(conditioner: Any) -> Any:
+def as_conditioner(conditioner: Conditioner | nn.Module) -> Conditioner:
     """Wrap Pyro's autoregressive networks; return anything else as it is."""
     if isinstance(conditioner, ConditionalAutoRegressiveNN):
         return PyroConditioner(conditioner)
-    return conditioner
+    return cast(Conditioner, conditioner)

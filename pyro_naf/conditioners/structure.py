@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-#: Rule by which the next latent to eliminate is chosen: its number of neighbours ``(D,)``, the
-#: height of the tree below it ``(D,)``, D -> a number for each, of which the smallest wins.
-_Rule = Callable[[Any, Any, int], Any]
+#: Rule that chooses the next latent to eliminate: from numbers of neighbours ``(D,)``, heights of
+#: the trees below ``(D,)`` and D to a cost for each latent; the smallest wins.
+_Rule = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 #: Fewest neighbours first is the classical rule. It eliminates a chain from its ends, which makes a
 #: tree as deep as the chain is long; lowest tree first halves the chain each time.
@@ -63,8 +64,8 @@ class Structure:
     ancestors: Tensor
 
     @classmethod
-    def from_adjacency(cls, adjacency: Any) -> Structure:
-        """The structure of a graph, by the elimination rule that gives the fewest ancestors.
+    def from_adjacency(cls, adjacency: ArrayLike | Tensor) -> Structure:
+        """Return the structure of a graph, by the elimination rule that gives the fewest ancestors.
 
         :param adjacency: symmetric booleans, or zeros and ones, ``(D, D)``; the diagonal is
             ignored.
@@ -77,7 +78,7 @@ class Structure:
 
     @classmethod
     def dense(cls, dim: int) -> Structure:
-        """The structure of D latents that all depend on one another, in their natural order."""
+        """Structure of D latents that all depend on one another, in their natural order."""
         order = torch.arange(dim)
         before = torch.ones(dim, dim, dtype=torch.bool).tril(-1)
         return cls(before | before.T, order, order - 1, before, before)
@@ -86,6 +87,11 @@ class Structure:
     def dim(self) -> int:
         """The number D of latents."""
         return len(self.order)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Where the pairs of a latent and an ancestor are in a matrix, row by row, ``(n,)``."""
+        return self.ancestors.flatten().nonzero().flatten()
 
     @property
     def depth(self) -> Tensor:
@@ -115,7 +121,7 @@ class Structure:
         )
 
 
-def check_adjacency(adjacency: Any) -> Tensor:
+def check_adjacency(adjacency: ArrayLike | Tensor) -> Tensor:
     """Booleans ``(D, D)`` with a false diagonal, or a ValueError that says what is wrong."""
     expected = "structure must be 'auto', 'full', a Structure or an adjacency"
     try:

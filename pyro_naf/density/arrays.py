@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+#: Rows of numbers as people have them: arrays, tensors, nested sequences.
+RowsLike: TypeAlias = ArrayLike | Tensor
 
-def as_tensor(value: Any, name: str) -> Tensor:
-    """A floating-point tensor of an array, a tensor or nested sequences.
+#: Rows, or columns by name: a DataFrame, a mapping, a list of mappings.
+TableLike: TypeAlias = RowsLike | Mapping[str, ArrayLike] | Sequence[Mapping[str, object]]
+
+
+def as_tensor(value: object, name: str) -> Tensor:
+    """Make a floating-point tensor of an array, a tensor or nested sequences.
 
     :raises TypeError: when it holds no real numbers.
     """
@@ -34,8 +42,8 @@ def as_tensor(value: Any, name: str) -> Tensor:
     return value if value.is_floating_point() else value.double()
 
 
-def _as_array(value: Any, name: str) -> np.ndarray:
-    """An array of what is no tensor; masked cells are missing."""
+def _as_array(value: object, name: str) -> np.ndarray:
+    """Make an array of what is no tensor; masked cells are missing."""
     if isinstance(value, np.ma.MaskedArray) and value.dtype.kind in "iuf":
         return np.where(np.ma.getmaskarray(value), np.nan, value.data.astype(np.float64))
     try:
@@ -63,7 +71,7 @@ def _numbers_of(array: np.ndarray, name: str) -> np.ndarray:
 class NotRealError(TypeError, ValueError):
     """An array of complex numbers, text or booleans: scikit-learn asks for a ValueError."""
 
-    def __init__(self, name: str, dtype: Any) -> None:
+    def __init__(self, name: str, dtype: np.dtype | torch.dtype) -> None:
         more = ": Complex data not supported" if "complex" in str(dtype) else ""
         if str(dtype).startswith(("<U", ">U", "|S", "bool", "torch.bool")):
             more = ": pass a DataFrame or a mapping of columns where some are no numbers"

@@ -44,8 +44,8 @@ from .training import Rows, log_probs, seeded, train
 #: Rows up to which densities are chosen by cross-validation instead of validation rows.
 CROSS_VALIDATED = 4000
 
-#: Rows times squared columns from which mixtures of rows with missing cells, of which each has its
-#: own covariance to invert, are fitted once, beside validation rows.
+#: Number of rows times squared number of columns from which mixtures of rows with missing cells are
+#: fitted once, beside validation rows: each such row has a covariance of its own to invert.
 COSTLY_WITH_GAPS = 2**21
 
 #: Weight below which a density is left out of the mixture; the Gaussian always stays.
@@ -54,7 +54,8 @@ NEGLIGIBLE = 0.02
 #: Number of rows that Gaussian mixtures, and the linear maps in front of flows, are fitted to.
 MIXTURE_ROWS = 20_000
 
-#: Fall of the validation log-likelihood in nats, from the best to the last, that is reported.
+#: Fall of the validation log-likelihood, in nats, from the best weights to the last ones that is
+#: reported as overfitting.
 OVERFIT = 0.1
 
 #: Part of the time limit in which mixtures are begun, and their steps made.
@@ -79,7 +80,7 @@ class Fitted:
     """
 
     density: Stacked
-    parts: list[tuple[str, dict[str, Any]]]
+    parts: list[tuple[str, dict[str, object]]]
     history: History
     held_out: Tensor
     folds: Folds | None
@@ -90,8 +91,8 @@ def fit(
     held_out: Rows | None,
     training: Training,
     *,
-    given: dict[str, Any],
-    overrides: dict[str, Any],
+    given: dict[str, object],
+    overrides: dict[str, object],
     weight: Tensor | None = None,
     shift: Tensor | None = None,
     on_evaluation: Callable[[dict[str, Any]], None] | None = None,
@@ -139,8 +140,8 @@ class _Search:
         rows: Rows,
         held_out: Rows | None,
         training: Training,
-        given: dict[str, Any],
-        overrides: dict[str, Any],
+        given: dict[str, object],
+        overrides: dict[str, object],
         weight: Tensor | None,
         shift: Tensor | None,
         dtype: torch.dtype,
@@ -224,7 +225,7 @@ class _Search:
         )  # fmt: skip
         return part.to(self.device, self.dtype)
 
-    def options(self, candidate: Candidate) -> dict[str, Any]:
+    def options(self, candidate: Candidate) -> dict[str, object]:
         return {**candidate.overrides, **(self.overrides if candidate.share else {})}
 
     def cut_off(self, i: int) -> bool:
@@ -269,7 +270,8 @@ class _Search:
             chosen["progress"] = False
         if self.folds > 1 or candidate is not self.tried[-1]:
             chosen |= {"checkpoint": None, "resume": False}
-        options = replace(self.training, **chosen)
+        changed: Callable[..., Training] = partial(replace, self.training)
+        options = changed(**chosen)
         before = self.history.steps
 
         def evaluated(entry: dict[str, Any]) -> None:
@@ -288,7 +290,7 @@ class _Search:
         self.history.stopped = found.stopped
 
     def seconds_for(self, candidate: Candidate, k: int) -> float:
-        """The time that one flow gets: its share of what is left for it and those after it."""
+        """Return the time that one flow gets: a share of what is left for it and those after it."""
         assert self.training.max_seconds is not None
         left = FLOWS_SHARE * self.training.max_seconds - (time.monotonic() - self.start)
         after = self.tried[self.tried.index(candidate) :]
@@ -316,7 +318,7 @@ class _Search:
         return Fitted(density, parts, self.history, total + self.shift, folds)
 
     def fold_weights(self, i: int) -> dict[int, float]:
-        """The weights of a candidate's parts; what has no steps is fitted to all rows too.
+        """Weight a candidate's parts; what has no steps is fitted to all rows too.
 
         But for what the time limit has cut off: its fit to all rows would be cut off sooner.
         """
@@ -329,7 +331,7 @@ class _Search:
         return {**{k: 0.5 * share for k, share in shares.items()}, self.folds: 0.5}
 
     def weigh(self) -> tuple[list[int], Tensor]:
-        """The candidates that stay, and their weights."""
+        """Return the candidates that stay, and their weights."""
         weight = self.weight.cpu() if self.weight is not None and self.held_out is None else None
         weights = stacking_weights(self.log_probs[:, self.done], weight).tolist()
         chosen = [i for i, w in zip(self.done, weights, strict=True) if i == 0 or w >= NEGLIGIBLE]
@@ -359,20 +361,20 @@ class _Search:
         history.comparison.append(self.compared("auto", total))
         history.overfit = _sentence(self.overfit)
 
-    def compared(self, name: str, values: Tensor) -> dict[str, Any]:
+    def compared(self, name: str, values: Tensor) -> dict[str, object]:
         values = values + self.shift
         error = 2 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
         return {"name": name, "mean": float(values.mean()), "2se": error}
 
 
 def _drop(history: History) -> tuple[float, float]:
-    """The validation likelihood of the best weights, and of the last."""
+    """Return the validation likelihood of the best weights, and of the last."""
     values = [e["validation"] for e in history.evaluations]
     return max(values), values[-1]
 
 
 def _sentence(drops: list[tuple[float, float]]) -> str | None:
-    """What there is to say of overfitting, or None."""
+    """Return what there is to say of overfitting, or None."""
     fallen = [best - last for best, last in drops if last < best - OVERFIT]
     if len(fallen) * 2 <= len(drops) or not fallen:
         return None

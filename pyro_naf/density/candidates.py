@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from .architectures import WITH_CLASSES, parse
 from .closed_form import CLOSED
@@ -14,8 +13,8 @@ FOLDS = 5
 #: Rows below which only the Gaussian is fitted.
 FEW_ROWS = 20
 
-#: Mixtures of Gaussians and of t's, which reach heavy tails, and the rows that the prior of each
-#: part is worth: few, where parts lie in planes, or the default.
+#: Mixtures of Gaussians and of t's, which reach heavy tails, and the number of rows that the prior
+#: of each part is worth: a small number for parts that lie in planes, or None for the default.
 MIXTURES: tuple[tuple[str, float | None], ...] = (
     ("gmm-2", 0.3), ("gmm-3", 0.3), ("gmm-5", 0.3), ("gmm-5", None), ("gmm-8", None),
     ("student-1", None), ("student-3", 0.3),
@@ -28,7 +27,7 @@ LARGE_MIXTURES: tuple[tuple[str, float | None], ...] = (
 WITH_GAPS = ("gmm-2", "gmm-3", "gmm-5", "student-1", "student-2", "copula-1", "copula-2")
 LARGE_WITH_GAPS = ("gmm-8", "copula-3", "copula-5")
 
-#: Each Gaussian of such a mixture needs this number of rows for each column.
+#: Number of rows for each column that each Gaussian of such a mixture needs.
 ROWS_A_COLUMN = 5
 
 #: Gaussians in the marginal law of a column, in a copula, from this number of rows on.
@@ -46,8 +45,8 @@ class Candidate:
     """
 
     architecture: str
-    overrides: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, object] = field(default_factory=dict)
+    training: dict[str, object] = field(default_factory=dict)
     share: float = 0.0
 
 
@@ -60,7 +59,7 @@ def candidates(
     classes: bool = False,
     given_classes: bool = False,
 ) -> list[Candidate]:
-    """The densities to try for this many rows and columns, the Gaussian first.
+    """List the densities to try for this many rows and columns, the Gaussian first.
 
     :param crossed: they are cross-validated, on rows that are few.
     :param gaps: cells are missing: only mixtures of Gaussians, t's and normal scores are tried.

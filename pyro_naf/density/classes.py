@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-#: Width of the hidden layer of each softmax.
+#: Width of the hidden layer in front of each softmax.
 HIDDEN = 32
 
 
@@ -51,7 +51,7 @@ class SoftmaxHead(nn.Module):
         return self.log_prob(codes.long(), context)
 
     def log_prob(self, codes: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-probability ``(...)`` of codes ``(..., M)`` given a context ``(..., C)``."""
+        """Return log-probabilities ``(...)`` of codes ``(..., M)`` given contexts ``(..., C)``."""
         given, total = context, torch.zeros((), device=codes.device)
         for m, size in enumerate(self.sizes):
             logits = self._logits(m, given).log_softmax(-1)
@@ -86,7 +86,7 @@ class SoftmaxHead(nn.Module):
 
 
 def _network(width: int, size: int) -> nn.ModuleList:
-    """A hidden layer and one behind it that starts at zero; nothing where there is no input."""
+    """Make a hidden layer and one after it that starts at zero; empty without input."""
     if width == 0:
         return nn.ModuleList()
     last = nn.Linear(width + HIDDEN, size, bias=False)

@@ -46,12 +46,12 @@ class Part:
         return z, log_slope.nan_to_num(nan=0.0).sum(-1)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density ``(N,)`` of the cells of x that are not NaN."""
+        """Return the log-density ``(N,)`` of the cells of x that are not NaN."""
         z, log_slope = self.mapped(x)
         return incomplete.log_terms(self.law, z).logsumexp(1) + log_slope
 
     def drawn(self, x: Tensor) -> Tensor:
-        """The rows with draws in the cells that are NaN."""
+        """Fill the cells that are NaN with draws."""
         z = incomplete.drawn(self.law, self.mapped(x)[0])
         if self.scores is None:
             return z
@@ -63,7 +63,7 @@ class Part:
 
 
 def log_prob(parts: Sequence[Part], x: Tensor) -> Tensor:
-    """The log-density ``(N,)`` of the cells of x, in double precision, that are seen."""
+    """Return the log-density ``(N,)`` of the cells of x, in double precision, that are seen."""
     return torch.stack([part.log_prob(x) + part.log_weight for part in parts], 1).logsumexp(1)
 
 
@@ -95,16 +95,16 @@ def imputed(
 
 
 def marginal(parts: Sequence[Part], at: Tensor) -> list[Part]:
-    """The law of these dimensions and classes ``(E,)``."""
+    """Return the law of these dimensions and classes ``(E,)``."""
     return [
         replace(p, scores=_of(p.scores, at[at < p.law.dim]), law=p.law.marginal(at)) for p in parts
     ]
 
 
 def conditional(parts: Sequence[Part], x: Tensor) -> list[Part]:
-    """The law of the dimensions and classes in which x ``(D + M,)`` is NaN, given the others.
+    """Return the law of dimensions and classes where x ``(D + M,)`` is NaN, given the others.
 
-    The weights are those of the joint density: their sum is the density of what is given.
+    The weights of the joint density are kept: their sum is the density of the given values.
     """
     rest, found = x.isnan().nonzero().squeeze(1), []
     for p in parts:
@@ -115,7 +115,7 @@ def conditional(parts: Sequence[Part], x: Tensor) -> list[Part]:
 
 
 def _of(scores: NormalScores | None, at: Tensor) -> NormalScores | None:
-    """The maps of these columns."""
+    """Return the maps of these columns."""
     if scores is None or len(at) == 0:
         return None
     found = NormalScores(len(at), scores.components).to(scores.means)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from .table_density import TableDensity
 
 
 def of_fold(density: TableDensity, parts: list[tuple[int, int]], k: int) -> TableDensity:
-    """The density that the rows of a fold were left out of, with candidates weighted as in all."""
+    """Return the density that a fold was left out of, its candidates weighted as in all."""
     stacked = density.flow
     weights = dict.fromkeys((i for i, _ in parts), 0.0)
     for (i, _), weight in zip(parts, stacked.log_weights.exp().tolist(), strict=True):
@@ -40,10 +39,10 @@ def of_fold(density: TableDensity, parts: list[tuple[int, int]], k: int) -> Tabl
 
 @torch.no_grad()
 def p_values(density: TableDensity, rows: Sequence[Tensor]) -> np.ndarray:
-    """The p-values ``(N,)`` of rows, and contexts if there are any; the fit was cross-validated."""
+    """Return p-values ``(N,)`` of rows, with contexts if any; the fit was cross-validated."""
     folds, held_out = density.folds, density.held_out
     assert folds is not None and held_out is not None
-    below: Any = 1
+    below = np.ones(len(rows[0]))
     for k in folds.rows.unique().tolist():
         known = np.sort(held_out[folds.rows == k].cpu().numpy())
         values = of_fold(density, folds.parts, k).log_prob(*rows).double().cpu().numpy()

@@ -10,10 +10,11 @@ from torch import Tensor
 #: A column with this many rows for each of its values is called discrete.
 ROWS_EACH = 10
 
-#: Rows that are looked at to find that out.
+#: Number of rows that are looked at to find discrete columns.
 LOOKED_AT = 50_000
 
-#: Values closer than this part of the usual step are one value, computed in two ways.
+#: Difference, as a part of the usual step, below which two values are one value computed in two
+#: ways.
 ROUNDING = 1e-6
 
 
@@ -26,13 +27,13 @@ def discrete_columns(rows: Tensor) -> list[int]:
 
 
 def present(column: Tensor) -> Tensor:
-    """The cells of a column ``(N,)`` that are not missing."""
+    """Return the cells of a column ``(N,)`` that are not missing."""
     missing = column.isnan()
     return column[~missing] if missing.any() else column
 
 
 def values_of(column: Tensor) -> tuple[Tensor, float]:
-    """The values that a discrete column can take, ascending ``(M,)``, and their step.
+    """Return the values that a discrete column can take, ascending ``(M,)``, and their step.
 
     They are the grid of the values seen, from the smallest to the largest, where most of it is
     seen; otherwise (coins, logarithms of counts) the values seen, whose step is the smallest.
@@ -66,7 +67,7 @@ def values_of(column: Tensor) -> tuple[Tensor, float]:
 
 
 def _common_step(places: Tensor, error: float) -> float | None:
-    """The largest number that all places ``(M,)``, from 0, are multiples of, up to an error.
+    """Return the largest number that all places ``(M,)``, from 0, are multiples of, up to an error.
 
     Euclid's algorithm; the step is fitted to more and more of the places, since the error of a
     single difference would add up.
@@ -100,7 +101,7 @@ def _decimals(*numbers: float) -> int:
 
 
 def dequantised(rows: Tensor, steps: Mapping[int, float], generator: torch.Generator) -> Tensor:
-    """The rows with uniform noise over a step added in these columns, in double precision.
+    """Add uniform noise over a step in these columns of rows, in double precision.
 
     The density of the result, averaged over a step, is the probability of a value over the step.
     """
@@ -112,7 +113,7 @@ def dequantised(rows: Tensor, steps: Mapping[int, float], generator: torch.Gener
 
 
 def quantised(rows: Tensor, steps: Mapping[int, float], values: Mapping[int, Tensor]) -> Tensor:
-    """The rows ``(..., D)`` with columns made values again: undoes :func:`dequantised`.
+    """Make columns of rows ``(..., D)`` values again: undo :func:`dequantised`.
 
     :param values: of each column, ascending, as :func:`values_of` gives them.
     """

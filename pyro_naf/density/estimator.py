@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..support.checks import check_integers
 from ..support.seeding import seeded
 from . import cross_conformal, discrete, preparation, questions, weighted
+from .arrays import RowsLike, TableLike
 from .fitting import Fitting
 from .flow import evaluating
 from .model_file import load_model, save_model
@@ -64,7 +66,7 @@ class FlowDensity(TableDensity):
     Source: Huang et al. 2018 [arXiv:1804.00779], section 6.2.
 
     >>> x = torch.randn(200, 2).exp()
-    >>> density = FlowDensity().fit(x, max_steps=20, seed=0, progress=False)
+    >>> density = FlowDensity().fit(x, max_seconds=1, seed=0, progress=False)
     >>> density.log_prob(x).shape, density.sample(5).shape
     (torch.Size([200]), torch.Size([5, 2]))
     """
@@ -73,13 +75,13 @@ class FlowDensity(TableDensity):
 
     def fit(
         self,
-        x: Any,
-        context: Any = None,
-        sample_weight: Any = None,
+        x: TableLike,
+        context: RowsLike | None = None,
+        sample_weight: ArrayLike | Tensor | None = None,
         *,
-        y: Any = None,
+        y: RowsLike | None = None,
         on_evaluation: Callable[[dict[str, Any]], None] | None = None,
-        **settings: Any,
+        **settings: object,
     ) -> FlowDensity:
         """Fits the density to rows, and returns itself.
 
@@ -118,8 +120,10 @@ class FlowDensity(TableDensity):
 
     # --------------------------------------------------------------------------- scores of rows
 
-    def score(self, x: Any, context: Any = None, *, y: Any = None) -> float:
-        """The mean log-density of rows ``(N, D)`` in nats.
+    def score(
+        self, x: TableLike, context: RowsLike | None = None, *, y: RowsLike | None = None
+    ) -> float:
+        """Return the mean log-density of rows ``(N, D)`` in nats.
 
         :raises ValueError: as :meth:`fit`, for shapes and values.
         """
@@ -130,8 +134,8 @@ class FlowDensity(TableDensity):
                 self.log_prob(*self.checked_rows(x, context, "x", "context")).double().mean()
             )
 
-    def score_samples(self, x: Any, context: Any = None) -> np.ndarray:
-        """The log-density of each of the rows ``(N, D)`` in nats, as a numpy array ``(N,)``.
+    def score_samples(self, x: TableLike, context: RowsLike | None = None) -> np.ndarray:
+        """Return the log-density of each of the rows ``(N, D)`` in nats, as a numpy array ``(N,)``.
 
         :raises ValueError: as :meth:`fit`, for shapes and values.
         """
@@ -142,8 +146,8 @@ class FlowDensity(TableDensity):
             values = self.log_prob(*rows).cpu()
         return values.to(torch.promote_types(values.dtype, torch.float32)).numpy()
 
-    def anomaly_score(self, x: Any, context: Any = None) -> np.ndarray:
-        """The p-value ``(N,)`` of each of the rows ``(N, D)``: small where a row is unusual.
+    def anomaly_score(self, x: TableLike, context: RowsLike | None = None) -> np.ndarray:
+        """Return the p-value ``(N,)`` of each of the rows ``(N, D)``: small where a row is unusual.
 
         It is the share of held-out rows whose density is no higher, the row itself counted among
         them: under the law of those rows it is at most p with probability p or less. Each row that
@@ -174,7 +178,9 @@ class FlowDensity(TableDensity):
 
     # ------------------------------------------------------------- missing cells and conditionals
 
-    def impute(self, x: Any, num_samples: int = 1, *, seed: int | None = None) -> Any:
+    def impute(
+        self, x: TableLike, num_samples: int = 1, *, seed: int | None = None
+    ) -> Tensor | np.ndarray:
         """Draws of the missing cells of rows ``(N, P)`` from their law given the other cells.
 
         Cells that are not missing stay as they are. Without a closed form (of Gaussians, t's and
@@ -202,9 +208,9 @@ class FlowDensity(TableDensity):
 
     @torch.no_grad()
     def marginal(
-        self, columns: Sequence[Any], *, num_particles: int = 1000
+        self, columns: Sequence[str | int], *, num_particles: int = 1000
     ) -> FlowDensity | WeightedDensity:
-        """The density of some of the columns: exact where it is a closed form, as of Gaussians.
+        """Return the density of some of the columns: exact where it is a closed form.
 
         :param columns: names, or numbers from 0, in the order that the density is to have.
         :param num_particles: weighted draws that the density of each row is estimated with, where
@@ -224,9 +230,9 @@ class FlowDensity(TableDensity):
 
     @torch.no_grad()
     def condition(
-        self, given: Mapping[Any, Any], *, num_particles: int = 1000
+        self, given: Mapping[str, object] | Mapping[int, object], *, num_particles: int = 1000
     ) -> FlowDensity | WeightedDensity:
-        """The density of the other columns, given values of some: exact where it is a closed form.
+        """Return the density of the other columns, given values of some: exact if a closed form.
 
         Where a given column is one of integers, it is as exact as their probabilities are. Without
         a closed form, the answer is a :class:`~pyro_naf.density.weighted.WeightedDensity`, whose
@@ -257,8 +263,8 @@ class FlowDensity(TableDensity):
                 f"{what} needs a density without a context: fit the columns of the context too"
             )
 
-    def set_params(self, **params: Any) -> FlowDensity:
-        """Makes the density anew with some of :meth:`get_params` changed: it is no longer fitted.
+    def set_params(self, **params: object) -> FlowDensity:
+        """Make the density anew with some of :meth:`get_params` changed: it is no longer fitted.
 
         :raises TypeError: for an unknown option.
         :raises ValueError: as the constructor.
@@ -268,14 +274,15 @@ class FlowDensity(TableDensity):
         """
         if params:
             device, dtype, training = self.loc.device, self.dtype, self.training
-            made = FlowDensity(**self._changed(params)).to(device, dtype)
+            make: Callable[..., FlowDensity] = FlowDensity
+            made = make(**self._changed(params)).to(device, dtype)
             self.__dict__.update(vars(made.train(training)))
         return self
 
     # --------------------------------------------------------------------------------------- files
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model to a file; an older one stands until the new one is whole.
+        """Write the model to a file; an older one stands until the new one is whole.
 
         :raises OSError: when the file cannot be written.
         """
@@ -283,7 +290,7 @@ class FlowDensity(TableDensity):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FlowDensity:
-        """The model that :meth:`save` wrote, on the CPU. No code in the file is run.
+        """Load the model that :meth:`save` wrote, on the CPU. No code in the file is run.
 
         :raises ModelFileError: (a ValueError) when it is truncated, foreign or of another version.
         :raises OSError: when it cannot be read.

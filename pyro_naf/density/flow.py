@@ -6,12 +6,13 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol, cast
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Tensor, nn
+from torch.distributions.transforms import Transform
 
 from ..rootfinding import RootNotFoundError
 from ..transforms import AutoregressiveFlow
@@ -24,13 +25,31 @@ from .normal_scores import NormalScores
 #: Times that a single row is drawn before it is given up.
 TRIES = 50
 
-#: Standard deviations beyond which a log-density that cannot be computed is minus infinity.
+#: Number of standard deviations beyond which a log-density that cannot be computed is minus
+#: infinity.
 FAR = 1e6
+
+
+class Base(Protocol):
+    """The distribution that a flow starts from."""
+
+    def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density ``(...)`` of z ``(..., D)``."""
+
+    def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        """The base as a Pyro distribution, of the context's batch shape."""
+
+
+class Sampler(Protocol):
+    """What draws can be made of."""
+
+    def rsample(self, n: int, context: Tensor | None = None) -> Tensor:
+        """n draws ``(n, ..., D)``, for each row of a context."""
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without dropout; every submodule's own mode is put back afterwards."""
+    """Set evaluation mode, without dropout; each submodule has its own mode again afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -40,7 +59,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def finite_draws(flow: Any, rows: int, given: Tensor | None = None) -> Tensor:
+def finite_draws(flow: Sampler, rows: int, given: Tensor | None = None) -> Tensor:
     """Draws ``(rows, D)``, those that overflow drawn again, with a warning.
 
     Affine flows of few rows send a draw in a thousand so far out that the next layer overflows.
@@ -108,7 +127,7 @@ class NormalizingFlow(nn.Module):
     def __init__(
         self,
         layers: Sequence[nn.Module],
-        base: Any,
+        base: Base,
         *,
         sampling: bool = False,
         no_inverse: str | None = None,
@@ -142,7 +161,7 @@ class NormalizingFlow(nn.Module):
             self.base.start(self._through(x, context)[0], context, weight, stop)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``.
+        """Return the log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``.
 
         It is minus infinity where x is infinite. Where x is NaN, it is the log-density of the other
         dimensions, if that is a closed form, and else NaN.
@@ -164,7 +183,7 @@ class NormalizingFlow(nn.Module):
         return value.masked_scatter(gaps & ~x.isinf().any(-1), seen[~x[gaps].isinf().any(-1)])
 
     def closed_form(self) -> list[closed_form.Part] | None:
-        """The density by Gaussians, whose marginals are closed forms; None where it has none.
+        """Return the density by Gaussians, with closed forms for marginals; None if it has none.
 
         >>> from pyro_naf.density.architectures import build
         >>> len(build("gmm-3", 2).closed_form()), build("maf-dsf-1", 2).closed_form()
@@ -205,7 +224,7 @@ class NormalizingFlow(nn.Module):
         return self._draw(self.base.distribution(context).rsample([n]), context)
 
     def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
-        """The density as a Pyro distribution with batch shape ``(...)`` of the context."""
+        """Return the density as a Pyro distribution with batch shape ``(...)`` of the context."""
         layers = list(self._conditioned(context))
         transforms = layers if self.sampling else [layer.inv for layer in reversed(layers)]
         return dist.TransformedDistribution(self.base.distribution(context), transforms)
@@ -236,6 +255,7 @@ class NormalizingFlow(nn.Module):
             total = log_det if total is None else total + log_det
         return x, x.new_zeros(x.shape[:-1]) if total is None else total
 
-    def _conditioned(self, context: Tensor | None) -> Iterator[Any]:
+    def _conditioned(self, context: Tensor | None) -> Iterator[Transform]:
         for layer in self.layers:
-            yield layer.condition(context) if isinstance(layer, ConditionalTransform) else layer
+            made = layer.condition(context) if isinstance(layer, ConditionalTransform) else layer
+            yield cast(Transform, made)

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ..support.checks import check_integers
 from ..support.precision import without_autocast
-from . import incomplete
+from . import expectation, incomplete
 from .linear import Linear
 
 #: Shares of the diagonal that a covariance can be shrunk by.
 SHRINKAGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
-#: Part of a variance that is added to it: exact dependence leaves the covariance singular.
+#: Part of a variance that is added to the variance: exact dependence leaves the covariance
+#: singular.
 RIDGE = 1e-7
 
 #: Folds of the cross-validation that chooses the shrinkage.
@@ -29,7 +30,7 @@ SLOPE_RIDGE = 1.0
 
 
 def shrunk_moments(x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    r"""The mean ``(D,)`` and the covariance ``(D, D)`` of rows, shrunk towards its diagonal.
+    r"""Estimate the mean ``(D,)`` of rows, and the covariance ``(D, D)``, shrunk to its diagonal.
 
     :math:`(1 - a) S + a\,\mathrm{diag}\,S`, with the share a that gives rows which are left out the
     highest Gaussian likelihood; 0 where there are a hundred rows for each column.
@@ -61,7 +62,7 @@ def shrunk_moments(x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Ten
 
 def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     if x.isnan().any():
-        return incomplete.moments(x, weight)
+        return expectation.moments(x, weight)
     total = weight.sum().clamp(min=torch.finfo(x.dtype).tiny)
     mean = weight @ x / total
     centred = x - mean
@@ -84,7 +85,7 @@ def _log_density(centred: Tensor, covariance: Tensor) -> Tensor:
 
 
 def precision_factor(covariance: Tensor) -> Tensor:
-    r"""The lower triangular W ``(..., D, D)`` with :math:`W \Sigma W^\top = I`."""
+    r"""Return the lower triangular W ``(..., D, D)`` with :math:`W \Sigma W^\top = I`."""
     lower = torch.linalg.cholesky(covariance)
     eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     return torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
@@ -197,7 +198,7 @@ class ConditionalWhitening(ConditionalTransformModule):
         self.whitening.start(x - c @ slopes.T, weight=weight)
 
     def condition(self, context: Tensor) -> _Shifted:
-        """The map for this context ``(..., C)``."""
+        """Return the map for this context ``(..., C)``."""
         return _Shifted(self.whitening, context @ self.slopes.T)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..support.checks import check_integers
 from ..support.precision import at_least_float32, without_autocast
-from . import incomplete, student
+from . import expectation, incomplete, student
 from .gaussian import precision_factor, shrunk_moments
 from .mixture import ModuleDistribution
 
@@ -21,7 +21,7 @@ from .mixture import ModuleDistribution
 MAX_STEPS = 200
 GAIN = 1e-5
 
-#: Starts, of which the one with the highest likelihood is taken.
+#: Number of starts, of which the one with the highest likelihood is kept.
 STARTS = 5
 
 #: Starts where cells are missing, and steps that each makes with gaps filled before.
@@ -104,7 +104,7 @@ class GaussianMixture(nn.Module):
     ) -> None:
         """Fit the mixture to rows ``(N, D + M)``, drawing from torch's global generator.
 
-        NaN is a missing cell: the likelihood is then that of the cells seen, and expectation and
+        NaN is a missing cell: the likelihood then covers the cells seen, and expectation and
         maximisation begins with few steps on rows whose gaps have a single Gaussian's conditional
         means.
 
@@ -133,9 +133,9 @@ class GaussianMixture(nn.Module):
             law = _gaussians(found)
             if gaps or self.sizes:
                 member = weight.unsqueeze(1) * member
-                tables = incomplete.class_tables(codes, member, weight, self.sizes)
+                tables = expectation.class_tables(codes, member, weight, self.sizes)
                 law = replace(law, tables=tables)
-                law, value = incomplete.maximised(x, weight, law, prior, stop)
+                law, value = expectation.maximised(x, weight, law, prior, stop)
             if value > best:
                 best = value
                 self.take(law)
@@ -143,7 +143,7 @@ class GaussianMixture(nn.Module):
                 break
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density ``(...)`` of x ``(..., D + M)``."""
+        """Return the log-density ``(...)`` of x ``(..., D + M)``."""
         with without_autocast(x):
             real, codes = at_least_float32(x[..., : self.dim]), x[..., self.dim :]
             terms, _ = _terms(real, self._held)
@@ -192,12 +192,12 @@ class GaussianMixture(nn.Module):
         return torch.cat([self.means[k] + solved.squeeze(-1), *(c.to(noise) for c in codes)], 1)
 
     def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
-        """The mixture as a Pyro distribution, of the context's batch shape."""
+        """Return the mixture as a Pyro distribution, of the context's batch shape."""
         return ModuleDistribution(self, context)
 
 
 class Parameters(NamedTuple):
-    """Of a mixture; the factors are those of the inverse covariances, see precision_factor."""
+    """Parameters of a mixture; the factors, see precision_factor, are of inverse covariances."""
 
     log_weights: Tensor
     means: Tensor
@@ -277,7 +277,7 @@ def maximised(
     degrees: Tensor | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> tuple[Parameters, float]:
-    """The parameters after expectation and maximisation, and their mean log-likelihood.
+    """Iterate expectation and maximisation; return the parameters, and their mean log-likelihood.
 
     :param member: the responsibilities ``(N, K)`` to start from.
     :param prior: mean of the means, mean of the covariances, and the rows that the latter is worth.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import holes
 from .flow import NormalizingFlow
+from .gaussian_mixture import GaussianMixture
 
 
 class GivenClasses(nn.Module):
@@ -44,7 +45,13 @@ class GivenClasses(nn.Module):
     ) -> None:
         super().__init__()
         self.joint, self.sizes, self.holes = joint, list(sizes), lacking
-        self.dim = joint.base.dim
+        self.dim = self.base.dim
+
+    @property
+    def base(self) -> GaussianMixture:
+        """The mixture."""
+        assert isinstance(self.joint.base, GaussianMixture)
+        return self.joint.base
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """:meth:`log_prob`."""
@@ -64,7 +71,7 @@ class GivenClasses(nn.Module):
         """The log-density ``(...)`` of x ``(..., D)`` given classes."""
         rows = self._beside(x, context)
         codes = rows[..., self.dim :].reshape(-1, len(self.sizes))
-        of_classes = self.joint.base.class_log_prob(codes).view(rows.shape[:-1])
+        of_classes = self.base.class_log_prob(codes).view(rows.shape[:-1])
         return self.joint.log_prob(rows) - of_classes
 
     def _beside(self, x: Tensor, context: Tensor | None) -> Tensor:

@@ -1,11 +1,11 @@
-r"""Gaussian mixtures of rows with missing cells: likelihood of the cells seen, EM, and draws.
+r"""Gaussian mixtures of rows with missing cells: likelihood of the cells seen, and draws.
 
 Beside its D numbers, a row may hold M classes. They are independent of the numbers, and of one
 another, given the Gaussian that a row is of: a latent class model, whose marginals and conditionals
 are closed forms too. Classes are given by their places, 0.0 and on, behind the numbers.
 
-Rows are grouped by which of their cells are missing. Where M are those of a row, O the others, and
-:math:`Q = \Sigma^{-1}`, the missing cells have, given the cells seen, the covariance
+Rows are grouped by which of their cells are missing. Let M be the missing cells of a row, O the
+others, and :math:`Q = \Sigma^{-1}`. Given the cells O, the cells M have the covariance
 :math:`Q_{MM}^{-1}` and the mean :math:`\mu_M - Q_{MM}^{-1} Q_{MO} (x_O - \mu_O)`. Let d be the
 distance :math:`x - \mu`, 0 in missing cells, and :math:`h = (Q d)_M`. The density of the cells seen
 is
@@ -24,7 +24,7 @@ Hunt & Jorgensen 2003, Mixture model clustering for mixed data with missing info
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,17 +34,6 @@ from . import student
 
 #: Numbers in the matrices that are gathered for the rows at once.
 CHUNK = 2**22
-
-#: Steps of expectation and maximisation, and the gain in nats a row below which they end: of one
-#: Gaussian, and of several.
-MAX_STEPS = 200
-GAINS = (1e-5, 1e-4)
-
-#: Part of a variance that is added to it.
-RIDGE = 1e-7
-
-#: Rows that the prior of a class's probabilities, the shares among all rows, is worth.
-CLASS_ROWS = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,12 +59,12 @@ class Gaussians:
         return self.means.shape[1]
 
     def class_terms(self, codes: Tensor) -> Tensor:
-        """The log-probabilities ``(N, K)`` of the classes ``(N, M)`` that are not NaN."""
+        """Return the log-probabilities ``(N, K)`` of the classes ``(N, M)`` that are not NaN."""
         none = codes.new_zeros(len(codes), len(self.log_weights))
         return class_terms(self.tables, codes) if self.tables else none
 
     def marginal(self, at: Tensor) -> Gaussians:
-        """The law of these dimensions and classes ``(E,)``, the latter numbered from D on."""
+        """Return the law of dimensions and classes ``(E,)``; classes are numbered from D on."""
         real, classes = at[at < self.dim], (at[at >= self.dim] - self.dim).tolist()
         return Gaussians(
             self.log_weights,
@@ -86,7 +75,7 @@ class Gaussians:
         )
 
     def conditional(self, x: Tensor) -> Gaussians:
-        """The law of the dimensions and classes in which x ``(D + M,)`` is NaN, given the others.
+        """Return the law of dimensions and classes where x ``(D + M,)`` is NaN, given the others.
 
         >>> joint = Gaussians(torch.zeros(1), torch.zeros(1, 2), torch.eye(2).unsqueeze(0) + 1)
         >>> joint.conditional(torch.tensor([2.0, math.nan])).means
@@ -135,13 +124,13 @@ class _Group:
         self.constants = law.log_weights - 0.5 * log_det
 
     def centred(self, x: Tensor) -> Tensor:
-        """The distances ``(n, K, D)`` of rows from the means, 0 in missing cells."""
+        """Return the distances ``(n, K, D)`` of rows from the means, 0 in missing cells."""
         return (x.unsqueeze(1) - self.law.means).nan_to_num(nan=0.0)
 
     def expected(self, centred: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """Distances with their conditional means in the missing cells, and their squared length.
 
-        The length, in units of the covariance, is that of the cells seen.
+        The length, in units of the covariance, covers the cells seen alone.
 
         :param centred: ``(n, K, D)``, 0 in missing cells.
         """
@@ -153,7 +142,7 @@ class _Group:
         return centred.scatter_add(2, places, -moved), square - (force * moved).sum(-1)
 
     def terms(self, square: Tensor, at: Tensor) -> Tensor:
-        """The logarithms ``(n, K)`` of the weighted densities of the cells seen."""
+        """Return the logarithms ``(n, K)`` of the weighted densities of the cells seen."""
         if self.law.degrees is not None:
             values = student.log_density(square, self.law.degrees, self.count[at])
         else:
@@ -167,7 +156,7 @@ class _Group:
         return student.factors(square, self.law.degrees, self.count[at])
 
     def spread(self, member: Tensor, at: Tensor) -> Tensor:
-        """The sum ``(K, D, D)`` of the conditional covariances of rows with weights ``(n, K)``."""
+        """Sum the conditional covariances of rows with weights ``(n, K)``: ``(K, D, D)``."""
         each = member.new_zeros(len(self.gone), member.shape[1]).index_add(0, at, member)
         both = (self.real.unsqueeze(-1) & self.real.unsqueeze(-2)).unsqueeze(1)
         parts = self.left_open * both * each[:, :, None, None]
@@ -203,7 +192,7 @@ class Patterns:
 
 
 def log_terms(law: Gaussians, x: Tensor) -> Tensor:
-    """The logarithms ``(N, K)`` of the weighted densities of the cells of rows that are seen.
+    """Logarithms ``(N, K)`` of the weighted densities of the cells of rows that are seen.
 
     :param x: ``(N, D + M)``.
     """
@@ -254,111 +243,10 @@ def drawn(law: Gaussians, x: Tensor) -> Tensor:
     return result
 
 
-def moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean ``(D,)`` and covariance ``(D, D)`` of the likeliest Gaussian of rows with gaps."""
-    seen = (~x.isnan()).to(x) * weight.unsqueeze(1)
-    count = seen.sum(0).clamp(min=torch.finfo(x.dtype).tiny)
-    mean = (seen * x.nan_to_num(nan=0.0)).sum(0) / count
-    variance = (seen * (x - mean).nan_to_num(nan=0.0).square()).sum(0) / count
-    spread = torch.diag(variance.clamp(min=1e-12))
-    start = Gaussians(torch.zeros(1).to(x), mean.unsqueeze(0), spread.unsqueeze(0))
-    # One row of the columns' own variances keeps what few rows see together from being singular.
-    found, _ = maximised(x, weight, start, (mean, spread, 1.0))
-    return found.means[0], found.covariances[0]
-
-
-def maximised(
-    x: Tensor,
-    weight: Tensor,
-    law: Gaussians,
-    prior: tuple[Tensor, Tensor, float],
-    stop: Callable[[], bool] | None = None,
-) -> tuple[Gaussians, float]:
-    """The Gaussians after expectation and maximisation, and their mean log-likelihood.
-
-    :param x: ``(N, D + M)``, NaN where a cell is missing.
-    :param weight: of the rows, ``(N,)``.
-    :param prior: mean of the means, mean of the covariances, and the rows that the latter is worth.
-    :param stop: asked after each step whether the time is over.
-    """
-    patterns, before = Patterns(x, law), -math.inf
-    gain = GAINS[min(len(law.log_weights), 2) - 1]
-    for _ in range(MAX_STEPS):
-        updated, value = _step(patterns, weight, law, prior)
-        if value - before < gain:
-            break
-        law, before = updated, value
-        if stop is not None and stop():
-            break
-    return law, max(value, before)
-
-
-def _step(
-    patterns: Patterns, weight: Tensor, law: Gaussians, prior: tuple[Tensor, Tensor, float]
-) -> tuple[Gaussians, float]:
-    """One step of expectation and maximisation, and the mean log-likelihood before it."""
-    centre, spread, worth = prior
-    count, total = torch.zeros_like(law.log_weights), weight.new_zeros(())
-    classes = law.class_terms(patterns.codes)
-    members = torch.zeros_like(classes)
-    u, log_u = torch.zeros_like(count), torch.zeros_like(count)
-    sums, scatter = torch.zeros_like(law.means), torch.zeros_like(law.covariances)
-    for rows, at, group in patterns.groups(law):
-        x = patterns.x[rows]
-        centred, square = group.expected(group.centred(x), at)
-        terms = group.terms(square, at) + classes[rows]
-        likelihood = terms.logsumexp(1, keepdim=True)
-        member = (terms - likelihood).exp() * weight[rows].unsqueeze(1)
-        total = total + (weight[rows] * likelihood.squeeze(1)).sum()
-        count, members[rows] = count + member.sum(0), member
-        own_u, own_log_u = group.factors(square, at)
-        u, log_u = u + (member * own_u).sum(0), log_u + (member * own_log_u).sum(0)
-        weighted = (member * own_u).unsqueeze(-1) * centred
-        sums = sums + weighted.sum(0)
-        scatter = scatter + weighted.permute(1, 2, 0) @ centred.transpose(0, 1)
-        scatter = scatter + group.spread(member, at)
-    # The scatter about the old means, moved to the new ones, which the prior draws to the centre.
-    shift = (sums + centre - law.means) / (u + 1).unsqueeze(1)
-    cross = sums.unsqueeze(-1) * shift.unsqueeze(-2)
-    square = u.view(-1, 1, 1) * shift.unsqueeze(-1) * shift.unsqueeze(-2)
-    covariances = scatter - cross - cross.mT + square
-    covariances = (covariances + worth * spread) / (count + worth).view(-1, 1, 1)
-    covariances = covariances + RIDGE * torch.diag_embed(covariances.diagonal(dim1=-2, dim2=-1))
-    log_weights = ((count + 1) / (count + 1).sum()).log()
-    degrees = None
-    if law.degrees is not None:
-        some = count.clamp(min=torch.finfo(count.dtype).tiny)
-        degrees = student.likeliest(u / some, log_u / some)
-    sizes = [table.shape[1] for table in law.tables]
-    tables = class_tables(patterns.codes, members, weight, sizes)
-    updated = Gaussians(log_weights, law.means + shift, covariances, degrees, tables)
-    return updated, float(total / weight.sum())
-
-
 def class_terms(tables: Sequence[Tensor], codes: Tensor) -> Tensor:
-    """The log-probabilities ``(N, K)`` by M >= 1 tables ``(K, S)`` of codes ``(N, M)`` not NaN."""
+    """Log-probabilities ``(N, K)`` by M >= 1 tables ``(K, S)`` of codes ``(N, M)`` not NaN."""
     terms = [
         torch.where(code.isnan().unsqueeze(1), 0.0, table.T[code.nan_to_num(nan=0.0).long()])
         for code, table in zip(codes.unbind(1), tables, strict=True)
     ]
     return torch.stack(terms).sum(0)
-
-
-def class_tables(
-    codes: Tensor, member: Tensor, weight: Tensor, sizes: Sequence[int]
-) -> tuple[Tensor, ...]:
-    """The likeliest log-probabilities ``(K, S)`` of each class, given the rows' Gaussians.
-
-    :param codes: ``(N, M)``, NaN where a cell is missing.
-    :param member: weight of each row in each Gaussian, ``(N, K)``.
-    :param weight: of the rows, ``(N,)``.
-    :param sizes: number S of values of each class.
-    """
-    found = []
-    for code, size in zip(codes.unbind(1), sizes, strict=True):
-        seen = ~code.isnan()
-        one_hot = torch.nn.functional.one_hot(code[seen].long(), size).to(member)
-        shares = weight[seen] @ one_hot + 0.5
-        counts = member[seen].T @ one_hot + CLASS_ROWS * shares / shares.sum()
-        found.append((counts / counts.sum(1, keepdim=True)).log())
-    return tuple(found)

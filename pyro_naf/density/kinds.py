@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from .column import MANY_CLASSES, Column
 from .columns import Schema
 from .discrete import LOOKED_AT, discrete_columns, present, values_of
 from .preparation import listed
-from .said import SPIKED, kinds_said
+from .said import SPIKED, Said, kinds_said
 
 #: Probability that a Gaussian of a column's moments has no value beyond a bound, below which the
 #: bound is taken to be real.
@@ -43,14 +42,14 @@ TIED = 0.9
 def infer(
     rows: Tensor,
     names: Sequence[str] | None,
-    said: Mapping[Any, Any] | Sequence[Any] | None,
+    said: Said | None,
     tables: Sequence[Column | None],
     name: str,
     whole: Sequence[bool],
     units: Sequence[str] | None = None,
     finds_spikes: bool = False,
 ) -> Schema:
-    """The schema of rows ``(N, P)``.
+    """Return the schema of rows ``(N, P)``.
 
     :param rows: NaN where a cell is missing.
     :param names: of the columns, where they are known.
@@ -199,7 +198,7 @@ def _positive(values: Tensor, own: str | None, where: str) -> Column:
 
 
 def _profile(column: Column, values: Tensor) -> float:
-    """The mean log-likelihood of values under a Gaussian of their images, up to a constant."""
+    """Mean log-likelihood of values under a Gaussian of their images, up to a constant."""
     u, slope = column.to_real(values)
     found = float(slope.mean() - u.std(correction=0).log())
     return found if math.isfinite(found) else -math.inf
@@ -237,7 +236,7 @@ def _interval_of(values: Tensor, where: str) -> tuple[float, float]:
 
 
 def _periodic(values: Tensor, own: str | None, period: float, where: str) -> Column:
-    """The period from the emptiest part of the circle on."""
+    """Return the period from the emptiest part of the circle on."""
     if not 0 < period < math.inf:
         raise ValueError(f"{where} must have a positive and finite period, got {period}")
     turns = torch.remainder(values.double(), period) / period
@@ -258,7 +257,7 @@ def _integer(values: Tensor, own: str | None, at: Sequence[float] = ()) -> Colum
 
 
 def _inferred_integer(known: Tensor, values: Tensor, own: str | None) -> Column:
-    """Counts from 0 on have a lower bound; others none."""
+    """Make a column of integers: counts from 0 on have a lower bound; others none."""
     if not bool(values.min() >= 0):
         return Column("continuous", own)
     scale = max(float(values.double().median()), 1.0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -35,7 +36,7 @@ class StandardNormal(nn.Module):
         self.register_buffer("zero", torch.zeros(input_dim), persistent=False)
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density ``(...)`` of z ``(..., D)``."""
+        """Return the log-density ``(...)`` of z ``(..., D)``."""
         z = at_least_float32(z)
         return -0.5 * z.square().sum(-1) - z.shape[-1] * _LOG_SQRT_2PI
 
@@ -98,7 +99,7 @@ class AutoregressiveMixture(nn.Module):
         return logits - log_sum_exp(logits), means + self.initial_means, scales
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density ``(...)`` of z ``(..., D)``: one pass of the conditioner."""
+        """Return the log-density ``(...)`` of z ``(..., D)``: one pass of the conditioner."""
         phi = self.conditioner(z) if context is None else self.conditioner(z, context)
         with without_autocast(z):
             z = at_least_float32(z)
@@ -142,14 +143,26 @@ class AutoregressiveMixture(nn.Module):
         return attach_gradient(self._level, z, level, log_weights, means, scales)
 
     def _level(self, z: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
-        """The distribution function at z, and the logarithm of its slope, the density."""
+        """Return the distribution function at z, and the logarithm of its slope, the density."""
         log_weights, means, scales = params
         below = torch.special.ndtr((z.unsqueeze(-1) - means) / scales)
         return (log_weights.exp() * below).sum(-1), self._log_density(z, *params)
 
     def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
-        """The mixture as a Pyro distribution, of the context's batch shape."""
+        """Return the mixture as a Pyro distribution, of the context's batch shape."""
         return ModuleDistribution(self, context)
+
+
+class Drawable(Protocol):
+    """A density of D dimensions that can be drawn from."""
+
+    input_dim: int
+
+    def log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Log-density ``(...)`` of x ``(..., D)``."""
+
+    def rsample(self, rows: int, context: Tensor | None) -> Tensor:
+        """Draws ``(rows, D)``, with gradients, each of its row of the context."""
 
 
 class ModuleDistribution(dist.TorchDistribution):
@@ -160,16 +173,18 @@ class ModuleDistribution(dist.TorchDistribution):
     :param context: ``(..., C)``, whose batch shape the distribution has.
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, module: Any, context: Tensor | None) -> None:
+    def __init__(self, module: Drawable, context: Tensor | None) -> None:
         self.module, self.context = module, context
         batch = torch.Size() if context is None else context.shape[:-1]
         super().__init__(batch, torch.Size([module.input_dim]), validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> ModuleDistribution:
+    def expand(
+        self, batch_shape: Sequence[int], _instance: ModuleDistribution | None = None
+    ) -> ModuleDistribution:
         """Return a copy that is broadcast to a batch shape."""
         batch_shape = torch.Size(batch_shape)
         if self.context is None:
@@ -178,7 +193,7 @@ class ModuleDistribution(dist.TorchDistribution):
             return expanded
         return ModuleDistribution(self.module, self.context.expand(*batch_shape, -1))
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw with gradients, shape ``(*sample_shape, ..., D)``."""
         shape = torch.Size(sample_shape) + self.batch_shape
         context = self.context
@@ -186,7 +201,7 @@ class ModuleDistribution(dist.TorchDistribution):
             context = context.expand(*shape, -1).reshape(-1, context.shape[-1])
         return self.module.rsample(shape.numel(), context).view(*shape, -1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw without gradients, shape ``(*sample_shape, ..., D)``."""
         with torch.no_grad():
             return self.rsample(sample_shape)

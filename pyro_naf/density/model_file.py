@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import operator
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..files.stored import ModelFileError, load, save
+from ..support.calls import Args, Kwargs, Operation, Types
 from .architectures import parse
 from .column import Column
 from .columns import Schema
@@ -30,8 +32,38 @@ DTYPES = {
 }
 
 
+class SavedFolds(TypedDict):
+    """:class:`~pyro_naf.density.stacked.Folds` in a file."""
+
+    parts: list[tuple[int, int]]
+    rows: Tensor
+
+
+class Content(TypedDict, total=False):
+    """What a file of a density holds; some of it is not in older files."""
+
+    input_dim: int
+    context_dim: int
+    architecture: str
+    overrides: dict[str, object]
+    parts: list[tuple[str, dict[str, object]]]
+    dtype: str
+    data_dtype: str
+    schema: list[dict[str, object]]
+    from_table: bool
+    together: bool
+    held_out: Tensor | None
+    folds: SavedFolds | None
+    columns: list[str] | None
+    context_columns: list[str] | None
+    noise: dict[int, float]
+    values: dict[int, Tensor]
+    history: dict[str, object] | None
+    state: dict[str, Tensor]
+
+
 def save_model(density: TableDensity, path: str | os.PathLike[str]) -> None:
-    """Writes the density to a file; an older one stands until the new one is whole.
+    """Write the density to a file; an older one stands until the new one is whole.
 
     :raises TypeError: when an attribute is made of more than numbers and strings.
     :raises OSError: when the file cannot be written.
@@ -62,12 +94,12 @@ def save_model(density: TableDensity, path: str | os.PathLike[str]) -> None:
 
 
 def load_model(kind: type[Density], path: str | os.PathLike[str]) -> Density:
-    """The density that :func:`save_model` wrote, in evaluation mode.
+    """Load the density that :func:`save_model` wrote, in evaluation mode.
 
     :raises ModelFileError: when the file is truncated, foreign or of another version.
     :raises OSError: when it cannot be read.
     """
-    content = load(Path(path), "model", VERSION)
+    content = cast(Content, load(Path(path), "model", VERSION))
     try:
         density = _made(kind, content)
         _fill(density, content)
@@ -77,8 +109,8 @@ def load_model(kind: type[Density], path: str | os.PathLike[str]) -> Density:
     return density.eval()
 
 
-def _made(kind: type[Density], content: dict[str, Any]) -> Density:
-    """A new density of what a file says, if that is no larger than the file's weights."""
+def _made(kind: type[Density], content: Content) -> Density:
+    """Make a new density of what a file says, if that is no larger than the file's weights."""
     sizes, state = (content["input_dim"], content["context_dim"]), content["state"]
     columns = content.get("schema")  # older files have none
     if columns is None and sizes[0] != len(state["loc"]):
@@ -105,7 +137,7 @@ def _made(kind: type[Density], content: dict[str, Any]) -> Density:
     return density.to(DTYPES[content["dtype"]])
 
 
-def _fill(density: TableDensity, content: dict[str, Any]) -> None:
+def _fill(density: TableDensity, content: Content) -> None:
     _check_orders(density.state_dict(), content["state"])
     density.load_state_dict(content["state"])
     if not ((density.scale > 0) & density.scale.isfinite() & density.loc.isfinite()).all():
@@ -123,10 +155,11 @@ def _fill(density: TableDensity, content: dict[str, Any]) -> None:
     if not {*density.values} <= {*density.noise} <= {*range(density.width)}:
         raise ValueError("its discrete columns differ")
     history = content["history"]
-    density.history = None if history is None else History(**history)
+    made: Callable[..., History] = History
+    density.history = None if history is None else made(**history)
 
 
-def _folds(folds: Any, density: TableDensity) -> Folds | None:
+def _folds(folds: SavedFolds | None, density: TableDensity) -> Folds | None:
     if folds is None:
         return None
     parts = [(int(i), int(k)) for i, k in folds["parts"]]
@@ -142,7 +175,7 @@ def _folds(folds: Any, density: TableDensity) -> Folds | None:
     return Folds(parts, rows)
 
 
-def _names(names: Any, number: int) -> list[str] | None:
+def _names(names: list[str] | None, number: int) -> list[str] | None:
     if names is None or (len(names) == number and all(isinstance(name, str) for name in names)):
         return names
     raise ValueError("its columns have other names")
@@ -156,8 +189,8 @@ class _Limit(TorchFunctionMode):
         self.left = numbers
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Operation, types: Types, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         found = func(*args, **(kwargs or {}))
         self.left -= found.numel() if isinstance(found, Tensor) else 0
         if self.left < 0:

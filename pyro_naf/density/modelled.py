@@ -57,7 +57,7 @@ class Moments:
     context_scale: Tensor
 
     def context(self, context: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """A context standardised."""
+        """Standardise a context."""
         if context is None:
             return None
         return preparation.standardised(context, self.context_loc, self.context_scale, dtype)
@@ -65,7 +65,7 @@ class Moments:
     def standardised(
         self, rows: Modelled, schema: Schema, dtype: torch.dtype, together: bool
     ) -> list[Tensor]:
-        """The real columns and, where there is any, what they are conditioned on.
+        """Standardise the real columns and, where there is any, what they are conditioned on.
 
         :param together: classes are not conditioned on, but stand behind the real columns.
         """
@@ -79,7 +79,7 @@ class Moments:
 def joined(
     context: Tensor | None, codes: Tensor, schema: Schema, dtype: torch.dtype
 ) -> Tensor | None:
-    """What a flow is conditioned on: a standardised context and classes as zeros and ones."""
+    """Join what a flow is conditioned on: standardised context, classes as zeros and ones."""
     if not schema.sizes:
         return context
     classes = schema.one_hot(codes)
@@ -91,7 +91,7 @@ def joined(
 
 
 def chunked_log_prob(flow: nn.Module, u: Tensor, given: Tensor | None) -> Tensor:
-    """A flow's log-density ``(...)`` of u ``(..., D)`` given ``(..., C)``, in evaluation mode.
+    """Flow's log-density ``(...)`` of u ``(..., D)`` given ``(..., C)``, in evaluation mode.
 
     It is computed in chunks that fit the memory.
     """

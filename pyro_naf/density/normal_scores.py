@@ -26,7 +26,7 @@ FARTHEST = 6.0
 class NormalScores(Linear):
     r"""The map :math:`z_t = \Phi^{-1}(F_t(x_t))` of each column by itself.
 
-    F is the distribution function of a mixture of Gaussians, :math:`\Phi` that of the standard
+    F is the distribution function of a mixture of Gaussians, :math:`\Phi` of the standard
     normal law: under a normal law of z, the columns have these mixtures as marginals (a Gaussian
     copula). Where all Gaussians of a column are six standard deviations away, the map goes on as a
     line. Nothing is left for a gradient to train.
@@ -87,7 +87,7 @@ class NormalScores(Linear):
         return torch.stack([(means - reach).amin(1), (means + reach).amax(1)])
 
     def value_and_log_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The scores ``(..., D)`` of x ``(..., D)``, and the logarithms of the slopes."""
+        """Return the scores ``(..., D)`` of x ``(..., D)``, and the logarithms of the slopes."""
         with without_autocast(x):
             x, others = x[..., : self.input_dim], x[..., self.input_dim :]
             exact, (low, high) = x.double(), self.ends
@@ -114,7 +114,7 @@ class NormalScores(Linear):
         return x + (z - z.detach()) * (-self.value_and_log_slope(x)[1]).exp()
 
     def values(self, z: Tensor, columns: Tensor) -> Tensor:
-        """The cells ``(n,)`` of these columns ``(n,)`` that have the scores z ``(n,)``."""
+        """Return the cells ``(n,)`` of these columns ``(n,)`` that have the scores z ``(n,)``."""
         exact, ends = z.double(), self.ends
         scores, log_slopes = (t[:, columns] for t in _score(ends, *self._exact))
         lo, hi = ends[:, columns]
@@ -124,12 +124,12 @@ class NormalScores(Linear):
         return (x + (exact - near) / slope).to(z.dtype)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """The sum of the logarithms of the slopes, of shape ``(...)``."""
+        """Return the sum of the logarithms of the slopes, of shape ``(...)``."""
         return self.value_and_log_slope(x)[1].sum(-1)
 
 
 def _score(x: Tensor, log_weights: Tensor, means: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    """The normal scores of x ``(...)`` under mixtures ``(..., J)``, and the log of the slope."""
+    """Return normal scores of x ``(...)`` under mixtures ``(..., J)``, and their log-slopes."""
     u = (x.unsqueeze(-1) - means) / scales
     weights = log_weights.exp()
     below = (weights * torch.special.ndtr(u)).sum(-1)

@@ -63,7 +63,7 @@ class Measured:
 
 
 def numbers(cells: Sequence[str]) -> list[float] | None:
-    """The numbers that cells hold, written as Python's are; None where one is none."""
+    """Return the numbers that cells hold, written as Python's are; None where one is none."""
     try:
         # Python's "1_000" is no number elsewhere.
         return None if any("_" in cell for cell in cells) else [float(cell) for cell in cells]
@@ -72,7 +72,7 @@ def numbers(cells: Sequence[str]) -> list[float] | None:
 
 
 def read_by(cells: Sequence[str], mark: str) -> list[float] | None:
-    """The numbers that cells hold, written with this decimal mark; None where one is none.
+    """Return the numbers that cells hold, written with this decimal mark; None where one is none.
 
     >>> read_by(["1.234,5", "-7"], ","), read_by(["1.234,5"], ".")
     ([1234.5, -7.0], None)
@@ -87,7 +87,7 @@ def read_by(cells: Sequence[str], mark: str) -> list[float] | None:
 
 
 def measured(cells: Sequence[str], decimal: str | None = None) -> Measured | None:
-    """What cells hold that all are money of one currency, percentages, or durations; else None.
+    """Read cells that are all money of one currency, percentages or durations; else None.
 
     :param decimal: the mark, where both are possible; by default a point.
 
@@ -113,7 +113,7 @@ def measured(cells: Sequence[str], decimal: str | None = None) -> Measured | Non
 
 
 def written(value: float, unit: str) -> str:
-    """A quantity, so that :func:`measured` reads it, whatever the decimal mark of a table.
+    """Return a quantity, so that :func:`measured` reads it, whatever the decimal mark of a table.
 
     >>> measured([written(-1250.5, "s")]), written(1250.5, "EUR")
     (Measured(unit='s', values=[-1250.5]), '1250.5 EUR')
@@ -125,7 +125,7 @@ def written(value: float, unit: str) -> str:
 
 
 def _split(cell: str) -> tuple[str, str] | None:
-    """A cell's unit, and its number as it is written; None where it has no known unit."""
+    """Return a cell's unit, and its number as it is written; None where it has no known unit."""
     found = QUANTITY.fullmatch(cell)
     if found is None or (found["before"] is None) == (found["after"] is None):
         return None
@@ -142,6 +142,6 @@ def _split(cell: str) -> tuple[str, str] | None:
 
 
 def _seconds(found: re.Match[str]) -> float:
-    """The length of what :data:`DURATION` has matched."""
+    """Return the length of what :data:`DURATION` has matched."""
     parts = float(found["s"]) + 60 * int(found["m"]) + 3600 * int(found["h"])
     return (-parts if found["sign"] else parts) + 86400 * int(found["days"] or 0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..conditioners import choice as conditioners
+from ..support.checks import check_widths
 from .mixture import StandardNormal
 from .student import Student
 
@@ -81,9 +82,8 @@ class Options:
     kernel: str = "auto"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.hidden_dims, Sequence):
-            raise TypeError(f"hidden_dims must be a sequence of widths, got {self.hidden_dims!r}")
-        object.__setattr__(self, "hidden_dims", tuple(self.hidden_dims))  # lists come from files
+        # Lists come from files.
+        object.__setattr__(self, "hidden_dims", check_widths(self.hidden_dims))
         if self.linear not in ("reversal", "lu"):
             raise ValueError(f"linear must be 'reversal' or 'lu', got {self.linear!r}")
         if self.activation not in ACTIVATIONS:

@@ -32,34 +32,34 @@ def stop() -> None:
 
 
 def size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return distributed.get_world_size() if _running() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return distributed.get_rank() if _running() else 0
 
 
 def divisible(batch: int) -> int:
-    """The batch, made divisible among the processes."""
+    """Return the batch, made divisible among the processes."""
     return max(batch // size(), 1) * size()
 
 
 def part(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """This process's rows of each tensor."""
+    """Return this process's rows of each tensor."""
     return [t[rank() :: size()] for t in tensors] if size() > 1 else list(tensors)
 
 
 def wrapped(module: nn.Module) -> nn.Module:
-    """The module whose gradients are averaged over the processes."""
+    """Return the module whose gradients are averaged over the processes."""
     if size() == 1:
         return module
     return nn.parallel.DistributedDataParallel(module)
 
 
 def sum_over(t: Tensor) -> Tensor:
-    """The sum over the processes, in place."""
+    """Return the sum over the processes, in place."""
     if size() > 1:
         distributed.all_reduce(t)
     return t
@@ -71,7 +71,7 @@ def any_of(flag: Tensor) -> Tensor:
 
 
 def same(value: float) -> float:
-    """The first process's value, for all."""
+    """Return the first process's value, for all."""
     if size() == 1:
         return value
     t = torch.tensor(value, dtype=torch.double)
@@ -82,7 +82,7 @@ def same(value: float) -> float:
 
 
 def gathered(t: Tensor) -> list[Tensor]:
-    """The tensors of all processes, in their order, on the CPU."""
+    """Return the tensors of all processes, in their order, on the CPU."""
     if size() == 1:
         return [t]
     t = t.cuda() if distributed.get_backend() == "nccl" else t

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from itertools import combinations, cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..plot.panels import (
-    AFTER,
-    COLOURS,
-    REFERENCE,
-    draw_marginal,
-    frame_pair,
-    hide_frame,
-    new_figure,
-    scatter,
-    shared_legend,
-)
+from ..plot import panels as plot
 from ..support.seeding import seeded
 from . import preparation
 from .column import Column
@@ -26,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .arrays import RowsLike, TableLike
     from .settings import History
     from .table_density import TableDensity
 
@@ -48,8 +39,8 @@ BELOW = 0.2
 
 def plot_density(
     density: TableDensity,
-    x: Any = None,
-    context: Any = None,
+    x: TableLike | None = None,
+    context: RowsLike | None = None,
     *,
     num_samples: int = 2000,
     seed: int = 0,
@@ -91,7 +82,7 @@ def plot_density(
     pairs = _pairs(data if data is not None else draws, [i for i in shown if columns[i].is_real])
     curves, levels = _curves(density.history)
     mosaic = _mosaic(len(shown), len(pairs), curve=bool(curves or levels))
-    figure = new_figure(2.6 * WIDTH, 2.1 * len(mosaic) + 0.7)
+    figure = plot.new_figure(2.6 * WIDTH, 2.1 * len(mosaic) + 0.7)
     panels = figure.subplot_mosaic(mosaic)  # type: ignore[arg-type]
     for i in shown:
         own = None if data is None else data[:, i]
@@ -99,7 +90,7 @@ def plot_density(
         panels[f"column {i}"].set_xlabel(names[i], parse_math=False)
     for k, pair in enumerate(pairs):
         _draw_pair(panels[f"pair {k}"], pair, names, data, draws)
-    shared_legend(figure)
+    plot.shared_legend(figure)
     if curves or levels:
         _draw_curves(panels["curve"], curves, levels)
     if len(shown) < len(columns):
@@ -126,7 +117,7 @@ def _mosaic(columns: int, pairs: int, curve: bool) -> list[list[str]]:
 
 
 def _pairs(rows: np.ndarray, real: list[int]) -> list[tuple[int, int]]:
-    """The pairs of columns with the largest correlations of ranks, by size."""
+    """Return the pairs of columns with the largest correlations of ranks, by size."""
     found = []
     for i, j in combinations(real, 2):
         both = rows[~np.isnan(rows[:, [i, j]]).any(1)][:, [i, j]]
@@ -142,7 +133,7 @@ def _draw_column(axes: Axes, column: Column, data: np.ndarray | None, draws: np.
     if not column.is_real or (column.kind == "integer" and len(values) <= BARS):
         _draw_bars(axes, column, known, draws)
         return
-    draw_marginal(axes, {"draws": draws}, known, {"draws": AFTER})
+    plot.draw_marginal(axes, {"draws": draws}, known, {"draws": plot.AFTER})
     for text in axes.patches:
         if text.get_label() == "reference":
             text.set_label("data")
@@ -155,7 +146,7 @@ def _draw_column(axes: Axes, column: Column, data: np.ndarray | None, draws: np.
 
 
 def _draw_bars(axes: Axes, column: Column, data: np.ndarray | None, draws: np.ndarray) -> None:
-    """The shares of the values of a class, the most frequent, or of an integer."""
+    """Draw the shares of the most frequent values of a class, or of an integer."""
     values, counts = np.unique(draws if data is None else data, return_counts=True)
     if column.is_real:
         labels = [f"{value:g}" for value in values]
@@ -171,16 +162,16 @@ def _draw_bars(axes: Axes, column: Column, data: np.ndarray | None, draws: np.nd
     places = np.arange(len(values))
     if data is not None:
         shares = [(data == value).mean() for value in values]
-        axes.bar(places, shares, 0.8, color=REFERENCE, label="data")
+        axes.bar(places, shares, 0.8, color=plot.REFERENCE, label="data")
     shares = [(draws == value).mean() for value in values]
-    axes.bar(places, shares, 0.55, fill=False, edgecolor=AFTER, linewidth=1.6, label="draws")
+    axes.bar(places, shares, 0.55, fill=False, edgecolor=plot.AFTER, linewidth=1.6, label="draws")
     labels = [s if len(s) <= LABEL else f"{s[: LABEL // 2]}...{s[-LABEL // 3 :]}" for s in labels]
     every = -(-len(values) // CLASSES)
     axes.set_xticks(places[::every], labels[::every], parse_math=False)
     if sum(map(len, labels[::every])) > 1.5 * LABEL:
         axes.tick_params("x", rotation=90 if len(labels) > 6 else 30, labelsize="small")
     axes.set_yticks([])
-    hide_frame(axes, "left", "top", "right")
+    plot.hide_frame(axes, "left", "top", "right")
 
 
 def _draw_pair(
@@ -191,20 +182,20 @@ def _draw_pair(
     if data is not None:
         both = data[~np.isnan(data[:, pair]).any(1)][:, pair]
         known = dict(zip(labels, both.T, strict=True))
-        scatter(axes, both[:, 0], both[:, 1], REFERENCE)
-    scatter(axes, draws[:, pair[0]], draws[:, pair[1]], AFTER)
+        plot.scatter(axes, both[:, 0], both[:, 1], plot.REFERENCE)
+    plot.scatter(axes, draws[:, pair[0]], draws[:, pair[1]], plot.AFTER)
     shown = {name: {"draws": draws[:, i]} for name, i in zip(labels, pair, strict=True)}
-    frame_pair(axes, labels, shown, known)
+    plot.frame_pair(axes, labels, shown, known)
 
 
-Curves = dict[tuple[str, Any], np.ndarray]
+Curves = dict[tuple[str, int | None], np.ndarray]
 
 
 def _curves(history: History | None) -> tuple[Curves, dict[str, float]]:
-    """Steps and validation likelihoods ``(2, n)`` of each flow and fold, and levels by name."""
+    """Return steps and validation likelihoods ``(2, n)`` of flows and folds; levels by name."""
     if history is None:
         return {}, {}
-    curves: dict[tuple[str, Any], list[tuple[int, float]]] = {}
+    curves: dict[tuple[str, int | None], list[tuple[int, float]]] = {}
     for entry in history.evaluations:
         if entry["validation"] is not None:
             key = (entry.get("density") or "flow", entry.get("fold"))
@@ -214,7 +205,9 @@ def _curves(history: History | None) -> tuple[Curves, dict[str, float]]:
 
 
 def _draw_curves(axes: Axes, curves: Curves, levels: dict[str, float]) -> None:
-    colours = dict(zip(dict.fromkeys(name for name, _ in curves), cycle(COLOURS), strict=False))
+    colours = dict(
+        zip(dict.fromkeys(name for name, _ in curves), cycle(plot.COLOURS), strict=False)
+    )
     labelled = set[str]()
     for (name, _), (steps, height) in curves.items():
         folds = sum(other == name for other, _ in curves)
@@ -235,4 +228,4 @@ def _draw_curves(axes: Axes, curves: Curves, levels: dict[str, float]) -> None:
         axes.set_xticks([])
     axes.set_title("held-out log-likelihood in nats", fontsize="medium")
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    hide_frame(axes, "top", "right")
+    plot.hide_frame(axes, "top", "right")

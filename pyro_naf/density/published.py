@@ -35,7 +35,7 @@ PUBLISHED = _parsed(_ROWS)
 
 
 def published(architecture: str, dataset: str) -> str | None:
-    """The published figure, where there is one.
+    """Return the published figure, where there is one.
 
     >>> published("maf-ddsf-5", "power")
     '0.62 ± .01'
@@ -44,7 +44,7 @@ def published(architecture: str, dataset: str) -> str | None:
 
 
 def published_of(dataset: str) -> dict[str, str]:
-    """The published figures of all models on a data set.
+    """Return the published figures of all models on a data set.
 
     >>> published_of("power")["TraDE"]
     '0.73'

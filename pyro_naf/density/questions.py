@@ -6,7 +6,7 @@ import datetime
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, SupportsFloat, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,14 +33,14 @@ class Columns(Protocol):
 
 
 def closed_parts(density: TableDensity) -> list[Part] | None:
-    """The Gaussians of a fitted density; None where it is none of Gaussians alone."""
+    """Return the Gaussians of a fitted density; None where it is none of Gaussians alone."""
     if density.head is None and density.context_dim == 0:
         return density.flow.closed_form()
     return None
 
 
 def parts_of(density: TableDensity) -> list[Part]:
-    """The Gaussians of a density that is of Gaussians alone."""
+    """Check that a density is of Gaussians alone."""
     parts = closed_parts(density)
     assert parts is not None
     return parts
@@ -63,7 +63,7 @@ def places(density: TableDensity, at: Sequence[int]) -> list[int]:
 
 
 def noises(density: TableDensity) -> list[Tensor | None]:
-    """The points of the noise on integers over which densities are averaged."""
+    """Return the points of the noise on integers over which densities are averaged."""
     if not density.schema.integers:
         return [None]
     return list(density.schema.noise(density.loc.device))
@@ -87,8 +87,8 @@ def imputed(density: TableDensity, rows: Tensor, number: int) -> Tensor:
     return torch.where(rows.isnan(), drawn, rows)
 
 
-def marginal(density: Density, columns: Sequence[Any]) -> Density:
-    """The density of some of the columns."""
+def marginal(density: Density, columns: Sequence[str | int]) -> Density:
+    """Return the density of some of the columns."""
     at = positions(density, columns, "columns")
     if not at:
         raise ValueError("columns must name at least one column, got none")
@@ -97,8 +97,8 @@ def marginal(density: Density, columns: Sequence[Any]) -> Density:
     return made(density, at, law)
 
 
-def condition(density: Density, given: Mapping[Any, Any]) -> Density:
-    """The density of the other columns, where these have such values."""
+def condition(density: Density, given: Mapping[str, object] | Mapping[int, object]) -> Density:
+    """Return the density of the other columns, where these have such values."""
     at, rest, row = given_row(density, given)
     parts, row = parts_of(density), row.to(density.loc.device)
     found: list[Part] = []
@@ -121,7 +121,9 @@ def condition(density: Density, given: Mapping[Any, Any]) -> Density:
     return made(density, rest, found)
 
 
-def given_row(density: Columns, given: Mapping[Any, Any]) -> tuple[list[int], list[int], Tensor]:
+def given_row(
+    density: Columns, given: Mapping[str, object] | Mapping[int, object]
+) -> tuple[list[int], list[int], Tensor]:
     """Where the columns given are, where the others are, and a row ``(1, P)`` of their values.
 
     :raises ValueError: when there is no such column, or a value is none of a column.
@@ -139,8 +141,8 @@ def given_row(density: Columns, given: Mapping[Any, Any]) -> tuple[list[int], li
     return at, rest, row
 
 
-def _number(value: Any, column: Column, name: str) -> float:
-    """A number, a date in days, or the place of a text among the column's values."""
+def _number(value: object, column: Column, name: str) -> float:
+    """Return a number, a date in days, or the place of a text among the column's values."""
     if value in column.values and isinstance(value, str):
         return float(column.values.index(value))
     if isinstance(column.values[:1] and column.values[0], str):
@@ -154,7 +156,7 @@ def _number(value: Any, column: Column, name: str) -> float:
         if isinstance(value, datetime.date | np.datetime64):
             moment = np.asarray(value, "datetime64[us]")
             return float((moment - EPOCH) / DAY)
-        number = float(value)
+        number = float(cast(SupportsFloat, value))
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
@@ -162,7 +164,7 @@ def _number(value: Any, column: Column, name: str) -> float:
     return number
 
 
-def positions(density: Columns, columns: Sequence[Any], argument: str) -> list[int]:
+def positions(density: Columns, columns: Sequence[str | int], argument: str) -> list[int]:
     """Where these columns are, each a name or a number from 0."""
     if isinstance(columns, str | int | np.integer):
         columns = [columns]
@@ -180,7 +182,7 @@ def positions(density: Columns, columns: Sequence[Any], argument: str) -> list[i
 
 
 def made(density: Density, at: list[int], parts: list[Part]) -> Density:
-    """A density of these columns, with these Gaussians."""
+    """Return a density of these columns, with these Gaussians."""
     made = type(density)()
     made.to(density.loc.device, density.dtype)
     made.build_for(Schema([density.schema.columns[i] for i in at]), gaps=True)

@@ -56,7 +56,7 @@ class RecurrentConditioner(nn.Module):
         self.bias = nn.Parameter(torch.zeros(input_dim, num_params))
 
     def get_permutation(self) -> Tensor:
-        """The order: entry t is the dimension that comes t-th, shape ``(D,)``."""
+        """Return the order: entry t is the dimension that comes t-th, shape ``(D,)``."""
         return self.permutation
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

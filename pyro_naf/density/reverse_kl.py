@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ def fit_energy(
     lr: float = 3e-3,
     seed: int | None = None,
     progress: bool = True,
-    **training: Any,
+    **training: object,
 ) -> FlowDensity:
     r"""Fit a density without a context to :math:`e^{-U}`, from its present weights.
 
@@ -66,7 +65,8 @@ def fit_energy(
     >>> density.sample(5).shape
     torch.Size([5, 2])
     """
-    options = Training(
+    make: Callable[..., Training] = Training
+    options = make(
         max_steps=max_steps,
         batch_size=num_particles,
         lr=lr,
@@ -84,7 +84,7 @@ def fit_energy(
 def energy_bound(
     density: FlowDensity, energy: Energy, num_particles: int = 100_000
 ) -> tuple[float, float]:
-    r"""A lower bound of :math:`\ln \int e^{-U}` with its standard error: short by the divergence.
+    r"""Bound :math:`\ln \int e^{-U}` from below, by the divergence, with a standard error.
 
     >>> density = FlowDensity(1, architecture="iaf-affine-1")
     >>> bound, se = energy_bound(density, lambda x: 0.5 * x.square().sum(-1))

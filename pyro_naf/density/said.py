@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from .column import KINDS
 from .columns import Schema
+
+#: Kinds of columns that a user says: one for all, or by name or by number, or one for each.
+Kind: TypeAlias = str | tuple[str | float, ...]
+Said: TypeAlias = Kind | list[Kind] | Mapping[str, Kind] | Mapping[int, Kind]
 
 #: Parameters of each kind, in the order in which they are given.
 PARAMETERS = {"positive": 0, "bounded": 2, "periodic": 1}
@@ -31,9 +35,7 @@ def place_of(key: Any, names: Sequence[str] | None, width: int) -> int | None:
     return int(key) if whole and 0 <= key < width else None
 
 
-def described(
-    schema: Schema, said: Mapping[Any, Any] | Sequence[Any] | None, names: Sequence[str] | None
-) -> str | None:
+def described(schema: Schema, said: Said | None, names: Sequence[str] | None) -> str | None:
     """One sentence on the kinds that were inferred, or None where there is none to tell."""
     if isinstance(said, str):
         return None
@@ -57,7 +59,7 @@ def described(
 
 
 def kinds_said(
-    said: Mapping[Any, Any] | Sequence[Any] | None,
+    said: Said | None,
     names: Sequence[str] | None,
     width: int,
     name: str,
@@ -81,9 +83,10 @@ def kinds_said(
             known = ", ".join(names) if names is not None else f"0 to {width - 1}"
             raise ValueError(f"columns names {key!r}, but {name} has the columns {known}")
         kind, *numbers = (value,) if isinstance(value, str) else tuple(value)
-        number = PARAMETERS.get(kind, 0)
+        number = PARAMETERS.get(str(kind), 0)
         if (
-            kind not in (*KINDS, *SPIKED)
+            not isinstance(kind, str)
+            or kind not in (*KINDS, *SPIKED)
             or (len(numbers) not in (0, number) and kind != "spiked")
             or (kind == "periodic" and len(numbers) != 1)
         ):

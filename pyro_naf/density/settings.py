@@ -18,9 +18,9 @@ SCHEDULES = ("cosine", "plateau", "constant")
 class Training:
     """How to train: budget, optimiser, and what is kept on the way.
 
-    :param max_epochs: at most so many passes through the data; None for no limit.
-    :param max_steps: at most so many steps.
-    :param max_seconds: at most so long, those before an interruption included. The schedule
+    :param max_epochs: largest number of passes through the data; None for no limit.
+    :param max_steps: largest number of steps.
+    :param max_seconds: time limit; time before an interruption counts. The schedule
         follows whichever of the three comes first; with none of them, 100 epochs are made, but
         from 2000 to 50,000 steps.
     :param batch_size: rows of a step, over all processes; the data's number of rows if that is
@@ -133,7 +133,7 @@ class History:
 
     @classmethod
     def interrupted(cls, evaluations: list[dict[str, Any]]) -> History:
-        """What is known of a run that was interrupted after these evaluations, at least one."""
+        """Sum up a run that was interrupted after these evaluations, at least one."""
         values = [e["validation"] for e in evaluations]
         best = evaluations[-1] if values[-1] is None else evaluations[values.index(max(values))]
         last = evaluations[-1]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .architectures import parse
 from .closed_form import CLOSED
 from .options import Options
-from .settings import Training
+from .settings import History, Training
+
+if TYPE_CHECKING:
+    from sklearn.utils import Tags
 
 #: Arguments of the constructor that say how a density is fitted, and what they are by default.
 SETTINGS: dict[str, Any] = {
@@ -25,7 +28,7 @@ def not_fitted(name: str) -> Exception:
     """scikit-learn's NotFittedError, where it is installed; else a ValueError of that text."""
     message = f"{name} is not fitted yet: call fit with rows first"
     try:
-        from sklearn.exceptions import NotFittedError  # type: ignore[import-untyped]
+        from sklearn.exceptions import NotFittedError
     except ImportError:
         return ValueError(message)
     return NotFittedError(message)
@@ -37,14 +40,14 @@ class Estimator:
     input_dim: int | None
     context_dim: int
     architecture: str
-    overrides: dict[str, Any]
-    settings: dict[str, Any]
-    history: Any
+    overrides: dict[str, object]
+    settings: dict[str, object]
+    history: History | None
     columns: list[str] | None
     width: int
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """What the density is made of: the arguments of the constructor, all options among them.
+    def get_params(self, deep: bool = True) -> dict[str, object]:
+        """Return the arguments of the constructor, with all options.
 
         >>> from pyro_naf.density import FlowDensity
         >>> FlowDensity(2, hidden_dims=[16], lr=1e-2).get_params()["lr"]
@@ -60,8 +63,8 @@ class Estimator:
             **self.settings,
         }
 
-    def _changed(self, params: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the constructor with some changed, and without what was not said."""
+    def _changed(self, params: dict[str, object]) -> dict[str, object]:
+        """Return the constructor's arguments with some changed, without those left at defaults."""
         said = {"input_dim", "context_dim", "architecture", *self.overrides, *self.settings}
         whole = {name: value for name, value in self.get_params().items() if name in said}
         return {**whole, **params}
@@ -80,8 +83,8 @@ class Estimator:
             raise AttributeError("feature_names_in_ is known after a fit to named columns")
         return np.array(self.columns, object)
 
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import InputTags, Tags, TargetTags  # type: ignore[import-untyped]
+    def __sklearn_tags__(self) -> Tags:
+        from sklearn.utils import InputTags, Tags, TargetTags
 
         gaps = self.context_dim == 0 and parse(self.architecture)[0] in ("auto", *CLOSED)
         return Tags(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -51,15 +50,17 @@ class Stacked(nn.Module):
         return self.log_prob(x, context)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``."""
+        """Return the log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``."""
         terms = [part.log_prob(x, context) for part in self._densities()]
         return torch.logsumexp(torch.stack(terms, -1) + self.log_weights, -1)
 
-    def _densities(self) -> Iterator[Any]:
-        yield from self.parts
+    def _densities(self) -> Iterator[NormalizingFlow]:
+        for part in self.parts:
+            assert isinstance(part, NormalizingFlow)
+            yield part
 
     def closed_form(self) -> list[Part] | None:
-        """The density by Gaussians; None where one of its parts is none."""
+        """Return the density by Gaussians; None where one of its parts is none."""
         found: list[Part] = []
         for weight, part in zip(self.log_weights.tolist(), self._densities(), strict=True):
             own = part.closed_form()
@@ -69,7 +70,7 @@ class Stacked(nn.Module):
         return found
 
     def rsample(self, n: int, context: Tensor | None = None) -> Tensor:
-        """n draws ``(n, ..., D)``; their gradient is that of the parts' parameters.
+        """n draws ``(n, ..., D)``; the parts' parameters get a gradient.
 
         The part that a draw comes from does not depend on anything that is trained, so that the
         gradient of an expectation is unbiased.
@@ -101,7 +102,7 @@ class Stacked(nn.Module):
         return x, self.log_prob(x, context)
 
     def distribution(self, context: Tensor | None = None) -> dist.TransformedDistribution:
-        """The density as a Pyro distribution with batch shape ``(...)`` of the context."""
+        """Return the density as a Pyro distribution with batch shape ``(...)`` of the context."""
         return dist.TransformedDistribution(ModuleDistribution(_Flat(self), context), [])
 
 
@@ -109,7 +110,7 @@ class Stacked(nn.Module):
 class Folds:
     """Where the parts of a density, and the rows that it held out, come from.
 
-    :ivar parts: candidate and fold of each part; that of all rows has the number after the last.
+    :ivar parts: candidate and fold of each part; a fit to all rows is the fold after the last.
     :ivar rows: the fold ``(N,)`` of each row.
     """
 
@@ -117,8 +118,8 @@ class Folds:
     rows: Tensor
 
 
-def of_closed_form(parts: Sequence[Part]) -> tuple[Stacked, list[tuple[str, dict[str, Any]]]]:
-    """A density of these parts, and the architecture and options of each."""
+def of_closed_form(parts: Sequence[Part]) -> tuple[Stacked, list[tuple[str, dict[str, object]]]]:
+    """Build a density of these parts, and the architecture and options of each."""
     weights = torch.tensor([p.log_weight for p in parts], dtype=torch.double).softmax(0)
     kept = [i for i, weight in enumerate(weights.tolist()) if weight > 0]
     dim, made, named = parts[0].law.dim, list[nn.Module](), []
@@ -128,7 +129,7 @@ def of_closed_form(parts: Sequence[Part]) -> tuple[Stacked, list[tuple[str, dict
         base = GaussianMixture(dim, number, sizes=sizes, heavy_tails=heavy_tails)
         base.take(law)
         made.append(NormalizingFlow([] if scores is None else [scores], base))
-        options: dict[str, Any] = {} if scores is None else {"components": scores.components}
+        options: dict[str, object] = {} if scores is None else {"components": scores.components}
         kind = "copula" if scores is not None else "student" if heavy_tails else "gmm"
         named.append((f"{kind}-{number}", options))
     return Stacked(dim + len(sizes), made, weights[kept]), named
@@ -143,7 +144,7 @@ class _Flat:
 
 
 def stacking_weights(log_probs: Tensor, weight: Tensor | None = None) -> Tensor:
-    r"""The weights ``(M,)`` with which a mixture of M densities gives rows the highest likelihood.
+    r"""Find weights ``(M,)`` with which a mixture of M densities makes rows likeliest.
 
     Each keeps at least a share of one row in M, so that a row that one density calls impossible
     still has the others.

@@ -78,7 +78,7 @@ class Stepper:
         self.order = torch.randperm(len(self.rows[0]), generator=generator, device=self.device)
 
     def step(self, i: int, lr: float) -> None:
-        """The step with the i-th batch of the order."""
+        """Make the step with the i-th batch of the order."""
         assert self.order is not None
         chosen = parallel.part([self.order[i * self.batch : (i + 1) * self.batch]])[0]
         self.adam.param_groups[0]["lr"].fill_(lr)
@@ -134,7 +134,7 @@ class Stepper:
         self.taken = self.fetched
         return -total / count if count else None
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """For a checkpoint."""
         return {
             "adam": self.adam.state_dict(),
@@ -163,8 +163,8 @@ class _Recorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream: Any = torch.cuda.Stream(device)
-        self.graph: Any = None
+        self.stream = torch.cuda.Stream(device)
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.runs = 0
 
     def run(self, step: Callable[[], None], before: Callable[[], None]) -> bool:

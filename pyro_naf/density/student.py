@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..support.precision import at_least_float32
 
-#: Bounds of the degrees of freedom: below 1 there is no mean, and 100 are a Gaussian to all but
-#: millions of rows. In float32 the log-gamma functions of more would lose digits.
+#: Bounds of the degrees of freedom: below 1 there is no mean; with 100 a t is a Gaussian unless
+#: there are millions of rows, and in float32 the log-gamma functions of more would lose digits.
 DEGREES = (1.0, 100.0)
 
 #: Degrees of freedom where a fit starts.
@@ -31,7 +31,7 @@ NEWTON_STEPS = 4
 
 
 def log_density(square: Tensor, degrees: Tensor, dim: int | Tensor) -> Tensor:
-    r"""The logarithm of the density, without :math:`-\tfrac12 \log|\Sigma|`.
+    r"""Return the logarithm of the density, without :math:`-\tfrac12 \log|\Sigma|`.
 
     :param square: :math:`\delta`, ``(...)``, as the other two after broadcasting.
     :param degrees: :math:`\nu`.
@@ -55,7 +55,7 @@ def factors(square: Tensor, degrees: Tensor, dim: int | Tensor) -> tuple[Tensor,
 
 
 def likeliest(u: Tensor, log_u: Tensor) -> Tensor:
-    r"""The degrees of freedom, in bounds, for which rows with these mean factors are likeliest.
+    r"""Find the degrees of freedom, in bounds, that make rows with these mean factors likeliest.
 
     They solve :math:`\log(\nu/2) - \psi(\nu/2) = E[u] - E[\log u] - 1`.
 
@@ -104,14 +104,14 @@ class Student(nn.Module):
         return 1 / (lightest + (heaviest - lightest) * self.raw.sigmoid())
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density ``(...)`` of z ``(..., D)``."""
+        """Return the log-density ``(...)`` of z ``(..., D)``."""
         return self.log_probs(z).sum(-1)
 
     def log_probs(self, z: Tensor) -> Tensor:
-        """The log-density ``(..., D)`` of each dimension of z ``(..., D)``."""
+        """Return the log-density ``(..., D)`` of each dimension of z ``(..., D)``."""
         return log_density(at_least_float32(z).square(), self.degrees, 1)
 
     def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
-        """The independent t's, of the context's batch shape."""
+        """Return the independent t's, of the context's batch shape."""
         batch = () if context is None else context.shape[:-1]
         return dist.StudentT(self.degrees.expand(*batch, -1)).to_event(1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyro.distributions as dist
@@ -18,6 +18,7 @@ from ..support.checks import check_integers
 from ..support.seeding import seeded
 from . import discrete, preparation, tables
 from .architectures import WITH_CLASSES, build, check_options, parse
+from .arrays import RowsLike, TableLike
 from .classes import SoftmaxHead
 from .column import Column
 from .columns import Encoded, Schema, ToData, beside
@@ -27,6 +28,9 @@ from .modelled import Moments, chunked_log_prob, joined
 from .settings import History
 from .sklearn_api import SETTINGS, Estimator, not_fitted
 from .stacked import Folds, Stacked
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: Rows drawn at once by :meth:`TableDensity.sample`.
 DRAWN = 8192
@@ -53,7 +57,7 @@ class TableDensity(Estimator, nn.Module):
         input_dim: int | None = None,
         context_dim: int = 0,
         architecture: str = "auto",
-        **options: Any,
+        **options: object,
     ) -> None:
         super().__init__()
         # As they were given: scikit-learn's clone compares them by identity.
@@ -77,15 +81,17 @@ class TableDensity(Estimator, nn.Module):
         self.context_columns: list[str] | None = None
         self.noise: dict[int, float] = {}
         self.values: dict[int, Tensor] = {}
-        self.parts: list[tuple[str, dict[str, Any]]] = []
-        self.remembered: tuple[Any, TableDensity] | None = None  # of weighted.proposal
+        self.parts: list[tuple[str, dict[str, object]]] = []
+        self.remembered: tuple[list[tuple[int, int]], TableDensity] | None = (
+            None  # of weighted.proposal
+        )
         self.from_table = self.together = False
         if input_dim is not None:
             check_integers(input_dim=(input_dim, 1))
         self.build_for(Schema([Column()] * operator.index(input_dim or 0)))
 
     def build_for(self, schema: Schema, gaps: bool = False) -> None:
-        """Makes what depends on the columns; what there is stays where it fits them.
+        """Make what depends on the columns; what there is stays where it fits them.
 
         :param gaps: cells are missing, so that classes and numbers are modelled together.
         """
@@ -126,17 +132,21 @@ class TableDensity(Estimator, nn.Module):
         return [] if self.together or self.context_dim else self.schema.sizes
 
     def _built(
-        self, architecture: str, options: Mapping[str, Any]
+        self, architecture: str, options: Mapping[str, object]
     ) -> NormalizingFlow | GivenClasses:
-        """A density of the numbers given context and classes, or of numbers and classes."""
+        """Build a density of the numbers given context and classes, or of numbers and classes."""
         dim, sizes = len(self.schema.real), self.schema.sizes
         if self.together:
-            return build(architecture, dim, self.context_dim, sizes=sizes, **options)
+            return build(
+                architecture, dim, self.context_dim, sizes=sizes, holes=None, classes=(), **options
+            )
         width, classes = self.context_dim + sum(sizes), self.given_classes
-        return build(architecture, dim, width, holes=self.holes, classes=classes, **options)
+        return build(
+            architecture, dim, width, sizes=(), holes=self.holes, classes=classes, **options
+        )
 
-    def restore_parts(self, parts: list[tuple[str, dict[str, Any]]]) -> None:
-        """Makes the mixture of these architectures, with weights that are to be loaded."""
+    def restore_parts(self, parts: list[tuple[str, dict[str, object]]]) -> None:
+        """Make the mixture of these architectures, with weights that are to be loaded."""
         if parts:
             dim = len(self.schema.real) + (len(self.schema.sizes) if self.together else 0)
             made = [self._built(name, options) for name, options in parts]
@@ -149,7 +159,12 @@ class TableDensity(Estimator, nn.Module):
         return Moments(self.loc, self.scale, self.context_loc, self.context_scale)
 
     def checked_rows(
-        self, x: Any, context: Any, x_name: str, context_name: str, gaps: bool | None = None
+        self,
+        x: TableLike,
+        context: RowsLike | None,
+        x_name: str,
+        context_name: str,
+        gaps: bool | None = None,
     ) -> list[Tensor]:
         """x and, where there is one, the context: as finite rows, on the module's device.
 
@@ -196,8 +211,8 @@ class TableDensity(Estimator, nn.Module):
         alone = self.context_dim == 0 and self.head is None and self.flow is not None
         return alone and self.flow.closed_form() is not None
 
-    def description(self) -> dict[str, Any]:
-        """The architecture and its options, of Python's own types."""
+    def description(self) -> dict[str, object]:
+        """Return the architecture and its options, of Python's own types."""
         return {"architecture": self.architecture, "overrides": plain("options", self.overrides)}
 
     @property
@@ -207,12 +222,18 @@ class TableDensity(Estimator, nn.Module):
 
     # ------------------------------------------------------------------------------------- scoring
 
-    def forward(self, x: Any, context: Any = None) -> Any:
+    def forward(self, x: TableLike, context: RowsLike | None = None) -> Tensor | np.ndarray:
         """:meth:`log_prob`, but in the module's own mode: in training mode units are dropped."""
         return self._log_prob(x, context)
 
-    def log_prob(self, x: Any, context: Any = None) -> Any:
-        """The log-density of x ``(..., D)`` in nats, shape ``(...)``.
+    @overload
+    def log_prob(self, x: Tensor, context: RowsLike | None = None) -> Tensor: ...
+
+    @overload
+    def log_prob(self, x: TableLike, context: RowsLike | None = None) -> Tensor | np.ndarray: ...
+
+    def log_prob(self, x: TableLike, context: RowsLike | None = None) -> Tensor | np.ndarray:
+        """Return the log-density of x ``(..., D)`` in nats, shape ``(...)``.
 
         A tensor for a tensor, with gradients where they are enabled; a numpy array for an array. It
         is minus infinity where x is infinite. Where x has NaN, it is the log-density of the other
@@ -226,7 +247,7 @@ class TableDensity(Estimator, nn.Module):
         with evaluating(self):
             return self._log_prob(x, context)
 
-    def _log_prob(self, x: Any, context: Any) -> Any:
+    def _log_prob(self, x: TableLike, context: RowsLike | None) -> Tensor | np.ndarray:
         self._fitted()
         given = tables.matrix(x, "x", self.schema).rows
         self._check_last(given, "x", self.width)
@@ -248,7 +269,7 @@ class TableDensity(Estimator, nn.Module):
         return values if isinstance(x, Tensor) else values.detach().cpu().numpy()
 
     def _encoded_log_prob(self, rows: Encoded, c: Tensor | None, with_gradient: bool) -> Tensor:
-        """The log-density ``(...)`` of encoded rows, in the units of the data."""
+        """Return the log-density ``(...)`` of encoded rows, in the units of the data."""
         u = ((rows.real - self.loc) / self.scale).to(self.dtype)
         total = rows.log_slope - self.log_scale(u)
         if self.together:
@@ -263,17 +284,17 @@ class TableDensity(Estimator, nn.Module):
         return torch.where(rows.inside, torch.where(gaps, math.nan, total), -math.inf)
 
     def log_scale(self, real: Tensor) -> Tensor:
-        """The sum ``(...)`` of the logarithms of the scales, over the cells that are not NaN."""
+        """Sum the logarithms of the scales ``(...)`` over the cells that are not NaN."""
         return torch.where(real.isnan(), 0.0, self.scale.log()).sum(-1)
 
     def _flow_log_prob(self, u: Tensor, given: Tensor | None, with_gradient: bool) -> Tensor:
-        """The flow's log-density ``(...)``; without gradient in chunks that fit the memory."""
+        """Evaluate the flow's log-density ``(...)``; without gradient in chunks that fit memory."""
         if with_gradient:
             return self.flow.log_prob(u, given)
         return chunked_log_prob(self.flow, u, given)
 
     def _fitted(self) -> None:
-        """Raises where there is nothing yet that could be evaluated."""
+        """Raise where there is nothing yet that could be evaluated."""
         if self.width == 0 or (self.has_flow and self.flow is None):
             raise not_fitted(type(self).__name__)
 
@@ -283,11 +304,11 @@ class TableDensity(Estimator, nn.Module):
     def sample(
         self,
         n: int = 1,
-        context: Any = None,
+        context: RowsLike | None = None,
         *,
         as_table: bool | None = None,
         seed: int | None = None,
-    ) -> Any:
+    ) -> Tensor | DataFrame:
         """n draws ``(n, ..., P)``, a tensor of the dtype of the data on the module's device.
 
         Text is given by its place among ``schema.columns[i].values``.
@@ -329,8 +350,8 @@ class TableDensity(Estimator, nn.Module):
         real, codes = (t.view(n, *batch, -1) for t in (self.loc + self.scale * real, codes))
         return discrete.quantised(self.schema.decode(real, codes), self.noise, self.values)
 
-    def distribution(self, context: Any = None) -> dist.TransformedDistribution:
-        """The density as a Pyro distribution, in the flow's dtype; ``rsample`` has gradients.
+    def distribution(self, context: RowsLike | None = None) -> dist.TransformedDistribution:
+        """Return a Pyro distribution, in the flow's dtype; ``rsample`` has gradients.
 
         :param context: ``(..., C)``, whose batch shape it has.
         """
@@ -347,8 +368,8 @@ class TableDensity(Estimator, nn.Module):
         maps = [affine] if self.schema.is_plain else [affine, ToData(self.schema)]
         return dist.TransformedDistribution(standard.base_dist, [*standard.transforms, *maps])
 
-    def _context(self, context: Any) -> Tensor | None:
-        """The context standardised, in the flow's dtype; None where there is none."""
+    def _context(self, context: RowsLike | None) -> Tensor | None:
+        """Standardise the context, in the flow's dtype; None where there is none."""
         self._check_context(context, "context")
         if context is None:
             return None
@@ -356,7 +377,7 @@ class TableDensity(Estimator, nn.Module):
         self._check_last(c, "context", self.context_dim)
         return ((c.to(self.loc.device) - self.context_loc) / self.context_scale).to(self.dtype)
 
-    def _check_context(self, context: Any, name: str) -> None:
+    def _check_context(self, context: RowsLike | None, name: str) -> None:
         if (context is None) != (self.context_dim == 0):
             expected = f"of width {self.context_dim}" if self.context_dim else "None"
             given = "None" if context is None else f"shape {tuple(np.shape(context))}"
@@ -367,7 +388,7 @@ class TableDensity(Estimator, nn.Module):
         if t.dim() == 0 or t.shape[-1] != width:
             raise ValueError(f"{name} must have shape (..., {width}), got {tuple(t.shape)}")
 
-    def _apply(self, fn: Any, recurse: bool = True) -> TableDensity:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TableDensity:
         # The moments move with the module, but stay in double precision.
         exact = {name: t for name, t in self._buffers.items() if name != "like"}
         super()._apply(fn, recurse)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 from . import numerals, preparation
 from .column import MANY_CLASSES, Column
 from .columns import Schema
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: What dates are counted from, in days.
 EPOCH = np.datetime64("1970-01-01", "us")
@@ -56,8 +59,8 @@ class _Read:
     unit: str = ""
 
 
-def named_columns(x: Any, name: str = "x") -> dict[str, Any] | None:
-    """The columns of a table by name; None of what has no names.
+def named_columns(x: object, name: str = "x") -> dict[str, object] | None:
+    """Return the columns of a table by name; None for what has no names.
 
     :param x: a DataFrame (of pandas, polars, pyarrow), a mapping, a structured array of numpy, or a
         list of mappings, one for each row.
@@ -84,14 +87,14 @@ def named_columns(x: Any, name: str = "x") -> dict[str, Any] | None:
     return {str(key): x[key] for key in names}
 
 
-def _objects(values: list[Any]) -> np.ndarray:
+def _objects(values: Sequence[object]) -> np.ndarray:
     found = np.empty(len(values), object)
     found[:] = values
     return found
 
 
-def matrix(x: Any, name: str, schema: Schema | None = None) -> Matrix:
-    """A table as numbers, its columns in the order of a schema, where there is one.
+def matrix(x: object, name: str, schema: Schema | None = None) -> Matrix:
+    """Convert a table to numbers, its columns in the order of a schema, where there is one.
 
     :param x: an array or tensor of numbers, or named columns.
     :raises TypeError: when a column holds neither numbers, text, booleans, dates nor durations.
@@ -132,8 +135,8 @@ def matrix(x: Any, name: str, schema: Schema | None = None) -> Matrix:
     return Matrix(rows, list(columns), *told)  # type: ignore[arg-type]
 
 
-def _numbers(values: Any, known: Column | None, where: str, label: str) -> _Read:
-    """A column as numbers, what it is where its dtype tells, and whether that is of integers."""
+def _numbers(values: object, known: Column | None, where: str, label: str) -> _Read:
+    """Convert a column to numbers; also its kind if its dtype tells, and if it has integers."""
     array = as_values(values, where)
     kind = array.dtype.kind
     if kind == "M":
@@ -180,8 +183,8 @@ def _quantities(array: np.ndarray, known: Column | None, where: str) -> _Read | 
     return _Read(values, unit=found.unit)
 
 
-def _levels(values: Any) -> tuple[str, ...]:
-    """The texts that a categorical column declares, in its own order."""
+def _levels(values: object) -> tuple[str, ...]:
+    """List the texts that a categorical column declares, in its own order."""
     levels = getattr(getattr(values, "dtype", None), "categories", None)
     found = () if levels is None else tuple(levels)
     return found if all(isinstance(level, str) for level in found) else ()
@@ -214,8 +217,8 @@ def _shown(column: Column) -> str:
     return ", ".join(map(str, column.values[:10]))
 
 
-def as_values(values: Any, where: str) -> np.ndarray:
-    """A column ``(N,)`` as an array of numbers, booleans, dates or durations, or of objects.
+def as_values(values: object, where: str) -> np.ndarray:
+    """Convert a column ``(N,)`` to an array of numbers, booleans, dates, durations or objects.
 
     The latter are text, or booleans some of which are missing: None. Missing numbers are NaN,
     missing dates NaT; moments with a time zone are those of UTC.
@@ -223,7 +226,7 @@ def as_values(values: Any, where: str) -> np.ndarray:
     :raises TypeError: when it holds anything else.
     :raises ValueError: when it has not one value for each row.
     """
-    if "dictionary" in str(getattr(values, "type", "")):
+    if hasattr(values, "to_pylist") and "dictionary" in str(getattr(values, "type", "")):
         values = values.to_pylist()  # to_numpy of pyarrow 26 loses which cells are missing
     array = np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
     if isinstance(values, np.ma.MaskedArray):
@@ -242,7 +245,7 @@ def as_values(values: Any, where: str) -> np.ndarray:
 
 
 def _masked(values: np.ma.MaskedArray) -> np.ndarray:
-    """A masked array's cells, missing where they are masked."""
+    """Return the cells of a masked array, missing where they are masked."""
     found = values.data.astype(object)
     found[np.ma.getmaskarray(values)] = None
     return found
@@ -283,8 +286,8 @@ def _of_objects(array: np.ndarray, where: str) -> np.ndarray:
     raise TypeError(f"{where} {EXPECTED}, got {names}: {REMEDY}")
 
 
-def _plain(value: Any) -> Any:
-    """What a cell stands for: a time of day, a span of the calendar, an interval, or bytes."""
+def _plain(value: object) -> object:
+    """Return what a cell means: a time of day, a span of the calendar, an interval, or bytes."""
     if isinstance(value, datetime.time):
         moment = datetime.datetime.combine(datetime.date.min, value.replace(tzinfo=None))
         return moment - datetime.datetime.min
@@ -295,14 +298,14 @@ def _plain(value: Any) -> Any:
     return str(value) if hasattr(value, "closed_left") else value
 
 
-def _naive(moment: Any) -> Any:
-    """A date, or a moment in UTC that does not say so."""
-    if getattr(moment, "tzinfo", None) is None:
+def _naive(moment: datetime.date | np.datetime64) -> datetime.date | np.datetime64:
+    """Convert a date, or a moment to UTC without its time zone."""
+    if not isinstance(moment, datetime.datetime) or moment.tzinfo is None:
         return moment
     return moment.astimezone(datetime.timezone.utc).replace(tzinfo=None)
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     """None, NaN, NaT, or pandas' NA, which can be compared with nothing."""
     try:
         return value is None or bool(value != value)
@@ -332,7 +335,7 @@ def columns_of(rows: Tensor, schema: Schema) -> dict[str, np.ndarray]:
     return found
 
 
-def as_frame(rows: Tensor, schema: Schema) -> Any:
+def as_frame(rows: Tensor, schema: Schema) -> DataFrame:
     """Drawn rows as a pandas DataFrame.
 
     :raises ImportError: where pandas is not installed.

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ..support.checks import check_integers
 from ..support.seeding import seeded
 from . import discrete, preparation, questions, tables
 from .architectures import WITH_CLASSES, build, parse
+from .arrays import TableLike
 from .columns import Schema
 from .flow import NormalizingFlow, evaluating
 from .given_classes import GivenClasses
@@ -29,22 +30,25 @@ from .modelled import Modelled
 from .stacked import Stacked, stacking_weights
 from .table_density import TableDensity
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 #: Draws that a proposal is fitted to, and the part of them that weights its members.
 FITTED_TO = 3000
 WEIGHTED_BY = 0.25
 
 #: Members of a proposal: skewed columns, several modes, heavy tails.
-MEMBERS: tuple[tuple[str, dict[str, Any]], ...] = (
+MEMBERS: tuple[tuple[str, dict[str, object]], ...] = (
     ("gmm-1", {}),
     ("copula-3", {"components": 8}),
     ("gmm-5", {}),
     ("student-1", {}),
 )
 
-#: Effective draws below which an answer is said to be doubtful.
+#: Number of effective draws below which a warning says that an answer is doubtful.
 FEW = 50
 
-#: Candidates for each draw returned.
+#: Number of weighted candidates for each draw returned.
 CANDIDATES = 10
 
 #: Rows evaluated at once.
@@ -55,7 +59,7 @@ COMPARED = 500
 
 
 def proposal(density: TableDensity) -> TableDensity:
-    """A density of Gaussians, t's and normal scores close to this one, fitted to its draws.
+    """Fit a density of Gaussians, t's and normal scores to draws of this one.
 
     The density remembers it until its weights change.
 
@@ -81,7 +85,9 @@ def _proposal(density: TableDensity) -> TableDensity:
         members = list[NormalizingFlow | GivenClasses]()
         for name, options in MEMBERS:
             if not sizes or parse(name)[0] in WITH_CLASSES:
-                members.append(build(name, dim, 0, sizes=sizes, **options).to(u))
+                members.append(
+                    build(name, dim, 0, sizes=sizes, holes=None, classes=(), **options).to(u)
+                )
                 members[-1].start(u[:taken])
         values = torch.stack([member.log_prob(u[taken:]) for member in members], 1)
         law = Stacked(u.shape[1], members, stacking_weights(values)).to(u).closed_form()
@@ -200,8 +206,14 @@ class WeightedDensity:
                 )
             _warn_of_few(found.ess, num_particles, "condition")
 
-    def log_prob(self, x: Any) -> Any:
-        """The log-density of x ``(..., E)`` in nats, shape ``(...)``; cells may be missing.
+    @overload
+    def log_prob(self, x: Tensor) -> Tensor: ...
+
+    @overload
+    def log_prob(self, x: TableLike) -> Tensor | np.ndarray: ...
+
+    def log_prob(self, x: TableLike) -> Tensor | np.ndarray:
+        """Return the log-density of x ``(..., E)`` in nats, shape ``(...)``; cells may be missing.
 
         A tensor for a tensor, with gradients where no column is left out; an array for an array.
 
@@ -225,17 +237,19 @@ class WeightedDensity:
         values = values.reshape(batch)
         return values if isinstance(x, Tensor) else values.detach().cpu().numpy()
 
-    def score_samples(self, x: Any) -> np.ndarray:
-        """The log-density of each of the rows ``(N, E)`` in nats, as an array ``(N,)``."""
+    def score_samples(self, x: TableLike) -> np.ndarray:
+        """Return the log-density of each of the rows ``(N, E)`` in nats, as an array ``(N,)``."""
         with torch.no_grad():
             rows = tables.matrix(x, "x", self.schema).rows
             return self.log_prob(rows).float().cpu().numpy()
 
-    def score(self, x: Any) -> float:
-        """The mean log-density of rows ``(N, E)`` in nats."""
+    def score(self, x: TableLike) -> float:
+        """Return the mean log-density of rows ``(N, E)`` in nats."""
         return float(self.score_samples(x).astype(np.float64).mean())
 
-    def sample(self, n: int = 1, *, as_table: bool | None = None, seed: int | None = None) -> Any:
+    def sample(
+        self, n: int = 1, *, as_table: bool | None = None, seed: int | None = None
+    ) -> Tensor | DataFrame:
         """n draws ``(n, E)``, from weighted ones: some may be the same.
 
         :param as_table: draws as a DataFrame; by default as of the whole density.
@@ -259,16 +273,16 @@ class WeightedDensity:
         rows = weighted(self.density, self.by, self.row, each).chosen(n)[:, 0]
         return discrete.quantised(rows, self.density.noise, self.density.values)[:, self.at]
 
-    def anomaly_score(self, x: Any) -> np.ndarray:
-        """The p-value ``(N,)`` of each of the rows ``(N, E)``: small where a row is unusual.
+    def anomaly_score(self, x: TableLike) -> np.ndarray:
+        """Return the p-value ``(N,)`` of each of the rows ``(N, E)``: small where a row is unusual.
 
         It is the share of draws whose density is no higher, the row itself counted among them.
         """
         known = np.sort(self.score_samples(self.sample(COMPARED, as_table=False)))
         return preparation.p_values(self.score_samples(x), known)
 
-    def condition(self, given: Mapping[Any, Any]) -> WeightedDensity:
-        """The density of the other columns, where some have these values too.
+    def condition(self, given: Mapping[str, object] | Mapping[int, object]) -> WeightedDensity:
+        """Return the density of the other columns, where some have these values too.
 
         :raises ValueError: as ``FlowDensity.condition``.
         """
@@ -277,8 +291,8 @@ class WeightedDensity:
         whole[0, [self.at[i] for i in at]] = row[0, at].to(whole)
         return self._of([self.at[i] for i in rest], whole)
 
-    def marginal(self, columns: Sequence[Any]) -> WeightedDensity:
-        """The density of some of the columns.
+    def marginal(self, columns: Sequence[str | int]) -> WeightedDensity:
+        """Return the density of some of the columns.
 
         :raises ValueError: when there is no such column.
         """

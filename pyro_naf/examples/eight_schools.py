@@ -32,7 +32,7 @@ def model(
     y: Sequence[float] | torch.Tensor | None = Y,
     sigma: Sequence[float] | torch.Tensor = SIGMA,
 ) -> torch.Tensor:
-    """The centred parametrisation, in torch's default dtype.
+    """Centred parametrisation, in torch's default dtype.
 
     mu ~ Normal(0, 5), tau ~ HalfCauchy(5),
     theta_j ~ Normal(mu, tau), y_j ~ Normal(theta_j, sigma_j), j = 1, ..., J.
@@ -130,7 +130,7 @@ REFERENCE = _parse(_TABLE)
 
 
 def funnel(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a picture of this posterior shows, from arrays named as in :data:`REFERENCE`.
+    """Return what a picture of this posterior shows, from arrays named as in :data:`REFERENCE`.
 
     The logarithm of tau, against theta[0], shows the funnel.
     """

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable
 from enum import Enum
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -81,8 +81,8 @@ class NotTensorsError(ValueError):
     """A file that holds something else than tensors, numbers and strings, or that is damaged."""
 
 
-def read(path: str | os.PathLike[str]) -> Any:
-    """What torch.save wrote: tensors, numbers, strings, and lists, tuples and dicts of these.
+def read(path: str | os.PathLike[str]) -> object:
+    """Read a file of torch.save: tensors, numbers, strings, and lists, tuples, dicts of these.
 
     :raises NotTensorsError: for any other file.
     :raises OSError: when the file cannot be opened.
@@ -102,8 +102,8 @@ def read(path: str | os.PathLike[str]) -> Any:
     return content
 
 
-def _members(file: Any) -> Callable[[str], bytes]:
-    """A function that gives the content of a member by its name in the archive's one folder."""
+def _members(file: BinaryIO) -> Callable[[str], bytes]:
+    """Make a function from the name of a member in the archive's one folder to its content."""
     archive = zipfile.ZipFile(file)
     infos = archive.infolist()
     sizes = [info.file_size for info in infos]
@@ -130,8 +130,8 @@ def _check_opcodes(pickled: bytes) -> None:
             raise pickle.UnpicklingError
 
 
-def _check_number(content: Any, limit: int) -> None:
-    """Refuse lists that hold one another, or themselves: their number is beyond that of bytes."""
+def _check_number(content: object, limit: int) -> None:
+    """Refuse lists that hold one another, or themselves, with more entries than the file bytes."""
     waiting = [content]
     while waiting:
         item = waiting.pop()
@@ -150,17 +150,17 @@ class _Unpickler(pickle.Unpickler):
         self.members, self.limit = members, limit
         self.storages: dict[str, Tensor] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if module == "torch":
             return _STORAGES[name]
-        known: dict[tuple[str, str], Any] = {
+        known: dict[tuple[str, str], Callable[..., object]] = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): self.tensor,
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         }
         return known[module, name]
 
-    def persistent_load(self, name: Any) -> Tensor:
+    def persistent_load(self, name: tuple[str, torch.dtype, str, str, int]) -> Tensor:
         _, dtype, key, _, number = name
         if key not in self.storages:
             data = bytearray(self.members(f"data/{key}"))
@@ -170,7 +170,14 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError
         return storage
 
-    def tensor(self, storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
+    def tensor(
+        self,
+        storage: Tensor,
+        offset: int,
+        size: tuple[int, ...],
+        stride: tuple[int, ...],
+        *rest: object,
+    ) -> Tensor:
         # torch checks that all lies within the storage; strides of zero lie within any. What may
         # follow beside the flag and the hooks of gradients says that signs are to be turned.
         if math.prod(size) * storage.element_size() > self.limit or any(rest[2:]):
@@ -178,7 +185,7 @@ class _Unpickler(pickle.Unpickler):
         return storage.as_strided(size, stride, offset)
 
 
-def plain(name: str, value: Any, tensors: bool = False) -> Any:
+def plain(name: str, value: object, tensors: bool = False) -> Any:
     """Numbers, strings, and lists and dicts of these, of Python's own types, as files hold them.
 
     :param name: what messages call the value.
@@ -194,7 +201,7 @@ def plain(name: str, value: Any, tensors: bool = False) -> Any:
         return value
     if isinstance(value, Enum):
         return plain(name, value.value)
-    kinds: list[tuple[type, Callable[[Any], Any]]] = [
+    kinds: list[tuple[type, Callable[..., object]]] = [
         (str, str.__str__), (np.bool_, bool), (Integral, int), (Real, float),
     ]  # fmt: skip
     for kind, python in kinds:

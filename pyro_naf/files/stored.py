@@ -16,7 +16,7 @@ class ModelFileError(ValueError):
     """A file that is not a whole model or checkpoint of this package."""
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
+def save(path: Path, content: dict[str, object]) -> None:
     """Write numbers, strings, lists, dicts and tensors; an older file stands until all is there.
 
     :raises TypeError: for anything else among the content, by its name.
@@ -30,7 +30,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def load(path: Path, kind: str, version: int) -> dict[str, Any]:
-    """What :func:`save` wrote, if it says that it is of this kind and version, on the CPU.
+    """Load what :func:`save` wrote, if it says that it is of this kind and version, on the CPU.
 
     :raises ModelFileError: when it is truncated, foreign, or of another version.
     :raises OSError: when it cannot be read.

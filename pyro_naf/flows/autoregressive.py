@@ -9,17 +9,16 @@ another at the cost of a few passes; both are exact and differentiable.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..conditioners import as_conditioner, sweep
 from ..conditioners.order import Ordered
-from ..conditioners.protocol import check_overrides, is_unchanged
+from ..conditioners.protocol import Conditioner, check_overrides, is_unchanged
 from ..rootfinding import RootNotFoundError, check_roots
 from ..support.modes import needs_plain_operations
 from ..support.overrides import has_hooks, redefined, refuse
@@ -27,7 +26,7 @@ from ..support.precision import widened, without_autocast
 from ..transformers import Transformer
 from .cache import Evaluation, Memory
 
-#: The methods of a flow's three parts; who overrides one part overrides all.
+#: The methods of a flow's three parts: a subclass that overrides one part must override all three.
 _VALUE = frozenset({"__call__", "_call", "_pass", "_finite_pass", "value_and_log_slope"})
 _INVERSE = frozenset({"_inv_call", "_inverse"})
 _LOG_DET = frozenset({"log_abs_det_jacobian"})
@@ -72,7 +71,7 @@ class AutoregressiveFlow(TransformModule):
     sign = +1
     autoregressive = True
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         new = redefined(cls, AutoregressiveFlow)
         for directions in (_VALUE, _INVERSE, _LOG_DET):
@@ -81,7 +80,11 @@ class AutoregressiveFlow(TransformModule):
                 raise refuse(cls, changed, sorted(directions)[-1])
 
     def __init__(
-        self, conditioner: Any, transformer: Transformer, *, context: Tensor | None = None
+        self,
+        conditioner: Conditioner | nn.Module,
+        transformer: Transformer,
+        *,
+        context: Tensor | None = None,
     ) -> None:
         super().__init__(cache_size=1)
         self.arn = as_conditioner(conditioner)
@@ -114,7 +117,7 @@ class AutoregressiveFlow(TransformModule):
         compiles = torch.compiler.is_compiling()
         inverse = torch.compiler.disable(self._inverse) if compiles else self._inverse
         # A sweep's products have other shapes than a pass's: in 16 bits it would invert another
-        # map. The inverse is that of the flow in the precision of its parameters.
+        # map. So the flow is inverted in the precision of its parameters.
         y = widened(y)
         with without_autocast(y):
             return inverse(y)
@@ -144,14 +147,15 @@ class AutoregressiveFlow(TransformModule):
 
     def _finite_pass(self, x: Tensor, sorted_slopes: bool) -> tuple[Tensor, Tensor]:
         context = () if self.context is None else (self.context,)
-        sorts = isinstance(self.arn, Ordered) and is_unchanged(self.arn)
-        if not sorts or self.arn.is_natural:
-            return self.transformer(x, self.arn(x, *context))
+        arn = self.arn
+        if not (isinstance(arn, Ordered) and is_unchanged(arn)) or arn.is_natural:
+            found: tuple[Tensor, Tensor] = self.transformer(x, arn(x, *context))
+            return found
         # Sorting x and y is cheaper than sorting the pseudo-parameters.
-        x = self.arn.sort(x)
-        y, log_slope = self.transformer(x, self.arn(x, *context, in_order=True))
-        log_slope = self.arn.sort(log_slope, back=True) if sorted_slopes else log_slope
-        return self.arn.sort(y, back=True), log_slope
+        x = arn.sort(x)
+        y, log_slope = self.transformer(x, arn(x, *context, in_order=True))
+        log_slope = arn.sort(log_slope, back=True) if sorted_slopes else log_slope
+        return arn.sort(y, back=True), log_slope
 
     def _inverse(self, y: Tensor) -> Tensor:
         self._check(y, "y")
@@ -197,9 +201,10 @@ class AutoregressiveFlow(TransformModule):
         """Forget the last evaluation, and free its graph."""
         self._memory.forget()
 
-    def _apply(self, *args: Any, **kwargs: Any) -> AutoregressiveFlow:
+    def _apply(self, *args: object, **kwargs: object) -> AutoregressiveFlow:
         self.clear_cache()  # .to() and its kin replace the parameters' data
-        return super()._apply(*args, **kwargs)
+        found: AutoregressiveFlow = super()._apply(*args, **kwargs)
+        return found
 
     def _check(self, x: Tensor, name: str) -> None:
         _check_tensor(x, name)
@@ -239,23 +244,26 @@ class AutoregressiveFlow(TransformModule):
             ) from None
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
-        """The shape of ``flow(x)``: that of x, broadcast with the context's batch shape."""
+        """Return the shape of ``flow(x)``: x's shape, broadcast with the context's batch shape."""
         if len(shape) == 0 or shape[-1] != self.input_dim:
             raise ValueError(
                 f"the base distribution must have shape (..., {self.input_dim}), got {tuple(shape)}"
             )
         if self.context is None:
             return torch.Size(shape)
-        return torch.broadcast_shapes(shape[:-1], self.context.shape[:-1]) + torch.Size(shape[-1:])
+        found: torch.Size = torch.broadcast_shapes(
+            shape[:-1], self.context.shape[:-1]
+        ) + torch.Size(shape[-1:])
+        return found
 
     inverse_shape = forward_shape
 
     def with_cache(self, cache_size: int = 1) -> AutoregressiveFlow:
-        """The flow itself, whose cache is always on and never stale."""
+        """Return the flow itself, whose cache is always on and never stale."""
         return self
 
     def __repr__(self) -> str:
-        return torch.nn.Module.__repr__(self)
+        return nn.Module.__repr__(self)
 
 
 class ConditionalAutoregressiveFlow(ConditionalTransformModule):
@@ -277,7 +285,7 @@ class ConditionalAutoregressiveFlow(ConditionalTransformModule):
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, conditioner: Any, transformer: Transformer) -> None:
+    def __init__(self, conditioner: Conditioner | nn.Module, transformer: Transformer) -> None:
         super().__init__()
         self.arn = as_conditioner(conditioner)
         self.transformer = transformer
@@ -285,14 +293,14 @@ class ConditionalAutoregressiveFlow(ConditionalTransformModule):
         _check_num_params(self.arn, transformer)
 
     def condition(self, context: Tensor) -> AutoregressiveFlow:
-        """The flow for this context ``(..., C)``; it shares this one's parameters."""
+        """Return the flow for this context ``(..., C)``; it shares this one's parameters."""
         _check_tensor(context, "context")
         width = getattr(self.arn, "context_dim", None)
         if width is not None and (context.dim() == 0 or context.shape[-1] != width):
             raise ValueError(f"context must have shape (..., {width}), got {tuple(context.shape)}")
         return AutoregressiveFlow(self.arn, self.transformer, context=context)
 
-    def forward(self, x: Any) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Refuse a call without a context.
 
         :raises TypeError: always, with the remedy.
@@ -303,12 +311,12 @@ class ConditionalAutoregressiveFlow(ConditionalTransformModule):
         )
 
 
-def _check_tensor(value: Any, name: str) -> None:
+def _check_tensor(value: object, name: str) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
-def _check_num_params(conditioner: Any, transformer: Transformer) -> None:
+def _check_num_params(conditioner: Conditioner | nn.Module, transformer: Transformer) -> None:
     given = getattr(conditioner, "num_params", None)
     if given is not None and given != transformer.num_params:
         raise ValueError(

@@ -16,8 +16,9 @@ from ..support.modes import (
     saves_elsewhere,
 )
 
-#: Elements of each parameter that are compared within an autograd graph. Versions tell recorded
-#: writes there; fused optimisers and ``.data`` change no version, but do not spare 1,024 elements.
+#: Number of elements of each parameter that are compared within an autograd graph. Recorded writes
+#: change the version of a tensor; fused optimisers and ``.data`` do not, but they change some of
+#: 1,024 elements.
 _COMPARED = 1 << 10
 
 
@@ -62,20 +63,20 @@ class Memory:
                 t.grad_fn.register_prehook(forget)
 
     def preimage(self, module: nn.Module, context: Tensor | None, y: Tensor) -> Tensor | None:
-        """The x whose evaluation made the tensor object y, or None."""
+        """Return the x whose evaluation made the tensor object y, or None."""
         last = self._recall(module, context, y=y)
         self._inverted |= last is not None
         return last.x if last else None
 
     def image(self, module: nn.Module, context: Tensor | None, x: Tensor) -> Tensor | None:
-        """The y that :meth:`preimage` has traced back to the tensor object x, or None."""
+        """Return the y that :meth:`preimage` has traced back to the tensor object x, or None."""
         last = self._recall(module, context, x=x) if self._inverted else None
         return last.y if last else None
 
     def log_det(
         self, module: nn.Module, context: Tensor | None, x: Tensor, y: Tensor
     ) -> Tensor | None:
-        """The log-determinant at the tensor object x, if y came from it, or None."""
+        """Return the log-determinant at the tensor object x, if y came from it, or None."""
         last = self._recall(module, context, x=x, y=y)
         return last.log_det if last else None
 
@@ -154,7 +155,7 @@ def _collect(module: nn.Module, tensors: list[Tensor], training: list[bool]) -> 
 
 
 def _view(t: Tensor, most: int | None) -> Tensor:
-    """The elements where they lie, or about ``most`` of them, evenly spread."""
+    """Pick the elements where they lie, or about ``most`` of them, evenly spread."""
     t = t.detach()
     if most is None or t.numel() <= most or not t.is_contiguous():
         return t
@@ -162,7 +163,7 @@ def _view(t: Tensor, most: int | None) -> Tensor:
 
 
 def _contents(views: list[Tensor]) -> list[Tensor]:
-    """A copy of all elements: one vector a device."""
+    """Copy all elements: one vector a device."""
     parts: dict[torch.device, list[Tensor]] = {}
     for view in views:
         parts.setdefault(view.device, []).append(view.reshape(-1))

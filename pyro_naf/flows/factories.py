@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from ..conditioners import MADE, AttentionConditioner, choice
+from ..conditioners import choice
 from ..formulas.spec import count_params
 from ..support.checks import check_integers
-from .named import (
-    AffineAutoregressiveFlow,
-    ConditionalAffineAutoregressiveFlow,
-    ConditionalDeepDenseSigmoidalFlow,
-    ConditionalDeepSigmoidalFlow,
-    DeepDenseSigmoidalFlow,
-    DeepSigmoidalFlow,
-)
+from . import named
+
+_Flow = TypeVar("_Flow")
 
 
 def affine_autoregressive_flow(
-    input_dim: int, hidden_dims: Sequence[int] | None = None, **kw: Any
-) -> AffineAutoregressiveFlow:
-    """An :class:`AffineAutoregressiveFlow` on a fresh conditioner.
+    input_dim: int, hidden_dims: Sequence[int] | None = None, **kw: object
+) -> named.AffineAutoregressiveFlow:
+    """Make an :class:`AffineAutoregressiveFlow` on a fresh conditioner.
 
     :param input_dim: number D of dimensions.
     :param hidden_dims: as in the conditioner; by default one layer of 3 D + 1 units, but at least
@@ -36,7 +31,7 @@ def affine_autoregressive_flow(
     >>> affine_autoregressive_flow(3, order="natural")(torch.randn(5, 3)).shape
     torch.Size([5, 3])
     """
-    return AffineAutoregressiveFlow(_conditioner(2, input_dim, hidden_dims, kw), **kw)
+    return _make(named.AffineAutoregressiveFlow, 2, input_dim, hidden_dims, kw)
 
 
 def deep_sigmoidal_flow(
@@ -45,9 +40,9 @@ def deep_sigmoidal_flow(
     hidden_units: int = 16,
     *,
     affine: bool = False,
-    **kw: Any,
-) -> DeepSigmoidalFlow:
-    """A :class:`DeepSigmoidalFlow` on a fresh conditioner.
+    **kw: object,
+) -> named.DeepSigmoidalFlow:
+    """Make a :class:`DeepSigmoidalFlow` on a fresh conditioner.
 
     :param input_dim: number D of dimensions.
     :param hidden_dims: as in :func:`affine_autoregressive_flow`.
@@ -66,8 +61,8 @@ def deep_sigmoidal_flow(
     (torch.Size([5]), torch.Size([5, 3]))
     """
     num_params = _num_params(hidden_units, 1, affine)
-    conditioner = _conditioner(num_params, input_dim, hidden_dims, kw)
-    return DeepSigmoidalFlow(conditioner, hidden_units, affine, **kw)
+    sizes = hidden_units, affine
+    return _make(named.DeepSigmoidalFlow, num_params, input_dim, hidden_dims, kw, *sizes)
 
 
 def deep_dense_sigmoidal_flow(
@@ -77,11 +72,11 @@ def deep_dense_sigmoidal_flow(
     num_layers: int = 2,
     *,
     affine: bool = False,
-    **kw: Any,
-) -> DeepDenseSigmoidalFlow:
-    """A :class:`DeepDenseSigmoidalFlow` on a fresh conditioner.
+    **kw: object,
+) -> named.DeepDenseSigmoidalFlow:
+    """Make a :class:`DeepDenseSigmoidalFlow` on a fresh conditioner.
 
-    :param num_layers: L, the number of dense sigmoidal layers; the other arguments are those of
+    :param num_layers: L, the number of dense sigmoidal layers; for the other arguments see
         :func:`deep_sigmoidal_flow`.
 
     >>> import torch
@@ -89,13 +84,13 @@ def deep_dense_sigmoidal_flow(
     torch.Size([5, 3])
     """
     num_params = _num_params(hidden_units, num_layers, affine)
-    conditioner = _conditioner(num_params, input_dim, hidden_dims, kw)
-    return DeepDenseSigmoidalFlow(conditioner, hidden_units, num_layers, affine, **kw)
+    sizes = hidden_units, num_layers, affine
+    return _make(named.DeepDenseSigmoidalFlow, num_params, input_dim, hidden_dims, kw, *sizes)
 
 
 def conditional_affine_autoregressive_flow(
-    input_dim: int, context_dim: int, hidden_dims: Sequence[int] | None = None, **kw: Any
-) -> ConditionalAffineAutoregressiveFlow:
+    input_dim: int, context_dim: int, hidden_dims: Sequence[int] | None = None, **kw: object
+) -> named.ConditionalAffineAutoregressiveFlow:
     """:func:`affine_autoregressive_flow` with a context of width ``context_dim``.
 
     >>> import torch
@@ -103,8 +98,11 @@ def conditional_affine_autoregressive_flow(
     >>> flow.condition(torch.randn(5, 2))(torch.randn(5, 3)).shape
     torch.Size([5, 3])
     """
-    conditioner = _conditioner(2, input_dim, hidden_dims, kw, context_dim)
-    return ConditionalAffineAutoregressiveFlow(conditioner, **kw)
+    kind = named.ConditionalAffineAutoregressiveFlow
+    flow: named.ConditionalAffineAutoregressiveFlow = _make(
+        kind, 2, input_dim, hidden_dims, kw, context_dim=context_dim
+    )
+    return flow
 
 
 def conditional_deep_sigmoidal_flow(
@@ -114,8 +112,8 @@ def conditional_deep_sigmoidal_flow(
     hidden_units: int = 16,
     *,
     affine: bool = False,
-    **kw: Any,
-) -> ConditionalDeepSigmoidalFlow:
+    **kw: object,
+) -> named.ConditionalDeepSigmoidalFlow:
     """:func:`deep_sigmoidal_flow` with a context of width ``context_dim``.
 
     >>> import torch
@@ -124,8 +122,11 @@ def conditional_deep_sigmoidal_flow(
     torch.Size([5, 3])
     """
     num_params = _num_params(hidden_units, 1, affine)
-    conditioner = _conditioner(num_params, input_dim, hidden_dims, kw, context_dim)
-    return ConditionalDeepSigmoidalFlow(conditioner, hidden_units, affine, **kw)
+    kind, sizes = named.ConditionalDeepSigmoidalFlow, (hidden_units, affine)
+    flow: named.ConditionalDeepSigmoidalFlow = _make(
+        kind, num_params, input_dim, hidden_dims, kw, *sizes, context_dim=context_dim
+    )
+    return flow
 
 
 def conditional_deep_dense_sigmoidal_flow(
@@ -136,8 +137,8 @@ def conditional_deep_dense_sigmoidal_flow(
     num_layers: int = 2,
     *,
     affine: bool = False,
-    **kw: Any,
-) -> ConditionalDeepDenseSigmoidalFlow:
+    **kw: object,
+) -> named.ConditionalDeepDenseSigmoidalFlow:
     """:func:`deep_dense_sigmoidal_flow` with a context of width ``context_dim``.
 
     >>> import torch
@@ -146,8 +147,11 @@ def conditional_deep_dense_sigmoidal_flow(
     torch.Size([5, 3])
     """
     num_params = _num_params(hidden_units, num_layers, affine)
-    conditioner = _conditioner(num_params, input_dim, hidden_dims, kw, context_dim)
-    return ConditionalDeepDenseSigmoidalFlow(conditioner, hidden_units, num_layers, affine, **kw)
+    kind, sizes = named.ConditionalDeepDenseSigmoidalFlow, (hidden_units, num_layers, affine)
+    flow: named.ConditionalDeepDenseSigmoidalFlow = _make(
+        kind, num_params, input_dim, hidden_dims, kw, *sizes, context_dim=context_dim
+    )
+    return flow
 
 
 def _num_params(hidden_units: int, num_layers: int, affine: bool) -> int:
@@ -156,14 +160,17 @@ def _num_params(hidden_units: int, num_layers: int, affine: bool) -> int:
     return count_params(hidden_units, num_layers, affine=affine)
 
 
-def _conditioner(
+def _make(
+    flow: Callable[..., _Flow],
     num_params: int,
     input_dim: int,
     hidden_dims: Sequence[int] | None,
-    kw: dict[str, Any],
+    kw: dict[str, object],
+    *sizes: object,
     context_dim: int = 0,
-) -> MADE | AttentionConditioner:
-    """The factories' conditioner; takes its options out of ``kw`` and leaves the transformer's."""
+) -> _Flow:
+    """Make ``flow(conditioner, *sizes)``; what of ``kw`` is not the conditioner's is the flow's."""
     name = kw.pop("conditioner", "made")
-    chosen = {name: kw.pop(name) for name in choice.OPTIONS if name in kw}
-    return choice.make(name, input_dim, hidden_dims, num_params, context_dim=context_dim, **chosen)
+    chosen = {option: kw.pop(option) for option in choice.OPTIONS if option in kw}
+    chosen["context_dim"] = context_dim
+    return flow(choice.make(name, input_dim, hidden_dims, num_params, **chosen), *sizes, **kw)

@@ -20,8 +20,9 @@ START = 0.02
 class TukeyH(Transform):
     r"""Each entry by itself, :math:`y_t = x_t \exp(h_t x_t^2 / 2)`, with tail indices h in (0, 1).
 
-    Of a standard normal x it makes a law whose tails fall as :math:`|y|^{-1/h}`, up to logarithms:
-    as those of Student's t with 1/h degrees of freedom. Towards h = 0 it is the identity. Then
+    The tails of a standard normal law become tails that fall as :math:`|y|^{-1/h}`, up to
+    logarithms, as Student's t with 1/h degrees of freedom has them. Towards h = 0 the map is the
+    identity. The inverse and the log-determinant:
 
     .. math:: x = y\, e^{-w/2}, \qquad w = W(h y^2), \qquad
         \log|\det J| = \sum_t \log(1 + h_t x_t^2) + h_t x_t^2 / 2
@@ -65,11 +66,11 @@ class TukeyH(Transform):
         return attach_gradient(_value_and_log_slope, x, y, index)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """The logarithm of the slopes' product at x, ``(...)``."""
+        """Return the logarithm of the slopes' product at x, ``(...)``."""
         return _value_and_log_slope(x, self.index)[1].sum(-1)
 
     def with_cache(self, cache_size: int = 1) -> TukeyH:
-        """The map with this cache."""
+        """Return the map with this cache."""
         return self if cache_size == self._cache_size else TukeyH(self.index, cache_size)
 
 

@@ -53,27 +53,28 @@ class StructuredAffine(Transform):
         # Right-hand sides are rows: X L^T = Y.
         flat = centred.reshape(-1, len(order))
         solved = torch.linalg.solve_triangular(lower.mT, flat, upper=True, left=False)
-        return solved.view(centred.shape)[..., order.argsort()]
+        found: Tensor = solved.view(centred.shape)[..., order.argsort()]
+        return found
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """The logarithm of the determinant at x ``(..., D)``, a constant of shape ``(...)``."""
+        """Return the log-determinant at x ``(..., D)``, a constant of shape ``(...)``."""
         return self.factor.diagonal().abs().log().sum().expand(x.shape[:-1])
 
     def with_cache(self, cache_size: int = 1) -> StructuredAffine:
-        """The map itself where it has such a cache, or a copy that has."""
+        """Return the map itself where it has such a cache, or a copy that has."""
         if cache_size == self._cache_size:
             return self
         return StructuredAffine(self.loc, self.factor, self.order, cache_size)
 
 
 def triangular(structure: Structure, diagonal: Tensor, coupling: Tensor) -> Tensor:
-    """The matrix ``diag(diagonal) (I + A)``, ``(D, D)``, with A filled at the ancestors.
+    """Return the matrix ``diag(diagonal) (I + A)``, ``(D, D)``, with A filled at the ancestors.
 
     :param coupling: one number for each pair of a latent and an ancestor, ``(n,)``, row by row.
     """
     dim = structure.dim
-    (places,) = structure.ancestors.flatten().nonzero(as_tuple=True)
-    entries = coupling.new_zeros(dim * dim).index_put((places.to(coupling.device),), coupling)
+    places = structure.places.to(coupling.device)
+    entries = coupling.new_zeros(dim * dim).index_put((places,), coupling)
     return diagonal[:, None] * (torch.eye(dim).to(coupling) + entries.view(dim, dim))
 
 
@@ -84,7 +85,7 @@ def factor_of(
     covariance: Tensor | None = None,
     cholesky: Tensor | None = None,
 ) -> Tensor:
-    r"""The factor S ``(D, D)``, of the pattern of a structure, of a Gaussian's covariance S S^T.
+    r"""Compute a factor S ``(D, D)``, in a structure's pattern, of a covariance S S^T.
 
     It is exact where the Gaussian has the structure. Where a covariance has not, the result is the
     Gaussian q of the structure that is closest in :math:`\mathrm{KL}(p \| q)`: each latent has p's
@@ -127,7 +128,8 @@ def _from_conditionals(inverse: Tensor, parents: Tensor, order: Tensor) -> Tenso
     kept = torch.where(parents | eye.bool(), inverse, 0.0)
     factor = torch.linalg.solve_triangular(kept, eye, upper=False)
     back = order.argsort()
-    return factor[back[:, None], back]
+    found: Tensor = factor[back[:, None], back]
+    return found
 
 
 def _closest(structure: Structure, covariance: Tensor) -> Tensor:
@@ -155,6 +157,7 @@ _NOT_POSITIVE = "{name} must be symmetric and positive definite"
 
 
 def _cholesky(matrix: Tensor, order: Tensor, name: str) -> Tensor:
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix[order[:, None], order])
     if bool(failed):
         raise ValueError(_NOT_POSITIVE.format(name=name))

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ..conditioners.protocol import Conditioner
 from ..transformers import Affine, DeepDenseSigmoidal, DeepSigmoidal, Scaled, Transformer
 from .autoregressive import AutoregressiveFlow, ConditionalAutoregressiveFlow
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..transformers.sigmoids import SigmoidOptions
 
 
 class AffineAutoregressiveFlow(AutoregressiveFlow):
@@ -15,7 +21,7 @@ class AffineAutoregressiveFlow(AutoregressiveFlow):
 
     :param conditioner: gives (m, s), P = 2; as in :class:`AutoregressiveFlow`.
     :param gated: :math:`y_t = g_t x_t + (1 - g_t) m_t` (Kingma et al., eq. 10 to 14).
-    :param kwargs: further arguments of :class:`~pyro_naf.transformers.Affine`.
+    :param gate_bias: as in :class:`~pyro_naf.transformers.Affine`.
 
     Source: Kingma et al. 2016 [arXiv:1606.04934]; Papamakarios et al. 2017 [arXiv:1705.07057].
 
@@ -25,8 +31,10 @@ class AffineAutoregressiveFlow(AutoregressiveFlow):
     torch.Size([5, 3])
     """
 
-    def __init__(self, conditioner: Any, gated: bool = False, **kwargs: Any) -> None:
-        super().__init__(conditioner, Affine(gated, **kwargs))
+    def __init__(
+        self, conditioner: Conditioner, gated: bool = False, gate_bias: float = 2.0
+    ) -> None:
+        super().__init__(conditioner, Affine(gated, gate_bias))
 
 
 class DeepSigmoidalFlow(AutoregressiveFlow):
@@ -47,7 +55,11 @@ class DeepSigmoidalFlow(AutoregressiveFlow):
     """
 
     def __init__(
-        self, conditioner: Any, hidden_units: int = 16, affine: bool = False, **kwargs: Any
+        self,
+        conditioner: Conditioner,
+        hidden_units: int = 16,
+        affine: bool = False,
+        **kwargs: Unpack[SigmoidOptions],
     ) -> None:
         super().__init__(conditioner, _scaled(DeepSigmoidal(hidden_units, **kwargs), affine))
 
@@ -72,22 +84,23 @@ class DeepDenseSigmoidalFlow(AutoregressiveFlow):
 
     def __init__(
         self,
-        conditioner: Any,
+        conditioner: Conditioner,
         hidden_units: int = 16,
         num_layers: int = 2,
         affine: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[SigmoidOptions],
     ) -> None:
         transformer = DeepDenseSigmoidal(hidden_units, num_layers, **kwargs)
         super().__init__(conditioner, _scaled(transformer, affine))
 
 
 def _twin_of(flow: type[AutoregressiveFlow]) -> Callable[..., None]:
-    """The ``__init__`` of a flow's conditional twin, with the arguments of the flow's own."""
+    """Make ``__init__`` of a flow's conditional twin, with the arguments of the flow's own."""
+    make: Callable[..., AutoregressiveFlow] = flow
 
     @functools.wraps(flow.__init__)
-    def __init__(self: ConditionalAutoregressiveFlow, *args: Any, **kwargs: Any) -> None:
-        made = flow(*args, **kwargs)
+    def __init__(self: ConditionalAutoregressiveFlow, *args: object, **kwargs: object) -> None:
+        made = make(*args, **kwargs)
         ConditionalAutoregressiveFlow.__init__(self, made.arn, made.transformer)
 
     return __init__

@@ -12,10 +12,10 @@ from ..formulas.affine import unbounded
 from ..transformers import Scaled, Transformer
 from ..transformers.sigmoids import SigmoidalTransformer
 
-#: A sigmoid is at least so wide that so many different draws lie around its place.
+#: Minimum number of distinct draws inside the width of one sigmoid.
 _DISTINCT = 12
 
-#: Draws whose image is measured.
+#: Number of draws whose image is measured.
 _MEASURED = 500
 
 
@@ -25,10 +25,10 @@ def spread_sigmoids(
 ) -> None:
     r"""Start a transformer near the identity, with sharp sigmoids at places spread over the data.
 
-    Of the K sigmoids of a layer one stays :math:`\sigma(x)`, with half of the weight, so that far
-    out the map is the identity; the others have the slope ``sharpness`` and step at the quantiles
+    One of the K sigmoids of a layer stays :math:`\sigma(x)`, with half of the weight, so that far
+    out the map is the identity. The others have the slope ``sharpness`` and step at the quantiles
     of the logistic distribution, so that their mean is about :math:`\sigma(x)` too. Guides start
-    with K sigmoids that are all but alike; a density of many modes finds them sooner from here.
+    with K sigmoids that hardly differ; training finds many modes sooner from the sharp sigmoids.
 
     :param conditioner: its output bias is written.
     :param transformer: its transformer, of sigmoids; one of K = 1 stays as it is.
@@ -116,7 +116,7 @@ def _places_and_slopes(column: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _layer(
     sigmoids: SigmoidalTransformer, slopes: Tensor, places: Tensor, logits: Tensor
 ) -> Tensor:
-    """A layer's raw parameters ``(..., 3 K)``; slopes, places and logits are ``(..., K)``."""
+    """Return raw parameters ``(..., 3 K)`` of slopes, places and logits ``(..., K)`` each."""
     slopes = slopes.clamp(min=sigmoids.min_slope + 1e-3)
     return sigmoids.spec().unconstrain(slopes, -slopes * places, logits)
 

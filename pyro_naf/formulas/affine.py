@@ -10,17 +10,17 @@ _MOST = 1e9
 
 
 def evaluate(x: Tensor, shift: Tensor, log_scale: Tensor) -> Tensor:
-    """The map's value; its log-slope is the log-scale."""
+    """Evaluate the map; its log-slope is the log-scale."""
     return log_scale.exp() * x + shift
 
 
 def inverse(y: Tensor, shift: Tensor, log_scale: Tensor) -> Tensor:
-    """The preimage of y."""
+    """Invert the map at y."""
     return (y - shift) * torch.exp(-log_scale)
 
 
 def bounded(raw: Tensor, limits: Tensor) -> Tensor:
-    r"""The log-scale :math:`s = B r / \sqrt{1 + r^2}` with :math:`r = g\,\mathrm{raw} / B`.
+    r"""Return the log-scale :math:`s = B r / \sqrt{1 + r^2}` with :math:`r = g\,\mathrm{raw} / B`.
 
     Smooth, odd, of slope g at zero, and within :math:`\pm B`: the exponential of an unbounded
     output of a network is what a few steps of an optimiser make infinite. The derivative falls
@@ -39,7 +39,7 @@ def bounded(raw: Tensor, limits: Tensor) -> Tensor:
 
 
 def unbounded(log_scale: Tensor, limits: Tensor) -> Tensor:
-    """The pseudo-parameter of a log-scale, which is brought within the bound.
+    """Return the pseudo-parameter of a log-scale, which is brought within the bound.
 
     >>> limits = torch.tensor([4.0, 0.1])
     >>> bounded(unbounded(torch.tensor([-1.0, 2.0]), limits), limits)

@@ -15,7 +15,7 @@ SOFTPLUS_THRESHOLD = 50.0
 
 def log_sigmoids(u: Tensor) -> tuple[Tensor, Tensor]:
     r""":math:`\log\sigma(u)` and :math:`\log\sigma(-u)`, from one exponential and one log1p."""
-    # minimum, not clamp: its gradient at a tie is a half, which makes that of log s(0) exact.
+    # minimum, not clamp: its gradient at a tie is a half, so the gradient of log s(0) is exact.
     log_p = torch.minimum(u, torch.zeros_like(u)) - torch.log1p(torch.exp(-u.abs()))
     return log_p, log_p - u
 
@@ -42,10 +42,10 @@ def softplus(raw: Tensor) -> Tensor:
 
 
 def softplus_inverse(value: float) -> float:
-    """The number whose softplus is ``value > 0``."""
+    """Return the number whose softplus is ``value > 0``."""
     return value + math.log(-math.expm1(-value))
 
 
 def positive(raw: Tensor, at_zero: float, floor: float) -> Tensor:
-    """A positive slope: ``floor + softplus``, shifted so that ``raw = 0`` gives ``at_zero``."""
+    """Compute a positive slope, ``floor + softplus``, shifted to be ``at_zero`` for ``raw = 0``."""
     return floor + softplus(raw + softplus_inverse(at_zero - floor))

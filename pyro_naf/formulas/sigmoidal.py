@@ -98,7 +98,7 @@ def dense_sigmoid(v: Tensor, log_dv: Tensor, e: Tensor, w: Tensor) -> tuple[Tens
     r""":math:`h = \sigma^{-1}(\mathrm{softmax}(w + e)\,\sigma(v))` and :math:`\log dh/dx`.
 
     ``v``, its log-tangent ``log_dv`` and ``e`` are ``(..., K)``, ``w`` is ``(M, K)``, the results
-    ``(..., M)``. The steps are those of :func:`deep_sigmoid`.
+    ``(..., M)``. The steps are explained in :func:`deep_sigmoid`.
     """
     log_s, log_s_neg = log_sigmoids(v)
     e = e - e.amax(-1, keepdim=True).detach()

@@ -26,7 +26,7 @@ class SigmoidSpec(NamedTuple):
     layers: int
     #: Added to the raw slopes before their softplus.
     shift: float
-    #: Added to it: no slope is smaller.
+    #: Added to the softplus: the smallest slope.
     floor: float
     #: Added to the raw biases, shape ``(K,)``.
     biases: Tensor
@@ -44,7 +44,7 @@ class SigmoidSpec(NamedTuple):
     def constrain(self, phi: Tensor) -> tuple[Tensor, ...]:
         """Slopes a, biases b and logits of w of each layer, then logits of u: ``(..., K)`` each.
 
-        :param phi: pseudo-parameters without those of an affine map, ``(..., (4 L - 1) K)``.
+        :param phi: pseudo-parameters, without an affine map's, ``(..., (4 L - 1) K)``.
         """
         raw = phi.unflatten(-1, (4 * self.layers - 1, self.units)).unbind(-2)
         params: list[Tensor] = []
@@ -67,7 +67,7 @@ class SigmoidSpec(NamedTuple):
         return torch.cat([raw, b - self.biases.to(b), w], -1)
 
     def split(self, phi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The pseudo-parameters of the sigmoids, then shift and log-scale, each ``(...)``."""
+        """Split phi: pseudo-parameters of sigmoids, then shift and log-scale, each ``(...)``."""
         assert self.limits is not None
         # One gradient for the three, where slices would each fill one with zeros.
         inner, shift, raw = phi.split([phi.shape[-1] - 2, 1, 1], -1)
@@ -76,13 +76,13 @@ class SigmoidSpec(NamedTuple):
         return inner, shift, bounded(raw, self.limits)
 
     def packed(self) -> Tensor:
-        """The matrices one after another in one vector; an empty one of a DSF."""
+        """Pack the matrices one after another into one vector; an empty one for a DSF."""
         if not self.matrices:
             return self.biases.new_empty(0)
         return torch.cat([matrix.flatten() for matrix in self.matrices])
 
     def unpack(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """The matrices in a vector of :meth:`packed`."""
+        """Unpack the matrices from a vector of :meth:`packed`."""
         if not vector.numel():
             return ()
         rows = [self.units] * (self.layers - 1)

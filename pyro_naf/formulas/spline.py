@@ -52,14 +52,14 @@ def evaluate(
 def bracket(
     y: Tensor, bound: float, knots_x: Tensor, knots_y: Tensor, slopes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The ends of the bin that y lies in; y itself, twice, outside."""
+    """Return the ends of the bin that y lies in; y itself, twice, outside."""
     inside = y.abs() < bound
     x0, x1, *_ = _bin(torch.where(inside, y, 0.0), knots_y, knots_x, knots_y, slopes)
     return torch.where(inside, x0, y), torch.where(inside, x1, y)
 
 
 def inverse(y: Tensor, bound: float, knots_x: Tensor, knots_y: Tensor, slopes: Tensor) -> Tensor:
-    r"""The preimage of y ``(...)`` in closed form.
+    r"""Return the preimage of y ``(...)`` in closed form.
 
     With v and w the parts of the bin below and above y, the odds :math:`q = \xi / (1 - \xi)`
     are the positive root of :math:`w q^2 + (w \delta_k - v \delta_{k+1}) q / s - v = 0`. Its

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
@@ -31,19 +29,19 @@ class AffineMap(PyroModule):
     loc: Tensor
     centre: Tensor
     frame: Tensor
-    scale: Any  # a PyroParam when set, a tensor when read
-    scale_tril: Any
+    scale: Tensor  # set as a PyroParam, as is scale_tril
+    scale_tril: Tensor
     coupling: Tensor
     scale_constraint = constraints.softplus_positive
     scale_tril_constraint = constraints.unit_lower_cholesky
 
     def _set_up_affine(self, loc: Tensor, init_scale: float) -> None:
-        """The parameters that there are with and without a structure."""
+        """Make the parameters that there are with and without a structure."""
         self.loc = nn.Parameter(loc)
         self.scale = PyroParam(torch.full_like(self.loc, init_scale), self.scale_constraint)
 
     def _set_up_factor(self) -> None:
-        """The parameters of T off its diagonal, and the frame, once the structure is known."""
+        """Make the parameters of T off its diagonal, and the frame, once the structure is known."""
         frame = torch.ones_like(self.loc)
         if self.structure is not None or self.full_rank:
             frame = torch.diag(frame)
@@ -56,7 +54,7 @@ class AffineMap(PyroModule):
         self.register_buffer("frame", frame)
 
     def affine_parts(self) -> list[Transform]:
-        """The affine map as transforms, which remember their last value.
+        """Return the affine map as transforms, which remember their last value.
 
         So the flow before them recognises its own samples.
         """
@@ -80,7 +78,7 @@ class AffineMap(PyroModule):
         return triangular(self.structure, self.scale, self.coupling)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """The outermost map: its loc ``(D,)``, and its scale ``(D,)`` or factor ``(D, D)``."""
+        """Return loc ``(D,)``, and scale ``(D,)`` or factor ``(D, D)``, of the outermost map."""
         if self.structure is None and not self.full_rank:
             return self.centre + self.frame * self.loc, self.frame * self.scale
         return self.centre + self.frame @ self.loc, self.frame @ self._inner_factor()
@@ -122,7 +120,7 @@ class AffineMap(PyroModule):
 
 
 def _with_pattern(structure: Structure, factor: Tensor) -> Tensor:
-    """The factor of the closest Gaussian that has the structure, ``(D, D)``."""
+    """Compute the factor of the closest Gaussian that has the structure, ``(D, D)``."""
     if factor.dim() == 1:
         return torch.diag(factor)
     if has_pattern(structure, factor):

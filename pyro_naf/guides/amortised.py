@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.conditional import ConditionalTransformModule
+from pyro.distributions.torch_transform import TransformModule
 from pyro.infer.autoguide.initialization import init_to_median
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
+from ..support.calls import Args, Kwargs, Model
 from .base import FlowNormal
 from .contexts import (
     ContextAffine,
@@ -42,17 +45,17 @@ class AmortisedFlowNormal(FlowNormal):
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        transform_fn: Callable[..., Any],
+        model: Model,
+        transform_fn: Callable[..., TransformModule],
         *,
         full_rank: bool = False,
         inverse: bool = False,
         heavy_tails: bool = False,
-        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_loc_fn: Callable[..., Tensor] = init_to_median,
         init_scale: float = 0.1,
         context_fn: Callable[..., Tensor] | None = None,
         context_dim: int = 0,
-        create_plates: Callable[..., Any] | None = None,
+        create_plates: Callable[..., pyro.plate | Sequence[pyro.plate]] | None = None,
     ) -> None:
         check_context_arguments(context_fn, context_dim)
         super().__init__(
@@ -67,13 +70,13 @@ class AmortisedFlowNormal(FlowNormal):
         self.context_fn, self.context_dim = context_fn, context_dim
         self.create_plates = create_plates
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+    def _setup_prototype(self, *args: object, **kwargs: object) -> None:
         super()._setup_prototype(*args, **kwargs)
         if self.context_dim:
             affine = ContextAffine(self.context_dim, self.latent_dim)
             self.context_affine = affine.to(self.loc.device, self.loc.dtype)
 
-    def _set_up_layout(self, *args: Any, **kwargs: Any) -> None:
+    def _set_up_layout(self, *args: object, **kwargs: object) -> None:
         """Tell the plates whose elements have contexts of their own; D counts one element's."""
         self._row_frames = ()
         if self.context_dim:
@@ -84,7 +87,7 @@ class AmortisedFlowNormal(FlowNormal):
             self._num_rows = context.shape[:-1]
         super()._set_up_layout(*args, **kwargs)
 
-    def _find_special(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SpecialSites:
+    def _find_special(self, args: Args, kwargs: Kwargs) -> SpecialSites:
         special = super()._find_special(args, kwargs)
         if special.dependent and self.context_dim:
             raise ValueError(
@@ -94,7 +97,7 @@ class AmortisedFlowNormal(FlowNormal):
             )
         return special
 
-    def _make_flow(self) -> Any:
+    def _make_flow(self) -> TransformModule:
         if not self.context_dim:
             return super()._make_flow()
         flow = self._transform_fn(self.latent_dim, self.context_dim)
@@ -107,19 +110,20 @@ class AmortisedFlowNormal(FlowNormal):
 
     # The context and what depends on it.
 
-    def _context(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The context of these arguments, ``(..., C)``, with the dtype of the latents."""
+    def _context(self, *args: object, **kwargs: object) -> Tensor:
+        """Return the context of these arguments, ``(..., C)``, with the dtype of the latents."""
         module = "context_fn" in self._modules
-        context_fn: Any = self._registered("context_fn") if module else self.context_fn
+        context_fn = self._registered("context_fn") if module else self.context_fn
+        assert context_fn is not None
         context = check_context(context_fn(*args, **kwargs), self.context_dim)
         like = next(site["value"] for _, site in self.prototype_trace.iter_stochastic_nodes())
         return context.to(like.device, like.dtype)
 
-    def _aligned_context(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The context, with its axes where the plates are."""
+    def _aligned_context(self, *args: object, **kwargs: object) -> Tensor:
+        """Return the context, with its axes where the plates are."""
         return align(self._context(*args, **kwargs), self._layout.row_dims)
 
-    def get_transform(self, *args: Any, **kwargs: Any) -> ComposeTransform:
+    def get_transform(self, *args: object, **kwargs: object) -> ComposeTransform:
         """Heavy tails if any, flow, then affine map, for the context of these arguments.
 
         Without ``context_fn`` independent of them, as NeuTra needs it; with it, NeuTra takes a
@@ -131,8 +135,8 @@ class AmortisedFlowNormal(FlowNormal):
         return self._transform_for(self._aligned_context(*args, **kwargs))
 
     def _transform_for(self, context: Tensor) -> ComposeTransform:
-        flow = self._registered("flow").condition(context)
-        return self._composed(flow, self._affine_parts_for(context))
+        flow: ConditionalTransformModule = self._registered("flow")
+        return self._composed(flow.condition(context), self._affine_parts_for(context))
 
     def _affine_parts_for(self, context: Tensor) -> list[Transform]:
         shift, log_scale = self._registered("context_affine")(context)
@@ -144,11 +148,11 @@ class AmortisedFlowNormal(FlowNormal):
         inner = dist.transforms.LowerCholeskyAffine(origin, self.scale_tril, cache_size=1)
         return [inner, outer]
 
-    def _check_rows(self, posterior: Any, z: Tensor) -> None:
+    def _check_rows(self, posterior: dist.TorchDistribution, z: Tensor) -> None:
         check_broadcast(posterior.batch_shape, z.shape[:-1])
 
     def _latent_quantiles(
-        self, points: Tensor, levels: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, points: Tensor, levels: Tensor, args: Args, kwargs: Kwargs
     ) -> Tensor:
         """Marginal quantiles of the latent vectors, ``(Q, *rows, D)``."""
         if not self.context_dim:
@@ -162,7 +166,7 @@ class AmortisedFlowNormal(FlowNormal):
 
     # Draws for the rows of the context, and their plates.
 
-    def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
+    def sample_latent(self, *args: object, **kwargs: object) -> Tensor:
         """Draw the latent vector, one for each row of the context."""
         if not self.context_dim:
             return super().sample_latent(*args, **kwargs)
@@ -179,12 +183,12 @@ class AmortisedFlowNormal(FlowNormal):
             name = f"_{self._pyro_name}_latent"
             return pyro.sample(name, posterior, infer={"is_auxiliary": True})
 
-    def _create_plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def _create_plates(self, *args: object, **kwargs: object) -> dict[str, pyro.plate]:
         if not self.context_dim:
             return super()._create_plates(*args, **kwargs)
         return self.plates  # of this call: sample_latent comes first
 
-    def _follow_plates(self, context: Tensor, *args: Any, **kwargs: Any) -> None:
+    def _follow_plates(self, context: Tensor, *args: object, **kwargs: object) -> None:
         """Learn the plates' sizes, and how they are subsampled, when there are other rows."""
         rows = context.shape[:-1]
         if len(rows) != len(self._row_frames):
@@ -207,10 +211,11 @@ class AmortisedFlowNormal(FlowNormal):
                 size=n, full_size=n if whole else old.full_size
             )
 
-    def _frames_of_a_run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def _frames_of_a_run(self, *args: object, **kwargs: object) -> dict[str, CondIndepStackFrame]:
         """Frames of the latents' plates, as a run of the model with these arguments has them."""
         model = poutine.block(self.model, self._prototype_hide_fn)
-        # The model's draws are thrown away: a call draws the same, whatever rows came before.
+        # The model's draws are thrown away, and the generator is put back: a call's draws do not
+        # depend on which rows came in earlier calls.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
         frames = [f for _, site in trace.iter_stochastic_nodes() for f in site["cond_indep_stack"]]

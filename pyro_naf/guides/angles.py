@@ -7,7 +7,8 @@ Over them a posterior would repeat itself without end.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pyro.distributions import SineBivariateVonMises, SineSkewed, TorchDistribution, VonMises
@@ -24,9 +25,9 @@ class OnePeriod(TorchDistribution):
     :param base_dist: one of :data:`PERIODIC` with location :math:`\mu`, in whatever wrapping.
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
-    def __init__(self, base_dist: Any) -> None:
+    def __init__(self, base_dist: TorchDistribution) -> None:
         self.base_dist = base_dist
         super().__init__(base_dist.batch_shape, base_dist.event_shape, validate_args=False)
 
@@ -39,12 +40,12 @@ class OnePeriod(TorchDistribution):
         return leaf.mean.expand(self.shape())
 
     @property
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         """Half a turn to both sides of the location."""
         interval = constraints.interval(self.mean - math.pi, self.mean + math.pi)
         return constraints.independent(interval, self.event_dim)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws of the distribution, turned into the support."""
         return self.turned(self.base_dist.sample(torch.Size(sample_shape)))
 
@@ -57,6 +58,6 @@ class OnePeriod(TorchDistribution):
         """Log-density of the wrapped distribution, which has the same mass on any period."""
         return self.base_dist.log_prob(value)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> OnePeriod:
-        """A copy that is broadcast to a batch shape."""
+    def expand(self, batch_shape: Sequence[int], _instance: OnePeriod | None = None) -> OnePeriod:
+        """Return a copy that is broadcast to a batch shape."""
         return OnePeriod(self.base_dist.expand(batch_shape))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
+from pyro.distributions.torch_transform import TransformModule
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
 from pyro.nn.module import PyroParam
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import ComposeTransform, Transform
@@ -22,6 +25,7 @@ from torch.distributions.transforms import ComposeTransform, Transform
 from ..conditioners import Structure
 from ..flows.heavy_tails import START as TAIL_INDEX
 from ..flows.heavy_tails import TukeyH
+from ..support.calls import Args, Kwargs, Model
 from ..support.tables import Shown, Table
 from .affine_map import AffineMap
 from .composed import Composed
@@ -43,20 +47,20 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
     """
 
     heavy_tails = False
-    tail_index: Any  # a PyroParam when set, a tensor when read
+    tail_index: Tensor  # set as a PyroParam
     #: Width of the context.
     context_dim = 0
-    _row_frames: tuple[Any, ...] = ()
+    _row_frames: tuple[CondIndepStackFrame, ...] = ()
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        transform_fn: Callable[..., Any],
+        model: Model,
+        transform_fn: Callable[..., TransformModule],
         *,
         full_rank: bool = False,
         inverse: bool = False,
         heavy_tails: bool = False,
-        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_loc_fn: Callable[..., Tensor] = init_to_median,
         init_scale: float = 0.1,
     ) -> None:
         if not init_scale > 0:
@@ -67,7 +71,7 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
         handled = Angles()(VectorizedPlates()(model))
         super().__init__(handled, init_loc_fn=start_flat_priors(init_loc_fn))
 
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+    def _setup_prototype(self, *args: object, **kwargs: object) -> None:
         super()._setup_prototype(*args, **kwargs)
         self._set_up_layout(*args, **kwargs)
         refuse_local_latents(self._cond_indep_stacks, self._row_frames, type(self).__name__)
@@ -86,18 +90,18 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
     # What is found out, or made, at the first call.
 
     @property
-    def row_frames(self) -> tuple[Any, ...]:
+    def row_frames(self) -> tuple[CondIndepStackFrame, ...]:
         """Frames of the plates whose elements have latent vectors, and contexts, of their own."""
         return self._row_frames
 
     @staticmethod
-    def _prototype_hide_fn(msg: Any) -> bool:
+    def _prototype_hide_fn(msg: Message) -> bool:
         """Finite discrete latents are no latents of the guide: TraceEnum_ELBO sums them out."""
         if AutoContinuous._prototype_hide_fn(msg):
             return True
         return bool(msg["fn"].support.is_discrete and msg["fn"].has_enumerate_support)
 
-    def _set_up_layout(self, *args: Any, **kwargs: Any) -> None:
+    def _set_up_layout(self, *args: object, **kwargs: object) -> None:
         """Find the places of the latents in the vector, and its length D."""
         self._layout = Layout(
             [site for _, site in self.prototype_trace.iter_stochastic_nodes()],
@@ -106,19 +110,19 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
         )
         self.latent_dim = self._layout.latent_dim
 
-    def _joint(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> JointDensity:
-        """The model's joint density; inference knows it, which stands above the guides."""
+    def _joint(self, args: Args, kwargs: Kwargs) -> JointDensity:
+        """Return the model's joint density; inference knows it, which stands above the guides."""
         raise NotImplementedError
 
-    def _find_special(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> SpecialSites:
+    def _find_special(self, args: Args, kwargs: Kwargs) -> SpecialSites:
         sites = [place.site for place in self._layout.places.values()]
         return SpecialSites.of(sites, lambda: self._joint(args, kwargs))
 
-    def _find_structure(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure | None:
-        """The structure of flow and affine map; None for a full guide."""
+    def _find_structure(self, args: Args, kwargs: Kwargs) -> Structure | None:
+        """Return the structure of flow and affine map; None for a full guide."""
         return None
 
-    def _make_flow(self) -> Any:
+    def _make_flow(self) -> TransformModule:
         return self._transform_fn(self.latent_dim)
 
     def latent_vectors(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -126,7 +130,7 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
         return self._layout.pack(values)[0].reshape(-1, self.latent_dim)
 
     def _init_loc(self) -> Tensor:
-        """The initial latent vector, a mean over the rows."""
+        """Return the initial latent vector, a mean over the rows."""
         values = {name: place.site["value"] for name, place in self._layout.places.items()}
         start = self.latent_vectors(values).detach()
         for site, value in self._unpack_latent(start.mean(0)):
@@ -149,7 +153,7 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
 
     # Draws and densities.
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Draw all latents: a dict of site to constrained value."""
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
@@ -170,26 +174,26 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
                 result[name] = pyro.sample(name, delta)
         return result
 
-    def _unpack_latent(self, latent: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    def _unpack_latent(self, latent: Tensor) -> Iterator[tuple[Message, Tensor]]:
         return self._layout.unpack(latent)
 
     def get_base_dist(self) -> dist.TorchDistribution:
-        """The standard normal on R^D."""
+        """Return the standard normal on R^D."""
         return dist.Normal(torch.zeros_like(self.loc), torch.ones_like(self.loc)).to_event(1)
 
-    def get_transform(self, *args: Any, **kwargs: Any) -> ComposeTransform:
+    def get_transform(self, *args: object, **kwargs: object) -> ComposeTransform:
         """Heavy tails if any, flow, then affine map; independent of the arguments."""
         self._check_set_up()
         return self._composed(self._registered("flow"), self.affine_parts())
 
-    def _composed(self, flow: Any, affine: Sequence[Transform]) -> ComposeTransform:
+    def _composed(self, flow: TransformModule, affine: Sequence[Transform]) -> ComposeTransform:
         flows = getattr(flow, "parts", [flow])
         if self.inverse:
             flows = [part.inv for part in reversed(flows)]
         tails = [TukeyH(self.tail_index, cache_size=1)] if self.heavy_tails else []
         return Composed([*tails, *flows, *affine])
 
-    def log_prob(self, latents: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    def log_prob(self, latents: Mapping[str, Tensor], *args: object, **kwargs: object) -> Tensor:
         r"""Log-density of the guide at given latents, in their own (constrained) space.
 
         .. math:: \log q(z) = \log q(u) - \sum_i \log|\det \partial z_i / \partial u_i|
@@ -216,19 +220,19 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
             self._check_rows(posterior, z)
             return posterior.log_prob(z) - log_det
 
-    def _check_rows(self, posterior: Any, z: Tensor) -> None:
+    def _check_rows(self, posterior: dist.TorchDistribution, z: Tensor) -> None:
         """Raise ValueError where there are other rows of contexts than of latent vectors z."""
 
     # Quantiles.
 
     @torch.no_grad()
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The median of each latent, site to tensor; see :meth:`quantiles`."""
+    def median(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        """Return the median of each latent, site to tensor; see :meth:`quantiles`."""
         return {name: q[0] for name, q in self.quantiles([0.5], *args, **kwargs).items()}
 
     @torch.no_grad()
     def quantiles(
-        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
+        self, quantiles: Sequence[float] | Tensor, *args: object, **kwargs: object
     ) -> dict[str, Tensor]:
         r"""Marginal quantiles of each latent.
 
@@ -268,7 +272,7 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
         return found
 
     def _latent_quantiles(
-        self, points: Tensor, levels: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, points: Tensor, levels: Tensor, args: Args, kwargs: Kwargs
     ) -> Tensor:
         """Marginal quantiles of the latent vector, ``(Q, D)``, from standard normal points."""
         return marginal_quantiles(self.get_transform(), points, levels)
@@ -276,19 +280,20 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
     # Its looks, copies and files.
 
     def table(self) -> Table:
-        """The latents, the flows and the number of weights."""
+        """Return the latents, the flows and the number of weights."""
         places = None if self.prototype_trace is None else self._layout.places
         return guide_table(self, places)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, object], prefix: str, *args: object
+    ) -> None:
         """Load this guide's own tensors; of a guide that was never run, say that it cannot."""
         if self.prototype_trace is None and any(key.startswith(prefix) for key in state_dict):
-            error_msgs: list[str] = args[-1]
-            error_msgs.append(f"{self._not_set_up()} first, then load the state")
+            cast("list[str]", args[-1]).append(f"{self._not_set_up()} first, then load the state")
             return
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # Pyro's version drops the model from the guide itself, not only from its copy.
         kept = {name: self.__dict__[name] for name in ("_model", "master")}
         try:
@@ -296,7 +301,7 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
         finally:
             self.__dict__.update(kept)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> FlowNormal:
+    def __deepcopy__(self, memo: dict[int, object]) -> FlowNormal:
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
 
+from ..support.calls import Args, Kwargs
 from ..support.checks import check_integers
 from ..support.modes import values_are_unknown
 
-#: Root mean square of a context's column from which tanh units see but its sign.
+#: Root mean square of a context's column above which tanh units are saturated and see the sign
+#: alone.
 _RAW = 30.0
 
 
@@ -59,8 +62,8 @@ def check_context_arguments(context_fn: Callable[..., Tensor] | None, context_di
         raise ValueError("context_fn needs context_dim, the width of what it returns, got 0")
 
 
-def check_context(context: Any, width: int) -> Tensor:
-    """The context, if it is a finite tensor ``(..., width)``."""
+def check_context(context: object, width: int) -> Tensor:
+    """Check that the context is a finite tensor ``(..., width)``."""
     if not isinstance(context, Tensor):
         raise TypeError(f"context_fn must return a tensor, got {type(context).__name__}")
     if context.dim() == 0 or context.shape[-1] != width:
@@ -98,9 +101,7 @@ def warn_of_raw(context: Tensor) -> None:
         )
 
 
-def warn_of_untrained(
-    context_fn: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> None:
+def warn_of_untrained(context_fn: Callable[..., Tensor] | None, args: Args, kwargs: Kwargs) -> None:
     """Warn of a function around a module: the guide does not see its weights, nobody trains them.
 
     One that registers them itself, by ``pyro.module``, is left alone.
@@ -117,7 +118,9 @@ def warn_of_untrained(
         )
 
 
-def row_plates(stacks: Mapping[str, Sequence[Any]], context: Tensor) -> tuple[Any, ...]:
+def row_plates(
+    stacks: Mapping[str, Sequence[CondIndepStackFrame]], context: Tensor
+) -> tuple[CondIndepStackFrame, ...]:
     """Frames of the plates that the axes of ``context`` ``(..., C)`` stand for, from the left.
 
     They are the outermost plates around all latents.
@@ -148,8 +151,8 @@ def align(context: Tensor, dims: Sequence[int]) -> Tensor:
     return context
 
 
-def rows_of(context: Tensor, axis: int, plate: Any) -> Tensor:
-    """The rows of ``context`` that the plate's subsample has; it may hold all or only those."""
+def rows_of(context: Tensor, axis: int, plate: pyro.plate) -> Tensor:
+    """Pick the rows of ``context`` in the plate's subsample; it may hold all or only those."""
     rows = context.shape[axis]
     if rows == plate.subsample_size:
         return context

@@ -8,9 +8,10 @@ at the rows' plates.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -18,7 +19,7 @@ from torch.distributions import biject_to
 class Place(NamedTuple):
     """One site in a row: its unconstrained shape is ``own + event``."""
 
-    site: dict[str, Any]
+    site: Message
     own: tuple[int, ...]
     event: tuple[int, ...]
 
@@ -38,7 +39,7 @@ class Layout:
 
     def __init__(
         self,
-        sites: Sequence[dict[str, Any]],
+        sites: Sequence[Message],
         unconstrained_shapes: Mapping[str, Sequence[int]],
         row_dims: Sequence[int] = (),
     ) -> None:
@@ -51,7 +52,7 @@ class Layout:
             self.places[site["name"]] = Place(site, own, shape[rank:])
         self.latent_dim = sum(place.size for place in self.places.values())
 
-    def unpack(self, latent: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    def unpack(self, latent: Tensor) -> Iterator[tuple[Message, Tensor]]:
         """Sites with their unconstrained values, from latent vectors ``(*rows, D)``.
 
         The axes of rows and values are aligned at the right, as Pyro's plates are.
@@ -108,7 +109,7 @@ class Layout:
 
 
 def _check_rows(place: Place, latent: Tensor) -> None:
-    """A further axis at a plate's dim would be taken for more of that plate."""
+    """Refuse a further axis at a plate's dim: it would be taken for more of that plate."""
     pairs = zip(latent.shape[-2::-1], place.own[::-1], strict=False)  # both from the right
     if any(row > 1 and own > 1 for row, own in pairs):
         raise ValueError(
@@ -133,7 +134,7 @@ def unpack(part: Tensor, own: Sequence[int], event: Sequence[int]) -> Tensor:
 
 
 def pack(value: Tensor, own: Sequence[int], event_dim: int) -> Tensor:
-    """The inverse of :func:`unpack`: ``(*rows, size)``, an axis of rows for each batch axis.
+    """Invert :func:`unpack`: ``(*rows, size)``, an axis of rows for each batch axis.
 
     >>> x = torch.randn(4, 1, 6)
     >>> torch.equal(pack(unpack(x, (3,), (2,)), (3,), 1), x)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyro
 from pyro.nn.module import PyroModule
 from torch import nn
@@ -30,12 +28,12 @@ class InStepWithStore(PyroModule):
                 del self._parameters[name]
                 setattr(self, name, own)  # takes the store's
 
-    def _registered(self, name: str) -> Any:
-        """A module of this one's, its weights in step with the store.
+    def _registered(self, name: str) -> nn.Module:
+        """Return a module of this one's, its weights in step with the store.
 
         :raises ValueError: when the store holds a weight of another shape, naming it.
         """
-        module: Any = self._modules[name]
+        module: nn.Module = self._modules[name]
         if not any(weight.requires_grad for weight in module.parameters()):
             return module  # frozen, or without weights: nothing to register
         if store_decides(self) and not isinstance(module, PyroModule):

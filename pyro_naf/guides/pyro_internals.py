@@ -6,7 +6,7 @@ under :func:`torch.vmap` and :func:`torch.fx.experimental.proxy_tensor.make_fx` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,42 +22,45 @@ from pyro.ops.einsum import torch_log
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
-from pyro.poutine.messenger import _bound_partial
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.messenger import Messenger, _bound_partial
+from pyro.poutine.runtime import _PYRO_STACK, Message
 from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..support.autograd import Context
+from ..support.calls import Model
 
-def is_subsample(site: dict[str, Any]) -> bool:
+
+def is_subsample(site: Message) -> bool:
     """Whether a site of a trace is a plate's choice of indices."""
     return isinstance(site.get("fn"), _Subsample)
 
 
-def without_start(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The model without the initialisation that an autoguide has put around it."""
-    if isinstance(model, _bound_partial):
-        handler, inner = model.func.args[:2]
-        if isinstance(handler, InitMessenger):
-            return inner
-    return model
+def without_start(model: Model) -> Model:
+    """Return the model without the initialisation that an autoguide has put around it."""
+    return _inside(model, InitMessenger)
 
 
-def without_block(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The model inside ``poutine.block``, as autoguides are given models with discrete latents."""
-    model = without_start(model)
+def without_block(model: Model) -> Model:
+    """Find the model inside ``poutine.block``, which hides discrete latents from autoguides."""
+    return _inside(without_start(model), BlockMessenger)
+
+
+def _inside(model: Model, kind: type[Messenger]) -> Model:
+    """The model inside a handler of this kind, or the model itself."""
     if isinstance(model, _bound_partial):
         handler, inner = model.func.args[:2]
-        if isinstance(handler, BlockMessenger):
+        if isinstance(handler, kind):
             return inner
     return model
 
 
 def store_decides(module: PyroModule) -> bool:
     """Whether Pyro's param store, and not the module, holds the parameters of this call."""
-    context: Any = module._pyro_context
+    context = module._pyro_context
     return bool(context.active) and not pyro.settings.get("module_local_params")
 
 
@@ -77,8 +80,8 @@ def unconstrained_values(guide: AutoContinuous, u: Tensor, nesting: int) -> dict
     return {site["name"]: free.reshape(len(u), -1) for site, free in guide._unpack_latent(aligned)}
 
 
-def enumerated(model: Callable[..., Any], max_plate_nesting: int) -> Callable[..., Any]:
-    """The model with its finite discrete latents enumerated in parallel, as NUTS runs it.
+def enumerated(model: Model, max_plate_nesting: int) -> Model:
+    """Return the model with its finite discrete latents enumerated in parallel, as NUTS runs it.
 
     :param max_plate_nesting: number of dimensions, from the right, that plates may use.
     """
@@ -108,7 +111,7 @@ def plates_with(indices: Callable[[str, int], Tensor | None]) -> Iterator[None]:
         size: int | None = None,
         subsample_size: int | None = None,
         subsample: Tensor | None = None,
-        *args: Any,
+        *args: object,
     ) -> tuple[int, int, Tensor | None]:
         chosen = None
         if size is not None and subsample is None:
@@ -132,7 +135,7 @@ def loops_over_numbers() -> Iterator[None]:
     """
     original = IndepMessenger.__iter__
 
-    def iterate(plate: Any) -> Iterator[int | float]:
+    def iterate(plate: IndepMessenger) -> Iterator[int | float]:
         with _disable_current_modes():
             plate._indices = torch.as_tensor(plate.indices).tolist()  # noqa: SLF001
         return original(plate)
@@ -151,7 +154,7 @@ def without_checks() -> Iterator[None]:
     That is control flow that depends on data. ``pyro.validation_enabled(False)`` does not reach
     distributions that ``expand`` made before.
     """
-    family: Any = Distribution
+    family: type[Any] = Distribution  # mypy takes no assignment to a method
     is_nan, validate = pyro.util.torch_isnan, family._validate_sample
     pyro.util.torch_isnan = lambda x: False
     family._validate_sample = lambda self, value: None
@@ -171,7 +174,7 @@ def without_masks_of_dice() -> Iterator[None]:
     """
     original = Dice.compute_expectation
 
-    def compute_expectation(self: Any, costs: Mapping[Any, Any]) -> Any:
+    def compute_expectation(self: Dice, costs: Mapping[object, Sequence[Tensor]]) -> Tensor | int:
         if self.log_probs or self.log_denom:
             return original(self, costs)
         return sum(cost.sum() for terms in costs.values() for cost in terms)
@@ -191,7 +194,7 @@ def handlers_are_active() -> bool:
 class _EnumMessenger(EnumMessenger):
     """Pyro's, without the use of ``value.data``, which tensors under vmap do not have."""
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, msg: Message) -> None:
         fn, value = msg["fn"], msg["value"]
         if value is None or not hasattr(fn, "event_dim"):
             return
@@ -213,11 +216,11 @@ class _Log(torch.autograd.Function):
         return x.log()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Context, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return grad / x.clamp(min=torch.finfo(x.dtype).eps)
 

@@ -12,15 +12,15 @@ from torch.distributions.transforms import AffineTransform, ComposeTransform, Tr
 from ..flows.heavy_tails import TukeyH
 from ..transforms import AutoregressiveFlow
 
-#: Points at least, at most, and beyond an extreme level.
+#: Smallest and largest number of points, and the number of points beyond an extreme level.
 _MIN_POINTS, _MAX_POINTS, _TAIL_POINTS = 2**14, 2**20, 100
 
-#: Numbers that are mapped or sorted at once.
+#: Number of values that are mapped or sorted at once.
 NUMBERS = 2**23
 
 
 def normal_points(levels: Tensor, like: Tensor) -> Tensor:
-    """Standard normal points ``(N, D)``, as many as the most extreme of the levels needs.
+    """Draw standard normal points ``(N, D)``, as many as the most extreme of the levels needs.
 
     They come from a scrambled Sobol sequence that is always the same.
 
@@ -39,7 +39,7 @@ def marginal_quantiles(transform: ComposeTransform, points: Tensor, levels: Tens
     """Quantiles of each entry of T(eps): exact where it rises with one entry of eps alone.
 
     Shapes: points ``(N, ..., D)`` and levels ``(Q,)``; result ``(Q, ..., D)``, the axes between
-    those of T(points).
+    are the axes of T(points).
     """
     # In parts: a point costs D P numbers on its way through a flow.
     latent = torch.cat([transform(part) for part in points.split(1024)])
@@ -54,7 +54,7 @@ def marginal_quantiles(transform: ComposeTransform, points: Tensor, levels: Tens
 
 
 def sorted_quantiles(x: Tensor, levels: Tensor) -> Tensor:
-    """Of each column of x ``(N, D)``: ``(Q, D)``. torch.quantile takes 16 million numbers only."""
+    """Quantiles ``(Q, D)`` of columns ``(N, D)``; torch.quantile takes 16 million numbers only."""
     places = levels * len(x) - 0.5
     below = places.floor().clamp(0, len(x) - 2)
     part = (places - below).clamp(0, 1).to(x)[:, None]
@@ -82,7 +82,7 @@ def _lone_dims(transform: ComposeTransform, dim: int) -> set[int]:
 
 
 def slope_sign(transform: Transform) -> float:
-    """That of the slope; NaN for a transform of several entries together."""
+    """Return the sign of the slope; NaN for a transform of several entries together."""
     try:
         return float(torch.as_tensor(transform.sign).double().mean())
     except NotImplementedError:

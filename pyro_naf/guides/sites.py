@@ -12,9 +12,12 @@ import pyro
 import torch
 from pyro.infer.autoguide.utils import helpful_support_errors
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import Transform
 
 from .angles import PERIODIC, OnePeriod
 from .pyro_internals import is_subsample
@@ -78,10 +81,10 @@ class Latents(Messenger):
         self.sites, self.given, self.constrained = sites, given, constrained
         self.elements = elements or {}
         self.values: dict[str, Tensor] = {}
-        self.transforms: dict[str, Any] = {}
+        self.transforms: dict[str, Transform] = {}
         self.log_det: Tensor | float = 0.0
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Message) -> None:
         """Pyro calls this at every sample statement, from the innermost handler outwards."""
         site = self.sites.get(msg["name"])
         if site is None or msg["is_observed"] or msg["done"]:
@@ -104,8 +107,8 @@ class Latents(Messenger):
         self.values[site.name] = msg["value"] = value
         msg["done"] = True
 
-    def _subsample(self, msg: Any, site: Site) -> tuple[Tensor, float]:
-        """The elements of the site's value that this run has, and how often each counts."""
+    def _subsample(self, msg: Message, site: Site) -> tuple[Tensor, float]:
+        """Return the elements of the site's value that this run has, and how often each counts."""
         given, scale = self.given[site.name], 1.0
         for frame in msg["cond_indep_stack"]:
             if frame.name in self.elements and frame.dim is not None:
@@ -116,7 +119,7 @@ class Latents(Messenger):
 
 
 def standard_normal(free: Tensor, site: Site) -> Tensor:
-    """Standard normal log-density of each element, from unconstrained values ``(..., shape)``."""
+    """Evaluate the standard normal log-density of each unconstrained value ``(..., shape)``."""
     squares = free.square() + math.log(2 * math.pi)
     batch_dim = free.dim() - len(site.free_shape) + site.batch_dim
     return -0.5 * squares.reshape(*squares.shape[:batch_dim], -1).sum(-1)
@@ -125,32 +128,32 @@ def standard_normal(free: Tensor, site: Site) -> Tensor:
 class VectorizedPlates(Messenger):
     """Handler that hides sequential plates, which autoguides do not know, from its surroundings."""
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Message) -> None:
         msg["cond_indep_stack"] = tuple(f for f in msg["cond_indep_stack"] if f.vectorized)
 
 
 class Angles(Messenger):
     """Handler that keeps latent angles on one period."""
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Message) -> None:
         if not msg["is_observed"] and isinstance(peel(msg["fn"])[0], PERIODIC):
             msg["fn"] = OnePeriod(msg["fn"])
 
 
-def sample_sites(trace: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def sample_sites(trace: Trace) -> Iterator[tuple[str, Message]]:
     """Name and site of all sample statements of a trace, plates' choices left out."""
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and not is_subsample(site):
             yield name, site
 
 
-def latent_sites(trace: Any) -> dict[str, dict[str, Any]]:
+def latent_sites(trace: Trace) -> dict[str, Message]:
     """Sample sites that are not observed, by name."""
     return {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
 
 
-def find_sites(trace: Any) -> dict[str, Site]:
-    """The continuous latent sites of a trace, in their order in u."""
+def find_sites(trace: Trace) -> dict[str, Site]:
+    """Return the continuous latent sites of a trace, in their order in u."""
     sites: dict[str, Site] = {}
     start = 0
     for name, site in latent_sites(trace).items():
@@ -177,7 +180,7 @@ def split(u: Tensor, sites: Mapping[str, Site]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _named(site: Mapping[str, Any]) -> Iterator[None]:
+def _named(site: Message) -> Iterator[None]:
     """Errors about a support that has no bijection name the site, and what to write instead."""
     try:
         with helpful_support_errors(site):
@@ -192,21 +195,21 @@ def _named(site: Mapping[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def site_log_probs(trace: Any) -> dict[str, Tensor]:
+def site_log_probs(trace: Trace) -> dict[str, Tensor]:
     """Log-density of every sample site of a trace, by name."""
     with pyro.validation_enabled(False):
         trace.compute_log_prob()
     return {name: site["log_prob"] for name, site in sample_sites(trace)}
 
 
-def plate_nesting(trace: Any) -> int:
-    """Number of dimensions, from the right, that the plates of a trace use."""
+def plate_nesting(trace: Trace) -> int:
+    """Count the dimensions, from the right, that the plates of a trace use."""
     frames = [frame for _, site in sample_sites(trace) for frame in site["cond_indep_stack"]]
     return max((-frame.dim for frame in frames if frame.dim is not None), default=0)
 
 
-def batch_depth(trace: Any) -> int:
-    """Number of dimensions, from the right, that the batch shapes of latents use, plates or not."""
+def batch_depth(trace: Trace) -> int:
+    """Count the dimensions, from the right, of the batch shapes of latents, plates or not."""
     latents = latent_sites(trace).values()
     depths = [site["value"].dim() - site["fn"].event_dim for site in latents]
     return max([plate_nesting(trace), *depths])
@@ -221,7 +224,7 @@ def may_depend(support: Constraint) -> bool:
     )
 
 
-def masked_out(site: Mapping[str, Any]) -> Tensor:
+def masked_out(site: Message) -> Tensor:
     """Elements of a site's batch shape whose own log-density a mask leaves out, boolean."""
     mask = peel(site["fn"])[1]
     if isinstance(mask, Tensor) and site["fn"].event_dim:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.runtime import Message
 from torch import Tensor
+from torch.distributions.transforms import Transform
 
+from ..support.calls import Args, Kwargs, Model
 from .pyro_internals import without_start
 from .quantiles import sorted_quantiles
 from .sites import Latents, Site, masked_out, may_depend, standard_normal
@@ -36,7 +39,7 @@ class SpecialSites:
 
     Elements behind a mask that no density depends on (the observed half of ``obs_mask``) would let
     a flow run away along them: to the ELBO a standard normal density is added there. Supports that
-    depend on other latents, as that of ``Uniform(0, b)``, are found by running the model.
+    depend on other latents, as in ``Uniform(0, b)``, are found by running the model.
 
     :ivar sites: all sites, or none where no site is special.
     """
@@ -44,10 +47,8 @@ class SpecialSites:
     sites: dict[str, Site] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, prototypes: Iterable[Mapping[str, Any]], joint: Callable[[], JointDensity]
-    ) -> SpecialSites:
-        """The special sites of a model that was run once.
+    def of(cls, prototypes: Iterable[Message], joint: Callable[[], JointDensity]) -> SpecialSites:
+        """Return the special sites of a model that was run once.
 
         :param prototypes: the latent sites of that run.
         :param joint: called for the model's joint density, where there may be special sites.
@@ -74,9 +75,9 @@ class SpecialSites:
     def deltas(
         self,
         free: Mapping[str, Tensor],
-        model: Callable[..., Any] | None,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        model: Model | None,
+        args: Args,
+        kwargs: Kwargs,
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """Constrained values of unconstrained ones, and what log q gains by the map.
 
@@ -99,10 +100,10 @@ class SpecialSites:
     def _transforms(
         self,
         free: Mapping[str, Tensor],
-        model: Callable[..., Any] | None,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> dict[str, Any]:
+        model: Model | None,
+        args: Args,
+        kwargs: Kwargs,
+    ) -> dict[str, Transform]:
         if not self.dependent:
             return {name: site.transform for name, site in self.sites.items()}
         if model is None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
+from ..support.calls import Args, Kwargs, Model
 from .sites import site_log_probs
 
 
 def refuse_local_latents(
-    stacks: Mapping[str, Sequence[Any]], row_frames: Collection[Any], kind: str
+    stacks: Mapping[str, Sequence[CondIndepStackFrame]],
+    row_frames: Collection[CondIndepStackFrame],
+    kind: str,
 ) -> None:
     """Raise NotImplementedError for latents local to a subsampled plate.
 
@@ -36,10 +39,10 @@ def refuse_local_latents(
 
 
 def warn_of_start(
-    model: Callable[..., Any],
+    model: Model,
     point: Mapping[str, Tensor],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    args: Args,
+    kwargs: Kwargs,
 ) -> None:
     """Warn of sites, data among them, whose log-density at the start is not finite.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from pyro.distributions.torch_transform import ComposeTransformModule
@@ -13,7 +13,7 @@ from ..conditioners import GraphConditioner, Structure
 from ..conditioners.choice import OPTIONS
 from ..formulas.spec import count_params
 from ..support.checks import check_integers
-from ..transforms import DeepDenseSigmoidalFlow, DeepSigmoidalFlow
+from ..transforms import AutoregressiveFlow, DeepDenseSigmoidalFlow, DeepSigmoidalFlow
 
 
 def structured_flows(
@@ -26,11 +26,11 @@ def structured_flows(
     affine: bool = False,
     inverse: bool = False,
     activation: Callable[[Tensor], Tensor] = torch.tanh,
-    **kw: Any,
+    **kw: object,
 ) -> ComposeTransformModule:
-    """A stack of sigmoidal flows on graph conditioners, all in the structure's order.
+    """Make a stack of sigmoidal flows on graph conditioners, all in the structure's order.
 
-    :param hidden_dims: one width, that of each latent's network; 16 by default.
+    :param hidden_dims: the width of each latent's network, a single number; 16 by default.
     :param inverse: the flows map latents to base, and read the parents at elimination.
     :param kw: further arguments of the transformer.
     :raises ValueError: for several hidden layers, which such networks do not have, and for options
@@ -46,12 +46,13 @@ def structured_flows(
         raise ValueError(f"hidden_dims must be one width with a structure, got {widths}")
     if unknown := sorted({"conditioner", *OPTIONS} & kw.keys()):
         raise ValueError(f"{', '.join(unknown)} cannot be chosen with a structure")
-    num_layers = 1 if flow is DeepSigmoidalFlow else kw.get("num_layers", 2)
+    num_layers = 1 if flow is DeepSigmoidalFlow else cast(int, kw.get("num_layers", 2))
     num_params = count_params(hidden_units, num_layers, affine=affine)
+    make: Callable[..., AutoregressiveFlow] = flow
     flows = []
     for _ in range(num_transforms):
         conditioner = GraphConditioner(
             structure, num_params, *widths, inverse=inverse, activation=activation
         )
-        flows.append(flow(conditioner, hidden_units, affine=affine, **kw))
+        flows.append(make(conditioner, hidden_units, affine=affine, **kw))
     return ComposeTransformModule(flows)

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
+from torch import nn
+
+from ..conditioners import Structure
 from ..support.tables import Table
 from .layout import Place
 
 
-def guide_table(guide: Any, places: Mapping[str, Place] | None) -> Table:
+class FlowGuide(Protocol):
+    """What the table shows of a guide."""
+
+    full_rank: bool
+    inverse: bool
+    heavy_tails: bool
+    context_dim: int
+    latent_dim: int
+    structure: Structure | None
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Modules of the guide, its flow among them, by name."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All weights."""
+
+
+def guide_table(guide: FlowGuide, places: Mapping[str, Place] | None) -> Table:
     """Sites with their shapes and supports; notes on the rest.
 
     :param places: site to its place in the latent vector; None for a guide that was never run.

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
+from ..support.calls import Args, Model
 from ..support.checks import check_integers
 from .diagnostics import MIN_PARTICLES
 from .refined_guides import FLOWS
 
 
 def refuse_swallowed(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    options: Mapping[str, Any],
-    defaults: Mapping[str, Any],
+    model: Model,
+    args: Args,
+    options: Mapping[str, object],
+    defaults: Mapping[str, object],
 ) -> None:
-    """Raises TypeError when an option of refine took what may be meant for the model.
+    """Raise TypeError when an option of refine took what may be meant for the model.
 
     :param options: the options of refine by name, with their values; ``defaults`` those unset.
     """
@@ -48,7 +48,7 @@ def check_arguments(
     tempering: float,
     num_starts: int,
 ) -> None:
-    """Raises TypeError or ValueError, naming the argument."""
+    """Raise TypeError or ValueError, naming the argument."""
     if flow not in FLOWS:
         raise ValueError(f"flow must be one of {sorted(FLOWS)}, got {flow!r}")
     check_integers(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,17 @@ from .pointwise import example
 Groups = Mapping[str, Mapping[str, Tensor]]
 
 
-def export(groups: Groups, joint: Joint, attributes: Mapping[str, Any]) -> Any:
+class ArvizData(Protocol):
+    """What InferenceData of ArviZ 0.x and the DataTree of 1.x have in common."""
+
+    def __getitem__(self, group: str) -> object:
+        """Return a group by its name."""
+
+    def to_netcdf(self, filename: str) -> object:
+        """Write all groups to a file."""
+
+
+def export(groups: Groups, joint: Joint, attributes: Mapping[str, object]) -> ArvizData:
     """ArviZ's container of groups of draws, plates being the names of dimensions.
 
     :param attributes: what is known of the draws, as attributes of the group sample_stats.
@@ -32,16 +42,15 @@ def export(groups: Groups, joint: Joint, attributes: Mapping[str, Any]) -> Any:
     }
     dims = _dimensions(arrays, joint)
     if is_tree:
-        tree = from_dict(arrays, dims=dims, save_warmup=False)
-        tree["sample_stats"].attrs.update(attributes)
-        return tree
-    data = from_dict(**arrays, dims=dims)
-    data.sample_stats.attrs.update(attributes)
+        data = from_dict(arrays, dims=dims, save_warmup=False)
+    else:
+        data = from_dict(**arrays, dims=dims)
+    data["sample_stats"].attrs.update(attributes)
     return data
 
 
-def _from_dict() -> tuple[Any, bool]:
-    """The function ``from_dict`` of the ArviZ that is there, and whether it makes a DataTree."""
+def _from_dict() -> tuple[Callable[..., Any], bool]:
+    """Import ``from_dict`` of the ArviZ that is there, and tell whether it makes a DataTree."""
     for name in ("arviz_base", "arviz"):
         try:
             module = importlib.import_module(name)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
+import pyro
+from numpy.typing import ArrayLike
 from pyro.distributions.conditional import ConditionalComposeTransformModule
-from pyro.distributions.torch_transform import ComposeTransformModule
+from pyro.distributions.torch_transform import ComposeTransformModule, TransformModule
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 
 from ..conditioners import Structure
 from ..guides.amortised import AmortisedFlowNormal
 from ..guides.structured import structured_flows
+from ..support.calls import Args, Kwargs, Model
 from ..support.checks import check_integers
 from ..transforms import (
     DeepDenseSigmoidalFlow,
@@ -44,7 +46,7 @@ class AutoFlowNormal(AmortisedFlowNormal):
     A flow of sigmoids is linear far out, so that the guide's tails are a normal's. With
     ``heavy_tails`` each entry of :math:`\epsilon` passes Tukey's h map first
     (:class:`~pyro_naf.flows.heavy_tails.TukeyH`): :math:`z = \mathrm{loc} + S f(\epsilon\,
-    e^{h \epsilon^2 / 2})`, whose tails are those of Student's t with 1/h degrees of freedom. The
+    e^{h \epsilon^2 / 2})`, with the tails of Student's t with 1/h degrees of freedom. The
     tail indices h in (0, 1) are trained, as ``tail_index``, from about zero on.
 
     With a ``context_fn``, the flow, loc and S depend on the data: what it returns for the arguments
@@ -52,10 +54,10 @@ class AutoFlowNormal(AmortisedFlowNormal):
     S f(\epsilon; c)`, and the guide is the posterior for any data set that it was trained on the
     likes of (Trace_ELBO, or :class:`~pyro_naf.infer.ForwardKL` on simulated data). The context has
     shape ``(C,)``, or an axis for each of the outermost plates around all latents, such as
-    ``(B, C)``: then the latents of each element have a density of their own, D counts those of one
-    element, and B may change from call to call. The rows are those of the arguments: all elements
-    of the plate, of which the guide takes a subsample, or only those that the subsample has, as
-    when the arguments are a minibatch.
+    ``(B, C)``: then the latents of each element have a density of their own, D counts the
+    latents of one element, and B may change from call to call. The arguments hold rows of all
+    elements of the plate, of which the guide takes a subsample, or of the subsample alone, as a
+    minibatch does.
 
     All parameters exist after ``_setup_prototype``, with dtype and device of the model's latents.
     A value in Pyro's param store wins over the module's, as for all of Pyro's guides; whichever it
@@ -65,7 +67,7 @@ class AutoFlowNormal(AmortisedFlowNormal):
     :param transform_fn: called with the latent dimension D, returns a transform of R^D.
     :param full_rank: a lower triangular S instead of a diagonal one.
     :param inverse: the flow maps latents to base, and not base to latents.
-    :param heavy_tails: tails as heavy as those of Student's t.
+    :param heavy_tails: tails as heavy as Student's t has.
     :param init_loc_fn: a per-site initialisation function of Pyro's. Where it would have to sample
         an ``ImproperUniform`` prior, the site starts at zero, unconstrained.
     :param init_scale: initial scale > 0 of every unconstrained latent.
@@ -105,7 +107,7 @@ class AutoFlowNormal(AmortisedFlowNormal):
     (torch.Size([5]), torch.Size([7]))
     """
 
-    def _joint(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Joint:
+    def _joint(self, args: Args, kwargs: Kwargs) -> Joint:
         return Joint(self.model, args, kwargs)
 
 
@@ -113,19 +115,19 @@ class _AutoStackNormal(AutoFlowNormal):
     """A stack of flows, in natural and reversed order by turns."""
 
     _asked_structure: str | Structure
-    _factory: Callable[..., Any]
-    _conditional_factory: Callable[..., Any]
+    _factory: Callable[..., TransformModule]
+    _conditional_factory: Callable[..., TransformModule]
     _flow: type[DeepSigmoidalFlow] | type[DeepDenseSigmoidalFlow]
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Model,
         *,
-        structure: Any = "full",
+        structure: str | Structure | ArrayLike | Tensor = "full",
         num_transforms: int = 2,
         hidden_dims: Sequence[int] | None = None,
         hidden_units: int = 16,
-        init_loc_fn: Callable[..., Any] = init_to_median,
+        init_loc_fn: Callable[..., Tensor] = init_to_median,
         init_scale: float = 0.1,
         full_rank: bool = False,
         inverse: bool = False,
@@ -133,8 +135,8 @@ class _AutoStackNormal(AutoFlowNormal):
         affine: bool | None = None,
         context_fn: Callable[..., Tensor] | None = None,
         context_dim: int = 0,
-        create_plates: Callable[..., Any] | None = None,
-        **kw: Any,
+        create_plates: Callable[..., pyro.plate | Sequence[pyro.plate]] | None = None,
+        **kw: object,
     ) -> None:
         if context_dim and not (isinstance(structure, str) and structure == "full"):
             raise ValueError("structure must be 'full' for a guide with a context")
@@ -163,14 +165,15 @@ class _AutoStackNormal(AutoFlowNormal):
             create_plates=create_plates,
         )
 
-    def _find_structure(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Structure | None:
+    def _find_structure(self, args: Args, kwargs: Kwargs) -> Structure | None:
         middle = self.loc.detach()
         return structure_of(self._asked_structure, lambda: self._joint(args, kwargs), middle)
 
-    def _make_flow(self) -> Any:
+    def _make_flow(self) -> TransformModule:
         if self.structure is None:
             return super()._make_flow()
-        return structured_flows(self._flow, self.structure, **self._options)
+        make: Callable[..., ComposeTransformModule] = structured_flows
+        return make(self._flow, self.structure, **self._options)
 
 
 class AutoDSFNormal(_AutoStackNormal):
@@ -239,7 +242,7 @@ class AutoDDSFNormal(_AutoStackNormal):
 class _Stack:
     """Flows in natural and reversed order by turns; a class, so that guides can be pickled."""
 
-    def __init__(self, factory: Callable[..., Any], num_transforms: int) -> None:
+    def __init__(self, factory: Callable[..., TransformModule], num_transforms: int) -> None:
         check_integers(num_transforms=(num_transforms, 1))
         self.factory, self.num_transforms = factory, num_transforms
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from pyro import poutine
@@ -14,17 +12,18 @@ from torch import Tensor
 
 from ..guides.pyro_internals import unconstrained_values
 from ..guides.sites import batch_depth
+from ..support.calls import Args, Model
 from .capture import Graph, is_enabled
-from .gaussian import cholesky
 from .joint import Joint
+from .laplace import cholesky
 from .pointwise import deterministic
 from .proposals import GuideProposal
 from .psis import pareto_khat, smooth
 
-#: Draws of the guide that k-hat and the chains' starts come from.
+#: Number of draws of the guide from which k-hat and the starts of the chains are computed.
 _POOL = 20_000
 
-#: Points of unconstrained space at which a site's constants are the same.
+#: Number of points of unconstrained space at which a site's value must be the same to be constant.
 _PROBES = 16
 
 #: Draws of a guide for each latent, and at least, that its Gaussian's moments are taken from.
@@ -39,10 +38,10 @@ class BaseSpace:
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Model,
         guide: AutoContinuous,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: dict[str, object],
     ) -> None:
         if not isinstance(guide, AutoContinuous):
             raise TypeError(_no_transform(guide))
@@ -75,7 +74,7 @@ class BaseSpace:
         """
         if not is_enabled() or self.graph is not None:
             return
-        if len(self.rows):  # their number is not that of the points
+        if len(self.rows):  # the number of rows is not the number of points
             self.joint.capture(count)
             return
 
@@ -151,7 +150,7 @@ class BaseSpace:
         return {name: (value == value[:, :1]).flatten(0, 1).all(0) for name, value in found.items()}
 
     def culprits(self, eps: Tensor) -> list[str]:
-        """The sites of the model whose log-density is not finite at the first of the points."""
+        """Name the model's sites whose log-density is not finite at the first of the points."""
         point = {
             name: value[0, 0]
             for name, value in self.draws(self.unconstrained(eps[:1])[None]).items()
@@ -200,7 +199,7 @@ class GaussianSpace:
         return value, grad @ self.factor.to(grad)
 
 
-def _no_transform(guide: Any) -> str:
+def _no_transform(guide: object) -> str:
     return (
         "guide must be an autoguide with a transform of a standard normal (AutoDSFNormal, "
         "AutoMultivariateNormal, AutoIAFNormal, refine(...).guide, "

@@ -6,6 +6,9 @@ import math
 
 from .diagnostics import ImportanceDiagnostics
 
+#: k-hat from which on weights have no mean, and draws whose evidence says something.
+_NO_MEAN, _FEWEST = 1.0, 200
+
 #: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise.
 _FALL = 0.1
 
@@ -27,7 +30,12 @@ def is_worse(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> boo
 
 
 def finds_more(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
-    """Whether the estimate of the evidence rose, by more than its noise."""
+    """Whether the estimate of the evidence rose, by more than its noise.
+
+    Of weights without a mean, or of hardly any draws, the noise is not known.
+    """
+    if not after.khat < _NO_MEAN or after.num_particles < _FEWEST:
+        return False
     noise = math.hypot(after.log_evidence_se, before.log_evidence_se)
     return after.log_evidence > before.log_evidence + 2 * noise
 

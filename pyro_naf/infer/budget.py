@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
 
 #: Share of the seconds that is kept for the diagnostics after training, and the largest share.
 _KEPT, _MOST_KEPT = 0.15, 0.4
 
-#: What a budget is made of, beside its limits, its steps and its start.
-_STATE = ("kept", "several", "landing", "end", "fraction", "steps_climbing", "top")
+#: Attributes of a budget that a checkpoint holds, beside the limits, the steps and the start.
+_STATE = ("kept", "several", "landing", "end", "fraction", "steps_climbing", "top", "middle")
 
 
 class Budget:
@@ -20,9 +19,9 @@ class Budget:
     Another iteration goes on where one was broken off.
 
     ``rate`` is 1 until the landing and falls to 0 there. The landing begins when :meth:`land` is
-    called, or when half the budget is over. At its end the phase is "landed", which is no step;
-    :meth:`land_again` goes on from there. With ``several`` modes all is one descent of the rate,
-    learning while it is above a half, then balancing.
+    called, or when half the time for training is over. At its end the phase is "landed", which is
+    no step; :meth:`land_again` goes on from there. With ``several`` modes all is one descent of the
+    rate, learning while it is above a half, then balancing.
 
     A number of steps alone is made in any case. Where time is limited, no step begins that would
     last beyond the end of training, going by the step before.
@@ -35,11 +34,11 @@ class Budget:
         self.steps, self.seconds, self.elapsed = steps, seconds, 0.0
         self.start = time.monotonic()
         self.kept = _KEPT
-        #: It is set when it is known.
+        #: Whether the guide is one for several modes; set when that is known.
         self.several = False
         self.landing: float | None = None
         self.end, self.fraction, self.steps_climbing, self.top = 1.0, 0.0, 0, 1.0
-        self.step = 0
+        self.step, self.middle = 0, 0.5
 
     def keep(self, seconds: float) -> None:
         """Keep at least these seconds for what follows training, as far as that is possible."""
@@ -58,6 +57,16 @@ class Budget:
             return math.inf
         return max(self.left() - self.kept * self.seconds, 0.0)
 
+    def begin_training(self) -> None:
+        """Note that what came before, a search, is over."""
+        self.middle = self.part_of_rest(0.5)
+
+    def part_of_rest(self, part: float) -> float:
+        """The fraction of the budget at which so much of what is left for training will be over."""
+        if self.seconds is None:
+            return part
+        return 1 - (1 - part) * self.left_for_training() / ((1 - self.kept) * self.seconds)
+
     def __iter__(self) -> Iterator[str]:
         phase = "landed"
         while True:
@@ -73,7 +82,7 @@ class Budget:
                 if self.end == end:
                     return
                 continue
-            if self.landing is None and self.fraction >= (0.0 if self.several else 0.5):
+            if self.landing is None and self.fraction >= (0.0 if self.several else self.middle):
                 self.landing = self.fraction
             phase = "climb" if self.landing is None else "land"
             if self.several:
@@ -82,8 +91,8 @@ class Budget:
             yield phase
             self.step += 1
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint needs, in a step that has just been made."""
+    def state(self) -> dict[str, object]:
+        """Return what a checkpoint needs, in a step that has just been made."""
         spent = {name: getattr(self, name) for name in _STATE}
         return spent | {"step": self.step + 1, "spent": time.monotonic() - self.start}
 
@@ -91,18 +100,18 @@ class Budget:
         """Count the seconds of an earlier process."""
         self.start -= seconds
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """The steps and the phase of an earlier process."""
+    def load_state(self, state: dict[str, object]) -> None:
+        """Take over the steps and the phase of an earlier process."""
         for name in ("step", *_STATE):
             setattr(self, name, state[name])
 
     def land(self) -> None:
-        """Starts the landing, which takes as long as the climb did."""
+        """Start the landing, which takes as long as the climb did."""
         self.landing = self.fraction
         self.end = min(1.0, max(2 * self.fraction, self.fraction + 0.1))
 
     def land_again(self) -> None:
-        """Starts another landing as long as the last, from half its rate, if the budget allows."""
+        """Start another landing as long as the last, from half its rate, if the budget allows."""
         if self.landing is None or self.end >= 1:
             return
         length, self.landing, self.top = self.end - self.landing, self.end, 0.5 * self.top

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from functools import partial
+from typing import TypedDict
 
 import torch
 from pyro.infer import MCMC, NUTS
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -38,13 +40,22 @@ _FEWEST_STATES, _NEARLY_AGREE, _FEW = 50, 1.05, 400
 #: the largest number of draws of each chain.
 _AGREE, _ENOUGH, _MOST_STATES = 1.0095, 1100, 10_000
 
-#: Share of a time limit for these chains, and what others have at least.
+#: Share of a time limit for chains in units of a Gaussian, and the smallest share left for chains
+#: in the base space.
 _FIRST, _LEAST = 0.9, 0.1
+
+
+class Counts(TypedDict, total=False):
+    """What chains have cost, and how they went."""
+
+    accept_rate: float
+    evaluations: int
+    divergences: int
 
 
 def independence(
     space: BaseSpace, eps: Tensor, num_samples: int, warmup_steps: int, progress: bool
-) -> tuple[Tensor, dict[str, Any]]:
+) -> tuple[Tensor, Counts]:
     """Run chains of independence Metropolis mixed with random walks."""
     num_chains = len(eps)
     space.capture(num_chains, gradient=False)
@@ -83,7 +94,7 @@ def independence(
 
 def neutra(
     space: BaseSpace, start: Tensor, num_samples: int, warmup_steps: int, progress: bool
-) -> tuple[Tensor, dict[str, Any]]:
+) -> tuple[Tensor, Counts]:
     """Run NUTS in the guide's base space, chain after chain."""
     count = warm = evaluations = divergences = 0
     states, rates = [], []
@@ -99,7 +110,7 @@ def neutra(
         # A linear function with the value and the gradient that are known.
         return -(value[0] + (grad[0] * (eps - eps.detach())).sum())
 
-    def note_warm_up(kernel: Any, params: Any, stage: str, i: int) -> None:
+    def note_warm_up(kernel: MCMCKernel, params: object, stage: str, i: int) -> None:
         nonlocal warm
         if stage.startswith("Warmup"):
             warm = count
@@ -120,9 +131,8 @@ def neutra(
         diagnosed = mcmc.diagnostics()
         rates += diagnosed["acceptance rate"].values()
         divergences += sum(map(len, diagnosed["divergences"].values()))
-    counts = {"evaluations": evaluations, "divergences": divergences}
-    found = _unconstrained(space, torch.stack(states))
-    return found, {"accept_rate": sum(rates) / len(rates), **counts}
+    found, rate = _unconstrained(space, torch.stack(states)), sum(rates) / len(rates)
+    return found, Counts(accept_rate=rate, evaluations=evaluations, divergences=divergences)
 
 
 def hamiltonian(
@@ -132,7 +142,7 @@ def hamiltonian(
     warmup_steps: int,
     progress: bool,
     seconds: float | None = None,
-) -> tuple[Tensor, dict[str, Any]]:
+) -> tuple[Tensor, Counts]:
     """Hamiltonian Monte Carlo, in units of a Gaussian where that mixes; else in the base space.
 
     A gradient there costs a fraction of one through the flows. Where the posterior's widths differ
@@ -143,14 +153,12 @@ def hamiltonian(
     began = time.monotonic()
     gaussian = GaussianSpace(space)
     gaussian.capture(len(start))
-    options: dict[str, Any] = {"progress": progress, "seconds": seconds}
-    if num_samples is None:
-        num_samples = _MOST_STATES
-        options["enough"] = _are_enough
-    if seconds is not None:
-        options["seconds"] = _FIRST * seconds
+    enough = _are_enough if num_samples is None else None
+    sample = partial(sample_hmc, enough=enough, progress=progress)
+    sizes = _MOST_STATES if num_samples is None else num_samples, warmup_steps
+    limit = None if seconds is None else _FIRST * seconds
     points = gaussian.points(space.unconstrained(start))
-    first = sample_hmc(gaussian.value_and_grad, points, num_samples, warmup_steps, **options)
+    first = sample(gaussian.value_and_grad, points, *sizes, seconds=limit)
     if _mixes(first):
         return _unconstrained(gaussian, first.states), _counts(first)
     shape = start.shape[1:]
@@ -163,15 +171,16 @@ def hamiltonian(
         return value, grad.flatten(1)
 
     if seconds is not None:
-        options["seconds"] = max(seconds - (time.monotonic() - began), _LEAST * seconds)
-    found = sample_hmc(value_and_grad, start.flatten(1), num_samples, warmup_steps, **options)
+        limit = max(seconds - (time.monotonic() - began), _LEAST * seconds)
+    found = sample(value_and_grad, start.flatten(1), *sizes, seconds=limit)
     evaluations = first.gradients + found.gradients
     if float(rank_rhat(first.states).max()) < float(rank_rhat(found.states).max()):
         states, counts = _unconstrained(gaussian, first.states), _counts(first)
     else:
         states = _unconstrained(space, found.states.unflatten(-1, shape))
         counts = _counts(found)
-    return states, counts | {"evaluations": evaluations}
+    counts["evaluations"] = evaluations
+    return states, counts
 
 
 def _mixes(chains: Chains) -> bool:
@@ -196,7 +205,7 @@ def _unconstrained(space: BaseSpace | GaussianSpace, states: Tensor) -> Tensor:
     return space.unconstrained(states.flatten(0, 1)).unflatten(0, states.shape[:2])
 
 
-def _counts(chains: Chains) -> dict[str, Any]:
+def _counts(chains: Chains) -> Counts:
     return {
         "accept_rate": chains.accept_rate,
         "evaluations": chains.gradients,

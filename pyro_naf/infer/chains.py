@@ -19,7 +19,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Numbers in the draws of the entries that are worked on at once: a dozen copies are 200 MB.
+#: Number of values, in the draws of the entries that are worked on at once: a dozen copies take 200
+#: MB.
 _NUMBERS = 2**21
 
 #: Levels of the quantiles that the effective sample size of the tails is about.
@@ -161,7 +162,7 @@ def _halves(x: Tensor) -> Tensor:
 
 
 def _normal_scores(x: Tensor) -> Tensor:
-    """Normal scores of the ranks among all chains; ties share the mean of their ranks."""
+    """Return normal scores of the ranks among all chains; ties share their mean rank."""
     columns = x.flatten(0, 1).T.contiguous()
     ordered = columns.sort(-1)[0]
     below = torch.searchsorted(ordered, columns)
@@ -171,7 +172,7 @@ def _normal_scores(x: Tensor) -> Tensor:
 
 
 def _quantile(ordered: Tensor, level: float) -> Tensor:
-    """The quantile of ordered rows ``(N, K)``, interpolated; between ties it is exactly theirs."""
+    """Interpolate a quantile of ordered rows ``(N, K)``; between ties it is exactly theirs."""
     place = level * (len(ordered) - 1)
     below = math.floor(place)
     low, high = ordered[below], ordered[min(below + 1, len(ordered) - 1)]

@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,12 +18,14 @@ from ..files.atomic import check_file
 from ..files.stored import ModelFileError, load, save
 from ..support.seeding import seeded
 from .autoguides import AutoFlowNormal
+from .budget import Budget
 from .diagnostics import ImportanceDiagnostics
-from .gaussian import Gaussian
 from .joint import Joint
-from .refined import Refined
+from .laplace import Gaussian
+from .refined import Origin, Refined
 from .saving import (
     VERSION,
+    SavedGaussian,
     check_sites,
     described,
     on_cpu,
@@ -70,6 +72,20 @@ class Found:
     has_flow: bool
 
 
+class Reached(Protocol):
+    """What a plan tells a checkpoint; see :class:`Found`."""
+
+    joint: Joint
+    origin: Origin
+    start: Start
+    before: ImportanceDiagnostics
+    stage: str
+    options: dict[str, object]
+    others: list[Gaussian]
+    generator: Tensor
+    budget: Budget
+
+
 class Checkpoint:
     """The file that a refinement is written to while it trains, and at its end.
 
@@ -93,7 +109,7 @@ class Checkpoint:
             self._check_call(self.content.get("call"))
         self.last, self.price = -math.inf, 0.0
 
-    def _check_call(self, call: Any) -> None:
+    def _check_call(self, call: object) -> None:
         if not isinstance(call, dict):
             raise ValueError(
                 f"checkpoint {self.path} is a result that Refinement.save wrote; name another "
@@ -112,7 +128,7 @@ class Checkpoint:
             )
 
     def found(self, joint: Joint) -> Found | Refined | None:
-        """What a killed process had reached, or the result of one that ended; None without a file.
+        """Load what a killed process had reached, or the result of one that ended; None if no file.
 
         :raises ValueError: for a model with other latents, or with another log-density.
         :raises ModelFileError: when parts are missing.
@@ -146,7 +162,7 @@ class Checkpoint:
                     f"density was {value:.6g} it is {given:.6g}; name another file"
                 )
 
-    def write(self, plan: Any, training: Training) -> None:
+    def write(self, plan: Reached, training: Training) -> None:
         """Write what a plan has reached, where that is due."""
         begin = time.monotonic()
         if self.seconds and begin - self.last < max(self.seconds, _PRICE * self.price):
@@ -164,7 +180,7 @@ class Checkpoint:
             "training": training.state(),
             "has_flow": type(training.guide) is not AutoFlowNormal,
         }
-        save(self.path, on_cpu(content))
+        save(self.path, {name: on_cpu(item) for name, item in content.items()})
         self.last = time.monotonic()
         self.price = self.last - begin
 
@@ -181,7 +197,7 @@ _PLAIN = ("stage", "options", "sized", "generators", "budget", "training", "has_
 
 @torch.no_grad()
 def _density_at(start: Start) -> list[float]:
-    """The log-density at four points around the start: other data has another there."""
+    """Return the log-density at four points around the start: other data has another there."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(4, start.joint.dim, generator=generator).to(start.loc)
     normal[0] = 0.0
@@ -190,7 +206,7 @@ def _density_at(start: Start) -> list[float]:
         return start.joint(start.loc + spread).double().tolist()
 
 
-def _gaussian(saved: dict[str, Any], like: Tensor) -> Gaussian:
+def _gaussian(saved: SavedGaussian, like: Tensor) -> Gaussian:
     return Gaussian(saved["loc"].to(like), saved["factor"].to(like), float(saved["elbo"]))
 
 

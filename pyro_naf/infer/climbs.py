@@ -1,4 +1,4 @@
-"""L-BFGS from many points at once: the price of a step is that of one batch."""
+"""L-BFGS from many points at once: a step evaluates one batch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ _MEMORY = 10
 #: falls to this part.
 _RISE, _FALL = 1e-4, 0.9
 
-#: A climb has ended where the gradient's entries, a step's, or the rise of one are below these.
+#: A climb ends where the entries of the gradient, the entries of a step, or the rise of a step are
+#: below these.
 _LEAST_GRADIENT, _LEAST_STEP, _LEAST_RISE = 1e-7, 1e-9, 1e-9
 
-#: Or where so many trials have found no step that rises. One that does is taken: it leads far away.
+#: Number of trial steps without a rise after which a climb ends. A step that rises is taken even
+#: late: it leads far away.
 _TRIALS = 25
 
 
@@ -29,7 +31,7 @@ def climb(
     max_iter: int = 100,
     deadline: float = math.inf,
 ) -> list[Tensor]:
-    """The points ``(N, D)`` of L-BFGS on its way up from each start, ever higher; empty if lost.
+    """Climb by L-BFGS from each start: points ``(N, D)``, ever higher; empty if lost.
 
     Each climb has its own line search, by bisection (Lewis & Overton 2013); what they share is the
     evaluation. A point where density or gradient are not finite is a wall that it turns back from.
@@ -83,7 +85,7 @@ def climb(
 
 
 def _remember(steps: Tensor, changes: Tensor, rows: Tensor, step: Tensor, change: Tensor) -> None:
-    """The newest pair comes last; one without curvature says nothing."""
+    """Store the newest pair last; a pair without curvature says nothing and is dropped."""
     curved = (step * change).sum(-1) > 1e-10 * change.square().sum(-1)
     rows, step, change = rows[curved], step[curved], change[curved]
     steps[rows] = torch.cat([steps[rows, 1:], step[:, None]], 1)
@@ -91,7 +93,7 @@ def _remember(steps: Tensor, changes: Tensor, rows: Tensor, step: Tensor, change
 
 
 def _direction(grad: Tensor, steps: Tensor, changes: Tensor) -> Tensor:
-    """The gradient times the inverse Hessian that the pairs tell of (Nocedal 1980)."""
+    """Return the gradient times the inverse Hessian that the pairs tell of (Nocedal 1980)."""
     products = (steps * changes).sum(-1)
     inverses = torch.where(products > 0, 1 / products, 0.0)  # zero where there is no pair yet
     q, parts = grad, []

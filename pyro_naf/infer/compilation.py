@@ -15,7 +15,6 @@ import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +26,9 @@ _LIBRARY, _CALLS = "graph.so", "graph.json"
 #: Settings of the compiler that save half of its time: the instructions that the processor lists
 #: are taken to work without a trial, and headers, 11 s once, are not prepared for later graphs.
 _QUICK = {"cpp.vec_isa_ok": True, "aot_inductor.precompile_headers": False}
+
+#: Shape, strides, dtype and device of a tensor.
+Kind = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, str]
 
 Compiled = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -57,8 +59,8 @@ class Compilation:
         content = {"code": code, "kinds": _kinds(inputs), "threads": torch.get_num_threads()}
         torch.save(content, path)
         command = [sys.executable, "-W", "ignore", "-m", __name__, str(path), str(self.library)]
-        quiet: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        self.process = subprocess.Popen(command, **quiet)
+        null = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null)
         self._end = weakref.finalize(self, _end, self.process, work)
 
     def has_ended(self) -> bool:
@@ -66,7 +68,7 @@ class Compilation:
         return self.process is None or self.process.poll() is not None
 
     def load(self) -> Compiled:
-        """The compiled graph: a function of a list of inputs, which have the examples' strides.
+        """Compile the graph: a function of a list of inputs with the strides of the examples.
 
         :raises RuntimeError: when the graph could not be compiled.
         """
@@ -74,7 +76,7 @@ class Compilation:
             self._end()
         if not libraries.is_there(self.library):
             raise RuntimeError("the graph could not be compiled")
-        runner: Any = getattr(torch._C._aoti, f"AOTIModelContainerRunner{self.device.title()}")
+        runner = getattr(torch._C._aoti, f"AOTIModelContainerRunner{self.device.title()}")
         return runner(str(self.library), 1).run
 
 
@@ -85,16 +87,16 @@ def _end(process: subprocess.Popen[bytes], work: tempfile.TemporaryDirectory[str
     work.cleanup()
 
 
-def _kinds(inputs: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+def _kinds(inputs: Sequence[Tensor]) -> list[Kind]:
     """Shape, strides, dtype and device of each tensor: all that a compiler has to know of it."""
     return [(tuple(t.shape), t.stride(), t.dtype, str(t.device)) for t in inputs]
 
 
 @torch.no_grad()
-def _compile(code: str, kinds: list[tuple[Any, ...]], library: Path) -> None:
+def _compile(code: str, kinds: list[Kind], library: Path) -> None:
     from torch._inductor import aot_compile, cpu_vec_isa
 
-    names: dict[str, Any] = {"torch": torch, "device": torch.device, "inf": math.inf}
+    names: dict[str, object] = {"torch": torch, "device": torch.device, "inf": math.inf}
     names["nan"] = math.nan
     exec(code, names)  # noqa: S102 - written by torch.fx in the parent process
     module = type("Captured", (torch.nn.Module,), {"forward": names["forward"]})()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -17,13 +14,26 @@ from pyro.infer.util import torch_item, zero_grads
 from torch import Tensor
 
 from ..guides.pyro_internals import handlers_are_active
+from ..support.calls import Args, Model
+from ..support.seeding import foreign_generators, generators, set_generators
 from .capture import check_equal
 from .compilation import is_enabled
 from .draw_inputs import NotCaptured
 from .fused import FusedOptimiser
-from .step_plan import PROOFS, Arguments, Plan, modules_called
+from .step_graph import Losses
+from .step_plan import (
+    PROOFS,
+    Arguments,
+    Loss,
+    Plan,
+    are_close,
+    flat_losses,
+    in_form_of,
+    modules_called,
+)
 
-#: Different shapes, or values of numbers, among the arguments that are given a graph each.
+#: Largest number of graphs: one for each shape of the arguments, and for each value of their
+#: numbers.
 _MOST_GRAPHS = 16
 
 
@@ -45,7 +55,7 @@ class CompiledSVI(SVI):
     and the guide are not run in every step: what they print or count, they print or count no more.
 
     Discrete latents that :class:`~pyro.infer.TraceEnum_ELBO` enumerates in the model, in plates and
-    in Markov chains, are summed out in the graph; those of a guide are left to SVI.
+    in Markov chains, are summed out in the graph; discrete latents of a guide are left to SVI.
 
     What cannot be captured is run by SVI, with a warning that says why, once; :attr:`why_not` holds
     the reason. Such are control flow that depends on values, changes of tensors in place (as in
@@ -82,17 +92,17 @@ class CompiledSVI(SVI):
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
+        model: Model,
+        guide: Model,
         optim: pyro.optim.PyroOptim,
-        loss: Any,
+        loss: Callable[..., object],
         compile: bool = True,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(model, guide, optim, loss, **kwargs)
         self.compile = compile
         self.why_not: str | None = None if is_enabled() else "PYRO_NAF_COMPILE=0"
-        self._plans: dict[Any, Plan] = {}
+        self._plans: dict[tuple[object, ...], Plan] = {}
         self._last: Plan | None = None
 
     @property
@@ -103,7 +113,7 @@ class CompiledSVI(SVI):
         assert self._last.graph is not None
         return "captured and compiled" if self._last.graph.is_compiled else "captured"
 
-    def step(self, *args: Any, **kwargs: Any) -> Any:
+    def step(self, *args: object, **kwargs: object) -> Loss:
         """Take a step of the optimiser; returns the loss before it, as SVI does."""
         arguments = self._arguments(args, kwargs)
         if arguments is None:
@@ -118,82 +128,84 @@ class CompiledSVI(SVI):
                 return super().step(*args, **kwargs)
         return (self._proof if plan.is_due() else self._quick)(plan, arguments)
 
-    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluate_loss(self, *args: object, **kwargs: object) -> Loss:
         """Estimate the loss, as SVI does, without a step."""
         arguments = self._arguments(args, kwargs)
         plan = None if arguments is None else self._plans.get(arguments.key)
         if arguments is None or plan is None or not (plan.is_proven and plan.is_current()):
             return super().evaluate_loss(*args, **kwargs)
         assert plan.graph is not None
-        before = _generators()
+        before = generators()
         try:
             found = [float(loss) for loss in plan.graph(arguments.tensors)[0]]
         except RuntimeError:  # SVI says what is wrong
             found = [math.nan]
         if plan.evaluations >= PROOFS and all(map(math.isfinite, found)):
-            return _like(plan.losses, found)
-        after = _generators()
-        _set_generators(before)
+            return in_form_of(plan.losses, found)
+        after = generators()
+        set_generators(before)
         loss = super().evaluate_loss(*args, **kwargs)
-        # A loss of its own, unlike that of the gradients, is left to SVI.
-        same = all(map(torch.equal, _generators(), after)) and _is_close(found, _flat(loss))
+        # SVI evaluates an ELBO whose loss differs from the one that its gradients come from.
+        same = all(map(torch.equal, generators(), after)) and are_close(
+            found, [float(one) for one in flat_losses(loss)]
+        )
         plan.evaluations = plan.evaluations + 1 if same else -(10**9)
         return loss
 
     # ------------------------------------------------------------------------------ kinds of steps
 
-    def _quick(self, plan: Plan, arguments: Arguments) -> Any:
-        """A step by the graph."""
+    def _quick(self, plan: Plan, arguments: Arguments) -> Loss:
+        """Make a step by the graph."""
         assert plan.graph is not None
         if plan.optimiser is None:
             plan.optimiser = FusedOptimiser(self.optim, plan.graph.params)
-        before = _generators()
+        before = generators()
         try:
             losses, grads = plan.graph(arguments.tensors)
             found = [float(loss) for loss in losses]
         except RuntimeError as error:
-            _set_generators(before)
+            set_generators(before)
             loss = super().step(*arguments.args, **arguments.kwargs)  # raises what is wrong
             self._give_up(f"the graph failed ({error})")
             return loss
         if not all(map(math.isfinite, found)):
-            _set_generators(before)
+            set_generators(before)
             return super().step(*arguments.args, **arguments.kwargs)
         plan.optimiser.step(grads)
         plan.steps += 1
         self._compile_beside(plan)
-        return _like(plan.losses, found)
+        return in_form_of(plan.losses, found)
 
-    def _proof(self, plan: Plan, arguments: Arguments) -> Any:
-        """A step by SVI, and the graph compared with it: the loss, the gradients, the draws."""
-        before, foreign = _generators(), _foreign_generators()
+    def _proof(self, plan: Plan, arguments: Arguments) -> Loss:
+        """Make a step by SVI, and compare the graph with it: loss, gradients, draws."""
+        before, foreign = generators(), foreign_generators()
         with modules_called(plan.modules), poutine.trace(param_only=True) as capture:
             loss = self.loss_and_grads(self.model, self.guide, *arguments.args, **arguments.kwargs)
-        after = _generators()
+        after = generators()
         params = _distinct(
             {n: site["value"].unconstrained() for n, site in capture.trace.nodes.items()}
         )
         try:
-            if foreign != _foreign_generators():
+            if foreign != foreign_generators():
                 raise NotCaptured(
                     "the model or guide draws random numbers from NumPy or from Python's random; "
                     "draw them from torch"
                 )
             if plan.steps > 0:
-                _set_generators(before)
+                set_generators(before)
                 self._compare(plan, arguments, params, loss)
         except NotCaptured as error:
             self._give_up(str(error))
         finally:
-            _set_generators(after)
+            set_generators(after)
         self.optim(set(params.values()))
         zero_grads(set(params.values()))
         plan.losses = loss
         plan.steps += 1
-        return _like(loss, [torch_item(one) for one in _flat(loss)])
+        return in_form_of(loss, [torch_item(one) for one in flat_losses(loss)])
 
     def _compare(
-        self, plan: Plan, arguments: Arguments, params: dict[str, Tensor], loss: Any
+        self, plan: Plan, arguments: Arguments, params: dict[str, Tensor], loss: Loss
     ) -> None:
         """Capture the graph, if there is none yet, or else compare it with this step."""
         if plan.graph is None:
@@ -206,7 +218,7 @@ class CompiledSVI(SVI):
             raise NotCaptured(f"the captured graph fails: {error}") from error
         if any(params.get(name) is not p for name, p in plan.graph.params.items()):
             raise NotCaptured("the parameters are other ones from step to step")
-        pairs = zip(_flat(loss), found, strict=True)
+        pairs = zip(flat_losses(loss), found, strict=True)
         expected = {name: p.grad for name, p in params.items() if p.grad is not None}
         try:
             check_equal(found, [f.new_tensor(torch_item(one)) for one, f in pairs])
@@ -220,17 +232,19 @@ class CompiledSVI(SVI):
             ) from error
         plan.holders = plan.count_holders()
 
-    def _function(self, arguments: Arguments, params: dict[str, Tensor]) -> Callable[..., Any]:
+    def _function(self, arguments: Arguments, params: dict[str, Tensor]) -> Losses:
         """Losses and gradients from the tensors among the arguments, for a graph."""
 
-        def function(tensors: list[Tensor]) -> tuple[list[Any], dict[str, Tensor | None]]:
+        def function(
+            tensors: list[Tensor],
+        ) -> tuple[list[float | Tensor], dict[str, Tensor | None]]:
             args, kwargs = arguments.with_tensors(tensors)
             kept = {name: p.grad for name, p in params.items()}
             try:
                 for p in params.values():
                     p.grad = None
                 loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
-                return _flat(loss), {name: p.grad for name, p in params.items()}
+                return flat_losses(loss), {name: p.grad for name, p in params.items()}
             finally:
                 for name, p in params.items():
                     p.grad = kept[name]
@@ -250,8 +264,8 @@ class CompiledSVI(SVI):
 
     # --------------------------------------------------------------------------------- plain steps
 
-    def _arguments(self, args: Any, kwargs: Any) -> Arguments | None:
-        """The arguments, if this step may be one by a graph."""
+    def _arguments(self, args: Args, kwargs: dict[str, object]) -> Arguments | None:
+        """Return the arguments, if this step may be one by a graph."""
         if self.why_not is not None or handlers_are_active():
             return None
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
@@ -284,42 +298,3 @@ def _distinct(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each parameter once, though it may have several names."""
     names = {id(p): name for name, p in params.items()}
     return {name: p for name, p in params.items() if names[id(p)] == name}
-
-
-# ------------------------------------------------------------------------------------------ losses
-
-
-def _flat(loss: Any) -> list[Any]:
-    return list(loss) if isinstance(loss, tuple) else [loss]
-
-
-def _like(loss: Any, numbers: Sequence[float]) -> Any:
-    """Numbers in the form of the loss: one, or a tuple of its type."""
-    return type(loss)(numbers) if isinstance(loss, tuple) else numbers[0]
-
-
-def _is_close(found: Sequence[float], expected: Sequence[float]) -> bool:
-    return len(found) == len(expected) and all(
-        math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4) for a, b in zip(found, expected, strict=True)
-    )
-
-
-# ------------------------------------------------------------------------ what surrounds the graph
-
-
-def _generators() -> list[Tensor]:
-    """States of torch's generators of random numbers."""
-    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return [torch.get_rng_state(), *on_gpus]
-
-
-def _set_generators(states: Sequence[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state_all(list(states[1:]))
-
-
-def _foreign_generators() -> tuple[Any, ...]:
-    """States of the global generators of Python and of NumPy, to be compared."""
-    _, keys, position, *gauss = np.random.get_state(legacy=True)
-    return random.getstate(), np.asarray(keys).tobytes(), position, gauss

@@ -15,8 +15,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
 
 import torch
 from pyro import poutine
@@ -24,12 +23,13 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 
 from ..files.stored import ModelFileError
+from ..support.calls import Model
 from ..support.checks import check_integers
 from ..support.deprecation import renamed
 from ..support.labels import entry_labels
 from ..support.tables import Shown, Table
 from .base_space import BaseSpace, find_starts
-from .chain_methods import hamiltonian, independence, neutra
+from .chain_methods import Counts, hamiltonian, independence, neutra
 from .chains import bulk_ess, rank_rhat, stood_still, tail_ess
 from .joint import Joint
 from .posterior import Results
@@ -39,7 +39,7 @@ from .saving import load_correction, save_correction
 #: Effective draws below which means and R-hat itself are too rough.
 _ENOUGH = 100
 
-#: Entries of a site that a summary shows.
+#: Number of entries of a site that a summary shows.
 _SHOWN = 8
 
 
@@ -48,18 +48,18 @@ class Correction(Results, Shown):
     r"""Draws of the posterior, and whether to rely on them: what :func:`mcmc_correct` returns.
 
     ``summary``, ``to_dataframe``, ``to_arviz``, ``log_likelihood``, ``loo``, ``predictive`` and
-    ``plot`` are those of :class:`Refinement`; ``save`` and ``load`` keep it in a file.
+    ``plot`` work as in :class:`Refinement`; ``save`` and ``load`` keep it in a file.
 
     :ivar draws: latent site to constrained draws ``(num_chains, num_samples, ...)``;
         ``pyro.deterministic`` sites are among them.
     :ivar rhat: site to rank-normalised split R-hat of each of its entries (see
         :mod:`~pyro_naf.infer.chains`, as for both ESS); NaN for an entry that never varies.
     :ivar ess: site to bulk effective sample size of each entry, over all chains.
-    :ivar accept_rate: mean acceptance rate; for "imh" that of the independence steps.
+    :ivar accept_rate: mean acceptance rate; for "imh" of the independence steps alone.
     :ivar khat: k-hat of the guide.
     :ivar method: "imh", "neutra" or "hmc".
     :ivar evaluations: of the log-density (for "neutra", of its gradient: leapfrog steps) after the
-        warm-up, in all chains; for "hmc" the number of gradients, those of the warm-up included.
+        warm-up, in all chains; for "hmc" the number of gradients, with the warm-up.
     :ivar divergences: number of divergent transitions of NUTS or HMC.
     :ivar ess_tail: site to tail effective sample size of each entry, over all chains.
     :ivar fixed: site to whether each entry is a constant of the site's support, such as the upper
@@ -135,17 +135,18 @@ class Correction(Results, Shown):
 
         :raises OSError: when it cannot be written.
         """
-        save_correction(self, path)
+        kept = [own.name for own in fields(self) if own.name != "joint"]
+        save_correction({name: getattr(self, name) for name in kept}, path)
 
     @classmethod
     def load(
         cls,
         path: str | os.PathLike[str],
-        model: Callable[..., Any] | None = None,
-        *args: Any,
-        **kwargs: Any,
+        model: Model | None = None,
+        *args: object,
+        **kwargs: object,
     ) -> Correction:
-        """The result that :meth:`save` wrote; no code in the file is run.
+        """Load the result that :meth:`save` wrote; no code in the file is run.
 
         :param model: the model, without which ``log_likelihood``, ``loo``, ``predictive`` and
             ``to_arviz`` cannot be had.
@@ -194,9 +195,9 @@ class Correction(Results, Shown):
 
 @renamed(seconds="max_seconds")
 def mcmc_correct(
-    model: Callable[..., Any],
+    model: Model,
     guide: AutoContinuous,
-    *args: Any,
+    *args: object,
     num_samples: int | None = None,
     num_chains: int | None = None,
     warmup_steps: int | None = None,
@@ -204,7 +205,7 @@ def mcmc_correct(
     max_seconds: float | None = None,
     seed: int | None = None,
     progress: bool = True,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Correction:
     r"""Draws of the posterior itself, by Markov chains that the guide makes short.
 
@@ -310,7 +311,7 @@ def mcmc_correct(
     return result
 
 
-_METHODS: dict[str, Callable[..., tuple[Tensor, dict[str, Any]]]] = {
+_METHODS: dict[str, Callable[..., tuple[Tensor, Counts]]] = {
     "imh": independence,
     "neutra": neutra,
     "hmc": hamiltonian,

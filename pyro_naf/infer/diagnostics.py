@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pyro
 import torch
@@ -16,6 +15,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ..guides.sites import batch_depth
+from ..support.calls import Model
 from ..support.checks import check_callable, check_integers
 from ..support.tables import Shown, Table
 from .doubt import DRAWS, largest_doubt
@@ -24,7 +24,7 @@ from .lanes import vmapped_with_help
 from .proposals import GuideProposal, Proposal, Weighted
 from .psis import khat_standard_error, khat_threshold, pareto_khat, smooth
 
-#: Fewer draws leave fewer than ten in the tail that k-hat is fitted to.
+#: Smallest number of draws: with fewer the tail that k-hat is fitted to has less than ten.
 MIN_PARTICLES = 50
 
 #: Draws of the first batch where time is limited, and of the largest one.
@@ -64,7 +64,7 @@ class ImportanceDiagnostics(Shown):
 
     @property
     def khat_se(self) -> float:
-        """Standard error of :attr:`khat`, that of a Pareto tail's maximum-likelihood estimate."""
+        """Standard error of :attr:`khat` as a maximum-likelihood estimate of a Pareto tail."""
         return khat_standard_error(self.khat, self.num_particles)
 
     @property
@@ -84,11 +84,11 @@ class ImportanceDiagnostics(Shown):
 
 
 def importance_diagnostics(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    *args: Any,
+    model: Model,
+    guide: Model,
+    *args: object,
     num_particles: int = 20_000,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> ImportanceDiagnostics:
     """Weight draws of a guide by the model, and say how well the two agree.
 
@@ -142,13 +142,13 @@ def diagnose(
 
 @torch.no_grad()
 def importance_resample(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    *args: Any,
+    model: Model,
+    guide: Model,
+    *args: object,
     num_samples: int = 1000,
     num_particles: int = 20_000,
     replacement: bool = True,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> dict[str, Tensor]:
     r"""Draws of the posterior: the guide's, resampled by their Pareto-smoothed weights.
 
@@ -157,7 +157,7 @@ def importance_resample(
 
     :param model: as in :func:`importance_diagnostics`, as are ``guide``, ``args``, ``kwargs``.
     :param num_samples: number of draws returned.
-    :param num_particles: N >= 50, how many of the guide's are weighed.
+    :param num_particles: N >= 50, the number of the guide's draws that are weighted.
     :param replacement: whether a draw of large weight may come more than once. Without, all differ,
         at the price of a bias towards the guide that grows with ``num_samples / num_particles``.
     :return: latent site to constrained draws ``(num_samples, ...)``.
@@ -275,7 +275,10 @@ def _diagnose(log_weights: Tensor) -> ImportanceDiagnostics:
 
 @torch.no_grad()
 def draws(
-    guide: Callable[..., dict[str, Tensor]], *args: Any, num_samples: int = 4000, **kwargs: Any
+    guide: Callable[..., dict[str, Tensor]],
+    *args: object,
+    num_samples: int = 4000,
+    **kwargs: object,
 ) -> dict[str, Tensor]:
     """Draws of an autoguide, all at once: site to tensor ``(num_samples, ...)``.
 

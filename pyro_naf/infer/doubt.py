@@ -43,7 +43,7 @@ def doubts(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def largest_doubt(chunks: Iterable[tuple[Mapping[str, Tensor], Tensor]], weights: Tensor) -> float:
-    """The largest of :func:`doubts` over all entries of all sites, by the first draws.
+    """Return the largest of :func:`doubts` over all entries of all sites, by the first draws.
 
     :param chunks: site to constrained draws ``(n, ...)``, and their log-weights ``(n,)``.
     :param weights: normalised weights ``(N,)`` of all draws.

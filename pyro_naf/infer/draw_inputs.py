@@ -8,7 +8,6 @@ order, these operators draw what the user's code would have drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -21,7 +20,7 @@ class NotCaptured(RuntimeError):
 
 
 def functional(module: fx.GraphModule, examples: Sequence[Tensor]) -> fx.GraphModule:
-    """The graph without writes in place but those that fill a new tensor with draws."""
+    """Rewrite the graph without writes in place but those that fill a new tensor with draws."""
     if any(_writes(node) and not _fills(node) for node in module.graph.nodes):
         with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             copies = [t.detach().clone() for t in examples]
@@ -76,7 +75,7 @@ def _is_random(node: fx.Node) -> bool:
 
 def without_draws(
     module: fx.GraphModule, num_inputs: int
-) -> tuple[Callable[..., Any], list[int], fx.GraphModule]:
+) -> tuple[Callable[..., list[Tensor]], list[int], fx.GraphModule]:
     """Split a graph into the draws and the rest.
 
     :return: a function of all inputs that makes the draws, in their order; the numbers of the
@@ -109,8 +108,8 @@ def without_draws(
 
 def _subgraph(
     nodes: list[fx.Node], needed: set[fx.Node], outputs: list[fx.Node]
-) -> Callable[..., Any]:
-    """The function of all inputs that computes these outputs."""
+) -> Callable[..., list[Tensor]]:
+    """Return the function of all inputs that computes these outputs."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in nodes:
@@ -121,7 +120,7 @@ def _subgraph(
 
 
 def _needed(outputs: Sequence[fx.Node], stop: Collection[fx.Node] = ()) -> set[fx.Node]:
-    """The nodes that these depend on, themselves included, back to those at which to stop."""
+    """List the nodes that these depend on, themselves included, back to those at which to stop."""
     needed: set[fx.Node] = set()
     stack = list(outputs)
     while stack:
@@ -134,7 +133,7 @@ def _needed(outputs: Sequence[fx.Node], stop: Collection[fx.Node] = ()) -> set[f
 
 
 def _forget_values(graph: fx.Graph) -> None:
-    """New tensors depend on the shape of a tensor, not on its values."""
+    """Let new tensors depend on the shape of a tensor, not on its values."""
     for node in list(graph.nodes):
         name = _LIKE.get(node.target) if node.op == "call_function" else None
         made = node.meta.get("val")

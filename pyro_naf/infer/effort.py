@@ -21,14 +21,15 @@ CORES = 4
 #: at one point; both are mostly Python for each operation.
 _CAPTURING, _CAPTURE = 0.15, 80
 
-#: Fewest training steps that draws are worth: with fewer, half as many draws are taken, as long as
-#: a step is the cheaper for it by a fifth.
+#: Smallest number of training steps for which the number of draws is kept: with fewer steps the
+#: draws are halved, as long as that makes a step cheaper by a fifth.
 _WORTH_STEPS, _CHEAPER = 1000, 0.8
 
-#: Draws for each gradient that time may reduce them to.
+#: Smallest number of draws for each gradient where the time is short.
 FEWEST_PARTICLES = 8
 
-#: Draws for each gradient where a budget allows them, and gradients that a step costs, roughly.
+#: Number of draws for each gradient where the budget allows it, and the rough cost of a step in
+#: gradients.
 _PARTICLES, _GRADIENTS = 64, 1.5
 
 
@@ -52,12 +53,12 @@ def capture(joint: Joint, num_particles: int, seconds: float | None) -> None:
 
 
 def chosen_kernel() -> str:
-    """The flows' kernel: no part of a budget is spent on waiting for a compiler."""
+    """Return the flows' kernel: no part of a budget is spent on waiting for a compiler."""
     return "auto" if library.is_built() else "plain"
 
 
 def num_cores() -> int:
-    """Number of cores that this process may use."""
+    """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

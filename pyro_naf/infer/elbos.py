@@ -14,7 +14,6 @@ moving along, is carried back through the sites from last to first.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from pyro import poutine
@@ -23,19 +22,24 @@ from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.trace_elbo import Trace_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from ..guides.wrapping import for_elements, peel
+from ..support.calls import Args, Kwargs, Model
 from .path_gradient import score
 
 
 class _PathELBO(Trace_ELBO):
     """Traces of model and guide in which the draws are cut off from one another."""
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+    def _get_trace(
+        self, model: Model, guide: Model, args: Args, kwargs: Kwargs
+    ) -> tuple[Trace, Trace]:
         unwrapped = poutine.unwrap(guide)
         with _Cut() as cut:
             if isinstance(unwrapped, Messenger):  # it runs the model itself
@@ -79,9 +83,9 @@ class TraceSTL_ELBO(_PathELBO):
     q = p, however few the draws; the value is the same. The model's parameters get their usual
     gradient. Guides with several draws that depend on one another, amortised guides, plates, masks
     and subsampling are all served. The flows of this package are not inverted where the transforms
-    around them remember their samples (``cache_size=1``); other transforms are. Of a guide's
-    ``Delta`` sites everything is kept: where one maps other draws by trained
-    parameters, they get their usual gradient.
+    around them remember their samples (``cache_size=1``); other transforms are. A ``Delta`` site
+    of the guide keeps its whole gradient: where the site maps other draws by trained parameters,
+    these parameters get their usual gradient.
 
     A step costs one more backward pass through the model than Trace_ELBO's where the model has
     parameters, and a few more through the flows that the guide has.
@@ -118,8 +122,8 @@ class TraceDReG_ELBO(_PathELBO):
 
     .. math:: \sum_k \tilde w_k^2 \, \nabla_z \log w_k \, \nabla_\theta z_k
 
-    for the guide, and :math:`\sum_k \tilde w_k \nabla \log w_k` for the model's parameters and
-    those of ``Delta`` sites. It has the mean of ``RenyiELBO(alpha=0)``'s gradient, whose
+    for the guide, and :math:`\sum_k \tilde w_k \nabla \log w_k` for the parameters of the
+    model and of ``Delta`` sites. It has the mean of ``RenyiELBO(alpha=0)``'s gradient, whose
     signal-to-noise ratio for the guide falls as :math:`K^{-1/2}` (Rainforth et al. 2018
     [arXiv:1802.04537]), while this one's rises. With K = 1 it is :class:`TraceSTL_ELBO`.
 
@@ -136,32 +140,31 @@ class TraceDReG_ELBO(_PathELBO):
 
     Source: Tucker et al. 2018 [arXiv:1810.04152], eq. 8; Burda et al. 2015 [arXiv:1509.00519].
 
-    >>> import pyro, pyro.distributions as dist
-    >>> from pyro.infer import SVI
-    >>> from pyro.infer.autoguide import AutoNormal
-    >>> from pyro.optim import Adam
-    >>> def model():
-    ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+    >>> import pyro
+    >>> model = lambda: pyro.sample("x", pyro.distributions.Normal(0.0, 1.0))
+    >>> guide = pyro.infer.autoguide.AutoNormal(model)
     >>> elbo = TraceDReG_ELBO(num_particles=8, vectorize_particles=True)
-    >>> loss = SVI(model, AutoNormal(model), Adam({"lr": 1e-2}), elbo).step()
+    >>> loss = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), elbo).step()
     """
 
-    def __init__(self, num_particles: int = 2, **kwargs: Any) -> None:
+    def __init__(self, num_particles: int = 2, **kwargs: object) -> None:
         super().__init__(num_particles, **kwargs)
 
     @torch.no_grad()
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Model, guide: Model, *args: object, **kwargs: object) -> float:
         """Minus the bound, from ``num_particles`` draws."""
         return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Minus the bound; adds its gradient to that of the parameters."""
+    def loss_and_grads(self, model: Model, guide: Model, *args: object, **kwargs: object) -> float:
+        """Minus the bound; the gradient is added to the parameters' ``grad``."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
         return loss.item()
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(
+        self, model: Model, guide: Model, *args: object, **kwargs: object
+    ) -> Tensor:
         """Minus the bound, a scalar with the gradient above."""
         particles = [_Particle(*pair) for pair in self._get_traces(model, guide, args, kwargs)]
         log_weights = [particle.log_weight.detach() for particle in particles]
@@ -183,7 +186,7 @@ class _Cut(Messenger):
         super().__init__()
         self.draws: dict[str, Tensor] = {}
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, msg: Message) -> None:
         value = msg["value"]
         # A Delta is no draw: what it maps to moves with its parameters and with earlier draws.
         if msg["is_observed"] or isinstance(peel(msg["fn"])[0], Delta):
@@ -211,7 +214,7 @@ class _Particle:
 
     def _gradients(self) -> list[Tensor]:
         r""":math:`d\log w/dz` of each draw with later draws moving along, parameters fixed."""
-        # These first: a backward pass makes the flows forget their draws.
+        # The scores come first: a backward pass makes the flows forget their draws.
         scores = [_weigh(site, score(site["fn"], site["value"])) for site in self.draws]
         leaves = [site["leaf"] for site in self.draws]
         totals = [torch.zeros_like(leaf) for leaf in leaves]
@@ -223,7 +226,7 @@ class _Particle:
         return [total - s for total, s in zip(totals, scores, strict=True)]
 
     def surrogate(self, weight: Tensor | float) -> Tensor:
-        """A scalar whose gradient is that of the bound in which ``log_weight`` has this weight."""
+        """Return a scalar with the gradient of the bound, given the weight of ``log_weight``."""
         surrogate = torch.zeros(())
         if _has_other_leaves(self.direct, [site["leaf"] for site in self.draws]):
             surrogate = surrogate + (weight * self.direct).sum()
@@ -236,18 +239,18 @@ class _Particle:
         return surrogate
 
 
-def _sample_sites(trace: Trace) -> list[dict[str, Any]]:
+def _sample_sites(trace: Trace) -> list[Message]:
     return [site for site in trace.nodes.values() if site["type"] == "sample"]
 
 
-def _dims_to_sum(sites: list[dict[str, Any]]) -> list[int]:
-    """The dimensions of plates that some sites are not in."""
+def _dims_to_sum(sites: list[Message]) -> list[int]:
+    """Return the dimensions of plates that some sites are not in."""
     plates = [{(f.name, f.dim) for f in site["cond_indep_stack"] if f.vectorized} for site in sites]
     common = set.intersection(*plates) if plates else set()
     return sorted({dim for _, dim in set().union(*plates) - common})
 
 
-def _total(sites: list[dict[str, Any]], dims: list[int]) -> Tensor:
+def _total(sites: list[Message], dims: list[int]) -> Tensor:
     total = torch.zeros(())
     for site in sites:
         log_prob = site["log_prob"]
@@ -256,8 +259,8 @@ def _total(sites: list[dict[str, Any]], dims: list[int]) -> Tensor:
     return total
 
 
-def _weigh(site: dict[str, Any], tensor: Tensor) -> Tensor:
-    """What belongs to the elements of a draw, times the number of times each counts in log q."""
+def _weigh(site: Message, tensor: Tensor) -> Tensor:
+    """Multiply what belongs to the elements of a draw by how often each counts in log q."""
     fn = site["fn"]
     mask = True if site["mask"] is None else site["mask"]
     mask = peel(fn)[1] & for_elements(mask, fn.event_dim)
@@ -276,11 +279,10 @@ def _add_gradients(y: Tensor, leaves: list[Tensor], totals: list[Tensor]) -> Non
 def _has_other_leaves(y: Tensor, leaves: list[Tensor]) -> bool:
     """Whether y depends on anything but these; where not, a backward pass is saved."""
     known = {id(leaf) for leaf in leaves}
-    stack: list[Any] = [y.grad_fn]
-    seen: set[Any] = {None}
+    stack, seen = [y.grad_fn], set[Node]()
     while stack:
         node = stack.pop()
-        if node in seen:
+        if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable") and id(node.variable) not in known:

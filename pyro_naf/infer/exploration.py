@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from pyro.infer.autoguide.initialization import init_to_sample
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ..guides.pyro_internals import log_prob_sum
@@ -16,7 +16,8 @@ from ..guides.sites import Latents, Site, find_sites, masked_out, sample_sites, 
 from .lanes import REFUSALS, RUNGS, Values
 from .runs import Runs
 
-#: Points that are evaluated at once, and how many numbers of the model they may hold together.
+#: Largest number of points that are evaluated at once, and of the model's numbers that they hold
+#: together.
 _CHUNK, _CHUNK_NUMBERS = 1000, 2**24
 
 
@@ -27,14 +28,14 @@ def points_near(start: Tensor, *scales: float) -> Tensor:
     return start + torch.tensor(scales).to(noise)[:, None] * noise
 
 
-def chunk_size(trace: Any) -> int:
+def chunk_size(trace: Trace) -> int:
     """How many points may be evaluated at once, by the numbers that one run holds."""
     values = [site["value"] for _, site in sample_sites(trace)]
     numbers = sum(2 * value.numel() for value in values if isinstance(value, Tensor))
     return max(1, min(_CHUNK, _CHUNK_NUMBERS // max(numbers, 1)))
 
 
-def refuse_given_subsamples(trace: Any) -> None:
+def refuse_given_subsamples(trace: Trace) -> None:
     """Look for plates whose subsample is given from outside.
 
     :raises ValueError: when there is one.
@@ -50,7 +51,7 @@ def refuse_given_subsamples(trace: Any) -> None:
                 )
 
 
-def refuse_nan(trace: Any) -> None:
+def refuse_nan(trace: Trace) -> None:
     """Look for NaN in the data.
 
     :raises ValueError: when there are some.
@@ -88,7 +89,7 @@ def refuse_changing_shapes(runs: Runs, sites: Mapping[str, Site]) -> None:
 def with_dependent_supports(
     runs: Runs, sites: Mapping[str, Site], start: Tensor
 ) -> dict[str, Site]:
-    """The sites, without the transforms of those whose support changes with other latents."""
+    """Drop the transforms of sites whose support changes with other latents."""
     found = dict(sites)
     for point in points_near(start, 0.1, 0.5, 0.01):
         latents = Latents(sites, split(point, sites))
@@ -105,8 +106,10 @@ def with_dependent_supports(
     return found
 
 
-def with_idle(runs: Runs, sites: Mapping[str, Site], start: Tensor, trace: Any) -> dict[str, Site]:
-    """The sites, with elements that lie behind a mask of their own and that no density depends on.
+def with_idle(
+    runs: Runs, sites: Mapping[str, Site], start: Tensor, trace: Trace
+) -> dict[str, Site]:
+    """Mark the elements of sites behind a mask of their own that no density depends on.
 
     :param trace: of a run at the start.
     """
@@ -133,7 +136,7 @@ def with_idle(runs: Runs, sites: Mapping[str, Site], start: Tensor, trace: Any) 
 def find_rung(
     log_density: Callable[[Values], Tensor], sites: Mapping[str, Site], start: Tensor
 ) -> str:
-    """The fastest way to a batch that agrees with single runs at two points."""
+    """Find the fastest way to a batch that agrees with single runs at two points."""
     points = points_near(start, 0.0, 0.01)
     *faster, slowest = RUNGS
     truth, again = (RUNGS[slowest](log_density)(split(points, sites)) for _ in range(2))

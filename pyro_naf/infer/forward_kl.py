@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Unit
+from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from ..guides.flat_priors import FlatPriors, is_flat
 from ..guides.wrapping import peel
+from ..support.calls import Args, Model
 from ..support.checks import check_integers
 from .autoguides import AutoFlowNormal
 
-#: Least standard deviation that a guide starts with.
+#: Smallest standard deviation that a guide starts with.
 _NARROWEST = 1e-6
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Arguments = tuple[tuple[object, ...], dict[str, object]]
 
 
 class ForwardKL:
@@ -77,9 +78,9 @@ class ForwardKL:
         self.num_simulations, self.arguments = num_simulations, arguments
 
     def __call__(
-        self, model: Callable[..., Any], guide: AutoFlowNormal, *args: Any, **kwargs: Any
+        self, model: Model, guide: AutoFlowNormal, *args: object, **kwargs: object
     ) -> Tensor:
-        """The loss, a mean over simulations and rows; differentiable in the guide's weights."""
+        """Compute the loss, a mean over simulations and rows; differentiable in the weights."""
         if not isinstance(guide, AutoFlowNormal) or not guide.context_dim:
             raise TypeError(
                 "guide must be an AutoFlowNormal (or AutoDSFNormal, AutoDDSFNormal) with a "
@@ -103,7 +104,7 @@ class ForwardKL:
         return -guide.log_prob({name: values[name] for name in latents}, *args, **kwargs).mean()
 
     def _simulate_many(
-        self, model: Callable[..., Any], one: dict[str, Any], args: Any, kwargs: Any
+        self, model: Model, one: dict[str, Message], args: Args, kwargs: dict[str, object]
     ) -> dict[str, Tensor]:
         """Site to values ``(num_simulations, *site shape)``, its shape in the run ``one``."""
         frames = [frame for site in one.values() for frame in site["cond_indep_stack"]]
@@ -116,11 +117,11 @@ class ForwardKL:
 
     def _arguments(
         self,
-        model: Callable[..., Any],
-        sites: dict[str, Any],
+        model: Model,
+        sites: dict[str, Message],
         data: dict[str, Tensor],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: dict[str, object],
     ) -> Arguments:
         if self.arguments is not None:
             return self.arguments(data)
@@ -141,7 +142,7 @@ class ForwardKL:
 
 @torch.no_grad()
 def start_at(guide: AutoFlowNormal, latents: Mapping[str, Tensor]) -> None:
-    """Gives a guide that is set up the mean and the standard deviation of simulated latents.
+    """Give a guide that is set up the mean and the standard deviation of simulated latents.
 
     :param latents: site to values ``(N, *site shape)``, N > 1.
     """
@@ -152,10 +153,8 @@ def start_at(guide: AutoFlowNormal, latents: Mapping[str, Tensor]) -> None:
         guide.scale = z.std(0).clamp(min=_NARROWEST)
 
 
-def _simulate(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """The sample sites of one run of the model in which nothing is observed."""
+def _simulate(model: Model, args: Args, kwargs: dict[str, object]) -> dict[str, Message]:
+    """Return the sample sites of one run of the model in which nothing is observed."""
     with FlatPriors():  # until they are refused by name
         trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
     sites = {
@@ -174,7 +173,7 @@ def _simulate(
     return sites
 
 
-def _refuse_subsampling(sites: dict[str, Any], row_plates: set[str]) -> None:
+def _refuse_subsampling(sites: dict[str, Message], row_plates: set[str]) -> None:
     for name, site in sites.items():
         for frame in site["cond_indep_stack"]:
             if frame.name not in row_plates and frame.size != (frame.full_size or frame.size):

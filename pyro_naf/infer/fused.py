@@ -15,7 +15,7 @@ from pyro.infer.util import zero_grads
 from pyro.optim import PyroOptim
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
-from torch.optim import Adam, AdamW
+from torch.optim import Adam, AdamW, Optimizer
 
 #: Options of Adam that one call does not serve, or that are there for other devices.
 _OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable", "fused", "centered_variance")
@@ -26,7 +26,8 @@ class _Entry(NamedTuple):
 
     name: str
     param: Tensor
-    optimiser: Any
+    optimiser: Optimizer
+    #: As torch keeps them: numbers, tensors and flags by name.
     settings: dict[str, Any]
     states: dict[Tensor, dict[str, Any]]
     state: dict[str, Any]
@@ -45,7 +46,7 @@ class FusedOptimiser:
 
     def __init__(self, optim: PyroOptim, params: Mapping[str, Tensor]) -> None:
         self.optim, self.params = optim, dict(params)
-        self._objects: Any = None
+        self._objects: Mapping[Tensor, PyroOptim] | None = None
         self._entries: list[_Entry] | None = None
 
     def step(self, grads: Mapping[str, Tensor]) -> None:
@@ -77,7 +78,7 @@ class FusedOptimiser:
         self._entries = None if None in entries else [e for e in entries if e is not None]
 
     def _entry(self, name: str) -> _Entry | None:
-        """The parameter, if one call can serve it, else None."""
+        """Return the parameter, if one call can serve it, else None."""
         p = self.params[name]
         optimiser = self.optim.optim_objs.get(p)
         optimiser = getattr(optimiser, "optimizer", optimiser)  # a scheduler holds its optimiser
@@ -94,12 +95,12 @@ class FusedOptimiser:
         return _Entry(name, p, optimiser, settings, optimiser.state, state)
 
     def _together(self) -> list[list[_Entry]]:
-        """The parameters by what they must have in common to be moved in one call."""
+        """Return the parameters by what they must have in common to be moved in one call."""
         assert self._entries is not None
-        parts: dict[Any, list[_Entry]] = {}
+        parts: dict[tuple[object, ...], list[_Entry]] = {}
         for e in self._entries:
             s, count = e.settings, e.state["step"]
-            key: tuple[Any, ...] = (
+            key: tuple[object, ...] = (
                 type(e.optimiser),
                 s["lr"],
                 s["betas"],

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch._decomp import decompositions
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from ..support.calls import Args, Kwargs, Operation, Types
 from .old_functions import old_functions_under_vmap
 
 #: What a model raises where it refuses a point.
@@ -26,10 +28,10 @@ Values = Mapping[str, Tensor]
 Batched = Callable[[Values], Any]
 
 
-def vmapped(function: Callable[[Values], Any]) -> Batched:
-    """The function over the leading axis of all values, by :func:`torch.vmap`."""
+def vmapped(function: Callable[[Values], object]) -> Batched:
+    """Map the function over the leading axis of all values, by :func:`torch.vmap`."""
 
-    def batched(values: Values) -> Any:
+    def batched(values: Values) -> object:
         with warnings.catch_warnings():
             # Operators without a rule of their own run lane by lane, all the same.
             warnings.filterwarnings("ignore", "There is a performance drop")
@@ -38,14 +40,14 @@ def vmapped(function: Callable[[Values], Any]) -> Batched:
     return batched
 
 
-def vmapped_with_help(function: Callable[[Values], Any]) -> Batched:
+def vmapped_with_help(function: Callable[[Values], object]) -> Batched:
     """As :func:`vmapped`, where new tensors have lanes from the start and ``.data`` is allowed.
 
     A model may write a latent into a tensor of zeros in place, which has no lanes of its own, or
     use autograd functions of the older form.
     """
 
-    def one(values: Values) -> Any:
+    def one(values: Values) -> object:
         lane = torch.zeros_like(next(iter(values.values())).detach().reshape(-1)[0])
         with _Help(lane), old_functions_under_vmap():
             return function(values)
@@ -53,12 +55,12 @@ def vmapped_with_help(function: Callable[[Values], Any]) -> Batched:
     return vmapped(one)
 
 
-def one_by_one(function: Callable[[Values], Any]) -> Batched:
-    """The function of one lane after another; a lane that it refuses is -inf."""
+def one_by_one(function: Callable[[Values], object]) -> Batched:
+    """Call the function on one lane after another; a lane that it refuses is -inf."""
 
-    def batched(values: Values) -> Any:
+    def batched(values: Values) -> object:
         like = next(iter(values.values()))
-        found: list[Any] = []
+        found: list[object] = []
         for i in range(len(like)):
             try:
                 found.append(function({name: value[i] for name, value in values.items()}))
@@ -74,10 +76,10 @@ def one_by_one(function: Callable[[Values], Any]) -> Batched:
     return batched
 
 
-def with_refusals(batched: Batched, function: Callable[[Values], Any]) -> Batched:
-    """The batched function, in which a lane that the function refuses leaves the others alone."""
+def with_refusals(batched: Batched, function: Callable[[Values], object]) -> Batched:
+    """Batch the function so that a lane that it refuses leaves the others alone."""
 
-    def guarded(values: Values) -> Any:
+    def guarded(values: Values) -> object:
         try:
             return batched(values)
         except torch.linalg.LinAlgError:
@@ -120,7 +122,7 @@ class _Help(TorchFunctionMode):
     )
 
     #: Operators that only know whole batches.
-    _STEP_BY_STEP: ClassVar[dict[Any, Callable[..., Any]]] = {
+    _STEP_BY_STEP: ClassVar[dict[Callable[..., object], Callable[..., object]]] = {
         torch.lstm: decompositions.lstm_impl,
         torch.gru: decompositions.gru_impl,
         torch.rnn_tanh: decompositions.rnn_tanh_input,
@@ -132,28 +134,29 @@ class _Help(TorchFunctionMode):
         self.lane = lane
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self, func: Operation, types: Types, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
+        tensors = cast("tuple[Tensor, ...]", args)  # where they are looked at
         if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
-            return args[0].detach()
+            return tensors[0].detach()
         if func in (torch.Tensor.__repr__, torch.Tensor.__format__):
-            return f"tensor of shape {tuple(args[0].shape)}"
+            return f"tensor of shape {tuple(tensors[0].shape)}"
         if func in self._STEP_BY_STEP and isinstance(args[2], Sequence):  # not packed
             return self._STEP_BY_STEP[func](*args)
         if func is torch.Tensor.__setitem__ and _is_mask(args[1]) and not _is_array(args[2]):
-            args[0].masked_fill_(args[1], args[2])
+            tensors[0].masked_fill_(tensors[1], tensors[2])
             return None
         out = func(*args, **(kwargs or {}))
-        if func in self._MAKERS and out.is_floating_point():
+        if func in self._MAKERS and isinstance(out, Tensor) and out.is_floating_point():
             return out + self.lane.to(out.dtype)
         return out
 
 
-def _is_mask(index: Any) -> bool:
+def _is_mask(index: object) -> bool:
     return isinstance(index, Tensor) and index.dtype == torch.bool
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: object) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
@@ -161,36 +164,31 @@ class FailedFactorsAreNaN(TorchDispatchMode):
     """Matrices that cannot be factorised or inverted give NaN, and no error for the whole batch."""
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self, func: OpOverload, types: Types, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         if func is torch.ops.aten._linalg_check_errors.default:
             return None
         out = func(*args, **(kwargs or {}))
         return marked(func, out)
 
 
-def marked(func: Any, out: Any) -> Any:
-    """The outputs of an operator of linear algebra, NaN where its ``info`` tells of a failure."""
+def marked(func: OpOverload, out: object) -> object:
+    """Set outputs of linear algebra to NaN where the ``info`` tells of a failure."""
     if func not in _FALLIBLE:
         return out
-    matrix, *others, info = out
+    matrix, *others, info = cast("tuple[Tensor, ...]", out)
     failed = (info != 0).reshape(*info.shape, *[1] * (matrix.dim() - info.dim()))
     # The matrices come first in all of these, pivots between them and info.
     return (torch.where(failed, torch.nan, matrix), *others, info)
 
 
-_FALLIBLE = frozenset(
-    (
-        torch.ops.aten.linalg_cholesky_ex.default,
-        torch.ops.aten.linalg_inv_ex.default,
-        torch.ops.aten._linalg_solve_ex.default,
-        torch.ops.aten.linalg_lu_factor_ex.default,
-        torch.ops.aten.linalg_ldl_factor_ex.default,
-    )
-)
+_FACTORISERS = "linalg_cholesky linalg_inv _linalg_solve linalg_lu_factor linalg_ldl_factor".split()
+
+#: Operators whose last output tells of failures.
+_FALLIBLE = frozenset(getattr(torch.ops.aten, f"{name}_ex").default for name in _FACTORISERS)
 
 #: The ladder: name of a way to many lanes, and the way.
-RUNGS: dict[str, Callable[[Callable[[Values], Any]], Batched]] = {
+RUNGS: dict[str, Callable[[Callable[[Values], object]], Batched]] = {
     "vmapped": vmapped,
     "vmapped with help": vmapped_with_help,
     "one draw after another": one_by_one,

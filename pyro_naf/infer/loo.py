@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from ..support.labels import entry_labels
 from ..support.tables import Shown, Table
 from .psis import khat_threshold, pareto_khat, smooth
 from .summaries import pandas
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: Difference in elpd below which standard errors of differences cannot be relied on.
 _SMALL = 4.0
@@ -156,8 +159,8 @@ class Comparison(Shown):
             "unreliable": [len(found.unreliable) for found in self.loo],
         }
 
-    def to_dataframe(self) -> Any:
-        """The table as a pandas DataFrame, indexed by model.
+    def to_dataframe(self) -> DataFrame:
+        """Return the table as a pandas DataFrame, indexed by model.
 
         :raises ImportError: without pandas.
         """
@@ -190,7 +193,7 @@ class Comparison(Shown):
         )
 
     def table(self) -> Table:
-        """A row for each model."""
+        """List a row for each model."""
         columns = {t: c for t, c in self.columns.items() if t != "se_evidence"}
         rows = [
             [name, *(f"{c[i]:.{0 if t == 'unreliable' else 2}f}" for t, c in columns.items())]
@@ -199,7 +202,14 @@ class Comparison(Shown):
         return Table(["", *(t.replace("_", " ") for t in columns)], rows, [self.verdict])
 
 
-def compare(results: Mapping[str, Any]) -> Comparison:
+class Comparable(Protocol):
+    """A result of inference that can be compared with others."""
+
+    def loo(self) -> Loo:
+        """Leave-one-out cross-validation of the model."""
+
+
+def compare(results: Mapping[str, Loo | Comparable]) -> Comparison:
     """Compare models of one data set by leave-one-out cross-validation and by evidence.
 
     The evidence asks how probable the data was a priori, and depends on the width of priors; LOO
@@ -241,8 +251,8 @@ def compare(results: Mapping[str, Any]) -> Comparison:
     return Comparison(tuple(names), tuple(found[name] for name in names), tuple(evidence))
 
 
-def _compare_evidence(results: Mapping[str, Any], error: ValueError) -> Comparison:
-    """The comparison of models of which one has no LOO, for this reason."""
+def _compare_evidence(results: Mapping[str, Loo | Comparable], error: ValueError) -> Comparison:
+    """Compare models by evidence, as one of them has no LOO for this reason."""
     found = {name: _evidence(result) for name, result in results.items()}
     if any(math.isnan(value) for value, _ in found.values()):
         raise error
@@ -250,7 +260,7 @@ def _compare_evidence(results: Mapping[str, Any], error: ValueError) -> Comparis
     return Comparison(tuple(names), (), tuple(found[name] for name in names), str(error))
 
 
-def _evidence(result: Any) -> tuple[float, float]:
+def _evidence(result: object) -> tuple[float, float]:
     found = getattr(result, "after", None)
     if found is None and hasattr(result, "diagnostics"):
         found = result.diagnostics()

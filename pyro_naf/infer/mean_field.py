@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from pyro.optim.clipped_adam import ClippedAdam
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from .joint import Joint
 
-#: Steps over which the reported ELBO is averaged.
+#: Number of steps over which the reported ELBO is averaged.
 _MEMORY = 50
 
 
@@ -22,7 +21,7 @@ _SCALES, _CHOOSING = (0.5, 0.1, 0.02), 16
 
 
 def falling(seconds: float) -> Iterator[float]:
-    """The part of some seconds that is left, again and again until they are over."""
+    """Yield the fraction of these seconds that is left, until they are over."""
     begin = time.monotonic()
     while (left := 1 - (time.monotonic() - begin) / seconds) > 0:
         yield left
@@ -33,7 +32,7 @@ def fit_mean_field(
     rates: Iterable[float],
     num_particles: int = 64,
     lr: float = 0.2,
-    report: Callable[[float], Any] = lambda elbo: None,
+    report: Callable[[float], object] = lambda elbo: None,
 ) -> tuple[Tensor, Tensor, list[float]]:
     """Maximise the ELBO of independent normals.
 
@@ -75,7 +74,7 @@ def fit_mean_field(
 
 @torch.no_grad()
 def _first_scale(joint: Joint) -> float:
-    """The standard deviation around the start of the largest ELBO; dozens of weights want less."""
+    """Find the first standard deviation, by the ELBO; dozens of weights want a smaller one."""
     normal = torch.randn(_CHOOSING, joint.dim).to(joint.start)
     elbos = [
         float(joint(joint.start + scale * normal).double().mean()) + joint.dim * math.log(scale)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
 from ..rootfinding import RootNotFoundError
 from .diagnostics import growing
-from .gaussian import Gaussian, LogDensity, cholesky, even_softmax
+from .gaussian import even_softmax
+from .laplace import Gaussian, LogDensity, cholesky
 
 #: Draws of a mixture.
 DRAWS = 20_000
@@ -20,13 +22,14 @@ DRAWS = 20_000
 #: Each Gaussian is a part of the mixture with these widths, as modes have wider tails.
 _WIDTHS = (1.0, 2.0)
 
-#: Draws of each part of a mixture at least.
+#: Smallest number of draws of each part of a mixture.
 _LEAST_SHARE = 20
 
 #: Mass outside the heaviest mode from which on a posterior is taken to have several.
 _SECOND = 0.01
 
-#: Points that the guide's inverse does not reach are told from the others in groups this small.
+#: Size of the groups in which points that the guide's inverse does not reach are told from the
+#: others.
 _GROUP = 16
 
 
@@ -43,7 +46,7 @@ class Proposal(Protocol):
 class Pushed:
     """A guide's posterior as a proposal: its density is zero where its inverse does not reach."""
 
-    def __init__(self, posterior: Any) -> None:
+    def __init__(self, posterior: TransformedDistribution) -> None:
         self.posterior = posterior
 
     def draw(self, normal: Tensor) -> Tensor:
@@ -73,7 +76,7 @@ def weighed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws ``(N, D)`` of proposals in equal shares, their log-weights, and the target there.
 
-    A draw is weighed by the mixture, whichever proposal made it (Veach & Guibas 1995): no weight
+    A draw is weighted by the mixture, whichever proposal made it (Veach & Guibas 1995): no weight
     is large where any proposal has mass.
 
     :param like: a tensor ``(D,)`` of the draws' dtype and device.
@@ -113,7 +116,7 @@ def missed_mass(
     count: int = DRAWS,
     seconds: float = math.inf,
 ) -> float:
-    """The part of the posterior's mass that the guide lacks and other proposals find.
+    """Estimate the part of the posterior's mass that the guide lacks and other proposals find.
 
     The evidence is estimated once more with the guide and the Gaussians as one mixture proposal;
     k-hat, ESS and evidence of the guide alone do not see a mode that it has lost. Zero unless the
@@ -132,7 +135,7 @@ def missed_mass(
             break
     covered = torch.cat(found)
     total, error = covered.mean(), covered.std() / len(covered) ** 0.5
-    # Of mean 1 if the guide's evidence is all there is.
+    # The ratios have mean 1 if the guide's evidence is all there is.
     return float(1 - 1 / total) if total - 1 > 3 * error else 0.0
 
 

@@ -9,19 +9,23 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 from unittest import mock
 
 from torch import Tensor
 from torch.autograd import Function
 
+from ..support.autograd import Context
+
 
 class _Recorder:
     """Stands in for the context of a forward pass, and keeps what is put into it."""
 
-    saved: tuple[Any, ...] = ()
+    saved: tuple[Tensor, ...] = ()
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
 
-    def save_for_backward(self, *tensors: Any) -> None:
+    def save_for_backward(self, *tensors: Tensor) -> None:
         self.saved = tensors
 
     def mark_dirty(self, *tensors: Tensor) -> None:
@@ -34,6 +38,10 @@ class _Recorder:
         pass
 
 
+class _Context(Context, Protocol):
+    attributes: dict[str, object]
+
+
 @functools.cache
 def _in_the_newer_form(old: type[Function]) -> type[Function]:
     """Give a function a ``setup_context``, which runs the forward pass a second time."""
@@ -42,19 +50,19 @@ def _in_the_newer_form(old: type[Function]) -> type[Function]:
         generate_vmap_rule = True
 
         @staticmethod
-        def forward(*args: Any) -> Any:
+        def forward(*args: object) -> object:
             return old.forward(_Recorder(), *args)
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        def setup_context(ctx: _Context, inputs: tuple[object, ...], output: object) -> None:
             recorder = _Recorder()
             old.forward(recorder, *inputs)
             ctx.save_for_backward(*recorder.saved)
             ctx.attributes = {k: v for k, v in vars(recorder).items() if k != "saved"}
 
         @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            recorder: Any = _Recorder()
+        def backward(ctx: _Context, *grads: object) -> object:
+            recorder = _Recorder()
             recorder.saved_tensors = ctx.saved_tensors
             recorder.needs_input_grad = ctx.needs_input_grad
             vars(recorder).update(ctx.attributes)
@@ -76,7 +84,7 @@ def old_functions_under_vmap() -> Iterator[None]:
     usual = Function.apply.__func__  # type: ignore[attr-defined]
     default = Function.setup_context
 
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def apply(cls: type[Function], /, *args: object, **kwargs: object) -> object:
         if cls.setup_context is default and "vmap" not in vars(cls):
             cls = _in_the_newer_form(cls)
         return usual(cls, *args, **kwargs)

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Points of the batch that tells what a further point costs.
+#: Number of points in the batch that tells what a further point costs.
 _BATCH = 8
 
-#: Seconds that a point costs at least: clocks are coarse.
+#: Smallest cost of a point, in seconds: clocks are coarse.
 _TICK = 1e-6
 
-#: A value without its gradient costs this part of both, roughly.
+#: Rough cost of a value without the gradient, as a part of the cost of both.
 _VALUE = 0.4
 
 
@@ -52,7 +52,7 @@ class Pace(NamedTuple):
         return self.one + max(points - 1, 0) * self.further
 
     def points(self, seconds: float) -> int:
-        """Number of points whose values and gradients take this time, in batches of any size."""
+        """Return how many points take this time, with gradients, in batches of any size."""
         if seconds == float("inf"):
             return 2**31
         if seconds < self.one:
@@ -60,5 +60,5 @@ class Pace(NamedTuple):
         return min(1 + int((seconds - self.one) / max(self.further, self.one / 1000)), 2**31)
 
     def values(self, seconds: float) -> int:
-        """Number of points whose values, without gradients, take this time."""
+        """Return how many points take this time without gradients."""
         return self.points(seconds / _VALUE)

@@ -13,34 +13,23 @@ through the layers :math:`y = f(x)` with Jacobians J and log-determinants l as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions.transforms import ComposeTransform
+from torch.distributions.transforms import ComposeTransform, Transform
 
 from ..guides.wrapping import peel
 from ..support.modes import values_are_unknown
 from ..transforms import AutoregressiveFlow
 
-#: Dimensions up to which all iterations are recorded, where a graph is captured: which of them are
-#: needed depends on values.
+#: Largest number of dimensions for which all iterations are recorded in a captured graph: how many
+#: are needed depends on values, which a graph cannot read.
 _MOST_RECORDED = 16
 
 
-def path_log_prob(guide: Any, site: dict[str, Any]) -> Tensor:
-    r"""A stand-in for :math:`\log q(z)` with the gradient :math:`\nabla_z \log q(z) \, dz`.
-
-    :param guide: the guide that drew; all that is needed of it is in ``site``.
-    :param site: the guide trace's site of the latent vector; its value z is ``(..., D)``.
-    :return: ``(...)``; only its gradient means anything.
-    """
-    z = site["value"]
-    return (score(site["fn"], z) * z).sum(-1)
-
-
-def score(fn: Any, z: Tensor, tolerance: float | None = None) -> Tensor:
+def score(fn: TorchDistribution, z: Tensor, tolerance: float | None = None) -> Tensor:
     r""":math:`\nabla_z \log q(z)` with all parameters of q held fixed, shape of z, no gradient.
 
     :param fn: the distribution q. If it holds autoregressive flows, they recognise z as their own
@@ -65,7 +54,7 @@ def score(fn: Any, z: Tensor, tolerance: float | None = None) -> Tensor:
     return scale_and_mask(s, mask=mask)
 
 
-def _layers(transforms: Iterable[Any]) -> Iterator[Any]:
+def _layers(transforms: Iterable[Transform]) -> Iterator[Transform]:
     for transform in transforms:
         if isinstance(transform, ComposeTransform):
             yield from _layers(transform.parts)
@@ -73,7 +62,7 @@ def _layers(transforms: Iterable[Any]) -> Iterator[Any]:
             yield transform
 
 
-def _push(layer: Any, x: Tensor, s: Tensor, tolerance: float | None) -> tuple[Tensor, Tensor]:
+def _push(layer: Transform, x: Tensor, s: Tensor, tolerance: float | None) -> tuple[Tensor, Tensor]:
     """One layer: its image of x, and the score there from the score ``s`` at x."""
     if isinstance(layer, AutoregressiveFlow):
         return _push_through_flow(layer, x, s, tolerance)

@@ -23,9 +23,9 @@ from .budget import Budget
 from .checkpoints import Checkpoint, Found
 from .diagnostics import ImportanceDiagnostics, diagnose
 from .effort import FEWEST_PARTICLES
-from .gaussian import Gaussian
 from .graph import LEAST_DIM
 from .joint import Joint
+from .laplace import Gaussian
 from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
 from .progress import Progress
 from .proposals import GaussianProposal, GuideProposal
@@ -53,8 +53,8 @@ _FEWEST_STEPS, _MANY_STEPS, _HOPELESS = 300, 2000, 50
 _FEWEST = 200
 
 #: Effective share of a pool's draws from which on they are learnt from at once, as they are in few
-#: dimensions in any case; the number of them below which they never are; the part of the budget in
-#: which a guide climbs from one mode else; and the draws that judge it.
+#: dimensions in any case; the number of them below which they never are; the part of the time for
+#: training in which a guide climbs from one mode else; and the draws that judge it.
 _EVEN_POOL, _FEW, _POOR_POOL, _TRIAL, _JUDGES = 0.1, 10, 100, 0.25, 20_000
 
 
@@ -85,6 +85,7 @@ def refine_from(
     if good_ends and not plan.origin.covers and is_good(plan.before):
         budget.elapsed = time.monotonic() - budget.start
         return plan.result(plan.gaussian(), plan.before, ended="good")
+    budget.begin_training()
     training = plan.several_modes() if plan.origin.covers else plan.one_mode()
     return plan.finish(training)
 
@@ -125,10 +126,15 @@ class _Plan:
             has_several = len(start.modes) > 1 and several(self.joint, start.modes, self.count)
             covers = options["tempering"] < 1 or has_several
         self.origin = Origin(start, covers, options)
-        self.others = start.modes + _around(start.loc, start.factor, (1.0, 3.0))
+        self.others = self._others(start.loc, start.factor)
         if found is not None:
             self.others, self.generator = found.others, found.generators[1]
             self.options = found.options
+
+    def _others(self, loc: Tensor, factor: Tensor) -> list[Gaussian]:
+        """Gaussians that may find what the guide lacks."""
+        known = self.start.modes + (self.start.others or [])
+        return known + _around(loc, factor, (1.0, 3.0))
 
     def gaussian(self) -> AutoFlowNormal:
         """The guide that is the start's Gaussian."""
@@ -160,10 +166,10 @@ class _Plan:
         """
         training, count = self._training(guide), origin.options["num_particles"]
         if self.budget.seconds is not None:
-            wanted = _FEWEST_STEPS if is_last or self.joint.dim < LEAST_DIM else _MANY_STEPS
+            wanted = self._wanted(is_last)
             fewest = max(self.fewest, count // 4) if is_last else count
             while True:
-                steps = self.budget.left_for_training() / training.seconds_of_a_step()
+                steps = self._steps(training)
                 fewer = training.num_particles // 2
                 if not _HOPELESS < steps < wanted or fewer < fewest:
                     break
@@ -173,6 +179,15 @@ class _Plan:
         options = origin.options | {"num_particles": training.num_particles}
         self.origin = replace(origin, options=options)
         return training
+
+    def _wanted(self, is_last: bool) -> int:
+        return _FEWEST_STEPS if is_last or self.joint.dim < LEAST_DIM else _MANY_STEPS
+
+    def _steps(self, training: Training) -> float:
+        """Number of steps that there is time for; infinite without a limit."""
+        if self.budget.seconds is None:
+            return math.inf
+        return self.budget.left_for_training() / training.seconds_of_a_step()
 
     def several_modes(self) -> Training:
         """A guide that learns from draws at all modes, or one that climbs and loses none."""
@@ -185,7 +200,7 @@ class _Plan:
         self.generator = torch.get_rng_state()
         pool = Pool(self.joint, proposals, self.count)
         around = pool.around
-        self.others = start.modes + _around(around.loc, around.factor, (1.0, 3.0))
+        self.others = self._others(around.loc, around.factor)
         trained = None if self.previous is None else self.previous.guide
         is_poor = self.joint.dim >= _FEW and pool.ess < _EVEN_POOL * len(pool.z)
         is_new = self.found is None or self.found.stage == "trial"
@@ -197,11 +212,22 @@ class _Plan:
             return self._resumed(self.found, pool)
         if trained is not None:
             return self._training(trained, pool)
-        guide = flow_guide(self.origin, self.kernel)
-        is_full = start.factor.dim() == 2
-        guide.set_affine(around.loc, around.factor if is_full else around.scale)
-        start_at(guide, pool.draw(_PLACING)[0])
-        return self._training(guide, pool)
+        return self._learning(pool)
+
+    def _learning(self, pool: Pool) -> Training:
+        """A training of the largest guide for several modes that there is time for."""
+        around, is_full = pool.around, self.start.factor.dim() == 2
+        *larger, smallest = sizes(self.origin)
+        for origin in [*larger, smallest]:
+            guide = flow_guide(origin, self.kernel)
+            guide.set_affine(around.loc, around.factor if is_full else around.scale)
+            start_at(guide, pool.draw(_PLACING)[0])
+            training = self._training(guide, pool)
+            if origin is smallest or self._steps(training) >= self._wanted(is_last=False):
+                break
+            forget(guide)
+        self.origin = origin
+        return training
 
     def _trial(self, pool: Pool) -> Training | None:
         """A guide that has climbed from one mode, if it goes on; else there is time to learn."""
@@ -209,7 +235,7 @@ class _Plan:
         self.stage = "trial"
         training = self.one_mode()
         self.found = None
-        self.run(training, _TRIAL)
+        self.run(training, self.budget.part_of_rest(_TRIAL))
         if self.ended == "interrupted" or pool.ess < _POOR_POOL:
             self.stage = "one mode"
             return training

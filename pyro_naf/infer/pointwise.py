@@ -9,18 +9,20 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ..guides.flat_priors import FlatPriors
 from ..guides.pyro_internals import log_prob_sum
 from ..guides.sites import masked_out, sample_sites
+from ..support.calls import Args, Kwargs
 from .joint import Joint
 from .lanes import REFUSALS, Values, vmapped, vmapped_with_help
 
@@ -28,16 +30,16 @@ from .lanes import REFUSALS, Values, vmapped, vmapped_with_help
 #: which observations are independent given the latents.
 _INDEPENDENT = 1e-3
 
-#: Draws at which that is looked at.
+#: Number of draws at which the independence of observations is checked.
 _LOOKED_AT = 4
 
 
-def is_deterministic(site: Mapping[str, Any]) -> bool:
+def is_deterministic(site: Message) -> bool:
     """Whether a site was made by ``pyro.deterministic``."""
     return bool(site["infer"].get("_deterministic"))
 
 
-def observed_sites(trace: Any) -> dict[str, dict[str, Any]]:
+def observed_sites(trace: Trace) -> dict[str, Message]:
     """Sites of data, by name: observed, neither ``pyro.deterministic`` nor ``pyro.factor``."""
     return {
         name: site
@@ -46,7 +48,7 @@ def observed_sites(trace: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def example(joint: Joint) -> Any:
+def example(joint: Joint) -> Trace:
     """Trace of a run at the start of a joint density, discrete latents drawn and not enumerated."""
     start = {name: value[0] for name, value in joint.constrained(joint.start[None]).items()}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
@@ -54,11 +56,11 @@ def example(joint: Joint) -> Any:
 
 
 def observed_data(joint: Joint) -> dict[str, Tensor]:
-    """The data of the model, by site."""
+    """Return the data of the model, by site."""
     return {n: torch.as_tensor(s["value"]) for n, s in observed_sites(example(joint)).items()}
 
 
-def deterministic(joint: Joint, values: Values, trace: Any = None) -> dict[str, Tensor]:
+def deterministic(joint: Joint, values: Values, trace: Trace = None) -> dict[str, Tensor]:
     """Values ``(N, ...)`` of ``pyro.deterministic`` sites at draws of the latents.
 
     Those that depend on a discrete latent, which is summed out, have no value and are left out.
@@ -110,7 +112,7 @@ def log_likelihood(joint: Joint, values: Values) -> dict[str, Tensor]:
     return joint.over_draws(function, values)
 
 
-def _of_each(site: Mapping[str, Any]) -> Tensor:
+def _of_each(site: Message) -> Tensor:
     """Log-likelihood of each observation of a site."""
     fn, value = site["fn"], site["value"]
     if isinstance(fn, torch.distributions.Independent) and fn.batch_shape.numel() == 1:
@@ -125,7 +127,7 @@ class _Only(Messenger):
         super().__init__()
         self.chosen = chosen
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Message) -> None:
         """Pyro calls this at every sample statement."""
         if msg["name"] in self.chosen:
             mask = self.chosen[msg["name"]]
@@ -135,7 +137,7 @@ class _Only(Messenger):
 class Simulated(Messenger):
     """Handler by which data is drawn and not given; deterministic sites and factors stay."""
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Message) -> None:
         """Pyro calls this at every sample statement."""
         if msg["is_observed"] and not is_deterministic(msg) and not _is_factor(msg):
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
@@ -180,9 +182,7 @@ def _summed_out(
     }
 
 
-def predictive(
-    joint: Joint, values: Values, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Tensor]:
+def predictive(joint: Joint, values: Values, args: Args, kwargs: Kwargs) -> dict[str, Tensor]:
     """Draws of everything but the latents, from one run of the model at each draw of these.
 
     :param values: latent site to ``(N, *site shape)``.
@@ -219,12 +219,12 @@ def predictive(
         return _at_all(one, values)
 
 
-def _is_factor(site: Mapping[str, Any]) -> bool:
+def _is_factor(site: Message) -> bool:
     return isinstance(site["fn"], dist.Unit)
 
 
 def _at_all(function: Callable[[Values], dict[str, Tensor]], values: Values) -> dict[str, Tensor]:
-    """A function of one draw, with random numbers of its own, at all of them."""
+    """Return a function of one draw, with random numbers of its own, at all of them."""
     for batched in (vmapped, vmapped_with_help):
         with contextlib.suppress(NotImplementedError, *REFUSALS):
             return batched(function)(values)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..support.calls import Model
 from ..support.checks import check_integers
 from ..support.labels import scalar_parameters
 from ..support.seeding import seeded
 from ..support.tables import Shown, Table
 from . import pointwise
-from .arviz_export import export
+from .arviz_export import ArvizData, export
 from .diagnostics import MIN_PARTICLES, ImportanceDiagnostics, diagnose, weighted_draws
 from .joint import Joint
 from .loo import Loo, psis_loo
@@ -26,11 +26,15 @@ from .summaries import Summary, pandas, summarise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+_Self = TypeVar("_Self", bound="Results")
 
 #: Number of draws behind tables and pictures where none is given.
 _DRAWS = 4000
 
-#: Number of draws that are weighted for each that resampling returns, and the fewest.
+#: Number of weighted draws for each draw that resampling returns, and the smallest number of
+#: weighted draws.
 _PARTICLES, _FEWEST = 5, 20_000
 
 #: Number of chains that a guide's independent draws are presented as to ArviZ, which expects some.
@@ -53,11 +57,11 @@ class Results:
 
     joint: Joint | None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # As guides are pickled without their model, which may be a local function.
         return {n: None if n in _OF_THE_MODEL else v for n, v in self.__dict__.items()}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self: _Self, memo: dict[int, object]) -> _Self:
         new = type(self).__new__(type(self))
         for name, value in self.__dict__.items():
             shared = name in _OF_THE_MODEL
@@ -89,7 +93,7 @@ class Results:
         how = "weighted" if sample.is_weightable else "not weighted"
         return replace(found, notes=(f"{count} draws of the guide, {how}; {sample.trust}",))
 
-    def to_dataframe(self, num_samples: int | None = None, *, seed: int | None = 0) -> Any:
+    def to_dataframe(self, num_samples: int | None = None, *, seed: int | None = 0) -> DataFrame:
         """Draws as a pandas DataFrame: a row for each, a column for each scalar entry.
 
         A guide's draws are resampled by their weights, where k-hat allows that.
@@ -105,8 +109,8 @@ class Results:
         predictive: bool = False,
         log_likelihood: bool = True,
         seed: int | None = 0,
-    ) -> Any:
-        """The result as ArviZ takes it: InferenceData of ArviZ 0.x, a DataTree of 1.x.
+    ) -> ArvizData:
+        """Return the result as ArviZ takes it: InferenceData of ArviZ 0.x, a DataTree of 1.x.
 
         Groups: posterior; sample_stats with ``lp`` (log p of the draw and the data, in the latents'
         own space), of a guide also ``log_q`` and ``log_weight``, k-hat being an attribute;
@@ -140,7 +144,7 @@ class Results:
             group: {name: value.unflatten(0, shape) for name, value in variables.items()}
             for group, variables in groups.items()
         }
-        attributes: dict[str, Any] = {"khat": raw.khat, "resampled": int(sample is not raw)}
+        attributes: dict[str, object] = {"khat": raw.khat, "resampled": int(sample is not raw)}
         attributes["inference_library"] = "pyro_naf"
         posterior = {name: value.unflatten(0, shape) for name, value in sample.flat.items()}
         everything = {"posterior": posterior, **grouped, "observed_data": observed}
@@ -168,12 +172,12 @@ class Results:
         return psis_loo(likelihood, sample.log_weights)
 
     def predictive(
-        self, *args: Any, num_samples: int = 1000, seed: int | None = None, **kwargs: Any
+        self, *args: object, num_samples: int = 1000, seed: int | None = None, **kwargs: object
     ) -> dict[str, Tensor]:
         """Posterior predictive draws: data, and ``pyro.deterministic`` sites, drawn anew.
 
         :param args: arguments of the model, such as new covariates, as are ``kwargs``; by default
-            those of the fit. Data among them is not used.
+            the arguments of the fit. Data among them is not used.
         :param num_samples: number of draws.
         :param seed: of the draws; by default torch's generator goes on.
         :return: site to ``(num_samples, ...)``.
@@ -213,7 +217,7 @@ class Results:
 class GuideResults(Results):
     """Results whose draws are a guide's."""
 
-    guide: Any
+    guide: Model
 
     def _proposal(self) -> GuideProposal:
         joint = self._known_joint()
@@ -295,20 +299,19 @@ class Posterior(GuideResults, Shown):
     ['x', 'square']
     """
 
-    def __init__(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> None:
+    def __init__(self, model: Model, guide: Model, *args: object, **kwargs: object) -> None:
         self.joint, self.guide = Joint(model, args, kwargs), guide
         self._proposal()
 
-    def diagnostics(self, num_particles: int = 20_000, *, seed: int | None = 0) -> Any:
+    def diagnostics(
+        self, num_particles: int = 20_000, *, seed: int | None = 0
+    ) -> ImportanceDiagnostics:
         """:class:`~pyro_naf.infer.ImportanceDiagnostics` of the guide for these arguments."""
         check_integers(num_particles=(num_particles, MIN_PARTICLES))
         with seeded(seed):
-            found: ImportanceDiagnostics = diagnose(self._proposal(), num_particles)
-        return found
+            return diagnose(self._proposal(), num_particles)
 
     def table(self) -> Table:
-        """The summary, with the kind of the guide as title."""
+        """Return the summary, with the kind of the guide as title."""
         name = getattr(type(self.guide), "__name__", "guide")
         return replace(self.summary().table(), title=f"posterior by {name}")

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous, AutoLaplaceApproximation
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ..guides.flat_priors import FlatPriors
 from ..guides.pyro_internals import unconstrained_values
 from ..guides.sites import batch_depth, latent_sites
+from ..support.calls import Args, Kwargs, Model
 from ..support.checks import check_callable
-from .gaussian import Gaussian
 from .joint import Joint
 from .lanes import one_by_one, vmapped_with_help
+from .laplace import Gaussian
 
 
 class Weighted(NamedTuple):
@@ -68,9 +69,9 @@ class GuideProposal:
     def __init__(
         self,
         joint: Joint,
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        guide: Model,
+        args: Args,
+        kwargs: Kwargs,
     ) -> None:
         check_callable(guide=(guide, "a guide of Pyro, called with the model's arguments"))
         self.joint, self.guide, self.args, self.kwargs = joint, guide, args, kwargs
@@ -84,7 +85,8 @@ class GuideProposal:
 
     @torch.no_grad()
     def _from_posterior(self, count: int) -> Weighted:
-        guide: Any = self.guide
+        guide = self.guide
+        assert isinstance(guide, AutoContinuous)
         with poutine.block():
             posterior = guide.get_posterior(*self.args, **self.kwargs)
         u = posterior.sample((count,))
@@ -96,7 +98,7 @@ class GuideProposal:
 
     @torch.no_grad()
     def _from_traces(self, count: int) -> Weighted:
-        def one(_: Any) -> tuple[dict[str, Tensor], Tensor]:
+        def one(_: object) -> tuple[dict[str, Tensor], Tensor]:
             # Validation branches on data, which vmap cannot.
             with poutine.block(), pyro.validation_enabled(False):
                 trace = self._trace()
@@ -111,7 +113,7 @@ class GuideProposal:
             values, log_q = self._over_lanes(one)(lanes)
         return Weighted(values, self.joint.log_prob(values).double() - log_q.double())
 
-    def _trace(self) -> Any:
+    def _trace(self) -> Trace:
         guide = poutine.unwrap(self.guide)
         if isinstance(guide, poutine.messenger.Messenger):  # it runs the model itself
             self.guide(*self.args, **self.kwargs)
@@ -119,7 +121,7 @@ class GuideProposal:
         return poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
 
 
-def _check_sites(joint: Joint, trace: Any) -> None:
+def _check_sites(joint: Joint, trace: Trace) -> None:
     """Raise ValueError when a guide does not draw the latents of a joint density."""
     theirs = {
         name: site["value"].shape

@@ -39,7 +39,7 @@ _PRIOR_WEIGHTS, _PRIOR_MEAN = 10, 0.5
 def pareto_khat(log_weights: Tensor) -> float:
     """Shape k-hat of the Pareto distribution fitted to the largest weights.
 
-    The result is that of ArviZ's ``psislw``. In particular it is infinite when fewer than five
+    The result agrees with ArviZ's ``psislw``. In particular it is infinite when fewer than five
     weights are above both the tail's threshold and 1e-308 times the largest weight: a few draws
     dominate, or there are not 21 draws. Two exceptions: weights that are equal up to rounding
     error, and tails with such ties that only weights within 10 % of the largest remain, are
@@ -86,7 +86,7 @@ def smooth(log_weights: Tensor) -> Tensor:
 
 
 def khat_threshold(num_draws: int) -> float:
-    """The largest k-hat with which weights of N draws are reliable: min(1 - 1 / log10 N, 0.7).
+    """Return the largest k-hat of reliable weights of N draws: min(1 - 1 / log10 N, 0.7).
 
     Source: Vehtari et al. 2024 [arXiv:1507.02646], section 3.2.4.
 
@@ -97,7 +97,7 @@ def khat_threshold(num_draws: int) -> float:
 
 
 def khat_standard_error(khat: float, num_draws: int) -> float:
-    r"""Standard error of a k-hat that was fitted to N independent weights.
+    r"""Return the standard error of a k-hat that was fitted to N independent weights.
 
     .. math:: \frac{\max(1 + k, 0.8)}{\sqrt M} \frac{M}{M + 10}
 
@@ -117,7 +117,7 @@ def khat_standard_error(khat: float, num_draws: int) -> float:
 class _Tail(NamedTuple):
     """The largest weights and their distribution, in units of the largest weight.
 
-    ``places`` are those of the weights in the tail, in rising order; none without a fit.
+    ``places`` are the indices of the weights in the tail, in rising order; none without a fit.
     """
 
     khat: float
@@ -144,7 +144,7 @@ def _tail_size(num_draws: int) -> int:
 
 
 def _tail(relative: Tensor) -> _Tail:
-    """The tail of log-weights with maximum 0, and its Pareto distribution where there is one."""
+    """Fit a Pareto distribution, if possible, to the tail of log-weights with maximum 0."""
     size = _tail_size(len(relative))
     values, places = relative.sort()
     beyond = float(values[-size - 1]) if size < len(values) else -math.inf
@@ -188,7 +188,7 @@ def _fit_pareto(log_excess: Tensor) -> tuple[float, float]:
 
 
 def _mean_log1p(theta: Tensor, log_x: Tensor) -> Tensor:
-    """The mean over x of log(1 + theta x), for each theta."""
+    """Return the mean over x of log(1 + theta x), for each theta."""
     column = theta[:, None]
     large = torch.logaddexp(log_x.new_zeros(()), column.abs().log() + log_x)
     # theta < 0 means a bounded tail: theta x > -1 for all x, so that x is no large number.

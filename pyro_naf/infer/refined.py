@@ -11,7 +11,7 @@ from .diagnostics import ImportanceDiagnostics
 from .joint import Joint
 from .posterior import GuideResults
 from .start import Start
-from .verdict import Verdict, judge
+from .verdict import Search, Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,12 @@ class Refined(GuideResults, Shown):
     @property
     def judgement(self) -> Verdict:
         """What the weights allow; of modes that no start found they know nothing."""
-        options = {} if self.origin is None else self.origin.options
-        return judge(self.after, self.missed, self.losses, self.seconds, options)
+        losses = None if self.ended == "good" else self.losses
+        if self.origin is None:
+            return judge(self.after, self.missed, losses, self.seconds)
+        start, options = self.origin.start, self.origin.options
+        found = Search(len(start.modes), start.climbs, start.others is not None)
+        return judge(self.after, self.missed, losses, self.seconds, options, found)
 
     @property
     def verdict(self) -> str:

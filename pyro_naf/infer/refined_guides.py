@@ -6,7 +6,6 @@ import itertools
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pyro
 import torch
@@ -25,15 +24,15 @@ FLOWS: dict[str, Callable[..., AutoFlowNormal]] = {"dsf": AutoDSFNormal, "ddsf":
 
 #: Guide options for multimodal posteriors. ``min_slope`` bounds the tails of the conditionals: no
 #: training data lies between modes, and a draw that lands there must not be thrown far away.
-_SEVERAL: dict[str, Any] = {"inverse": True, "min_slope": 0.2}
+_SEVERAL: dict[str, object] = {"inverse": True, "min_slope": 0.2}
 
 #: Flows, and sigmoids of each, where none are asked for: a posterior with a structure has many
 #: latents, and simple conditionals.
-_FULL: dict[str, Any] = {"num_transforms": 2, "hidden_units": 16, "hidden_dims": None}
-_STRUCTURED: dict[str, Any] = {"num_transforms": 1, "hidden_units": 8}
+_FULL: dict[str, object] = {"num_transforms": 2, "hidden_units": 16, "hidden_dims": None}
+_STRUCTURED: dict[str, object] = {"num_transforms": 1, "hidden_units": 8}
 
 #: The same where the time does not allow those.
-_SMALL: dict[str, Any] = {"num_transforms": 1, "hidden_units": 8}
+_SMALL: dict[str, object] = {"num_transforms": 1, "hidden_units": 8}
 
 #: Widest hidden layer of a flow by default, and of a small one.
 _WIDEST, _NARROW = 512, 128
@@ -47,7 +46,7 @@ def sizes(origin: Origin) -> list[Origin]:
 
     :raises ValueError: when not even small flows fit into the memory that is free.
     """
-    if origin.start.structure is not None:
+    if origin.start.structure is not None and not origin.covers:
         return [origin]
     free = _free_memory(origin.start.loc.device)
     found, needed = [], 0.0
@@ -69,7 +68,7 @@ def sizes(origin: Origin) -> list[Origin]:
 
 
 def _num_weights(origin: Origin) -> int:
-    """Number of weights of the flows without a structure, but for the biases."""
+    """Count the weights of the flows without a structure, but for the biases."""
     options, dim = origin.options, origin.start.joint.dim
     widths = options["hidden_dims"]
     if widths is None:
@@ -96,7 +95,7 @@ def _free_memory(device: torch.device) -> float:
 
 
 def flow_guide(origin: Origin, kernel: str = "auto") -> AutoFlowNormal:
-    """A flow guide with the options of a refinement, set up and not trained."""
+    """Make a flow guide with the options of a refinement, set up and not trained."""
     start, options = origin.start, origin.options
     structured = start.structure is not None and not origin.covers
     usual = _STRUCTURED if structured else _FULL
@@ -113,8 +112,8 @@ def flow_guide(origin: Origin, kernel: str = "auto") -> AutoFlowNormal:
     )
 
 
-def _flow_guide(joint: Joint, flow: str, **options: Any) -> AutoFlowNormal:
-    """A flow guide for all the latents of a joint density, set up."""
+def _flow_guide(joint: Joint, flow: str, **options: object) -> AutoFlowNormal:
+    """Make a flow guide for all the latents of a joint density, set up."""
     guide = _set_up(joint, FLOWS[flow], **options)
     for part in guide.modules():
         if isinstance(part, Scaled):  # many draws a step: no caution is needed
@@ -122,7 +121,9 @@ def _flow_guide(joint: Joint, flow: str, **options: Any) -> AutoFlowNormal:
     return guide
 
 
-def _set_up(joint: Joint, kind: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def _set_up(
+    joint: Joint, kind: Callable[..., AutoFlowNormal], *args: object, **options: object
+) -> AutoFlowNormal:
     start = {name: value[0] for name, value in joint.constrained(joint.start[None]).items()}
     guide = kind(joint.model, *args, init_loc_fn=init_to_value(values=start), **options)
     guide._pyro_name = free_name(f"{type(guide).__name__}_refined")
@@ -132,8 +133,8 @@ def _set_up(joint: Joint, kind: Callable[..., Any], *args: Any, **options: Any) 
 
 
 def gaussian_guide(joint: Joint, loc: Tensor, factor: Tensor) -> AutoFlowNormal:
-    """A guide that is this Gaussian: an affine map around no flow."""
-    options: dict[str, Any] = {"full_rank": factor.dim() == 2}
+    """Make a guide that is this Gaussian: an affine map around no flow."""
+    options: dict[str, object] = {"full_rank": factor.dim() == 2}
     guide = _set_up(joint, AutoFlowNormal, _no_flow, **options)
     guide.set_affine(loc, factor)
     return guide
@@ -152,8 +153,8 @@ def _no_flow(dim: int) -> ComposeTransformModule:
 
 @torch.no_grad()
 def start_at(guide: AutoFlowNormal, z: Tensor) -> None:
-    """Gives the first flow, from latents to base, the marginals of draws ``(N, D)``."""
+    """Give the first flow, from latents to base, the marginals of draws ``(N, D)``."""
     for outer in reversed(guide.affine_parts()):
         z = outer.inv(z)
-    first: Any = guide.flow.parts[0]
+    first = guide.flow.parts[0]
     sigmoids_at(first.arn, first.transformer, z)

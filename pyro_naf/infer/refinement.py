@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
@@ -60,8 +59,8 @@ _CALL = (
 
 @renamed(learning_rate="lr")
 def refine(
-    guide: AutoGuide | Callable[..., Any] | Start,
-    *args: Any,
+    guide: AutoGuide | Callable[..., object] | Start,
+    *args: object,
     flow: str = "dsf",
     num_transforms: int | None = None,
     hidden_dims: Sequence[int] | None = None,
@@ -79,14 +78,15 @@ def refine(
     checkpoint_seconds: float = 30.0,
     seed: int | None = None,
     progress: bool = True,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Refinement:
-    r"""Puts a flow inside a Gaussian guide's affine map and trains the whole.
+    r"""Put a flow inside a Gaussian guide's affine map and train the whole.
 
     Given a model, it first looks for modes and finds a full-rank Gaussian
-    (:func:`~pyro_naf.infer.fit_gaussian`). Given a fitted Gaussian guide, it starts from that. The
-    new guide starts as the Gaussian, its flow near the identity, and is trained in units of the
-    Gaussian's width by Adam with clipped gradients.
+    (:func:`~pyro_naf.infer.fit_gaussian`). Given a fitted Gaussian guide, it starts from that, and
+    looks for modes only to say what the guide lacks. The new guide starts as the Gaussian, its flow
+    near the identity, and is trained in units of the Gaussian's width by Adam with clipped
+    gradients.
 
     The ELBO is maximised at a constant rate until it has stopped rising, at the latest after half
     the budget; then by its path gradient (sticking the landing) while the rate falls to zero and
@@ -116,8 +116,8 @@ def refine(
     same call goes on from there, with what was left of its budget; when it had ended, its result is
     returned at once.
 
-    The diagnostics weight draws by ``guide.model``: that of a guide for a part of the latents
-    (``poutine.block``) draws the others from their prior, and ELBO and k-hat say so.
+    The diagnostics weight draws by ``guide.model``. For a guide of a part of the latents
+    (``poutine.block``) it draws the others from their prior, and ELBO and k-hat say so.
 
     :param guide: a model, or a fitted :class:`~pyro.infer.autoguide.AutoNormal`,
         ``AutoDiagonalNormal``, ``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal`` or
@@ -133,22 +133,22 @@ def refine(
     :param steps: largest number of training steps.
     :param seconds: time for the whole call: search, training, diagnostics. With neither, 4000
         steps or 60 seconds, whichever is first. Without a number of steps, a Gaussian that fits
-        already is returned at once. Of a density that is very dear the start may be all that there
-        is time for.
+        already is returned at once. For a very expensive density there may be time for
+        the start alone.
     :param num_particles: draws for each gradient; by default 64, and fewer where ``seconds`` would
         be over before a thousand steps and fewer draws make a step cheaper, or before 300 steps.
     :param num_draws: draws for the diagnostics before and after; fewer, but 64 at least, where
         each would take longer than a sixteenth of ``seconds``, or than ten seconds without.
     :param lr: learning rate of Adam, at the start.
     :param tempering: below 1, Gaussians as wide as the posterior to this power (0.02, say) are
-        weighed too, and what they find is covered as several modes are: for modes that no start
-        finds, or a guide that is given.
-    :param num_starts: the search for modes, when a model is given, ends when so many starts in a
-        row have found no new one, or after a tenth of ``seconds``.
+        weighted too, and what they find is covered as several modes are: for modes that no
+        start finds, or a guide that is given.
+    :param num_starts: the search for modes, when a model is given, ends when this number of
+        starts in a row has found no new one, or after a tenth of ``seconds``.
     :param structure: the guide's: "auto", which looks for it in the model where there are at least
         30 latents, "full", an adjacency or a :class:`~pyro_naf.conditioners.Structure`, as in
-        :class:`~pyro_naf.infer.AutoDSFNormal`. From 60 latents on one Gaussian takes the place of
-        the search for modes.
+        :class:`~pyro_naf.infer.AutoDSFNormal`. From 60 latents on modes are
+        the ends of the climbs, eight at most, that precede the Gaussian.
     :param compile: capture the log-density as a graph and, where the budget makes it worth while,
         compile that in another process. PYRO_NAF_COMPILE=0 in the environment turns both off as
         well. The flows' loops in C++ are used where an earlier call has compiled them; with four

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
 
+from ..support.calls import Model
 from .continuing import go_on
 from .refined import Origin, Previous, Refined
 from .saving import load_refinement, save_refinement
@@ -42,7 +41,7 @@ class Refinement(Refined):
 
     @classmethod
     def of(cls, found: Refined) -> Refinement:
-        """The result with these data."""
+        """Make the result with these data."""
         return cls(**{field.name: getattr(found, field.name) for field in fields(found)})
 
     def refine(
@@ -78,9 +77,9 @@ class Refinement(Refined):
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], model: Callable[..., Any], *args: Any, **kwargs: Any
+        cls, path: str | os.PathLike[str], model: Model, *args: object, **kwargs: object
     ) -> Refinement:
-        """The result that :meth:`save` wrote, for its model; no code in the file is run.
+        """Load the result that :meth:`save` wrote, for its model; no code in the file is run.
 
         :param model: the model that was refined.
         :param args: its arguments, as are ``kwargs``: the data is not in the file.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .climbs import climb
-from .gaussian import Gaussian, LogDensity, cholesky
 from .graph import hessian
+from .laplace import Gaussian, LogDensity, cholesky
 from .pace import Pace
 
 #: Standard deviation of every latent where the climb begins.
@@ -23,7 +23,7 @@ _CLIMBING = 0.5
 #: multiple of a single point, or more where the time still allows this number of steps.
 _MOST_DRAWS, _FEWEST_DRAWS, _DEARER, _CLIMB_STEPS = 16, 4, 1.5, 60
 
-#: Climbs at once, at most.
+#: Largest number of climbs at once.
 _MOST_CLIMBS = 12
 
 #: Draws that judge a Gaussian, at most and at least, and the share of the time for them.
@@ -40,7 +40,7 @@ def independent_gaussians(
     max_iter: int = 100,
     deadline: float = math.inf,
 ) -> list[tuple[Tensor, Tensor]]:
-    r"""The best Gaussians with independent latents, from each origin, for fixed draws.
+    r"""Find the best Gaussians with independent latents, from each origin, for fixed draws.
 
     With the draws held fixed the ELBO is a function like any other, which L-BFGS climbs. It finds
     the mass of a funnel, whose mode has none.
@@ -113,7 +113,7 @@ def fit_roughly(target: LogDensity, middle: Tensor, seconds: float, pace: Pace) 
 
 @torch.no_grad()
 def _origins(target: LogDensity, middle: Tensor, count: int) -> Tensor:
-    """The middle, and the likeliest of some points of [-2, 2]: ``(count, D)``, one at least."""
+    """Return the origin and the likeliest of some points of [-2, 2]: ``(count, D)``."""
     if count < 2:
         return middle[None]
     box = 4 * torch.rand(8 * count, len(middle)).to(middle) - 2
@@ -122,7 +122,7 @@ def _origins(target: LogDensity, middle: Tensor, count: int) -> Tensor:
 
 
 def _normal(count: int, like: Tensor) -> Tensor:
-    """Standard normal points, with unit variances, in pairs of opposite signs ``(count, D)``."""
+    """Draw standard normal points ``(count, D)`` in opposite pairs, with unit variances."""
     half = torch.randn(count // 2, len(like)).to(like)
     half = half / half.square().mean(0).sqrt()
     return torch.cat([half, -half])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ..guides.flat_priors import start_flat_priors
@@ -23,9 +23,10 @@ from ..guides.pyro_internals import (
     without_start,
 )
 from ..guides.sites import Angles, Latents, latent_sites, plate_nesting
+from ..support.calls import Args, Kwargs, Model
 from .lanes import REFUSALS
 
-#: Runs of the model in search of one that it does not refuse.
+#: Largest number of runs of the model in search of one that the model does not refuse.
 _TRIES = 50
 
 
@@ -41,9 +42,7 @@ class Runs:
     :ivar subsampled: subsampled plate to its size and an example of its indices.
     """
 
-    def __init__(
-        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
-    ) -> None:
+    def __init__(self, model: Model, args: Args, kwargs: Kwargs | None) -> None:
         self.model = Angles()(without_start(model))
         self.args, self.kwargs = args, dict(kwargs or {})
         self.nesting: int | None = None
@@ -51,7 +50,7 @@ class Runs:
         self.discrete: list[str] = []
         self.subsampled: dict[str, tuple[int, Tensor]] = {}
 
-    def run(self, latents: Latents, handler: Callable[..., Any] | None = None) -> Any:
+    def run(self, latents: Latents, handler: Model | None = None) -> Trace:
         """Trace of one run of the model with these latents.
 
         :param handler: put around the model, inside the handler that sets the latents.
@@ -71,7 +70,7 @@ class Runs:
         """Inside, subsampled plates take all their elements."""
         return self._plates({})
 
-    def _with_enumeration(self) -> Callable[..., Any]:
+    def _with_enumeration(self) -> Model:
         return self.model if self.nesting is None else enumerated(self.model, self.nesting)
 
     def _plates(self, elements: Mapping[str, Tensor]) -> AbstractContextManager[None]:
@@ -88,7 +87,7 @@ class Runs:
 
         return plates_with(indices)
 
-    def first(self, init_loc_fn: Callable[..., Tensor]) -> Any:
+    def first(self, init_loc_fn: Callable[..., Tensor]) -> Trace:
         """Trace of a run at the start, with whole plates, and discrete sites enumerated.
 
         :raises ValueError: for discrete latents that are not finite, and for a subsampled plate
@@ -112,7 +111,7 @@ class Runs:
             return trace
         return self._first_in_full(init_loc_fn)
 
-    def _first_in_full(self, init_loc_fn: Callable[..., Tensor]) -> Any:
+    def _first_in_full(self, init_loc_fn: Callable[..., Tensor]) -> Trace:
         """Trace of a run with all elements of the plates; its density must be computable."""
         try:
             trace = self.attempt(init_loc_fn)
@@ -129,8 +128,8 @@ class Runs:
                 f"as in `with pyro.plate({name!r}, {size}, {count}) as i:` and y[i] ({error})"
             ) from error
 
-    def attempt(self, init_loc_fn: Callable[..., Tensor]) -> Any:
-        """A run at the starting point, or else at a draw of the prior that is not refused."""
+    def attempt(self, init_loc_fn: Callable[..., Tensor]) -> Trace:
+        """Run the model at the starting point, or at a draw of the prior that is not refused."""
         failure: Exception | None = None
         for i in range(_TRIES):
             init = InitMessenger(start_flat_priors(init_to_sample if i else init_loc_fn))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from ..conditioners import Structure
 from ..files.stored import ModelFileError, load, save
+from ..support.calls import Args, Model
 from .autoguides import AutoFlowNormal
 from .diagnostics import ImportanceDiagnostics
-from .gaussian import Gaussian
 from .joint import Joint
+from .laplace import Gaussian
 from .refined import Origin, Refined
 from .refined_guides import flow_guide, gaussian_guide
 from .start import Start
@@ -27,8 +28,29 @@ VERSION = 1
 _PLAIN = ("losses", "skipped", "seconds", "missed", "density", "ended")
 
 
+class SavedGaussian(TypedDict):
+    """:class:`~pyro_naf.infer.laplace.Gaussian` in a file."""
+
+    loc: Tensor
+    factor: Tensor
+    elbo: float
+
+
+class SavedStart(TypedDict):
+    """:class:`~pyro_naf.infer.start.Start` in a file."""
+
+    loc: Tensor
+    factor: Tensor
+    widths: list[float]
+    pattern: Tensor | None
+    modes: list[SavedGaussian]
+    structure: dict[str, Tensor] | None
+    climbs: int | None
+    others: list[SavedGaussian] | None
+
+
 def save_refinement(
-    result: Refined, path: str | os.PathLike[str], more: dict[str, Any] | None = None
+    result: Refined, path: str | os.PathLike[str], more: dict[str, object] | None = None
 ) -> None:
     """:meth:`~pyro_naf.infer.Refinement.save`.
 
@@ -44,11 +66,11 @@ def save_refinement(
         **{name: getattr(result, name) for name in _PLAIN},
         **(more or {}),
     }
-    save(Path(path), on_cpu(content))
+    save(Path(path), {name: on_cpu(item) for name, item in content.items()})
 
 
-def described(joint: Joint, origin: Origin) -> dict[str, Any]:
-    """What a file says of the model and of the Gaussian that a refinement began from."""
+def described(joint: Joint, origin: Origin) -> dict[str, object]:
+    """Collect what a file says of the model and of the Gaussian that a refinement began from."""
     start = origin.start
     return {
         "kind": "pyro_naf refinement",
@@ -64,15 +86,17 @@ def described(joint: Joint, origin: Origin) -> dict[str, Any]:
             "pattern": start.pattern,
             "modes": [asdict(mode) for mode in start.modes],
             "structure": tensors(start.structure),
+            "climbs": start.climbs,
+            "others": None if start.others is None else [asdict(g) for g in start.others],
         },
     }
 
 
 def load_refinement(
     path: str | os.PathLike[str],
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    model: Model,
+    args: Args,
+    kwargs: dict[str, object],
 ) -> Refined:
     """:meth:`~pyro_naf.infer.Refinement.load`."""
     content = load(Path(path), "refinement", VERSION)
@@ -87,7 +111,7 @@ def load_refinement(
 
 
 def restored(path: str | os.PathLike[str], content: dict[str, Any], joint: Joint) -> Refined:
-    """The result that a file holds, for a joint density with its latents."""
+    """Restore the result that a file holds, for a joint density with its latents."""
     try:
         origin = _origin(content, joint)
         before, after = (ImportanceDiagnostics(**content[name]) for name in ("before", "after"))
@@ -104,18 +128,17 @@ def restored(path: str | os.PathLike[str], content: dict[str, Any], joint: Joint
     return Refined(guide, before, after, joint=joint, origin=origin, **plain)
 
 
-def save_correction(result: Any, path: str | os.PathLike[str]) -> None:
-    """Write the fields of a :class:`~pyro_naf.infer.Correction` but for the model."""
-    content = {field.name: getattr(result, field.name) for field in fields(result)}
-    del content["joint"]
-    save(Path(path), on_cpu({"kind": "pyro_naf correction", "version": VERSION, **content}))
+def save_correction(content: Mapping[str, object], path: str | os.PathLike[str]) -> None:
+    """Write the fields of a :class:`~pyro_naf.infer.Correction`, but for the model."""
+    about = {"kind": "pyro_naf correction", "version": VERSION}
+    save(Path(path), about | {name: on_cpu(item) for name, item in content.items()})
 
 
 def load_correction(
     path: str | os.PathLike[str],
-    model: Callable[..., Any] | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    model: Model | None,
+    args: Args,
+    kwargs: dict[str, object],
 ) -> dict[str, Any]:
     """Read the fields of a :class:`~pyro_naf.infer.Correction`."""
     content = load(Path(path), "correction", VERSION)
@@ -132,8 +155,8 @@ def _sites(joint: Joint) -> dict[str, list[int]]:
     return {name: list(site.shape) for name, site in joint.sites.items()}
 
 
-def check_sites(path: Any, content: dict[str, Any], joint: Joint) -> None:
-    """Raises ValueError where a file is of a model with other latents."""
+def check_sites(path: str | os.PathLike[str], content: dict[str, object], joint: Joint) -> None:
+    """Raise ValueError where a file is of a model with other latents."""
     found, given = content.get("sites"), _sites(joint)
     if found != given:
         raise ValueError(
@@ -148,18 +171,18 @@ def check_sites(path: Any, content: dict[str, Any], joint: Joint) -> None:
         )
 
 
-def tensors(value: Any) -> dict[str, Any] | None:
-    """The fields of a dataclass."""
+def tensors(value: ImportanceDiagnostics | Structure | None) -> dict[str, object] | None:
+    """Collect the fields of a dataclass."""
     return None if value is None else {f.name: getattr(value, f.name) for f in fields(value)}
 
 
 def shortened(error: Exception) -> str:
-    """The first line of an error of torch's."""
+    """Return the first line of an error of torch's."""
     return (str(error).splitlines() or [""])[0][:300]
 
 
-def on_cpu(value: Any) -> Any:
-    """Copies of tensors, and of dicts and lists of them, on the CPU."""
+def on_cpu(value: object) -> object:
+    """Copy tensors, and dicts and lists of tensors, to the CPU."""
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, dict):
@@ -174,17 +197,29 @@ def _origin(content: dict[str, Any], joint: Joint) -> Origin:
     return Origin(start, bool(content["covers"]), dict(content["options"]))
 
 
-def restored_start(saved: dict[str, Any], joint: Joint) -> Start:
-    """The Gaussian of a file, for a joint density."""
+def restored_start(saved: SavedStart, joint: Joint) -> Start:
+    """Restore the Gaussian of a file, for a joint density."""
     like = joint.start
-    modes = [
-        Gaussian(m["loc"].to(like), m["factor"].to(like), float(m["elbo"])) for m in saved["modes"]
-    ]
+
+    def gaussians(many: list[SavedGaussian]) -> list[Gaussian]:
+        return [Gaussian(m["loc"].to(like), m["factor"].to(like), float(m["elbo"])) for m in many]
+
     structure = None if saved["structure"] is None else Structure(**saved["structure"])
     pattern = None if saved["pattern"] is None else saved["pattern"].to(like)
-    loc, factor = (saved[name].to(like) for name in ("loc", "factor"))
+    loc, factor = saved["loc"].to(like), saved["factor"].to(like)
     _check_shapes(joint.dim, loc, factor)
-    return Start(joint, loc, factor, modes, list(saved["widths"]), structure, pattern)
+    others = saved.get("others")
+    return Start(
+        joint,
+        loc,
+        factor,
+        gaussians(saved["modes"]),
+        list(saved["widths"]),
+        structure,
+        pattern,
+        saved.get("climbs"),
+        None if others is None else gaussians(others),
+    )
 
 
 def _check_shapes(dim: int, loc: Tensor, factor: Tensor) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Numbers of the matrices of regressions that are solved at once.
+#: Number of entries in the matrices of regressors that are solved at once.
 _NUMBERS = 2**26
 
 
 class ScoreRegression:
     """Regressions of an entry of the score on the latents adjacent to it, one for each row.
 
-    Of the latents that are no hubs each row is a regression of its own. A hub's row follows from
-    those of the others, by symmetry, but for the hubs' own block, which is one more regression.
+    The row of a latent that is no hub is a regression of its own. A hub's row follows from
+    the other rows, by symmetry, but for the hubs' own block, which is one more regression.
 
     :param adjacency: booleans ``(D, D)``, symmetric.
     :ivar most: number of regressors of the largest regression.
@@ -44,7 +44,7 @@ class ScoreRegression:
         self.index = self._padded(pattern[~is_hub]).to(device)
 
     def _padded(self, rows: Tensor) -> Tensor:
-        """Indices of each row's regressors ``(n, A)``; D stands for none."""
+        """Return the indices of each row's regressors ``(n, A)``; D stands for none."""
         size = int(rows.sum(1).max()) if len(rows) else 0
         index = torch.full((len(rows), size), rows.shape[-1])
         for i, row in enumerate(rows):
@@ -53,7 +53,7 @@ class ScoreRegression:
         return index
 
     def regress(self, z: Tensor, scores: Tensor) -> Tensor:
-        """The mean Hessian ``(D, D)`` from centred draws and their scores, ``(N, D)`` each."""
+        """Estimate the mean Hessian ``(D, D)`` from centred draws and scores, ``(N, D)`` each."""
         scale = z.square().mean(0).sqrt()
         z = z / scale
         z = z - z.mean(0)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ from torch import Tensor
 from ..conditioners.structure import Structure
 from ..flows.linear import factor_of
 from .climbs import climb
+from .gaussian import DIP, NEGLIGIBLE, dip
 from .graph import Colouring, LogDensity, hessian
 from .pace import Pace
 from .rough_gaussian import independent_gaussians
@@ -66,6 +67,9 @@ _CHUNK = 256
 
 #: Steps at most, halvings of one, and the gain in nats below which one of all draws is the last.
 _STEPS, _HALVINGS, _LEAST_GAIN = 60, 6, 0.01
+
+#: Other modes at most, and steps of the Gaussian of each.
+_MODES, _MODE_STEPS = 3, 6
 
 #: Of a density that costs next to nothing.
 _FREE = Pace(1e-6, 0.0)
@@ -131,25 +135,23 @@ def fit_sparse_gaussian(
     """
     deadline = time.monotonic() + seconds
     fit = _Fit(target, structure, middle, pace, seconds, generator)
-    starts = sorted(fit.starts(deadline), key=lambda g: -g.elbo)
-    finalists = [fit.scored(start, few=False) for start in starts[: fit.num_finalists]]
-    best = max(finalists, key=lambda g: g.elbo, default=None)
-    if best is None or not math.isfinite(best.elbo):
-        raise ValueError(
-            "the model's log-density is finite nowhere around its start; look for NaN in its data "
-            "and for impossible values, or try another init_loc_fn"
-        )
-    for _ in range(max_steps):
-        found = fit.step(best, deadline)
-        gain = found.elbo - best.elbo
-        best = found
-        if time.monotonic() + pace.seconds(fit.count) > deadline:
-            break
-        if gain < _SMALL_GAIN:  # no more than noise of the regressions
-            if gain < _LEAST_GAIN and fit.count >= _MOST_DRAWS:
-                break
-            fit.count = min(2 * fit.count, max(fit.count, _MOST_DRAWS))
-    return best
+    return fit.best(fit.starts(deadline), max_steps, deadline)
+
+
+def sparse_gaussians(
+    target: LogDensity, structure: Structure, middle: Tensor, *, seconds: float, pace: Pace
+) -> tuple[list[SparseGaussian], int | None]:
+    """That Gaussian, and those of other modes that climbs have led to.
+
+    The other modes take a quarter as long again at most. The second value is the number of climbs
+    where they are fewer than were to be made.
+    """
+    begin = time.monotonic()
+    fit = _Fit(target, structure, middle, pace, seconds, None)
+    starts = list(fit.starts(begin + seconds))
+    best = fit.best(starts, _STEPS, begin + seconds)
+    deadline = time.monotonic() + 0.25 * seconds
+    return [best, *fit.other_modes(best, starts, deadline)], fit.climbs
 
 
 class _Fit:
@@ -174,6 +176,8 @@ class _Fit:
         self.num_finalists = min(max(affordable, _FEWEST_FINALISTS), _FINALISTS)
         needed = _DRAWS_A_NUMBER * self.rows.most
         self.count = 2 * math.ceil(max(_FEWEST_DRAWS, needed) / 2)
+        #: Climbs from different points, where the time has ended them early.
+        self.climbs: int | None = None
 
     def draws(self, count: int) -> Tensor:
         """Standard normal points ``(count, D)`` in pairs of opposite signs: their mean is zero."""
@@ -248,9 +252,10 @@ class _Fit:
         more = self.draws(_MORE_ORIGINS).to(self.middle)
         origins = torch.cat([torch.stack([self.middle, torch.zeros_like(self.middle)]), more])
         origins = origins[: max(affordable // count, 1)]
-        ends = independent_gaussians(
-            self.target, origins, normal, _CLIMB_STEPS, time.monotonic() + left
-        )
+        limit = time.monotonic() + left
+        ends = independent_gaussians(self.target, origins, normal, _CLIMB_STEPS, limit)
+        if len(origins) < 2 + _MORE_ORIGINS:
+            self.climbs = len(origins)
         for loc, scale in ends:
             if found := self.gaussian(loc.double(), torch.diag(scale.double() ** -2)):
                 yield self.scored(found, few=True)
@@ -270,7 +275,59 @@ class _Fit:
                 return found
         return self.gaussian(z.double(), torch.diag(raised))
 
+    def other_modes(
+        self, best: SparseGaussian, starts: list[SparseGaussian], deadline: float
+    ) -> list[SparseGaussian]:
+        """The Gaussians of other modes that hold mass, from the starts that are not at the best."""
+        known, found = [best], list[SparseGaussian]()
+        for start in sorted(starts, key=lambda g: -g.elbo):
+            if len(found) == _MODES or time.monotonic() > deadline:
+                break
+            if all(self._is_apart(start, g, deadline) for g in known):
+                other = self._risen(self.scored(start, few=False), _MODE_STEPS, deadline)
+                is_new = all(self._is_apart(other, g, deadline) for g in known)
+                known.append(other)
+                if is_new and other.elbo > best.elbo - NEGLIGIBLE:
+                    found.append(other)
+        return found
+
+    def _is_apart(self, a: SparseGaussian, b: SparseGaussian, deadline: float) -> bool:
+        """Whether the density falls between two Gaussians, and between the tops above them."""
+        locs = torch.stack([a.loc, b.loc]).to(self.middle)
+        if dip(self.target, *locs) < DIP:
+            return False
+        paths = climb(self.target, locs, deadline=deadline)
+        return all(map(len, paths)) and dip(self.target, paths[0][-1], paths[1][-1]) > DIP
+
     # -------------------------------------------------------------------------------------- steps
+
+    def best(
+        self, starts: Iterable[SparseGaussian], max_steps: int, deadline: float
+    ) -> SparseGaussian:
+        """The best of the starts, after steps."""
+        starts = sorted(starts, key=lambda g: -g.elbo)
+        finalists = [self.scored(start, few=False) for start in starts[: self.num_finalists]]
+        best = max(finalists, key=lambda g: g.elbo, default=None)
+        if best is None or not math.isfinite(best.elbo):
+            raise ValueError(
+                "the model's log-density is finite nowhere around its start; look for NaN in its "
+                "data and for impossible values, or try another init_loc_fn"
+            )
+        return self._risen(best, max_steps, deadline)
+
+    def _risen(self, best: SparseGaussian, max_steps: int, deadline: float) -> SparseGaussian:
+        """The Gaussian after steps, as long as they gain."""
+        for _ in range(max_steps):
+            found = self.step(best, deadline)
+            gain = found.elbo - best.elbo
+            best = found
+            if time.monotonic() + self.pace.seconds(self.count) > deadline:
+                break
+            if gain < _SMALL_GAIN:  # no more than noise of the regressions
+                if gain < _LEAST_GAIN and self.count >= _MOST_DRAWS:
+                    break
+                self.count = min(2 * self.count, max(self.count, _MOST_DRAWS))
+        return best
 
     def step(self, start: SparseGaussian, deadline: float) -> SparseGaussian:
         """The best of a natural-gradient step and its halvings, or the start."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,15 +22,16 @@ from torch.distributions import biject_to
 from ..conditioners import Structure
 from ..guides.pyro_internals import without_block, without_start
 from .angles import PERIODIC, OnePeriod
-from .gaussian import Gaussian, cholesky, distinct, find_gaussian, raise_for_start
+from .gaussian import distinct, find_gaussian, raise_for_start, search
 from .graph import structure_of
 from .joint import Joint
+from .laplace import Gaussian, cholesky, matched_normal
 from .mean_field import falling, fit_mean_field
 from .pace import Pace
 from .path_gradient import peel
 from .progress import Progress
 from .rough_gaussian import fit_roughly
-from .sparse_gaussian import fit_sparse_gaussian
+from .sparse_gaussian import SparseGaussian, sparse_gaussians
 
 #: The part of the seconds for the search for modes, at most.
 _SEARCH = 0.1
@@ -59,6 +61,10 @@ _REGRESSIONS, _REGRESSION = 5, 6
 #: The part of the seconds for that Gaussian, and its seconds where there is no limit.
 _FITTING, _PATIENCE = 0.2, 20.0
 
+#: The part of the seconds for modes beside a given guide, the seconds where there is no limit, and
+#: the climbs in a row that find no other.
+_BESIDE, _USUAL, _FEW_STARTS = 0.03, 60.0, 4
+
 #: The part of the seconds for a rough start, where steps of training are dear.
 _ROUGH = 0.3
 
@@ -73,6 +79,9 @@ class Start:
     :ivar modes: a Gaussian at every mode that was found.
     :ivar structure: structure of the joint density, where it pays to use it.
     :ivar pattern: factor ``(D, D)`` of the covariance with the pattern of the structure.
+    :ivar climbs: number of climbs after which the time for the search for modes was over; None
+        where it had ended, and where a Gaussian was given.
+    :ivar others: beside a Gaussian that was given, one at every mode that was found.
     :ivar widths: with tempering, widths in multiples of this Gaussian's that are to be covered.
     """
 
@@ -83,6 +92,8 @@ class Start:
     widths: list[float] = field(default_factory=lambda: [1.0])
     structure: Structure | None = None
     pattern: Tensor | None = None
+    climbs: int | None = None
+    others: list[Gaussian] | None = None
 
 
 def density_of(
@@ -132,7 +143,8 @@ def find_start(
     if guide is not None:
         loc, factor = _in_order(joint, guide, *affine_of(guide))
         widths = [tempering ** (-power / 4) for power in range(3)]  # the Gaussian's own the first
-        return Start(joint, loc, factor, widths=widths)
+        others, climbs = ([], None) if tempering < 1 else _modes_beside(joint, loc, seconds)
+        return Start(joint, loc, factor, widths=widths, climbs=climbs, others=others)
     progress = progress or Progress(is_shown=False)
     gradients = _affordable(joint, seconds)
     found, needed = None, _FEWEST_GRADIENTS
@@ -153,8 +165,25 @@ def find_start(
         return _start_of_many(joint, found, seconds)
     progress.phase("looking for modes")
     search_seconds = None if seconds is None else _SEARCH * seconds
-    best, modes = find_gaussian(joint, num_starts, 1 / tempering, search_seconds)
-    return Start(joint, best.loc, best.factor, modes)  # the Gaussian is as wide as p^tempering
+    best, modes, climbs = find_gaussian(joint, num_starts, 1 / tempering, search_seconds)
+    # The Gaussian is as wide as p^tempering.
+    return Start(joint, best.loc, best.factor, modes, climbs=climbs)
+
+
+def _modes_beside(
+    joint: Joint, loc: Tensor, seconds: float | None
+) -> tuple[list[Gaussian], int | None]:
+    """Gaussians at modes, for what a given guide may lack; the climbs where time has ended them.
+
+    The user's generator is left as it is, and training with it.
+    """
+    if joint.dim > _INDEPENDENT:
+        return [], 0
+    deadline = time.monotonic() + _BESIDE * (_USUAL if seconds is None else seconds)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        normal = matched_normal(max(_JUDGES // 2, 4 * joint.dim), loc)
+        _, modes, climbs = search(joint, loc, normal, _FEW_STARTS, deadline)
+    return modes, climbs if climbs < _FEW_STARTS else None
 
 
 def _affordable(joint: Joint, seconds: float | None) -> int:
@@ -171,7 +200,8 @@ def _rough_start(joint: Joint, seconds: float, pace: Pace) -> Start:
     found = fit_roughly(joint, joint.start, _ROUGH * seconds, pace)
     if not found:
         raise_for_start(joint)
-    return Start(joint, found[0].loc, found[0].factor, distinct(joint, found))
+    modes = distinct(joint, found)
+    return Start(joint, found[0].loc, found[0].factor, modes, climbs=len(found))
 
 
 def _structure(joint: Joint, asked: str | Structure) -> Structure | None:
@@ -199,20 +229,35 @@ def _start_of_many(joint: Joint, structure: Structure | None, seconds: float | N
             return mean_field
     dense = torch.ones(joint.dim, joint.dim, dtype=torch.bool).fill_diagonal_(False)
     structure_or_all = structure or Structure.from_adjacency(dense)
-    best = fit_sparse_gaussian(joint, structure_or_all, joint.start, seconds=limit, pace=joint.pace)
-    (factor,) = cholesky((best.factor @ best.factor.mT)[None])
-    pattern = None if structure is None else best.factor.to(joint.start)
-    loc, factor = best.loc.to(joint.start), factor.to(joint.start)
+    (best, *others), climbs = sparse_gaussians(
+        joint, structure_or_all, joint.start, seconds=limit, pace=joint.pace
+    )
     if mean_field is not None and _elbo(mean_field) > best.elbo:
         return mean_field
-    return Start(joint, loc, factor, structure=structure, pattern=pattern)
+    pattern = None if structure is None else best.factor.to(joint.start)
+    modes = [_full_rank(g, joint.start) for g in (best, *others)]
+    return Start(
+        joint,
+        modes[0].loc,
+        modes[0].factor,
+        modes if others else [],
+        structure=structure,
+        pattern=pattern,
+        climbs=climbs,
+    )
+
+
+def _full_rank(gaussian: SparseGaussian, like: Tensor) -> Gaussian:
+    """With a lower triangular factor."""
+    (factor,) = cholesky((gaussian.factor @ gaussian.factor.mT)[None])
+    return Gaussian(gaussian.loc.to(like), factor.to(like), gaussian.elbo)
 
 
 def _mean_field(joint: Joint, seconds: float) -> Start:
     affordable = joint.pace.points(seconds / _ASCENT)
     count = min(max(affordable, 1), 64) if joint.graph is None else joint.graph.count
     loc, scale, _ = fit_mean_field(joint, falling(seconds), count, lr=_RATE)
-    return Start(joint, loc, scale)
+    return Start(joint, loc, scale, climbs=1)
 
 
 @torch.no_grad()

@@ -12,26 +12,29 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pyro
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 
 from ..guides.pyro_internals import without_checks, without_masks_of_dice
+from ..support.calls import Args, Kwargs, Operation, Types
 from .capture import check_equal, constants_to_inputs, is_followed, trace
 from .compilation import Compilation, Compiled
 from .draw_inputs import NotCaptured, functional, without_draws
 from .lanes import FailedFactorsAreNaN
 
-#: Operations of torch in a step that is captured: each takes a millisecond or two to record.
+#: Largest number of torch's operations in a step that is captured: recording one takes a
+#: millisecond or two.
 _MOST_OPERATIONS = 5000
 
 #: Loss and gradients of the parameters, by name, from the tensors among the arguments. The
 #: gradient is None where nothing depends on the parameter.
-Losses = Callable[[list[Tensor]], tuple[Sequence[Any], Mapping[str, Tensor | None]]]
+Losses = Callable[[list[Tensor]], tuple[Sequence[float | Tensor], Mapping[str, Tensor | None]]]
 
 
 class StepGraph:
@@ -69,7 +72,7 @@ class StepGraph:
     def __call__(
         self, inputs: Sequence[Tensor], compiled: bool = True
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The losses and the gradients by name, with new draws from torch's generator.
+        """Compute the losses and the gradients by name, with new draws from torch's generator.
 
         :param inputs: tensors of the shapes, dtypes and devices that the graph was captured with.
         :param compiled: whether the compiled graph is taken, where there is one.
@@ -95,7 +98,7 @@ class StepGraph:
                 return
 
     def _values(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Inputs of the graph without draws: those it uses, and the draws."""
+        """Return the inputs of the graph without draws: those it uses, and the draws."""
         values = [*self.params.values(), *(t.contiguous() for t in inputs), *self.constants]
         draws = self.draw(*values)
         return [*(values[i] for i in self.uses), *draws]
@@ -114,12 +117,13 @@ class StepGraph:
     def _trace(self, function: Losses, inputs: Sequence[Tensor]) -> fx.GraphModule:
         def flat(params: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
             losses, grads = function(inputs)
-            if not all(isinstance(loss, Tensor) for loss in losses):
+            values = [loss for loss in losses if isinstance(loss, Tensor)]
+            if len(values) < len(losses):
                 raise NotCaptured("the loss is a number that does not depend on a tensor")
             self.num_losses = len(losses)
             found = {name: grad for name, grad in grads.items() if grad is not None}
             self.trained = list(found)
-            return [*losses, *found.values()]
+            return [*values, *found.values()]
 
         params = list(self.params.values())
         # Other objects than the user's: a tensor that is also a global of the model stays one.
@@ -159,11 +163,12 @@ class _NoReading(TorchFunctionMode):
     )
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch.Tensor.item and is_followed(args[0]):
-            return args[0].detach()
-        if func in self._MANY and is_followed(args[0]):
+        self, func: Operation, types: Types, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
+        first = cast(Tensor, args[0]) if args else None  # of a method, the tensor
+        if func is torch.Tensor.item and first is not None and is_followed(first):
+            return first.detach()
+        if func in self._MANY and first is not None and is_followed(first):
             raise NotCaptured(
                 f"numbers are read out of a tensor ({func.__name__}) at {_place(None)}; "
                 "compute with the tensor itself"
@@ -172,13 +177,15 @@ class _NoReading(TorchFunctionMode):
 
 
 class _Limited(FailedFactorsAreNaN):
-    """Refuses steps of so many operations that capturing and compiling would take too long."""
+    """Refuses steps with more operations than can be captured and compiled in a reasonable time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Types, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         self.count += 1
         if self.count > _MOST_OPERATIONS:
             raise NotCaptured(
@@ -193,12 +200,13 @@ class _Limited(FailedFactorsAreNaN):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def _has_fixed_shape(func: Any, args: Any) -> bool:
+def _has_fixed_shape(func: OpOverload, args: Args) -> bool:
     """Whether an operator that may choose entries by values does not: the choice is a constant."""
     if func is torch.ops.aten.index.Tensor:
-        masks = [t for t in args[1] if t is not None and t.dtype in (torch.bool, torch.uint8)]
+        indices = cast("list[Tensor | None]", args[1])
+        masks = [t for t in indices if t is not None and t.dtype in (torch.bool, torch.uint8)]
         return not any(is_followed(t) for t in masks)
-    return not is_followed(args[0])
+    return not is_followed(cast(Tensor, args[0]))
 
 
 def _reason(error: Exception) -> str:
@@ -212,7 +220,7 @@ def _reason(error: Exception) -> str:
 
 
 def _place(error: Exception | None) -> str:
-    """The innermost line of the user's model or guide, or else of Pyro."""
+    """Find the innermost line of the user's model or guide, or else of Pyro."""
     frames = list(traceback.extract_stack())
     if error is not None:
         frames += traceback.extract_tb(error.__traceback__)

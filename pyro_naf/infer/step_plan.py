@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeAlias, cast
 
 import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
+from torch.utils._pytree import KeyPath, SequenceKey, keystr, tree_flatten_with_path, tree_unflatten
 
+from ..support.calls import Args
 from .draw_inputs import NotCaptured
 from .fused import FusedOptimiser
-from .step_graph import StepGraph
+from .step_graph import Losses, StepGraph
 
-#: Steps in a row on which a new graph must agree with the user's code before it takes over.
+#: A loss as SVI gives it: one number, or a tuple of several.
+Loss: TypeAlias = float | Tensor | tuple[float | Tensor, ...]
+
+#: Number of steps in a row on which a new graph must agree with the user's code before the graph
+#: takes over.
 PROOFS = 3
 
-#: Afterwards the graph is compared again when this many steps are done, and at every multiple of
-#: the last number: a global that the model reads may have been exchanged.
+#: Numbers of steps after which the graph is compared again, as it is at every multiple of the last
+#: number: a global that the model reads may have been exchanged.
 AUDITS = (10, 100, 1000)
 
-#: Arguments that are what they are; all others but tensors may change unseen.
+#: Types of arguments that cannot change unseen; arguments of any other type but tensors can.
 _CONSTANT = (bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device)
 
 
@@ -35,15 +41,15 @@ class Arguments:
     :raises NotCaptured: when one may change without a notice.
     """
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, args: Args, kwargs: dict[str, object]) -> None:
         self.args, self.kwargs = args, kwargs
         self.tensors: list[Tensor] = []
         if not args and not kwargs:
-            self.key: Any = torch.get_default_dtype()
+            self.key: tuple[object, ...] = (torch.get_default_dtype(),)
             return
         leaves, self.spec = tree_flatten_with_path((args, kwargs))
-        kinds: list[Any] = []
-        self.leaves: list[Any] = []
+        kinds: list[object] = []
+        self.leaves: list[object] = []
         for path, leaf in leaves:
             if isinstance(leaf, Tensor):
                 _refuse_tensor(leaf, path)
@@ -61,8 +67,10 @@ class Arguments:
             self.leaves.append(leaf)
         self.key = (torch.get_default_dtype(), self.spec, *kinds)
 
-    def with_tensors(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with other tensors in place of their own."""
+    def with_tensors(
+        self, tensors: Sequence[Tensor]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        """Put other tensors in place of the arguments' tensors."""
         if not self.tensors:
             return self.args, self.kwargs
         others = iter(tensors)
@@ -70,22 +78,39 @@ class Arguments:
         return tree_unflatten(leaves, self.spec)
 
 
-def _refuse_tensor(tensor: Tensor, path: Any) -> None:
+def _refuse_tensor(tensor: Tensor, path: KeyPath) -> None:
     if type(tensor) is not Tensor or tensor.requires_grad or tensor.layout != torch.strided:
         what = "requires a gradient" if tensor.requires_grad else "is no plain dense tensor"
         raise NotCaptured(f"argument {_named(path)} {what}")
 
 
-def _named(path: tuple[Any, ...]) -> str:
+def _named(path: KeyPath) -> str:
     """As a user would write it: ``args[0]`` or ``kwargs['y']``."""
-    return ("args", "kwargs")[path[0].idx] + keystr(path[1:])
+    return ("args", "kwargs")[cast("SequenceKey[object]", path[0]).idx] + keystr(path[1:])
+
+
+def flat_losses(loss: Loss) -> list[float | Tensor]:
+    """List the numbers of a loss."""
+    return list(loss) if isinstance(loss, tuple) else [loss]
+
+
+def in_form_of(loss: Loss, numbers: Sequence[float]) -> Loss:
+    """Give numbers the form of a loss: one, or a tuple of the loss's type."""
+    return type(loss)(numbers) if isinstance(loss, tuple) else numbers[0]
+
+
+def are_close(found: Sequence[float], expected: Sequence[float]) -> bool:
+    """Whether losses agree to 1e-4, relative or absolute."""
+    return len(found) == len(expected) and all(
+        math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4) for a, b in zip(found, expected, strict=True)
+    )
 
 
 class Plan:
     """What is known of steps with arguments of one kind."""
 
     def __init__(self) -> None:
-        #: Times that parameters or modules were no longer those of the graph.
+        #: Number of times that the graph was dropped, since parameters or modules had changed.
         self.forgotten = 0
         self.forget()
 
@@ -102,13 +127,13 @@ class Plan:
         #: Times that the loss alone agreed with SVI's.
         self.evaluations = 0
         #: A loss, or tuple of losses, as SVI gives it.
-        self.losses: Any = None
+        self.losses: Loss = math.nan
         #: Modules that the model and the guide call.
         self.modules: list[nn.Module] = []
         self._training: list[bool] = []
         #: Addresses of the graph's parameters and constants, and what lies there.
         self._places: list[int] = []
-        self._kinds: list[tuple[Any, ...]] = []
+        self._kinds: list[tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]] = []
 
     @property
     def is_proven(self) -> bool:
@@ -152,7 +177,7 @@ class Plan:
         return True
 
     def capture(
-        self, function: Callable[..., Any], params: Mapping[str, Tensor], tensors: list[Tensor]
+        self, function: Losses, params: Mapping[str, Tensor], tensors: list[Tensor]
     ) -> None:
         """Capture a graph, and begin to compile it."""
         if not params:
@@ -169,7 +194,7 @@ class Plan:
 def modules_called(found: list[nn.Module]) -> Iterator[None]:
     """Collect the modules that are called inside."""
 
-    def note(module: nn.Module, _: Any) -> None:
+    def note(module: nn.Module, _: object) -> None:
         if not any(module is known for known in found):
             found.append(module)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from ..support.labels import entry_labels
 from ..support.tables import Shown, Table
 from .chains import bulk_ess, mean_mcse, rank_rhat, tail_ess
 from .doubt import doubts
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 #: Probability of the highest-density interval, as in ArviZ.
 INTERVAL = 0.94
@@ -54,21 +58,21 @@ class Summary(Shown):
         return self.columns[column]
 
     def row(self, name: str) -> dict[str, float]:
-        """The statistics of one entry, such as ``theta[0]``."""
+        """Return the statistics of one entry, such as ``theta[0]``."""
         if name not in self.names:
             raise KeyError(f"{name!r} is no row, those are {self.names}")
         i = self.names.index(name)
         return {title: float(column[i]) for title, column in self.columns.items()}
 
-    def to_dataframe(self) -> Any:
-        """The table as a pandas DataFrame, indexed by label.
+    def to_dataframe(self) -> DataFrame:
+        """Return the table as a pandas DataFrame, indexed by label.
 
         :raises ImportError: without pandas.
         """
         return pandas().DataFrame(self.columns, index=self.names)
 
     def table(self) -> Table:
-        """The first forty rows."""
+        """List the first forty rows."""
         rows = []
         for i, name in enumerate(self.names[:_SHOWN]):
             digits = _decimals(float(self.columns["sd"][i]))
@@ -83,8 +87,8 @@ class Summary(Shown):
         return Table(["", *self.columns], rows, notes)
 
 
-def pandas() -> Any:
-    """The module pandas, or an ImportError that says how to get it."""
+def pandas() -> ModuleType:
+    """Import pandas, or raise an ImportError that says how to get it."""
     try:
         import pandas
     except ImportError as error:
@@ -102,8 +106,7 @@ def summarise(
 
     :param draws: site to ``(num_chains, num_samples, ...)``; one chain holds independent draws.
     :param log_weights: normalised log-weights ``(num_chains * num_samples,)``, or all equal.
-    :param weighted: whether the statistics are those of the weighted draws; the doubt is told in
-        either case.
+    :param weighted: whether the statistics use the weights; the doubt is told in either case.
     """
     names = [label for n, v in draws.items() for label in entry_labels(n, v.shape[2:])]
     parts = [v.detach().double().cpu().reshape(*v.shape[:2], -1) for v in draws.values()]
@@ -137,8 +140,8 @@ def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def _errors(chains: Tensor, weights: Tensor, mean: Tensor, sd: Tensor) -> dict[str, Tensor]:
     r"""Monte Carlo standard errors and effective numbers of draws.
 
-    The error of a self-normalised mean of f is :math:`\sqrt{\sum_n w_n^2 (f_n - \bar f)^2}`; that
-    of sd follows from that of the mean of squares, divided by 2 sd.
+    The error of a self-normalised mean of f is :math:`\sqrt{\sum_n w_n^2 (f_n - \bar f)^2}`; the
+    error of sd is the error of the mean of squares, divided by 2 sd.
     """
     squares = (chains - mean).square()
     if len(chains) == 1:
@@ -167,7 +170,7 @@ def _quantile(ordered: Tensor, mass: Tensor, level: float) -> Tensor:
 
 
 def _interval(ordered: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Ends ``(K,)`` of the shortest interval with the mass of :data:`INTERVAL`."""
+    """Return the ends ``(K,)`` of the shortest interval with the mass of :data:`INTERVAL`."""
     total = mass.cumsum(0)
     before = total - mass
     ends = torch.searchsorted(total.T.contiguous(), (before.T + INTERVAL - 1e-12).contiguous()).T

@@ -148,17 +148,19 @@ class Training:
         self.skipped = self.skipped_in_a_row = 0
 
     def seconds_of_a_step(self) -> float:
-        """Seconds that a step takes where there is one mode; nothing else is changed by it."""
+        """Seconds that a step takes, as the mean of its phases; nothing else is changed by it."""
+        phases = (self._climb, self._land) if self.pool is None else (self._learn, self._balance)
         took = []
         for group in self.adam.param_groups:
             group["lr"] = 0.0
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            for phase in (self._climb, self._land):
+            for phase in phases:
                 self._step(phase())  # it warms up
                 begin = time.monotonic()
                 self._step(phase())
                 took.append(time.monotonic() - begin)
         self._begin()
+        self.own = ()
         return max(statistics.fmean(took), 1e-6)
 
     def run(
@@ -170,7 +172,7 @@ class Training:
     ) -> None:
         """Trains until the guide is good, or the budget is spent.
 
-        :param until: the fraction of the budget after which climbing is broken off; a further call
+        :param until: the fraction of the budget after which training is broken off; a further call
             goes on.
         :param after_step: called with this after each step.
         """
@@ -184,7 +186,7 @@ class Training:
         if self.pool is None and not self.candidates:
             self.candidates = [self._judged(budget)]
         for phase in budget:
-            if phase == "climb" and budget.fraction >= until:
+            if phase != "landed" and until <= budget.fraction < 1:
                 return
             if phase == "landed":
                 self._take_average()

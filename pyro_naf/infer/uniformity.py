@@ -67,14 +67,14 @@ def _tails(size: int) -> Tensor:
 
 
 def _counts(ranks: Tensor) -> Tensor:
-    """Number of ranks ``(..., S)`` below each place, ``(..., P)``."""
+    """Count the ranks ``(..., S)`` below each place, ``(..., P)``."""
     places = torch.arange(1, _PLACES).double() / _PLACES
     ordered = ranks.sort(-1)[0].contiguous()
     return torch.searchsorted(ordered, places.expand(*ranks.shape[:-1], -1).contiguous())
 
 
 def _least(ranks: Tensor, tails: Tensor) -> Tensor:
-    """The least tail probability over the places, for sets of ranks ``(N, S)``."""
+    """Return the least tail probability over the places, for sets of ranks ``(N, S)``."""
     return tails.gather(0, _counts(ranks)).amin(-1)
 
 

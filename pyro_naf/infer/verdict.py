@@ -30,6 +30,19 @@ _NO_MEAN = 1.0
 _WINDOW = 200
 
 
+class Search(NamedTuple):
+    """How modes were looked for.
+
+    :ivar modes: number of modes found.
+    :ivar climbs: number of climbs after which the time was over; None where it was enough.
+    :ivar given: whether a guide was given, beside which modes were looked for.
+    """
+
+    modes: int
+    climbs: int | None
+    given: bool = False
+
+
 class Verdict(NamedTuple):
     """One of "trust", "trust, do not weight", "weight", "do not trust"; why, and what to do.
 
@@ -63,19 +76,47 @@ class Verdict(NamedTuple):
 def judge(
     after: ImportanceDiagnostics,
     missed: float,
-    losses: Sequence[float] = (),
+    losses: Sequence[float] | None = None,
     seconds: float = 60.0,
     options: Mapping[str, Any] | None = None,
+    search: Search | None = None,
 ) -> Verdict:
     """The verdict on a guide.
 
     :param after: diagnostics of its draws.
     :param missed: share of the posterior's mass that other proposals find and it does not.
-    :param losses: negative ELBO of every training step.
+    :param losses: negative ELBO of every training step; None where there was nothing to train.
     :param seconds: what the refinement took.
     :param options: those that it was given.
+    :param search: how modes were looked for.
     """
-    options = options or {}
+    verdict = _judged(after, missed, losses, seconds, options or {})
+    more = ("seconds", f"{_more(seconds):g}")
+    if search is None:
+        return verdict
+    if missed > MISSED and search.modes > 1:  # they are known: there was no time to learn them
+        return verdict._replace(options=(more,))
+    if missed > MISSED and search.given:
+        options_left = tuple(o for o in verdict.options if o[0] != "num_starts")
+        advice = "or refine the model itself, which covers the modes found"
+        return verdict._replace(options=options_left, advice=advice)
+    if search.climbs is None or verdict.kind == "do not trust":
+        return verdict
+    reason = f"{verdict.reason}, but other modes were not looked for"
+    if search.climbs == 0:
+        return verdict._replace(reason=reason)
+    count = "one climb" if search.climbs == 1 else f"{search.climbs} climbs"
+    reason = f"{verdict.reason}, but other modes were looked for by {count} only"
+    return verdict._replace(reason=reason, options=(*verdict.options, more))
+
+
+def _judged(
+    after: ImportanceDiagnostics,
+    missed: float,
+    losses: Sequence[float] | None,
+    seconds: float,
+    options: Mapping[str, Any],
+) -> Verdict:
     count, khat = after.num_particles, after.khat
     even, threshold = after.ess / count, khat_threshold(count)
     moved = 0.0 if math.isnan(after.doubt) else after.doubt
@@ -106,8 +147,8 @@ def judge(
     reason = f"{shown}, above {threshold:.2f}"
     if good:
         reason = f"the weights are worth {after.ess:.0f} draws, fewer than {_ENOUGH}"
-    if _is_rising(losses):
-        reason += ", and the ELBO was still rising"
+    if losses is not None and _is_rising(losses):
+        reason += f", and {'the ELBO was still rising' if losses else 'there was no time to train'}"
         return Verdict("do not trust", reason, (("seconds", f"{_more(seconds):g}"),))
     advice = "write the model non-centred (poutine.reparam), or take exact draws by mcmc_correct"
     return Verdict("do not trust", reason, _unused(options, flow="'ddsf'"), advice)
@@ -126,7 +167,7 @@ def _is_rising(losses: Sequence[float]) -> bool:
     """Whether the mean ELBO of the last steps is above the one before by more than its noise."""
     window = min(_WINDOW, len(losses) // 2)
     if window < 2:
-        return len(losses) > 0  # hardly any step was made
+        return True  # hardly any step was made
     recent, earlier = losses[-window:], losses[-2 * window : -window]
     if not all(map(math.isfinite, [*recent, *earlier])):
         return False

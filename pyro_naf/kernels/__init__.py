@@ -38,7 +38,7 @@ KERNELS: tuple[Kernel, ...] = (TRITON, COMPILED, PLAIN)
 
 
 def check_kernel(name: str, argument: str = "kernel") -> str:
-    """The name itself; "auto" for "eager", which versions up to 0.2 had.
+    """Check the name of a kernel; "auto" for "eager", which versions up to 0.2 had.
 
     :raises ValueError: when no kernel has that name.
     """
@@ -56,7 +56,7 @@ def check_kernel(name: str, argument: str = "kernel") -> str:
 
 
 def choose(name: str, spec: SigmoidSpec, x: Tensor, phi: Tensor) -> Kernel:
-    """The kernel for these tensors, of the name or of what the environment has in its place.
+    """Choose the kernel for these tensors, of the name or of what the environment has in its place.
 
     :raises ValueError: when PYRO_NAF_KERNEL names no kernel.
     :raises RuntimeError: when triton is named, but not installed or not for this device.

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
@@ -26,8 +26,8 @@ COMPILE = (
 LINK = "-shared -static-libstdc++ -static-libgcc -s"
 
 
-def load_prebuilt() -> Any:
-    """The module that names levels and files, loaded without the package around it."""
+def load_prebuilt() -> ModuleType:
+    """Load the module that names levels and files without the package around it."""
     spec = importlib.util.spec_from_file_location("prebuilt", Path(__file__).parent / "prebuilt.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -36,7 +36,7 @@ def load_prebuilt() -> Any:
 
 
 def compiler() -> list[str] | None:
-    """The command of a C++ compiler, or None: the environment's CXX, g++ or clang++."""
+    """Find the command of a C++ compiler, or None: the environment's CXX, g++ or clang++."""
     for command in (os.environ.get("CXX", ""), "g++", "clang++"):
         words = shlex.split(command)
         if words and shutil.which(words[0]):
@@ -45,7 +45,7 @@ def compiler() -> list[str] | None:
 
 
 def compile_loops(folder: Path, levels: Sequence[str] | None = None) -> list[Path]:
-    """The loops for these levels of instructions, by default all, in a folder.
+    """Compile the loops for these levels of instructions, by default all, in a folder.
 
     Levels for which there is no compiler, or it fails, are left out.
     """

@@ -7,7 +7,7 @@ A call reads the pseudo-parameters once (``compiled.cpp``); where the loops come
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,12 +16,13 @@ from torch.nn import Parameter
 from .. import formulas
 from ..formulas import SigmoidSpec
 from ..rootfinding import MAX_EVALUATIONS
+from ..support.autograd import Context
 from ..support.modes import needs_plain_backward, needs_plain_operations, plain_gradients
 from ..support.pages import in_large_pages
 from . import library
 from .protocol import column, on_lanes
 
-#: Hidden units of all lanes below which another thread costs more than it saves.
+#: Number of hidden units, of all lanes together, for which another thread saves more than it costs.
 UNITS_EACH_THREAD = 1 << 12
 
 
@@ -61,7 +62,7 @@ def _is_readable(t: Tensor, dtype: torch.dtype) -> bool:
 
 
 class _Strided(ctypes.Structure):
-    """A tensor ``(B, D)`` or ``(B, D, P)``; its twin and that of ``_Call`` are in the C++."""
+    """A tensor ``(B, D)`` or ``(B, D, P)``; the C++ has twins of this class and of ``_Call``."""
 
     _fields_ = [("data", ctypes.c_void_p)] + [
         (stride, ctypes.c_int64) for stride in ("batch", "dim", "row")
@@ -87,7 +88,7 @@ def _evaluate(spec: SigmoidSpec, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def root(spec: SigmoidSpec, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    """The preimage ``(B, D)`` of y under phi ``(B, D, P)``, and its error."""
+    """Return the preimage ``(B, D)`` of y under phi ``(B, D, P)``, and its error."""
     _check_width(spec, phi)
     x, error = torch.empty_like(y), torch.empty_like(y)
     matrices = spec.packed().detach()
@@ -108,10 +109,15 @@ class _Constants(NamedTuple):
     biases: Tensor
 
 
+class _EvaluationContext(Context, Protocol):
+    spec: SigmoidSpec
+    constants: _Constants
+
+
 class _Evaluation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, spec: SigmoidSpec, x: Tensor, phi: Tensor, *matrices: Tensor
+        ctx: _EvaluationContext, spec: SigmoidSpec, x: Tensor, phi: Tensor, *matrices: Tensor
     ) -> tuple[Tensor, Tensor]:
         # The matrices are saved for the backward pass, and no tensor is held beside.
         ctx.spec, ctx.constants = spec._replace(matrices=()), _constants(spec)
@@ -121,7 +127,7 @@ class _Evaluation(torch.autograd.Function):
         return y, log_slope
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _EvaluationContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, phi, *matrices = ctx.saved_tensors
         if needs_plain_backward(*grads):
 

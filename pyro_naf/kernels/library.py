@@ -15,7 +15,6 @@ import threading
 import warnings
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from ..support import libraries
 from . import prebuilt
@@ -46,8 +45,8 @@ def build_beside() -> None:
 
 
 @functools.cache
-def library() -> Any:
-    """The library's entry points, or None where there are none."""
+def library() -> ctypes.CDLL | None:
+    """Load the library's entry points, or None where there are none."""
     try:
         found = _load(prebuilt.find(prebuilt.FOLDER)) or _load(_built_before()) or _build(place())
         return with_signatures(found)
@@ -61,8 +60,8 @@ def library() -> Any:
         return None
 
 
-def with_signatures(found: Any) -> Any:
-    """A library whose entry points say that they return a boolean."""
+def with_signatures(found: ctypes.CDLL) -> ctypes.CDLL:
+    """Declare that the entry points of a library return a boolean."""
     for name, width in product(("forward", "backward", "inverse"), ("float32", "float64")):
         getattr(found, f"{name}_{width}").restype = ctypes.c_bool
     return found
@@ -77,19 +76,19 @@ def _built_before() -> Path | None:
     return place() if libraries.is_there(place()) else None
 
 
-def _load(path: Path | None) -> Any:
-    """A library that exists, in milliseconds and without torch's compiler."""
+def _load(path: Path | None) -> ctypes.CDLL | None:
+    """Load a library that exists, in milliseconds and without torch's compiler."""
     try:
         return None if path is None else ctypes.CDLL(str(path))
     except OSError:  # of another system
         return None
 
 
-def _build(path: Path) -> Any:
+def _build(path: Path) -> ctypes.CDLL:
     from torch._inductor.codecache import CppCodeCache
 
     # CppCodeCache.load() takes no flags before torch 2.7.
-    built = CppCodeCache.load_async(prebuilt.SOURCE.read_text(), extra_flags=FLAGS)()
+    built: ctypes.CDLL = CppCodeCache.load_async(prebuilt.SOURCE.read_text(), extra_flags=FLAGS)()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(f".{os.getpid()}")

@@ -14,7 +14,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "compiled.cpp"
 
-#: Level of instructions to the flags of /proc/cpuinfo that it needs, the best first: those of the
+#: Level of instructions to the flags of /proc/cpuinfo that it needs, the best first, as in the
 #: x86-64 psABI, https://gitlab.com/x86-psABIs/x86-64-ABI.
 LEVELS = {
     "x86-64-v4": "avx512f avx512bw avx512cd avx512dq avx512vl avx2 fma bmi1 bmi2 f16c movbe",
@@ -24,7 +24,7 @@ LEVELS = {
 
 
 def levels(machine: str | None = None) -> tuple[str, ...]:
-    """The levels that are compiled for a machine like this one; none where it is not an x86-64.
+    """List the levels that are compiled for a machine like this one; none if it is no x86-64.
 
     >>> levels("x86_64")[0], levels("riscv64")
     ('x86-64-v4', ())
@@ -39,7 +39,7 @@ def name(level: str, source: bytes) -> str:
 
 
 def find(folder: Path) -> Path | None:
-    """The library in a folder for the best level that this processor has, or None."""
+    """Find the library in a folder for the best level that this processor has, or None."""
     flags = processor_flags() if levels() else frozenset()
     source = SOURCE.read_bytes()
     for level in levels():
@@ -50,7 +50,7 @@ def find(folder: Path) -> Path | None:
 
 
 def processor_flags() -> frozenset[str]:
-    """What /proc/cpuinfo calls the instructions of the processor; empty where it says nothing."""
+    """Read the names of the processor's instructions in /proc/cpuinfo; empty where it has none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -30,16 +30,16 @@ class Kernel(Protocol):
         ...
 
     def root(self, spec: SigmoidSpec, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The preimage of y ``(N,)`` under phi ``(N, P)``, and its error.
+        """Return the preimage of y ``(N,)`` under phi ``(N, P)``, and its error.
 
-        The search is that of :func:`~pyro_naf.rootfinding.find_root`. The error is 0 where it ended
+        The search follows :func:`~pyro_naf.rootfinding.find_root`. The error is 0 where it ended
         well, and otherwise the residual ``|f(x) - y|`` or not a number; None stands for zeros.
         """
         ...
 
 
 def on_lanes(function: OnLanes, spec: SigmoidSpec, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    """``function`` of tensors of any shapes that broadcast, x ``(...)`` and phi ``(..., P)``."""
+    """Apply ``function`` to tensors that broadcast, x ``(...)`` and phi ``(..., P)``."""
     if x.shape != phi.shape[:-1]:
         shape = torch.broadcast_shapes(x.shape, phi.shape[:-1])
         x, phi = x.expand(shape), phi.expand(*shape, -1)
@@ -52,6 +52,6 @@ def on_lanes(function: OnLanes, spec: SigmoidSpec, x: Tensor, phi: Tensor) -> tu
 
 
 def column(function: OnLanes, spec: SigmoidSpec, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    """``function`` of y ``(N,)`` and phi ``(N, P)``, as one dimension."""
+    """Apply ``function`` to y ``(N,)`` and phi ``(N, P)``, as one dimension."""
     first, second = function(spec, y.unsqueeze(-1), phi.unsqueeze(-2))
     return first.squeeze(-1), second.squeeze(-1)

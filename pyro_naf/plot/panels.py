@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from ..support.labels import scalar_parameters
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -19,15 +22,15 @@ if TYPE_CHECKING:
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BEFORE, AFTER, REFERENCE = COLOURS[0], COLOURS[1], "#C8C8C8"
 
-#: More points in a scatter plot hide one another.
+#: Largest number of points in a scatter plot; more hide one another.
 _SCATTER_POINTS = 2000
 
 #: Site to draws ``(n, ...)``, as tensors or arrays.
-Draws = Mapping[str, Any]
+Draws = Mapping[str, ArrayLike | Tensor]
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches, outside pyplot."""
+    """Make an empty figure of this size in inches, outside pyplot."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -58,7 +61,10 @@ def stage_colours(stages: Iterable[str]) -> dict[str, str]:
 
 
 def draw_marginal(
-    axes: Axes, draws: Mapping[str, np.ndarray], reference: Any, colours: Mapping[str, str]
+    axes: Axes,
+    draws: Mapping[str, np.ndarray],
+    reference: ArrayLike | None,
+    colours: Mapping[str, str],
 ) -> None:
     """Histograms of one parameter: the reference filled, the stages as outlines."""
     low, high = limits(draws, reference)
@@ -79,7 +85,7 @@ def draw_marginal(
 
 
 def scatter(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
-    """The first draws of a pair of parameters; those of the reference as an area behind."""
+    """Draw a pair of parameters: the first draws as points, a reference as an area behind."""
     x, y = x[:_SCATTER_POINTS], y[:_SCATTER_POINTS]
     size, alpha = (25.0, 1.0) if colour == REFERENCE else (4.0, 0.3)
     axes.scatter(x, y, s=size, alpha=alpha, color=colour, linewidths=0, rasterized=True)
@@ -89,7 +95,7 @@ def frame_pair(
     axes: Axes,
     pair: tuple[str, str],
     shown: Mapping[str, Mapping[str, np.ndarray]],
-    known: Mapping[str, Any],
+    known: Mapping[str, ArrayLike],
 ) -> None:
     """Labels and limits of a scatter plot of the pair."""
     xlim, ylim = (limits(shown[label], known.get(label)) for label in pair)
@@ -100,7 +106,7 @@ def frame_pair(
 
 
 def draw_curves(
-    axes: Axes, curves: Mapping[str, Any], levels: Mapping[str, float], xlabel: str = "step"
+    axes: Axes, curves: Mapping[str, ArrayLike], levels: Mapping[str, float], xlabel: str = "step"
 ) -> None:
     """Every step faint, its running mean strong; one curve is black, and its levels coloured."""
     from matplotlib.ticker import MaxNLocator
@@ -132,7 +138,12 @@ def draw_curves(
     hide_frame(axes, "top", "right")
 
 
-def density_image(density: Any, limits: Any, points: int, title: str) -> np.ndarray:
+def density_image(
+    density: Callable[[Tensor], Tensor] | ArrayLike | Tensor,
+    limits: Sequence[Sequence[float]],
+    points: int,
+    title: str,
+) -> np.ndarray:
     """Density or draws as an image, rows for y and columns for x, normalised over it."""
     if not callable(density):
         x, y = torch.as_tensor(density).detach().cpu().numpy().T
@@ -154,7 +165,7 @@ def density_image(density: Any, limits: Any, points: int, title: str) -> np.ndar
 
 def shared_legend(figure: Figure) -> None:
     """One legend above all panels, of every label in any of them."""
-    found: dict[str, Any] = {}
+    found: dict[str, Artist] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         found |= {name: h for name, h in zip(labels, handles, strict=True) if name not in found}
@@ -163,8 +174,10 @@ def shared_legend(figure: Figure) -> None:
         figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False)
 
 
-def limits(draws: Mapping[str, np.ndarray], reference: Any = None) -> tuple[float, float]:
-    """The middle 99 % of all draws: a few far ones would squeeze the rest together."""
+def limits(
+    draws: Mapping[str, np.ndarray], reference: ArrayLike | None = None
+) -> tuple[float, float]:
+    """Return the range of the middle 99 % of all draws; a few far ones would squeeze the rest."""
     ends = [np.quantile(column, [0.005, 0.995]) for column in draws.values()]
     if reference is not None:
         ends.append(np.quantile(np.asarray(reference, float), [0.025, 0.975]))

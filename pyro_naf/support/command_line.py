@@ -11,11 +11,20 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
 from ..files.atomic import open_file
+
+
+class Commands(Protocol):
+    """What subcommands are added to: what ``ArgumentParser.add_subparsers`` returns."""
+
+    def add_parser(
+        self, name: str, *, help: str, description: str, allow_abbrev: bool
+    ) -> argparse.ArgumentParser:
+        """Add a command."""
 
 
 class CommandError(Exception):
@@ -23,13 +32,13 @@ class CommandError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, cut at 500 characters."""
+    """Return the first line of an error's message, cut at 500 characters."""
     lines = str(error).strip().splitlines()
     return lines[0][:500].rstrip(": ") if lines else ""
 
 
 def describe(error: BaseException) -> str:
-    """The error's kind, the first line of its message, and the user's line that it comes from."""
+    """Describe an error: its kind, first line, and the user's line that it comes from."""
     text = f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
     if error.__cause__ is not None and (cause := first_line(error.__cause__)) not in text:
         text += f": {cause}"  # Pyro names the site, and torch the trouble
@@ -47,7 +56,7 @@ def describe(error: BaseException) -> str:
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """The type of an argument that is an integer from ``minimum`` to 2^32 - 1."""
+    """Return the type of an argument that is an integer from ``minimum`` to 2^32 - 1."""
 
     def integer(text: str) -> int:
         try:
@@ -62,7 +71,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 
 def positive(text: str) -> float:
-    """The type of an argument that is a positive number."""
+    """Return the type of an argument that is a positive number."""
     try:
         value = float(text)
     except ValueError:
@@ -73,40 +82,56 @@ def positive(text: str) -> float:
 
 
 def add_renamed(
-    parser: argparse.ArgumentParser, name: str, old: str, help: str, **settings: Any
+    parser: argparse.ArgumentParser,
+    name: str,
+    old: str,
+    help: str,
+    *,
+    type: Callable[[str], object],
+    metavar: str | None = None,
+    default: object = None,
 ) -> None:
     """Add an option that has another name now; the old one is taken with a line on stderr.
 
     >>> parser = argparse.ArgumentParser()
-    >>> add_renamed(parser, "--max-steps", "--steps", "at most so many steps", type=int)
+    >>> add_renamed(parser, "--max-steps", "--steps", "largest number of steps", type=int)
     >>> parser.parse_args(["--steps", "5"]).max_steps
     5
     """
 
     class Renamed(argparse.Action):
-        def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        def __call__(
+            self,
+            parser: argparse.ArgumentParser,
+            namespace: argparse.Namespace,
+            values: object,
+            option: str | None = None,
+        ) -> None:
             print(
                 f"pyro-naf: {old} is {name} now; {old} ends with the next version", file=sys.stderr
             )
             setattr(namespace, self.dest, values)
 
-    new = parser.add_argument(name, help=help, **settings)
-    settings["default"] = argparse.SUPPRESS
-    parser.add_argument(old, dest=new.dest, action=Renamed, help=argparse.SUPPRESS, **settings)
+    new = parser.add_argument(name, help=help, type=type, metavar=metavar, default=default)
+    hidden = argparse.SUPPRESS
+    parser.add_argument(
+        old, dest=new.dest, action=Renamed, help=hidden, type=type, metavar=metavar, default=hidden
+    )
 
 
 def widths(text: str) -> tuple[int, ...]:
-    """The type of an argument that lists positive integers, with commas between."""
+    """Return the type of an argument that lists positive integers, with commas between."""
     return tuple(at_least(1)(part) for part in text.split(","))
 
 
-#: Bytes that a compressed array may unpack to whatever its size; beyond, a hundred times its size.
+#: Number of bytes that any compressed array may unpack to; a larger one may unpack to a hundred
+#: times the size of the file.
 UNPACKED = 2**28
 
 
 @contextmanager
-def numpy_file(path: str) -> Iterator[Any]:
-    """A .npy file's array, or a .npz file's archive for :func:`member`.
+def numpy_file(path: str) -> Iterator[np.ndarray | np.lib.npyio.NpzFile]:
+    """Open a .npy file's array, or a .npz file's archive for :func:`member`.
 
     A file that says that it holds more than it does is refused before memory is taken for it.
 
@@ -131,11 +156,12 @@ def _check_shape(file: BinaryIO) -> None:
     file.seek(0)
 
 
-def member(archive: Any, name: str) -> Any:
-    """An array of a .npz file.
+def member(archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """Load an array of a .npz file.
 
     :raises ValueError: when it is compressed so that it would unpack to far more than the file.
     """
+    assert archive.zip is not None
     infos = (i for i in archive.zip.infolist() if i.filename in (name, f"{name}.npy"))
     for info in infos:
         if info.file_size > max(UNPACKED, 100 * info.compress_size):

@@ -7,13 +7,14 @@ import sys
 import warnings
 from collections.abc import Callable
 from itertools import count
-from typing import Any, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def warn_deprecated(message: str) -> None:
-    """A DeprecationWarning at the first line outside of this package: Python shows no others."""
+    """Warn of deprecation at the first line outside this package: Python shows no others."""
     for level in count(2):
         try:
             name = sys._getframe(level - 1).f_globals.get("__name__", "")
@@ -24,7 +25,7 @@ def warn_deprecated(message: str) -> None:
     warnings.warn(message, DeprecationWarning, stacklevel=level)
 
 
-def renamed(**names: str) -> Callable[[_Function], _Function]:
+def renamed(**names: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Let a function take keywords by their old names too, with a DeprecationWarning.
 
     :param names: old name to new name.
@@ -40,9 +41,9 @@ def renamed(**names: str) -> Callable[[_Function], _Function]:
     (2.0, "search takes max_seconds now; 'seconds' ends with the next version")
     """
 
-    def decorate(function: _Function) -> _Function:
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         @functools.wraps(function)
-        def with_old_names(*args: Any, **kwargs: Any) -> Any:
+        def with_old_names(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             for old in names.keys() & kwargs.keys():
                 new = names[old]
                 if new in kwargs:
@@ -55,6 +56,6 @@ def renamed(**names: str) -> Callable[[_Function], _Function]:
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
-        return cast(_Function, with_old_names)
+        return with_old_names
 
     return decorate

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ def entry_labels(name: str, shape: Sequence[int]) -> list[str]:
     return [f"{name}[{','.join(map(str, place))}]" if place else name for place in places]
 
 
-def scalar_parameters(draws: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def scalar_parameters(draws: Mapping[str, object]) -> dict[str, np.ndarray]:
     """Draws ``(n,)`` of each scalar parameter, from site to draws ``(n, ...)``.
 
     >>> sorted(scalar_parameters({"mu": torch.zeros(5), "theta": torch.zeros(5, 2)}))

@@ -14,7 +14,7 @@ import torch
 
 
 def folder(*what: object) -> Path:
-    """Where the library that these values describe is kept: beside those of torch's compiler.
+    """Folder of the library that these values describe: beside the libraries of torch's compiler.
 
     The processor and the version of torch are part of the description.
     """
@@ -33,7 +33,7 @@ def is_there(library: Path) -> bool:
 
 @functools.cache
 def _processor() -> str:
-    """The instructions that the processor has, or else its name and that of the machine."""
+    """Return the instructions that the processor has, or else its name and the machine's."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

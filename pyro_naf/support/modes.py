@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +59,7 @@ def values_are_unknown() -> bool:
 
 
 def saves_elsewhere() -> bool:
-    """Whether hooks take what autograd saves, as those of ``torch.utils.checkpoint`` do."""
+    """Whether hooks take what autograd saves, as ``torch.utils.checkpoint`` does."""
     return _top_hooks(True) is not None
 
 
@@ -71,7 +70,7 @@ def outlives_its_level(x: Tensor) -> bool:
 
 
 def needs_plain_backward(*grads: Tensor) -> bool:
-    """The same for a backward pass: of higher order, or batched (vmap, ``is_grads_batched``)."""
+    """Tell whether a backward pass is of higher order, or batched (vmap, ``is_grads_batched``)."""
     return (
         torch.is_grad_enabled()
         or torch._C._functorch.maybe_current_level() is not None
@@ -83,9 +82,9 @@ def plain_gradients(
     plain: Callable[..., tuple[Tensor, ...]],
     inputs: Sequence[Tensor],
     grads: Sequence[Tensor],
-    *constants: Any,
+    *constants: object,
 ) -> list[Tensor | None]:
-    """The inputs' gradients of the plain formula: to be differentiated again, or batched."""
+    """Compute the inputs' gradients of the plain formula, to be differentiated or batched."""
     # A backward pass may run under the caller's autocast; the forward pass here did not.
     with torch.autocast(inputs[0].device.type, enabled=False):
         create_graph = torch.is_grad_enabled()

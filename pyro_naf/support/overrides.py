@@ -27,7 +27,7 @@ def redefined(cls: type, base: type) -> frozenset[str]:
 
 
 def parent(cls: type, base: type[Base]) -> type[Base]:
-    """The first parent of ``cls`` that is ``base`` or derives from it."""
+    """Find the first parent of ``cls`` that is ``base`` or derives from it."""
     return next(c for c in cls.__mro__[1:] if issubclass(c, base))
 
 
@@ -44,7 +44,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def refuse(cls: type, names: frozenset[str], missing: str) -> TypeError:
-    """The error of a class that changes one direction of a map and not the other."""
+    """Make the error of a class that changes one direction of a map and not the other."""
     return TypeError(
         f"{cls.__name__} overrides {', '.join(sorted(names))}, but not {missing}: a flow and its "
         "inverse would be two maps; define them in one class"

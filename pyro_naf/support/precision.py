@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any, TypeVar, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-Method = TypeVar("Method", bound=Callable[..., Any])
+#: A transformer's method: from x and phi to tensors, some of which may be None.
+Method = TypeVar("Method", bound=Callable[..., tuple[Tensor | None, ...]])
 
 
-def without_autocast(like: Tensor) -> Any:
-    """A context without autocast for the device of a tensor; costs nothing where none is on."""
+class HalfReader(Protocol):
+    """A transformer that says which pseudo-parameters its kernel reads as they are."""
+
+    def reads_half(self, x: Tensor, phi: Tensor) -> bool:
+        """Whether the kernel for these tensors reads 16 bits and computes in float32."""
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """Switch autocast off for the device of a tensor; costs nothing where it is not on."""
     kind = like.device.type
     return torch.autocast(kind, enabled=False) if _autocasts(kind) else nullcontext()
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor itself, or its numbers in float32 where they had fewer digits.
+    """Return the tensor itself, or its numbers in float32 where they had fewer digits.
 
     >>> [at_least_float32(torch.ones(2, dtype=d)).dtype for d in (torch.bfloat16, torch.double)]
     [torch.float32, torch.float64]
@@ -43,7 +51,7 @@ def in_float32(method: Method) -> Method:
     """
 
     @functools.wraps(method)
-    def run(self: Any, x: Tensor, phi: Tensor) -> Any:
+    def run(self: HalfReader, x: Tensor, phi: Tensor) -> tuple[Tensor | None, ...]:
         autocasts = _autocasts(x.device.type)
         if not autocasts and x.dtype.itemsize >= 4 and phi.dtype.itemsize >= 4:
             return method(self, x, phi)

@@ -38,7 +38,7 @@ class Table:
         return "\n".join([*text, *self.notes])
 
     def to_html(self) -> str:
-        """The table as HTML, for notebooks; text in it is escaped."""
+        """Return the table as HTML, for notebooks; text in it is escaped."""
         title = f"<b>{html.escape(self.title)}</b>" if self.title else ""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
         body = "".join(
@@ -54,7 +54,7 @@ class Shown:
     """Base of what is shown as a short table: by ``print``, ``repr`` and notebooks alike."""
 
     def table(self) -> Table:
-        """What there is to see."""
+        """Return what there is to see."""
         raise NotImplementedError
 
     def __str__(self) -> str:

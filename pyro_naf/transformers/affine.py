@@ -50,13 +50,13 @@ class Affine(Transformer):
         return y, log_scale.expand_as(y)
 
     def bracket(self, y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
-        """The preimage itself, twice."""
+        """Return the preimage itself, twice."""
         shift, log_scale = params
         x = affine.inverse(y, shift, log_scale)
         return x, x
 
     @in_float32
     def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The preimage of ``y``, in closed form; the error is NaN where it is not finite."""
+        """Return the preimage of ``y``, in closed form; the error is NaN where it is not finite."""
         x, _ = self.bracket(y, *self.constrain(phi))
         return x, (x - x).detach()

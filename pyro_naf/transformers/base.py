@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..rootfinding import attach_gradient, check_roots, find_root, search_once
+from ..rootfinding import Increasing, attach_gradient, check_roots, find_root, search_once
 from ..support.modes import needs_plain_operations, values_are_unknown
 from ..support.overrides import parent, redefined, refuse
 from ..support.precision import in_float32
@@ -27,7 +27,7 @@ class Transformer(nn.Module):
 
     num_params: int
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         base = parent(cls, Transformer)
         if base.evaluate is not Transformer.evaluate:
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
         return False
 
     def inverse(self, y: Tensor, phi: Tensor) -> Tensor:
-        """The preimage of ``y`` ``(N,)`` under ``phi`` ``(N, P)``, once differentiable.
+        """Return the preimage of ``y`` ``(N,)`` under ``phi`` ``(N, P)``, once differentiable.
 
         :raises ~pyro_naf.rootfinding.RootNotFoundError: when the root finder does not converge.
         """
@@ -81,11 +81,11 @@ class Transformer(nn.Module):
         own, error = dict(self.named_parameters()), None
         if needs_plain_operations(y, autocast=False):
             held = own | dict(self.named_buffers())
-            search = _as_function(self, "_found", list(held))
+            search = cast("Callable[..., Tensor]", _as_function(self, "_found", list(held)))
             root = search_once(search, 2, y, phi, *held.values())
         else:
             root, error = self.root(y.detach(), phi.detach())
-        f = _as_function(self, "__call__", list(own))
+        f = cast("Increasing", _as_function(self, "__call__", list(own)))
         return attach_gradient(f, root, y, phi, *own.values()), error
 
     def _found(self, y: Tensor, phi: Tensor) -> Tensor:
@@ -117,17 +117,20 @@ class _Method(nn.Module):
         super().__init__()
         self.transformer, self.name = transformer, name
 
-    def forward(self, x: Tensor, phi: Tensor) -> Any:
+    def forward(self, x: Tensor, phi: Tensor) -> object:
         return getattr(self.transformer, self.name)(x, phi)
 
 
-def _as_function(transformer: Transformer, method: str, names: Sequence[str]) -> Any:
+def _as_function(
+    transformer: Transformer, method: str, names: Sequence[str]
+) -> Callable[..., object]:
     """``f(x, phi, *own)``: a method with these tensors in place of the transformer's own."""
     if not names:
-        return getattr(transformer, method)
+        bound: Callable[..., object] = getattr(transformer, method)
+        return bound
     module, names = _Method(transformer, method), [f"transformer.{name}" for name in names]
 
-    def called(x: Tensor, phi: Tensor, *own: Tensor) -> Any:
+    def called(x: Tensor, phi: Tensor, *own: Tensor) -> object:
         return functional_call(module, dict(zip(names, own, strict=True)), (x, phi))
 
     return called

@@ -50,7 +50,7 @@ class DeepDenseSigmoidal(SigmoidalTransformer):
         self.u = nn.ParameterList(torch.randn(hidden_units, width) / 2 for width in widths)
 
     def matrices(self) -> tuple[Tensor, ...]:
-        """The matrices W of all layers, then the matrices U between them, in float32 at least."""
+        """Return the matrices W of all layers, then U between them, in float32 at least."""
         # By index: torch.compile cannot iterate a ParameterList before torch 2.13.
         w = [self.w[i] for i in range(self.num_layers)]
         u = [self.u[i] for i in range(self.num_layers - 1)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from .. import kernels
@@ -27,11 +25,11 @@ _UNBOUNDED = (2.0**60, 1.0)
 class Scaled(Transformer):
     r"""A sigmoidal transformer within an affine map: :math:`y = e^s \tau(x) + m`.
 
-    The slope of a sigmoidal transformer changes slowly with its pseudo-parameters, that of an
-    affine one exponentially: together they follow a funnel, whose width spans orders of magnitude,
-    and keep the sigmoids for the shape. The pseudo-parameters are those of :math:`\tau`, then m and
-    the raw log-scale, which :func:`~pyro_naf.formulas.affine.bounded` keeps within :math:`\pm B`:
-    an unbounded one lets a few steps of an optimiser throw draws to infinity.
+    The slope of a sigmoidal transformer changes slowly with its pseudo-parameters, the slope of
+    an affine one exponentially: together they follow a funnel, whose width spans orders of
+    magnitude, and keep the sigmoids for the shape. The pseudo-parameters are :math:`\tau`'s, then m
+    and the raw log-scale, which :func:`~pyro_naf.formulas.affine.bounded` keeps within
+    :math:`\pm B`: an unbounded one lets a few steps of an optimiser throw draws to infinity.
 
     :param inner: the transformer :math:`\tau`; its kernel evaluates the whole.
     :param log_scale_slope: slope of the log-scale by its pseudo-parameter. One is for training that
@@ -66,13 +64,13 @@ class Scaled(Transformer):
         self.register_buffer("log_scale_limits", like.new_tensor([bound, slope]))
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
     ) -> None:
         unbounded = self.log_scale_limits.new_tensor(_UNBOUNDED)
         state_dict.setdefault(f"{prefix}log_scale_limits", unbounded)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         if "log_scale_limits" not in self._buffers:
             self._set_limits(*_UNBOUNDED)
@@ -96,7 +94,7 @@ class Scaled(Transformer):
         return affine.evaluate(y, m, s), log_slope + s
 
     def spec(self) -> SigmoidSpec:
-        """That of the inner transformer, with an affine map."""
+        """Return the spec of the inner transformer, with an affine map."""
         return self.inner.spec()._replace(limits=self.log_scale_limits)
 
     def constrain(self, phi: Tensor) -> tuple[Tensor, ...]:
@@ -111,12 +109,12 @@ class Scaled(Transformer):
         return affine.evaluate(y, m, s), log_slope + s
 
     def bracket(self, y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
-        """That of the inner transformer."""
+        """Return the bracket of the inner transformer."""
         m, s, *inner = params
         return self.inner.bracket(affine.inverse(y, m, s), *inner)
 
     @in_float32
     def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The inner transformer's preimage of ``(y - m) / e^s``."""
+        """Return the inner transformer's preimage of ``(y - m) / e^s``."""
         phi, m, s = self.spec().split(phi)
         return self.inner.preimage(affine.inverse(y, m, s), phi)

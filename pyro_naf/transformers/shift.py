@@ -22,7 +22,7 @@ class Shift(Transformer):
     num_params = 1
 
     def constrain(self, phi: Tensor) -> tuple[Tensor, ...]:
-        """The shift ``(...)``."""
+        """Return the shift ``(...)``."""
         return (phi.squeeze(-1),)
 
     def evaluate(self, x: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,12 +31,12 @@ class Shift(Transformer):
         return y, torch.zeros_like(y)
 
     def bracket(self, y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
-        """The preimage itself, twice."""
+        """Return the preimage itself, twice."""
         x = y - params[0]
         return x, x
 
     @in_float32
     def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The preimage of ``y``, in closed form; the error is NaN where it is not finite."""
+        """Return the preimage of ``y``, in closed form; the error is NaN where it is not finite."""
         x, _ = self.bracket(y, *self.constrain(phi))
         return x, (x - x).detach()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,14 @@ from ..support.checks import check_integers
 from ..support.overrides import parent, redefined
 from ..support.precision import in_float32
 from .base import Transformer
+
+
+class SigmoidOptions(TypedDict, total=False):
+    """Further arguments of :class:`~pyro_naf.transformers.DeepSigmoidal` and its dense kin."""
+
+    min_slope: float
+    spread: float
+    kernel: str
 
 
 class SigmoidalTransformer(Transformer):
@@ -49,11 +59,11 @@ class SigmoidalTransformer(Transformer):
         self.register_buffer("initial_biases", torch.tensor(biases), persistent=False)
 
     def matrices(self) -> tuple[Tensor, ...]:
-        """The matrices that all samples share, in float32 at least; a DSF has none."""
+        """Return the matrices that all samples share, in float32 at least; a DSF has none."""
         return ()
 
     def spec(self) -> SigmoidSpec:
-        """The transformer as the formulas and kernels know it."""
+        """Return the transformer as the formulas and kernels know it."""
         return SigmoidSpec(
             self.hidden_units,
             self.num_layers,

@@ -52,12 +52,12 @@ class RationalQuadraticSpline(Transformer):
         return spline.evaluate(x, self.bound, *params)
 
     def bracket(self, y: Tensor, *params: Tensor) -> tuple[Tensor, Tensor]:
-        """The ends of the bin that y lies in."""
+        """Return the ends of the bin that y lies in."""
         return spline.bracket(y, self.bound, *params)
 
     @in_float32
     def preimage(self, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The preimage of ``y`` in closed form; the error is the residual where it is too large."""
+        """Invert at ``y`` in closed form; the error is the residual where that is too large."""
         params = self.constrain(phi)
         x = spline.inverse(y, self.bound, *params)
         return x, self._error(*(t.detach() for t in (x, y, *params)))

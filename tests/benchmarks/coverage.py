@@ -13,13 +13,11 @@ their density, so that it is too small rather than too large. Seconds are of the
 
 from __future__ import annotations
 
-import argparse
 import time
-import warnings
 
 import numpy as np
 import torch
-from small_tables import TABLES
+from small_tables import TABLES, read_options
 
 from pyro_naf.density import FlowDensity
 
@@ -56,13 +54,7 @@ def measured(rows: np.ndarray, folds: int, seconds: float) -> list[np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tables", nargs="*", default=list(REAL), choices=list(TABLES))
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    options = read_options(__doc__, list(REAL), "folds", 20.0)
     time.monotonic = time.process_time  # the fits' limits are seconds of the processor
     levels = ", ".join(f"{100 * level:g} %" for level in LEVELS)
     print(

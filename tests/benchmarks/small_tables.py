@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -88,14 +88,21 @@ def measured(rows: np.ndarray, split: int, seconds: float) -> tuple[list[float],
     return [*(float(p.mean()) for p in [*peers, ours, gain]), float(error)], took
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tables", nargs="*", default=list(TABLES), choices=list(TABLES))
-    parser.add_argument("--splits", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    options = parser.parse_args()
+def read_options(
+    text: str | None, tables: Sequence[str], parts: str, seconds: float
+) -> argparse.Namespace:
+    """Arguments of a benchmark of tables, which runs on one thread and warns of nothing."""
+    parser = argparse.ArgumentParser(description=text)
+    parser.add_argument("--tables", nargs="*", default=list(tables), choices=list(TABLES))
+    parser.add_argument(f"--{parts}", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=seconds)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = read_options(__doc__, list(TABLES), "splits", 60.0)
     print("| table | rows x columns | Gaussian | mixture | ours | gain, s.e. by split | s |")
     print("|---|---|---|---|---|---|---|")
     for name in options.tables:

@@ -21,6 +21,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoIAFNormal
 from pyro.optim import Adam
 
+from pyro_naf.examples import eight_schools
 from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal
 
 #: Draws behind each ELBO.
@@ -87,17 +88,7 @@ def negative_binomial() -> Callable:
 
 def funnel() -> Callable:
     """Schools, centred: the effects' scale may be near zero."""
-    y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
-    sigma = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
-
-    def model() -> None:
-        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-        with pyro.plate("schools", 8):
-            theta = pyro.sample("theta", dist.Normal(mu, tau))
-            pyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-    return model
+    return eight_schools.model
 
 
 def gaussian_process() -> Callable:

@@ -27,9 +27,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_naf.infer import AutoDSFNormal
 from pyro_naf.infer.diagnostics import pareto_khat
-from pyro_naf.infer.gaussian import LogDensity
 from pyro_naf.infer.graph import find_structure
 from pyro_naf.infer.joint import Joint
+from pyro_naf.infer.laplace import LogDensity
 from pyro_naf.infer.sparse_gaussian import fit_sparse_gaussian
 
 DRAWS = 64

@@ -23,6 +23,13 @@ from pyro_naf.density.stacked import Stacked, stacking_weights
 QUICK: dict[str, Any] = {"seed": 0, "progress": False}
 
 
+@pytest.fixture(autouse=True)
+def mixtures_of_one_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of a short fit is the mixtures' expectation and maximisation."""
+    monkeypatch.setattr("pyro_naf.density.gaussian_mixture.STARTS", 1)
+    monkeypatch.setattr("pyro_naf.density.gaussian_mixture.MAX_STEPS", 50)
+
+
 def gaussian_rows(n: int, dim: int = 4) -> tuple[Tensor, torch.distributions.MultivariateNormal]:
     """Correlated rows in awkward units, and the law that they are drawn from."""
     mixing = torch.eye(dim).double() + 0.7

@@ -19,7 +19,8 @@ from pyro_naf import cli
 from pyro_naf.density import FlowDensity
 from pyro_naf.density.architectures import build
 from pyro_naf.density.closed_form import CLOSED
-from pyro_naf.density.incomplete import Gaussians, drawn, log_terms, maximised
+from pyro_naf.density.expectation import maximised
+from pyro_naf.density.incomplete import Gaussians, drawn, log_terms
 from pyro_naf.density.normal_scores import NormalScores
 
 QUICK: dict[str, Any] = {"progress": False, "seed": 0}

@@ -8,17 +8,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-SCHOOLS_Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-SCHOOLS_SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+from pyro_naf.examples import eight_schools
 
+SCHOOLS_Y, SCHOOLS_SIGMA = torch.tensor(eight_schools.Y), torch.tensor(eight_schools.SIGMA)
 
-def schools() -> None:
-    """Ten latents in and out of a plate, one of them positive."""
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("schools", 8):
-        theta = pyro.sample("theta", dist.Normal(mu, tau))
-        pyro.sample("y", dist.Normal(theta, SCHOOLS_SIGMA), obs=SCHOOLS_Y)
+#: Ten latents in and out of a plate, one of them positive.
+schools = eight_schools.model
 
 
 def double_gamma() -> None:

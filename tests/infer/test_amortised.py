@@ -100,7 +100,7 @@ def test_the_elbo_trains_a_guide_for_any_gaussian_linear_data_set() -> None:
 
 def test_the_forward_kl_trains_a_guide_for_any_gaussian_linear_data_set() -> None:
     guide = dsf(linear)
-    train(linear, guide, 600, ForwardKL(128), lambda: torch.zeros(3))
+    train(linear, guide, 350, ForwardKL(128), lambda: torch.zeros(3), lr=3e-2)
     assert_amortised(guide)
 
 
@@ -114,7 +114,7 @@ def test_the_forward_kl_trains_an_inverse_guide_without_ever_running_the_inverse
     guide(torch.zeros(3))
     with monkeypatch.context() as patched:
         patched.setattr(AutoregressiveFlow, "_inverse", refuse)
-        train(linear, guide, 400, ForwardKL(128), lambda: torch.zeros(3))
+        train(linear, guide, 250, ForwardKL(128), lambda: torch.zeros(3), lr=3e-2)
     _, y = linear_data(1000)
     assert mean_kl(guide, y, forward=True) < 0.05
     assert mean_kl(guide, y, forward=False) < 0.05
@@ -135,8 +135,8 @@ def test_the_affine_map_follows_far_shifts_of_the_context() -> None:
             x = pyro.sample("x", dist.Normal(0.0, 100.0))
             pyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
-    guide = AutoDSFNormal(far, context_fn=lambda y: y.unsqueeze(-1) / 100, context_dim=1)
-    train(far, guide, 600, Trace_ELBO(), lambda: 100 * torch.randn(64), lr=0.5)
+    guide = dsf(far, context_fn=lambda y: y.unsqueeze(-1) / 100, context_dim=1)
+    train(far, guide, 400, Trace_ELBO(), lambda: 100 * torch.randn(64), lr=0.5)
     y = torch.tensor([-300.0, 0.0, 300.0])
     assert torch.allclose(guide.median(y)["x"], y, atol=2.0, rtol=0.03)
 
@@ -151,7 +151,7 @@ def test_forward_kl_reaches_a_skewed_posterior_of_discrete_data_without_scoring_
         return (k.sum(-1, keepdim=True) + 1).log() - 2
 
     guide = dsf(model, context_fn=context, context_dim=1)
-    train(model, guide, 500, ForwardKL(256), lambda: torch.zeros(4))
+    train(model, guide, 250, ForwardKL(256), lambda: torch.zeros(4))
     rate = dist.Gamma(2.0, 1.0).sample([500])
     k = dist.Poisson(rate).sample([4]).T
     exact = dist.Gamma(2.0 + k.sum(-1), 5.0)
@@ -211,13 +211,13 @@ def test_latents_of_each_datum_beside_a_global_one(model: Any) -> None:
     guide.append(AutoNormal(poutine.block(model, expose=["mu"])))
     guide.append(local(model))
     y = 3 + dist.Normal(0.0, (1 + NOISE**2) ** 0.5).sample([N])
-    sizes = iter([20, 30, 7] * 200)
+    sizes = iter([20, 30, 7] * 134)
 
     def batch() -> torch.Tensor:
         return y[torch.randperm(N)[: next(sizes)]] if minibatches else y
 
     loss = Trace_ELBO(8, vectorize_particles=True, max_plate_nesting=1)
-    train(model, guide, 600, loss, batch, lr=3e-2)
+    train(model, guide, 400, loss, batch, lr=5e-2)
     # Given mu, which N data fix, the posterior of each z is normal.
     mu = (y.sum() / (1 + NOISE**2)) / (N / (1 + NOISE**2) + 1 / 100)
     variance = 1 / (1 + NOISE**-2)
@@ -386,15 +386,6 @@ def test_a_guide_with_a_context_is_copied_pickled_and_loaded() -> None:
         assert twin(torch.randn(4, 3))["x"].shape == (4, 2)
 
 
-def test_pickles_that_name_the_old_import_paths_are_loaded() -> None:
-    guide = with_network()
-    y, z = torch.randn(8, 3), torch.randn(8, 2)
-    guide(y)
-    old = pickle.dumps(guide, protocol=0).replace(b"pyro_naf.guides.", b"pyro_naf.infer.")
-    assert b"pyro_naf.infer.layout\n" in old and b"pyro_naf.infer.contexts\n" in old
-    assert torch.equal(pickle.loads(old).get_transform(y)(z), guide.get_transform(y)(z))
-
-
 def test_a_guide_created_again_takes_the_context_modules_weights_from_the_store() -> None:
     first = with_network()
     train(linear_sets, first, 2, Trace_ELBO(), lambda: torch.randn(8, 3))
@@ -406,7 +397,7 @@ def test_a_guide_created_again_takes_the_context_modules_weights_from_the_store(
 
 def test_medians_quantiles_and_draws_are_those_of_the_given_data_set() -> None:
     guide = dsf(linear_sets)
-    train(linear_sets, guide, 200, Trace_ELBO(), lambda: linear_data(64)[1])
+    train(linear_sets, guide, 60, Trace_ELBO(), lambda: linear_data(64)[1])
     y = torch.randn(150, 3)
     quantiles = guide.quantiles([0.25, 0.5, 0.75], y)["x"]
     assert quantiles.shape == (3, 150, 2)

@@ -27,8 +27,9 @@ SHORT = {
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Torch says where vmap falls back on loops; that is no fault of a model."""
+    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 5000)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*performance drop.*")
         yield

@@ -106,7 +106,7 @@ def test_an_amortised_guide_is_ranked_on_data_of_its_own_without_new_fits() -> N
     )
     pyro.clear_param_store()
     fresh(Y)
-    found = sbc(linear, fresh, Y, arguments=arguments, num_simulations=50, progress=False)
+    found = sbc(linear, fresh, Y, arguments=arguments, num_simulations=20, progress=False)
     assert found.verdict.startswith("not calibrated")
 
 

@@ -33,16 +33,20 @@ def two_modes() -> None:
 OPTIONS: dict[str, Any] = {
     "steps": 24,
     "num_draws": 500,
+    "num_starts": 2,
     "seed": 0,
     "progress": False,
     "checkpoint_seconds": 0,
     "compile": False,
 }
 
+JUDGING = 2000
+
 KILLED = """
 import os, signal, sys
-from test_checkpoints import OPTIONS, model
-from pyro_naf.infer import refine
+from test_checkpoints import JUDGING, OPTIONS, model
+from pyro_naf.infer import refine, training
+training._JUDGING = JUDGING
 replace, names = os.replace, []
 
 def killed(*files):  # the new file is whole then, and has a name of its own
@@ -56,9 +60,16 @@ refine(model, **OPTIONS, checkpoint=sys.argv[1])
 """
 
 
+@pytest.fixture(autouse=True)
+def judged_by_fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", JUDGING)
+
+
 @pytest.fixture(scope="module")
 def whole() -> Refinement:
-    return refine(model, **OPTIONS)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pyro_naf.infer.training._JUDGING", JUDGING)
+        return refine(model, **OPTIONS)
 
 
 class Stop(Exception):

@@ -118,6 +118,9 @@ def automatic(guide: Any, loss: Any, model: Any = small) -> Callable[[], tuple[A
     return lambda: (model, guide(model), loss())
 
 
+#: That "mu" and "x" depend on each other given "scale" does not matter here.
+CHAIN = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+
 MANY = dict(num_particles=3, vectorize_particles=True)
 
 
@@ -130,11 +133,23 @@ MANY = dict(num_particles=3, vectorize_particles=True)
         automatic(AutoLowRankMultivariateNormal, TraceMeanField_ELBO),
         automatic(AutoDSFNormal, Trace_ELBO, eight_schools.model),
         automatic(AutoDSFNormal, TraceSTL_ELBO),
+        automatic(lambda m: AutoDSFNormal(m, structure=CHAIN), Trace_ELBO),
         automatic(AutoIAFNormal, Trace_ELBO),
         automatic(AutoNormal, lambda: TraceDReG_ELBO(num_particles=2)),
         by_hand,
     ],
-    ids=["normal", "normal-stl", "mvn", "low-rank", "dsf", "dsf-stl", "iaf", "dreg", "hand"],
+    ids=[
+        "normal",
+        "normal-stl",
+        "mvn",
+        "low-rank",
+        "dsf",
+        "dsf-stl",
+        "chain",
+        "iaf",
+        "dreg",
+        "hand",
+    ],
 )
 def test_steps_are_those_of_svi_from_the_same_seed(make: Any) -> None:
     svi = by_both(make, twelve())

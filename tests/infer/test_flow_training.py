@@ -17,8 +17,9 @@ from models import banana
 from torch import Tensor
 
 from pyro_naf.infer import AutoDSFNormal, refine
-from pyro_naf.infer.gaussian import Gaussian, even_softmax
+from pyro_naf.infer.gaussian import even_softmax
 from pyro_naf.infer.joint import Joint
+from pyro_naf.infer.laplace import Gaussian
 from pyro_naf.infer.mixture import Pool, Pushed
 from pyro_naf.infer.training import Budget, Training
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pyro_naf.infer import fit_gaussian, importance_diagnostics
 from pyro_naf.infer.climbs import climb
-from pyro_naf.infer.gaussian import Gaussian, laplace, match, matched_normal, search
+from pyro_naf.infer.gaussian import search
 from pyro_naf.infer.joint import Joint
+from pyro_naf.infer.laplace import Gaussian, laplace, match, matched_normal
 
 
 def test_a_gaussian_posterior_is_found_exactly() -> None:
@@ -173,7 +174,7 @@ def test_a_path_that_ends_on_a_saddle_hides_no_mode() -> None:
     centre = torch.zeros(2, dtype=torch.double)
     (path,) = climb(ring, centre[None])
     assert path[-1].norm() < 0.1
-    _, modes = search(ring, centre, matched_normal(256, centre), 16)
+    _, modes, _ = search(ring, centre, matched_normal(256, centre), 16)
     assert {float(mode.loc[0].sign()) for mode in modes} == {-1.0, 1.0}
 
 
@@ -184,5 +185,5 @@ def test_of_many_modes_those_with_mass_are_found_first() -> None:
         return -20 * torch.sin(4 * math.pi * z[:, 0]).square() - 20 * (z[:, 0] > -3.6).double()
 
     middle = torch.zeros(1, dtype=torch.double)
-    _, modes = search(ripples, middle, matched_normal(256, middle), 4)
+    _, modes, _ = search(ripples, middle, matched_normal(256, middle), 4)
     assert float(modes[0].loc) < -3.6

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_naf.infer.gaussian import Gaussian
+from pyro_naf.infer.laplace import Gaussian
 from pyro_naf.infer.mixture import Pool, Pushed, several, weighed, widened
 from pyro_naf.rootfinding import RootNotFoundError
 

@@ -14,7 +14,7 @@ from pyro.optim import Adam
 
 from pyro_naf import affine_autoregressive_flow
 from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
-from pyro_naf.infer.path_gradient import path_log_prob, score
+from pyro_naf.infer.path_gradient import score
 
 GUIDES = [AutoDSFNormal, AutoDDSFNormal, lambda m, **k: AutoFlowNormal(m, _affine, **k)]
 
@@ -52,7 +52,7 @@ def gradients(model: Any, guide: Any, particles: int, path: bool) -> torch.Tenso
     site = trace.nodes[f"_{guide._pyro_name}_latent"]
     if path:
         log_weights = log_weights + site["log_prob"]
-        log_weights = log_weights - path_log_prob(guide, site)
+        log_weights = log_weights - (score(site["fn"], site["value"]) * site["value"]).sum(-1)
     weights = list(guide.parameters())
     grads = torch.autograd.grad(log_weights.mean(), weights, allow_unused=True)
     return torch.cat([g.flatten() for g in grads if g is not None])

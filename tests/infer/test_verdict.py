@@ -13,10 +13,10 @@ import torch
 
 from pyro_naf.infer.diagnostics import diagnose
 from pyro_naf.infer.doubt import doubts
-from pyro_naf.infer.gaussian import Gaussian
 from pyro_naf.infer.joint import Joint
+from pyro_naf.infer.laplace import Gaussian
 from pyro_naf.infer.proposals import GaussianProposal
-from pyro_naf.infer.verdict import judge
+from pyro_naf.infer.verdict import Search, judge
 
 
 def found(
@@ -67,6 +67,25 @@ def test_the_remedy_is_time_only_while_the_elbo_rises() -> None:
     again = judge(bad, 0.0, noise, 20.0, {"flow": "ddsf"}).text()
     assert "flow" not in again.partition("non-centred")[0].replace("non-centred", "")
     assert "--flow ddsf" in judge(bad, 0.0, noise).text(command_line=True)
+
+
+def test_without_a_step_the_remedy_is_time() -> None:
+    verdict = judge(found(1.2, 0.01), 0.0, [], 2.0).text()
+    assert verdict.endswith("and there was no time to train; try seconds=8")
+
+
+def test_a_search_that_was_cut_short_is_told_with_every_word_but_the_worst() -> None:
+    for result in (found(0.1, 0.99), found(0.75, 0.98), found(0.3, 0.5, 0.2)):
+        plain = judge(result, 0.0)
+        cut = judge(result, 0.0, search=Search(1, 1))
+        assert cut.kind == plain.kind != "do not trust"
+        assert cut.text().endswith("other modes were looked for by one climb only; try seconds=300")
+        assert judge(result, 0.0, search=Search(1, None)) == plain
+
+
+def test_modes_that_are_known_and_lost_need_time() -> None:
+    verdict = judge(found(0.1, 0.99), 0.4, [], 10.0, search=Search(2, None))
+    assert verdict.text().endswith("misses modes with 40% of the mass; try seconds=40")
 
 
 @pytest.mark.parametrize("shift, scale", [(0.0, 1.0), (0.05, 1.0), (0.3, 1.0), (0.0, 1.3)])

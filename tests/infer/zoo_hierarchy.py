@@ -131,6 +131,12 @@ def irt_2pl(person: Tensor, item: Tensor, right: Tensor) -> None:
 TABLE = 1.0 + _rng.normal(size=(3, 4))
 
 
+def pupils_in_schools(variance: float) -> float:
+    """Evidence of the table with pupils, rows of schools, whose own variance this is."""
+    blocks = np.kron(1 + np.eye(3), np.ones((4, 4)))
+    return gaussian(TABLE.ravel(), blocks + variance * np.eye(12))
+
+
 def _crossed() -> float:
     row, column = np.divmod(np.arange(12), 4)
     blocks = (row[:, None] == row) + 2.25 * (column[:, None] == column)
@@ -150,12 +156,7 @@ def crossed_plates(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(mu + a + b, 0.5), obs=y)
 
 
-@case(
-    lambda: real(TABLE),
-    evidence=lambda: gaussian(
-        TABLE.ravel(), np.kron(1 + np.eye(3), np.ones((4, 4))) + 1.25 * np.eye(12)
-    ),
-)
+@case(lambda: real(TABLE), evidence=lambda: pupils_in_schools(1.25))
 def nested_plates(y: Tensor) -> None:
     """Plates with no dim: the outer one is the last axis, so the table is turned."""
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -166,12 +167,7 @@ def nested_plates(y: Tensor) -> None:
             pyro.sample("y", dist.Normal(pupil, 0.5), obs=y.T)
 
 
-@case(
-    lambda: real(TABLE),
-    evidence=lambda: gaussian(
-        TABLE.ravel(), np.kron(1 + np.eye(3), np.ones((4, 4))) + 0.25 * np.eye(12)
-    ),
-)
+@case(lambda: real(TABLE), evidence=lambda: pupils_in_schools(0.25))
 def sequential_plate(y: Tensor) -> None:
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     for i in pyro.plate("schools", 3):

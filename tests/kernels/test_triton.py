@@ -47,6 +47,17 @@ def make(units: int, layers: int, device: torch.device, dtype: torch.dtype) -> S
     return plain.to(device, dtype)
 
 
+def sharp(
+    units: int, layers: int, samples: int, centred: bool, device: torch.device
+) -> tuple[Sigmoidal, Tensor]:
+    """A transformer in float32, and pseudo-parameters ``(samples, 1, P)`` that make it sharp."""
+    transformer = make(units, layers, torch.device("cpu"), torch.float)
+    slope = 50 ** (1 / max(layers, 1))
+    params = sharp_parameters(transformer, samples, max_slope=slope, centred=centred)
+    phi = unconstrained(transformer, params).float().unsqueeze(1).to(device)
+    return transformer.to(device), phi
+
+
 def kernel(transformer: Sigmoidal, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
     return operators.evaluate(transformer.spec(), x, phi)
 
@@ -147,11 +158,7 @@ def test_float32_gradients_far_out_are_those_of_the_plain_formula(
 def test_float32_is_as_right_as_the_plain_formula_for_sharp_parameters(
     units: int, layers: int, centred: bool, device: torch.device
 ) -> None:
-    transformer = make(units, layers, torch.device("cpu"), torch.float)
-    slope = 50 ** (1 / max(layers, 1))
-    params = sharp_parameters(transformer, 300, max_slope=slope, centred=centred)
-    phi = unconstrained(transformer, params).float().unsqueeze(1).to(device)
-    transformer = transformer.to(device)
+    transformer, phi = sharp(units, layers, 300, centred, device)
     x = (torch.rand(300, 1) * 20 - 10).to(device)
     got, single = kernel(transformer, x, phi), transformer(x, phi)
     exact = copy.deepcopy(transformer).double()(x.double(), phi.double())
@@ -277,11 +284,8 @@ def test_inverse_is_that_of_find_root(
 def test_inverse_converges_for_sharp_parameters(
     units: int, layers: int, centred: bool, device: torch.device
 ) -> None:
-    transformer = make(units, layers, torch.device("cpu"), torch.float)
-    slope = 50 ** (1 / max(layers, 1))
-    params = sharp_parameters(transformer, 128, max_slope=slope, centred=centred)
-    phi = unconstrained(transformer, params).float().unsqueeze(1).to(device)
-    x, error = root(transformer.to(device), 5 * torch.randn(128, 1, device=device), phi)
+    transformer, phi = sharp(units, layers, 128, centred, device)
+    x, error = root(transformer, 5 * torch.randn(128, 1, device=device), phi)
     assert (error == 0).all() and torch.isfinite(x).all()
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from argparse import BooleanOptionalAction
-from typing import Any
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from collections.abc import Callable
 
 from ...conditioners.choice import CONDITIONERS
-from ...support.command_line import add_renamed, at_least, positive, widths
+from ...support.command_line import Commands, add_renamed, at_least, positive, widths
 from .. import datasets
 from ..architectures import NAMES
 from ..options import ACTIVATIONS, BASES
@@ -24,7 +24,7 @@ KINDS = {
 }
 
 
-def add_commands(commands: Any) -> None:
+def add_commands(commands: Commands) -> None:
     """Add the four to the subparsers of ``pyro-naf``."""
     _add_fit(commands)
     score = _command(
@@ -74,13 +74,15 @@ def add_commands(commands: Any) -> None:
     plot.add_argument("--seed", type=at_least(0), metavar="N", default=0, help="of the draws")
 
 
-def _command(commands: Any, name: str, run: Any, short: str, long: str) -> Any:
+def _command(
+    commands: Commands, name: str, run: Callable[[Namespace], int | None], short: str, long: str
+) -> ArgumentParser:
     parser = commands.add_parser(name, help=short, description=long, allow_abbrev=False)
     parser.set_defaults(run=run)
     return parser
 
 
-def _add_data(parser: Any, nargs: str | None = None) -> None:
+def _add_data(parser: ArgumentParser, nargs: str | None = None) -> None:
     add = parser.add_argument
     kinds = "text (.csv, .tsv, .txt, .gz, .zip), .parquet, .feather, .xlsx, .npy, .npz or .pt"
     add("data", nargs=nargs, metavar="DATA", help=f"rows: {kinds}; - is text on standard input")
@@ -96,7 +98,7 @@ def _add_data(parser: Any, nargs: str | None = None) -> None:
     _add_header(parser)
 
 
-def _add_header(parser: Any) -> None:
+def _add_header(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--header",
         action=BooleanOptionalAction,
@@ -106,7 +108,7 @@ def _add_header(parser: Any) -> None:
     parser.add_argument("--sheet", metavar="NAME", help="of an .xlsx file; default: the first")
 
 
-def _add_fit(commands: Any) -> None:
+def _add_fit(commands: Commands) -> None:
     fit = _command(
         commands, "fit", run_fit, "fit a density to rows of numbers",
         "Fit a normalizing flow to rows of numbers by maximum likelihood.",
@@ -130,13 +132,13 @@ def _add_fit(commands: Any) -> None:
     add("--spiked", action="append", metavar="A=0:9", help="values that recur in a column, as zero")
     add("--periodic", action="append", metavar="A=360", help="a column of angles, say")
     add("--validation", type=float, metavar="PART", default=0.1, help="default: %(default)s")
-    limits: tuple[tuple[str, str, Any, str], ...] = (
+    limits: tuple[tuple[str, str, Callable[[str], object], str], ...] = (
         ("epochs", "default: 100, but 2000 steps at least", at_least(1), "N"),
         ("steps", "largest number of steps", at_least(1), "N"),
         ("seconds", "time limit", positive, "S"),
     )
-    for name, help, kind, metavar in limits:
-        add_renamed(fit, f"--max-{name}", f"--{name}", help, type=kind, metavar=metavar)
+    for name, help, number, metavar in limits:
+        add_renamed(fit, f"--max-{name}", f"--{name}", help, type=number, metavar=metavar)
     add(
         "--batch-size",
         type=at_least(1),

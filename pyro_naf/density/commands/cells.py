@@ -16,7 +16,7 @@ from ..numerals import CODE, MINUS, MISSING, NUMBERS, numbers
 
 INTEGER = re.compile(r"[+-]?\d+")
 
-#: Integers beyond it are rounded in double precision.
+#: Largest integer up to which all integers are exact in double precision.
 EXACT = 2**53
 
 #: Ways to write a date, beside that of ISO 8601; a time of day may follow.
@@ -65,7 +65,7 @@ class Written:
         self.seen = [c for c, missing in zip(self.cells, gone, strict=True) if not missing]
 
     def named(self, cell: str, more: str = "") -> str:
-        """What is wrong with a cell, and where that is first."""
+        """Say what is wrong with a cell, and where that is first."""
         line = self.lines[self.cells.index(cell)]
         return f"column {self.name} ({cell[:20]!r} in line {line}{more})"
 
@@ -82,7 +82,7 @@ class Written:
         return found
 
     def read_by(self, mark: str) -> np.ndarray | None:
-        """The numbers, written with this decimal mark; None where a cell is none."""
+        """Read numbers that are written with this decimal mark; None where a cell is none."""
         found = numerals.read_by(self.seen, mark)
         return None if found is None else self.placed(found)
 
@@ -94,7 +94,7 @@ def parse(
     decimal: str | None = None,
     as_text: Collection[str] = (),
 ) -> Parsed:
-    """The columns of rows of written cells, all as long as the names are many.
+    """Parse rows of written cells, each with as many cells as there are names.
 
     The decimal mark of a column is the one by which all its cells are numbers. Where that is either
     (1,234), it is the mark that the other columns tell, or the one given.
@@ -138,7 +138,7 @@ def parse(
 def _chosen(
     column: Written, read: dict[str, np.ndarray | None], decimal: str | None, told: set[str]
 ) -> np.ndarray | str | None:
-    """The numbers of a column, what is wrong with them, or None where a cell is none."""
+    """Return the numbers of a column, what is wrong with them, or None where a cell is none."""
     point, comma = read["."], read[","]
     if point is None or comma is None:
         return point if comma is None else comma
@@ -155,7 +155,7 @@ def _chosen(
 
 
 def _exact(column: Written, found: np.ndarray) -> np.ndarray | str:
-    """The numbers, unless an integer is another number in double precision."""
+    """Return the numbers, unless an integer is another number in double precision."""
     for at in np.flatnonzero(np.abs(found) >= EXACT).tolist():
         cell = column.cells[at].lstrip("+")
         if cell.lstrip("-").isdigit() and int(cell) != int(found[at]):
@@ -169,7 +169,7 @@ def _exact(column: Written, found: np.ndarray) -> np.ndarray | str:
 def _classes_or_dates(
     column: Written, is_code: bool, kept_as_text: bool, decimal: str | None
 ) -> np.ndarray | str:
-    """A column of text, as dates, quantities or classes, or what is wrong with it."""
+    """Read a column of text, as dates, quantities or classes, or what is wrong with it."""
     first = (column.seen or column.cells)[0]
     first = next((cell for cell in column.seen if numbers([cell]) is None), first)
     wrong = f"text in {column.named(first)}"
@@ -213,7 +213,7 @@ def _dates(column: Written) -> np.ndarray | str | None:
 
 
 def _naive(moment: datetime) -> datetime:
-    """A moment in UTC, without saying so."""
+    """Convert a moment to UTC and drop its time zone."""
     return moment.astimezone(timezone.utc).replace(tzinfo=None) if moment.tzinfo else moment
 
 
@@ -224,7 +224,7 @@ def _placed(column: Written, dates: Sequence[datetime]) -> np.ndarray:
 
 
 def _read(column: Written, form: str) -> list[datetime] | None:
-    """The dates that are written so, all with a time of day or all without one."""
+    """Read the dates that are written so, all with a time of day or all without one."""
     for time in TIMES:
         with suppress(ValueError):
             return [datetime.strptime(cell, form + time) for cell in column.seen]

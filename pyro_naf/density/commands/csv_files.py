@@ -26,7 +26,8 @@ DELIMITERS = ("\t", ";", "|", ",")
 #: Lines that are looked at to find the delimiter.
 HEAD = 20
 
-#: Characters of a first line beyond which a quote in it begins no cell of several lines.
+#: Number of characters of a first line beyond which a quote in it does not begin a cell of several
+#: lines.
 LONGEST = 2**16
 
 #: Names of a column that may only count the rows.
@@ -42,7 +43,7 @@ def read_csv(
     decimal: str | None = None,
     as_text: Collection[str] = (),
 ) -> Parsed:
-    """The cells of a text file.
+    """Read the cells of a text file.
 
     :param header: whether the first line names the columns; by default it does where it holds no
         number.
@@ -104,7 +105,7 @@ class _Layout:
             self.begin = at - 1
 
     def _first_record(self) -> list[str]:
-        """The lines of the first record: a cell of several lines is quoted."""
+        """Read the lines of the first record: a cell of several lines is quoted."""
         lines = self.lines[self.begin : self.begin + 1]
         # Without a second quote in the next lines, the first one is part of a name: 5" pipe.
         for line in self.lines[self.begin + 1 :]:
@@ -127,7 +128,7 @@ class _Layout:
         return csv.reader(lines, delimiter=self.delimiter, skipinitialspace=self.delimiter == " ")
 
     def parsed(self, decimal: str | None, as_text: Collection[str]) -> Parsed:
-        """The columns of the table."""
+        """Parse the columns of the table."""
         found = None if decimal == "," or as_text else self._numbers()
         if found is None:
             # Missing values, text, quotes or a ragged row: slower, and to the point.
@@ -145,7 +146,7 @@ class _Layout:
         return found
 
     def _numbers(self) -> Parsed | None:
-        """The rows of a file that holds nothing but plain numbers."""
+        """Read the rows of a file that holds nothing but plain numbers."""
         body = self.lines[self.start :]
         counted = self.columns is not None and self.cells[0] in COUNTERS
         if counted or any(map(CODE_CELL.search, body)):
@@ -239,7 +240,7 @@ def _split(line: str, delimiter: str) -> list[str]:
 
 
 def _delimiter(lines: Sequence[str], first: Sequence[str]) -> str:
-    """What stands between cells: in all of the first lines equally often, or most in the first."""
+    """Find the separator: in each of the first lines equally often, or most often in the first."""
     head = re.sub('"[^"]*"', "", "".join(lines[:HEAD])).splitlines()
     head = [line.strip(" \r\n") for line in head if line.strip() and not line.startswith("#")]
     if len(head) > 1:
@@ -259,7 +260,7 @@ def _delimiter(lines: Sequence[str], first: Sequence[str]) -> str:
 
 
 def numbers_in(cells: Sequence[str]) -> int:
-    """The number of cells that hold a number, with either decimal mark."""
+    """Count the cells that hold a number, with either decimal mark."""
     return sum(
         (
             any(form.fullmatch(cell.strip()) for form in NUMBERS.values())
@@ -276,7 +277,7 @@ def are_names(cells: Sequence[str]) -> bool:
 
 
 def different(names: Sequence[str]) -> list[str]:
-    """The names, made different as pandas does: "a", "a.1"; an empty one is its place, "x0"."""
+    """Make names different as pandas does: "a", "a.1"; an empty one is its place, "x0"."""
     found = list[str]()
     for i, name in enumerate(names):
         name = unique = name or f"x{i}"

@@ -8,7 +8,8 @@ import zipfile
 from collections.abc import Callable, Collection
 from datetime import datetime, time
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,11 @@ from ..tables import REMEDY, as_values, named_columns
 from .cells import EXACT, Parsed, parse
 from .csv_files import are_names, different
 
+if TYPE_CHECKING:
+    import pyarrow
+    from openpyxl import Workbook
+    from openpyxl.worksheet.worksheet import Worksheet
+
 #: Endings of the files, and the package that reads each.
 SUFFIXES = {".parquet": "pyarrow", ".feather": "pyarrow", ".xlsx": "openpyxl"}
 
@@ -25,7 +31,7 @@ SUFFIXES = {".parquet": "pyarrow", ".feather": "pyarrow", ".xlsx": "openpyxl"}
 def read_data(
     path: str, header: bool | None, sheet: str | None, decimal: str | None, as_text: Collection[str]
 ) -> Parsed:
-    """The columns of such a file.
+    """Read the columns of such a file.
 
     :param header: whether the first row of a sheet names the columns; by default it does where it
         holds no number.
@@ -55,7 +61,7 @@ def read_data(
         raise CommandError(f"{path} cannot be read as {suffix}: {reason}") from None
 
 
-def _columns(path: str, table: Any) -> Parsed:
+def _columns(path: str, table: pyarrow.Table) -> Parsed:
     if table.num_rows == 0 or table.num_columns == 0:
         raise CommandError(f"{path} holds no rows")
     named = named_columns(table)
@@ -69,7 +75,7 @@ def _columns(path: str, table: Any) -> Parsed:
             wrong = str(error).removesuffix(f": {REMEDY}")
             found.text[i] = f"no plain values: {wrong}; leave it out with --exclude {name}"
             continue
-        whole = array.dtype.kind in "iu" or "int" in str(values.type)
+        whole = array.dtype.kind in "iu" or "int" in str(getattr(values, "type", ""))
         if array.dtype.kind in "iuf" and whole and (np.abs(array.astype(float)) >= EXACT).any():
             wrong = f"an integer of too many digits in column {name}"
             found.text[i] = f"{wrong}; leave it out with --exclude {name}"
@@ -87,7 +93,7 @@ def _columns(path: str, table: Any) -> Parsed:
 class _Workbook:
     """A sheet's rows as written cells, and where they are."""
 
-    def __init__(self, path: str, file: io.BytesIO, reader: Any, sheet: str | None) -> None:
+    def __init__(self, path: str, file: io.BytesIO, reader: ModuleType, sheet: str | None) -> None:
         self.path, self.note = path, None
         with zipfile.ZipFile(file) as archive:
             size = sum(info.file_size for info in archive.infolist())
@@ -95,7 +101,7 @@ class _Workbook:
         if size > max(UNPACKED, 100 * file.tell()):
             raise CommandError(f"{path} would unpack to {size} bytes")
 
-        def opened(values: bool) -> Any:
+        def opened(values: bool) -> Workbook:
             file.seek(0)
             return reader.load_workbook(file, data_only=values)
 
@@ -108,7 +114,7 @@ class _Workbook:
             self.note = f"{path} has the sheets {', '.join(names)}: read the first, see --sheet"
         self._load(chosen, lambda: opened(False)[chosen.title])
 
-    def _load(self, sheet: Any, formulas: Callable[[], Any]) -> None:
+    def _load(self, sheet: Worksheet, formulas: Callable[[], Worksheet]) -> None:
         rows = [(i, cells) for i, cells in enumerate(sheet.iter_rows(values_only=True), 1)]
         rows = [(i, cells) for i, cells in rows if any(cell is not None for cell in cells)]
         used = [j for j in range(sheet.max_column) if any(c[j] is not None for _, c in rows)]
@@ -120,7 +126,7 @@ class _Workbook:
         if rows and any(cell is None for _, cells in rows for cell in cells):
             self._check_formulas(sheet, formulas())
 
-    def _check_formulas(self, values: Any, formulas: Any) -> None:
+    def _check_formulas(self, values: Worksheet, formulas: Worksheet) -> None:
         """Refuse formulas whose value is not stored, as of programs that do not compute them."""
         for row in formulas.iter_rows():
             for cell in row:
@@ -131,8 +137,8 @@ class _Workbook:
                     )
 
 
-def _written(value: Any) -> str:
-    """A cell as a text file would hold it."""
+def _written(value: object) -> str:
+    """Write a cell as a text file would hold it."""
     if value is None:
         return ""
     if isinstance(value, datetime | time):

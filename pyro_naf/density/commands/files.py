@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from .text_files import STANDARD
 #: What the names of files of numbers end with, which are written too.
 SUFFIXES = (".npy", ".npz", ".csv", ".pt")
 
-#: What else is read.
+#: Further endings of files that are read, but not written.
 READ = (".tsv", ".txt", ".gz", ".zip", *data_files.SUFFIXES)
 
 
@@ -72,7 +72,7 @@ class Table:
 
     @classmethod
     def of(cls, path: str, found: Parsed) -> Table:
-        """What was read of a file."""
+        """Return what was read of a file."""
         rows = torch.from_numpy(found.rows)
         told = found.text, found.cells, found.whole
         return cls(path, rows, found.columns, *told, found.lines, found.note)
@@ -86,7 +86,7 @@ class Table:
         return gone
 
     def select(self, chosen: Sequence[str] | None) -> Table:
-        """These columns, each a name, or a number from 0; None for all.
+        """Select columns, each a name, or a number from 0; None for all.
 
         :raises CommandError: as :meth:`positions`, or when a column holds text.
         """
@@ -102,12 +102,12 @@ class Table:
         whole = [place for place, i in enumerate(at) if i in self.whole]
         return Table(self.path, self.rows[:, at], kept, {}, cells, whole, self.lines)
 
-    def content(self) -> Tensor | dict[str, Any]:
-        """The rows, or where there is more to a column than its numbers, the columns by name."""
+    def content(self) -> Tensor | dict[str, np.ndarray]:
+        """Return the rows, or the columns by name where one is more than numbers."""
         if not self.cells and not (self.columns and self.whole):
             return self.rows
         names = self.columns or [str(i) for i in range(self.rows.shape[1])]
-        found = dict[str, Any]()
+        found = dict[str, np.ndarray]()
         for i, name in enumerate(names):
             numbers = self.rows[:, i].numpy()
             whole = i in self.whole and bool(np.isfinite(numbers).all())
@@ -141,7 +141,7 @@ class Table:
         return at
 
     def listed(self, text: str) -> list[str]:
-        """The columns that an argument lists, with commas between; names may hold commas too.
+        """Read the columns that an argument lists, with commas between and perhaps in names.
 
         >>> Table("", torch.zeros(1, 2), ["Height, cm", "Weight"]).listed("Weight,Height, cm")
         ['Weight', 'Height, cm']
@@ -160,14 +160,14 @@ class Table:
         return found
 
     def without(self, left_out: Sequence[str]) -> list[str]:
-        """The names, or numbers, of all columns but these."""
+        """Return the names, or numbers, of all columns but these."""
         names = self.columns or [str(i) for i in range(self.rows.shape[1])]
         numbers = {str(names.index(name)) if name in names else name for name in left_out}
         return [name for i, name in enumerate(names) if str(i) not in numbers]
 
 
 def read_table(path: str, how: Reading = Reading()) -> Table:
-    """The rows of a file; a vector is one column. Of an .npz or .pt with several arrays, ``x``.
+    """Read rows; a vector is one column. An .npz or .pt with several arrays must name one ``x``.
 
     :raises CommandError: when it is no table of numbers.
     :raises OSError: when it cannot be read.
@@ -267,7 +267,7 @@ def write_table(path: str, rows: np.ndarray, columns: Sequence[str] | None = Non
         names = columns or [f"x{i}" for i in range(rows.shape[1])]
         header = io.StringIO()
         # Names that could be taken for numbers are told from them by their quotes.
-        quotes: Any = csv.QUOTE_MINIMAL if are_names(names) else csv.QUOTE_ALL
+        quotes: Literal[0, 1] = csv.QUOTE_MINIMAL if are_names(names) else csv.QUOTE_ALL
         csv.writer(header, quoting=quotes, lineterminator="\n").writerow(names)
         buffer.write(header.getvalue().encode())
         digits = 17 if rows.dtype == np.float64 else 9  # as many as bring the number back
@@ -288,7 +288,7 @@ def telling(path: str | None) -> Callable[[str], None]:
 
 
 def check_output(path: str) -> str:
-    """The suffix of a file which :func:`write_table` can write, or "-" for standard output.
+    """Check the suffix of a file for :func:`write_table`; "-" is standard output.
 
     :raises CommandError: for another suffix.
     :raises OSError: for what is no file.

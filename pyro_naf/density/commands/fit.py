@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,10 +24,14 @@ from ..architectures import unused_options
 from ..estimator import FlowDensity
 from ..options import Options
 from ..published import published, published_of
+from ..said import Kind
 from . import inputs
 from .files import Table
 from .plot import PICTURE, drawn
 from .use import mean_and_se
+
+#: Kinds of columns that were said, by name, or by number where there are no names.
+Kinds: TypeAlias = dict[str | int, Kind]
 
 #: All the files that a fit may write into its folder.
 FILES = ("summary.json", PICTURE, "model.pt", "checkpoint.pt")
@@ -80,7 +85,7 @@ def _fit(options: argparse.Namespace) -> int:
         output.check()
     checkpoint = output.path / "checkpoint.pt"
     _check_output(options, output.path)
-    status = 0
+    status, settings = 0, _said(options, SETTINGS)
     try:
         density.fit(
             data.x,
@@ -89,7 +94,7 @@ def _fit(options: argparse.Namespace) -> int:
             max_epochs=options.max_epochs,
             max_steps=options.max_steps,
             max_seconds=options.max_seconds,
-            **_said(options, SETTINGS),
+            **settings,
             columns=data.kinds,
             seed=options.seed,
             progress=not options.no_progress,
@@ -156,22 +161,29 @@ def _write(
 
 
 def _said(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
-    """The options of these names that were given."""
+    """Pick the options of these names that were given."""
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 class _Data:
     """What a density is fitted to, validated and tested on."""
 
-    def __init__(self, x: Any, context: Tensor | None = None) -> None:
+    def __init__(
+        self, x: np.ndarray | Tensor | dict[str, np.ndarray], context: Tensor | None = None
+    ) -> None:
         self.x, self.context = x, context
-        columns = isinstance(x, dict)
-        self.input_dim = len(x) if columns else x.shape[1]
-        self.rows = len(next(iter(x.values()))) if columns else len(x)
-        self.dtype = torch.double if columns else preparation.as_tensor(x[:1], "x").dtype
-        self.kinds: dict[str | int, Any] | None = None
-        self.validation: Any = None
-        self.test: Any = None
+        if isinstance(x, dict):
+            self.input_dim, self.rows, self.dtype = (
+                len(x),
+                len(next(iter(x.values()))),
+                torch.double,
+            )
+        else:
+            self.rows, self.input_dim = x.shape
+            self.dtype = preparation.as_tensor(x[:1], "x").dtype
+        self.kinds: Kinds | None = None
+        self.validation: np.ndarray | None = None
+        self.test: np.ndarray | None = None
         self.columns: list[str] | None = None
         self.context_columns: list[str] | None = None
         self.noise: dict[int, float] = {}
@@ -207,24 +219,24 @@ def _from_file(options: argparse.Namespace) -> _Data:
     if options.dequantise and x.cells:
         raise CommandError("--dequantise is for numbers alone: name columns with --integer")
     if options.dequantise:
-        few = discrete.discrete_columns(data.x)
+        few = discrete.discrete_columns(x.rows)
         for i in few:
-            values, step = discrete.values_of(data.x[:, i])
+            values, step = discrete.values_of(x.rows[:, i])
             if step > 0:  # else it is constant, which is refused below
                 data.values[i], data.noise[i] = values, step
         generator = torch.Generator().manual_seed(options.seed)
-        data.x = discrete.dequantised(data.x, data.noise, generator)
+        data.x = discrete.dequantised(x.rows, data.noise, generator)
         names = [str(i) if data.columns is None else data.columns[i] for i in few]
         noted = preparation.listed("column", names) if names else "no column: none takes few values"
         inputs.note(f"dequantised {noted}")
     return data
 
 
-def _kinds(options: argparse.Namespace, table: Table) -> dict[str | int, Any] | None:
-    """The kinds of columns that were said, by name or number."""
-    found: dict[str | int, Any] = {}
+def _kinds(options: argparse.Namespace, table: Table) -> Kinds | None:
+    """Read the kinds of columns that were said, by name or number."""
+    found: Kinds = {}
 
-    def say(text: str, kind: Any) -> None:
+    def say(text: str, kind: Kind) -> None:
         for name in table.listed(text):
             (at,) = table.positions([name])
             found[at if table.columns is None else table.columns[at]] = kind
@@ -249,7 +261,7 @@ def _kinds(options: argparse.Namespace, table: Table) -> dict[str | int, Any] | 
 def _summary(density: FlowDensity, data: _Data, options: argparse.Namespace) -> dict[str, Any]:
     history = density.history
     assert history is not None
-    summary: dict[str, Any] = {
+    summary = {
         "pyro_naf": pyro_naf.__version__,
         "data": options.data or options.dataset,
         "model": options.model,
@@ -266,7 +278,7 @@ def _summary(density: FlowDensity, data: _Data, options: argparse.Namespace) -> 
         "overfit": history.overfit,
     }
     if data.test is not None:
-        mean, se = mean_and_se(density.log_prob(data.test))
+        mean, se = mean_and_se(density.score_samples(data.test))
         summary |= {"test": mean, "test_2se": 2 * se}
         summary["published"] = published(options.model, options.dataset)
         summary["published_all"] = published_of(options.dataset)

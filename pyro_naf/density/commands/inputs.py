@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -34,7 +33,7 @@ def reading(options: argparse.Namespace, density: FlowDensity | None) -> Reading
 
 
 def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Table, Table | None]:
-    """The rows and contexts of a file, those that are not finite left out where it is asked for.
+    """Read rows and contexts of a file, leaving those out that are not finite where asked.
 
     A fitted density finds its columns by their names, unless others are named. Missing cells of
     rows stay where the density takes them.
@@ -124,7 +123,7 @@ def note(message: str) -> None:
 def one_line() -> Iterator[None]:
     """Warnings as one line each; what the user can put right as a CommandError."""
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+    def show(message: Warning | str, *_: object, **__: object) -> None:
         if parallel.rank() == 0:
             print(f"pyro-naf: note: {' '.join(str(message).splitlines())}", file=sys.stderr)
 

@@ -8,10 +8,10 @@ import io
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ...files.atomic import check_file, replace_file
 from ...support.command_line import CommandError
+from ..arrays import RowsLike, TableLike
 from ..estimator import FlowDensity
 from ..pictures import plot_density
 from . import inputs
@@ -54,15 +54,15 @@ def run_plot(options: argparse.Namespace) -> None:
 
 
 def _data_of(folder: Path) -> str | None:
-    """The file that a fit was made from, if it is still there."""
+    """Find the file that a fit was made from, if it is still there."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         path = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["data"]
         return path if Path(path).is_file() else None
     return None
 
 
-def drawn(density: FlowDensity, x: Any, context: Any, seed: int) -> bytes | None:
-    """The picture of a density that was just fitted; None where it cannot be drawn.
+def drawn(density: FlowDensity, x: TableLike, context: RowsLike | None, seed: int) -> bytes | None:
+    """Draw the picture of a density that was just fitted; None where it cannot be drawn.
 
     A fit must not be lost because of its picture: that it failed is noted.
     """

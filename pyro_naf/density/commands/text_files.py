@@ -58,7 +58,7 @@ def is_text(path: str) -> bool:
 
 
 def read_text(path: str) -> tuple[str, str | None]:
-    """The text of a file, and what the user should know of its encoding.
+    """Read the text of a file, and what the user should know of its encoding.
 
     It is in UTF-8, in UTF-16, or else in Windows' Latin-1, which the note says.
 
@@ -102,7 +102,7 @@ def _unpacked(path: str) -> bytes:
 
 
 def _member(path: str, content: bytes, limit: int) -> bytes:
-    """The only text file in a zip archive."""
+    """Find the only text file in a zip archive."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = [i.filename for i in archive.infolist() if Path(i.filename).suffix in SUFFIXES]
         names = [name for name in names if not name.startswith("__MACOSX")]

@@ -71,7 +71,7 @@ def run_sample(options: argparse.Namespace) -> None:
 
 
 def load(path: str) -> FlowDensity:
-    """The density in a file, or in a folder of ``pyro-naf fit``.
+    """Load the density in a file, or in a folder of ``pyro-naf fit``.
 
     :raises ModelFileError: as :meth:`FlowDensity.load`.
     """

@@ -43,7 +43,7 @@ LOADERS: dict[str, Callable[[Path], Split]] = {
 
 
 def load(name: str, root: str | os.PathLike[str]) -> Split:
-    """A published data set, prepared from its owner's files in the folder ``root``.
+    """Load a published data set, prepared from its owner's files in the folder ``root``.
 
     :param name: "power", "gas", "hepmass", "miniboone" or "bsds300".
     :raises ValueError: for another name.

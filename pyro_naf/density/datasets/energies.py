@@ -31,27 +31,27 @@ EDGE, WALL = 4.0, 0.4
 
 
 def u1(z: Tensor) -> Tensor:
-    """A ring, heavy at its left and right."""
+    """Evaluate the energy of a ring, heavy at its left and right."""
     z1 = z[..., 0]
     left, right = (-0.5 * ((z1 - c) / 0.6).square() for c in (-2, 2))
     return 0.5 * ((z.norm(dim=-1) - 2) / 0.4).square() - torch.logaddexp(left, right)
 
 
 def u2(z: Tensor) -> Tensor:
-    """A sine wave."""
+    """Evaluate the energy of a sine wave."""
     z1, z2 = z.unbind(-1)
     return 0.5 * ((z2 - _w1(z1)) / 0.4).square() + _walls(z1)
 
 
 def u3(z: Tensor) -> Tensor:
-    """A sine wave that parts and meets again."""
+    """Evaluate the energy of a sine wave that parts and meets again."""
     z1, z2 = z.unbind(-1)
     w2 = 3 * torch.exp(-0.5 * ((z1 - 1) / 0.6).square())
     return -_either((z2 - _w1(z1)) / 0.35, (z2 - _w1(z1) + w2) / 0.35) + _walls(z1)
 
 
 def u4(z: Tensor) -> Tensor:
-    """A sine wave that parts for good."""
+    """Evaluate the energy of a sine wave that parts for good."""
     z1, z2 = z.unbind(-1)
     w3 = 3 * torch.sigmoid((z1 - 1) / 0.3)
     return -_either((z2 - _w1(z1)) / 0.4, (z2 - _w1(z1) + w3) / 0.35) + _walls(z1)

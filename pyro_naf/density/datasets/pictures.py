@@ -28,7 +28,7 @@ class Picture:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Picture:
-        """That of an image file, as grey.
+        """Read the picture in an image file, as grey.
 
         :raises DataError: when it cannot be read without pillow.
         """
@@ -56,13 +56,13 @@ class Picture:
         return ((torch.stack([column, row], 1) - centre) * self.pixel).float()
 
     def log_likelihood_bound(self) -> float:
-        """The best mean log-likelihood that any density can reach: minus the entropy, in nats."""
+        """Return the best mean log-likelihood of any density: minus the entropy, in nats."""
         mass = self.mass[self.mass > 0]
         return float((mass * (mass / self.pixel**2).log()).sum())
 
 
 def grey_pixels(path: Path) -> np.ndarray:
-    """The bytes ``(height, width)`` of an image file.
+    """Read the bytes ``(height, width)`` of an image file.
 
     :raises DataError: without pillow.
     """

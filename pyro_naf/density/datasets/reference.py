@@ -28,7 +28,7 @@ FILES = {
 
 
 def power_subset(folder: Path | None = None) -> Split:
-    """The first 13.6 % of POWER (278,861 rows), prepared as the whole is: 6 columns."""
+    """Load the first 13.6 % of POWER (278,861 rows), prepared as the whole is: 6 columns."""
     with np.load(_file("power", folder), allow_pickle=False) as archive:
         return prepare_power(archive["raw"] / archive["scale"].astype(np.float64))
 

@@ -25,7 +25,7 @@ class Split(NamedTuple):
 
     @classmethod
     def last_tenths(cls, rows: np.ndarray) -> Split:
-        """The last tenth is for the test, the last tenth of the rest for validation."""
+        """Split: the last tenth is for the test, the last tenth of the rest for validation."""
         rows, test = _cut(rows)
         train, validation = _cut(rows)
         return cls(train, validation, test)
@@ -37,7 +37,7 @@ class Split(NamedTuple):
         return Split(*((rows - loc) / scale for rows in self))
 
     def float32(self) -> Split:
-        """The rows as all of them are used in the end."""
+        """Convert the rows to float32, as all of them are used in the end."""
         return Split(*(np.ascontiguousarray(rows, dtype=np.float32) for rows in self))
 
     @property

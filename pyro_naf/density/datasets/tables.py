@@ -186,7 +186,7 @@ def prepare_miniboone(rows: np.ndarray) -> Split:
 
 
 def find(name: str, root: Path) -> list[Path]:
-    """The owner's files in the folder, or in one of the set's name inside it; gzipped is fine.
+    """Find the owner's files in the folder, or in one of the set's name inside it; gzipped is fine.
 
     :raises DataError: that says what to download, and where to put it.
     """
@@ -205,7 +205,7 @@ def find(name: str, root: Path) -> list[Path]:
 
 
 def opened(path: Path) -> IO[str]:
-    """The text of a file, gzipped or not."""
+    """Open the text of a file, gzipped or not."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
     return open(path, encoding="utf-8")
@@ -214,7 +214,7 @@ def opened(path: Path) -> IO[str]:
 def table(
     path: Path, lines: Iterable[str], parse: Callable[[str], list[float]], width: int
 ) -> np.ndarray:
-    """The rows of the lines, none of them empty, each ``width`` numbers.
+    """Parse the rows of lines, none of them empty, each ``width`` numbers.
 
     :raises DataError: when a line is anything else; it is quoted.
     """
@@ -238,7 +238,7 @@ def table(
 
 
 def counted(name: str, path: Path, split: Split) -> Split:
-    """The split, if it has as many rows as the published one.
+    """Check the split: whether it has as many rows as the published one.
 
     :raises DataError: otherwise: the file is not whole, or of another edition.
     """

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Maps a generator and a number to so many points ``(n, 2)``.
+#: Maps a number n and a generator to n points ``(n, 2)``.
 Sampler = Callable[[int, torch.Generator], Tensor]
 
 
@@ -37,7 +37,7 @@ class GaussianGrid:
         return self.centres[modes] + self.scale * torch.randn(n, 2, generator=generator)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density ``(...)`` of x ``(..., 2)``: the axes are independent."""
+        """Return the log-density ``(...)`` of x ``(..., 2)``: the axes are independent."""
         return self._log_prob_1d(x).sum(-1)
 
     def _log_prob_1d(self, x: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def pinwheel(n: int, generator: torch.Generator) -> Tensor:
 
 
 def checkerboard(n: int, generator: torch.Generator) -> Tensor:
-    """The black fields of a board of 4 x 4, side 2."""
+    """Draw from the black fields of a board of 4 x 4, side 2."""
     x = 4 * torch.rand(n, generator=generator) - 2
     row = torch.randint(2, (n,), generator=generator)
     y = torch.rand(n, generator=generator) - 2 * row + x.floor().remainder(2)

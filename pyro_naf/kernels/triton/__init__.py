@@ -17,7 +17,7 @@ from ...formulas import SigmoidSpec, affine
 from ...support.modes import needs_plain_operations
 from ..protocol import OnLanes, column, on_lanes
 
-#: Hidden units of which a kernel holds all in registers without spilling most.
+#: Largest number of hidden units of which a kernel keeps all in registers without spilling most.
 MOST_UNITS, MOST_DENSE_UNITS = 256, 64
 
 

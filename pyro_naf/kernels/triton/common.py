@@ -28,7 +28,7 @@ UNALIGNED = {"do_not_specialize_on_alignment": ["phi_b", "phi_d", "phi_p", "grad
 
 @triton.jit
 def lanes(batch, dim, LANES: tl.constexpr):
-    """This program's lanes b ``(1, LANES)``, its dimension d, and which of the lanes exist."""
+    """Return the program's lanes b ``(1, LANES)``, its dimension d, and which lanes exist."""
     # Neighbouring programs take neighbouring dimensions: they share the sectors of a (B, D) x.
     program = tl.program_id(0)
     b = (program // dim).to(tl.int64) * LANES + tl.arange(0, LANES)[None, :]
@@ -45,7 +45,7 @@ def load_rows(base, first, stride, exists, UNITS: tl.constexpr, K: tl.constexpr,
 
 @triton.jit
 def store_rows(base, first, stride, exists, tile, UNITS: tl.constexpr, K: tl.constexpr):
-    """The opposite of :func:`load_rows`."""
+    """Store rows: the opposite of :func:`load_rows`."""
     h = tl.arange(0, UNITS)[:, None]
     rows = base + (first + h).to(tl.int64) * stride
     tl.store(rows, tile, mask=(h < K) & exists)
@@ -109,7 +109,7 @@ def load_parameters(
 
 
 def arithmetic(x: Tensor, phi: Tensor) -> torch.dtype:
-    """The dtype of the value: that of ``x``, or float64 when ``phi`` is.
+    """Return the dtype of the value: the dtype of ``x``, or float64 when ``phi`` is.
 
     :raises TypeError: when there is no kernel for one of the two dtypes.
     """

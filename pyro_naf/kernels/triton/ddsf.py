@@ -15,15 +15,13 @@ and the mix that leads to the next layer is, with :math:`F = e^{e'}` and :math:`
 As in :mod:`.dsf` the largest exponentials of every sum are left out and carried beside it.
 Nothing but the inputs is kept for the backward pass: it goes through the layers from the last to
 the first and evaluates, for each, the layers before it again. That is L (L - 1) / 2 layers more
-arithmetic, and no memory. The shared matrices come as one vector, those of w first; each is
+arithmetic, and no memory. The shared matrices come as one vector, the w before the u; each is
 ``K * K`` long, but for the last of w with its one row.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -58,7 +56,7 @@ IN_PARTS = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
 def entries(UNITS: tl.constexpr, K: tl.constexpr, LAST: tl.constexpr):
     """Offsets of a matrix' entries, which of them exist, and which of the columns do.
 
-    A matrix is ``(UNITS, UNITS)``; that of the last layer, of one row, is written as a column.
+    A matrix is ``(UNITS, UNITS)``; the last layer's, which is one row, is written as a column.
     """
     i, j = tl.arange(0, UNITS)[:, None], tl.arange(0, UNITS)[None, :]
     if LAST:
@@ -87,7 +85,7 @@ def store_matrix(
 
 @triton.jit
 def dot(left, right):
-    """The matrix product, to about the rounding of its dtype.
+    """Compute the matrix product, to about the rounding of its dtype.
 
     In float32 as three products of TF32 parts, by tensor cores: fewer instructions than one in
     float32. For tiles of 64 rows on Triton would take Hopper's wgmma for them, and kernels of
@@ -110,7 +108,7 @@ def product(matrix, units, LAST: tl.constexpr):
 
 @triton.jit
 def transposed_product(matrix, rows, LAST: tl.constexpr):
-    """The transposed matrix times what :func:`product` returns."""
+    """Multiply the transposed matrix by what :func:`product` returns."""
     if LAST:
         return matrix * rows
     else:
@@ -119,7 +117,7 @@ def transposed_product(matrix, rows, LAST: tl.constexpr):
 
 @triton.jit
 def outer_product(rows, units, LAST: tl.constexpr):
-    """The gradient that :func:`product` has by its matrix, summed over the lanes."""
+    """Compute the gradient of :func:`product` by its matrix, summed over the lanes."""
     if LAST:
         return tl.sum(units * rows, 1, keep_dims=True)
     else:
@@ -231,7 +229,7 @@ def descend(
     L: tl.constexpr, SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr,
     UNITS: tl.constexpr, DTYPE: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """Gradients by m and log dm/dx, which enter ``layer``, from those of m and log dm/dx after it.
+    """Gradients by m and log dm/dx before ``layer``, from the gradients by both after it.
 
     After the last layer it is y and its log-slope that ``g_h`` and ``g_log_dh`` belong to.
     """
@@ -377,7 +375,7 @@ def inverse_kernel(
     tl.store(error + out, misfit * tl.maximum(tl.abs(target), 1.0), mask=exists)
 
 
-def options(x: Tensor, phi: Tensor, k: int, layers: int, lanes: int = 0) -> dict[str, Any]:
+def options(x: Tensor, phi: Tensor, k: int, layers: int, lanes: int = 0) -> dict[str, object]:
     """Tile of K = k units, the same for a search.
 
     A dozen tiles are alive at a time, and a product holds whole rows and columns of its factors in

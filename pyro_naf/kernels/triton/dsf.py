@@ -20,8 +20,6 @@ reciprocals do, one of each for the slope a; logarithms are taken once a lane.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -146,7 +144,7 @@ def inverse_kernel(
     tl.store(error + out, misfit * tl.maximum(tl.abs(target), 1.0), mask=exists)
 
 
-def options(x: Tensor, phi: Tensor, k: int, layers: int, lanes: int = 64) -> dict[str, Any]:
+def options(x: Tensor, phi: Tensor, k: int, layers: int, lanes: int = 64) -> dict[str, object]:
     """Tile of K = k units; 64 lanes for one evaluation, fewer for a search.
 
     A thread takes all units of one lane, so that sums need no other thread, and holds three

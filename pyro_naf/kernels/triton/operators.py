@@ -7,7 +7,7 @@ are the same: x ``(B, D)``, phi ``(B, D, (4 L - 1) K)``, biases ``(K,)`` and the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import triton
@@ -16,9 +16,13 @@ from torch import Tensor
 from ... import formulas
 from ...formulas import SigmoidSpec
 from ...rootfinding import MAX_EVALUATIONS
+from ...support.autograd import Context
 from ...support.modes import needs_plain_backward, plain_gradients
 from . import ddsf, dsf
 from .common import LANGUAGE_DTYPE, arithmetic
+
+if TYPE_CHECKING:
+    from triton import JITFunction
 
 #: Elements that the partial sums of the matrices' gradients may take: 64 MiB in float32.
 PARTIAL_SUMS = 1 << 24
@@ -36,7 +40,7 @@ def evaluate(spec: SigmoidSpec, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def root(spec: SigmoidSpec, y: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-    """The preimage of y ``(B, D)`` and its error ``(B, D)``, without gradient.
+    """Compute the preimage of y ``(B, D)`` and its error ``(B, D)``, without gradient.
 
     :raises TypeError: as :func:`evaluate`.
     """
@@ -52,8 +56,8 @@ def compiled_for(
     x: Tensor, phi: Tensor, biases: Tensor, matrices: Tensor, layers: int, shift: float,
     floor: float, **options: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a kernel is compiled for: formula, dtype and tile."""
-    module: Any = ddsf if matrices.numel() else dsf
+    """List what a kernel is compiled for: formula, dtype and tile."""
+    module = ddsf if matrices.numel() else dsf
     return {
         "SHIFT": shift,
         "FLOOR": floor,
@@ -64,12 +68,12 @@ def compiled_for(
 
 
 def shared(biases: Tensor, matrices: Tensor) -> list[Tensor]:
-    """The tensors that all lanes share, as a kernel takes them."""
+    """List the tensors that all lanes share, as a kernel takes them."""
     tensors = [biases, matrices] if matrices.numel() else [biases]
     return [t.contiguous() for t in tensors]
 
 
-def launch(kernel: Any, x: Tensor, *args: Any, LANES: int, **options: Any) -> None:
+def launch(kernel: JITFunction, x: Tensor, *args: object, LANES: int, **options: object) -> None:
     """Run a kernel with one program for every ``LANES`` samples of a dimension of x ``(B, D)``."""
     if x.numel() == 0:
         return
@@ -79,10 +83,11 @@ def launch(kernel: Any, x: Tensor, *args: Any, LANES: int, **options: Any) -> No
         kernel[grid](*args, batch, dim, LANES=LANES, enable_fp_fusion=True, **options)
 
 
-def strided(*tensors: Tensor) -> Iterator[Any]:
+def strided(*tensors: Tensor) -> Iterator[Tensor | int]:
     """Each tensor and then its strides: how a kernel takes tensors of any memory order."""
     for tensor in tensors:
-        yield from (tensor, *tensor.stride())
+        yield tensor
+        yield from tensor.stride()
 
 
 def programs(x: Tensor, lanes_each: int) -> int:
@@ -101,7 +106,7 @@ def forward(
     """Value and log-slope, each ``(B, D)``."""
     args = x, phi, biases, matrices, layers, shift, floor
     y, log_slope = forward_meta(*args)
-    module: Any = ddsf if matrices.numel() else dsf
+    module = ddsf if matrices.numel() else dsf
     launch(
         module.forward_kernel, x, *strided(x, phi), *shared(biases, matrices),
         y, *strided(log_slope), **compiled_for(*args),
@@ -110,7 +115,7 @@ def forward(
 
 
 @forward.register_fake
-def forward_meta(x: Tensor, phi: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def forward_meta(x: Tensor, phi: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of the results, for tracing."""
     dtype = arithmetic(x, phi)
     return torch.empty_like(x, dtype=dtype), torch.empty_like(x, dtype=dtype)
@@ -145,13 +150,13 @@ def backward(
 
 
 def _samples_at_once(x: Tensor, matrices: Tensor, lanes_each: int) -> int:
-    """Number of samples whose partial sums, a row a program, stay below ``PARTIAL_SUMS``."""
+    """Return how many samples keep the partial sums of all programs below ``PARTIAL_SUMS``."""
     rows = max(PARTIAL_SUMS // max(len(matrices), 1) // max(x.shape[1], 1), 1)
     return rows * lanes_each
 
 
 @backward.register_fake
-def _(x: Tensor, phi: Tensor, biases: Tensor, matrices: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _(x: Tensor, phi: Tensor, biases: Tensor, matrices: Tensor, *_: object) -> tuple[Tensor, ...]:
     return torch.empty_like(x), torch.empty_like(phi), torch.empty_like(matrices)
 
 
@@ -160,10 +165,10 @@ def inverse(
     y: Tensor, phi: Tensor, biases: Tensor, matrices: Tensor, layers: int, shift: float,
     floor: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The preimage ``(B, D)`` of y, and 0 or, where none was found, the residual."""
+    """Compute the preimage ``(B, D)`` of y, and 0 or, where none was found, the residual."""
     args = y, phi, biases, matrices, layers, shift, floor
     x, error = forward_meta(*args)
-    module: Any = ddsf if matrices.numel() else dsf
+    module = ddsf if matrices.numel() else dsf
     launch(
         module.inverse_kernel, y, *strided(y, phi), *shared(biases, matrices), x, *strided(error),
         EPS=torch.finfo(x.dtype).eps, EVALUATIONS=MAX_EVALUATIONS,
@@ -179,24 +184,28 @@ inverse.register_fake(forward_meta)
 # -------------------------------------------------------------------------------------- derivatives
 
 
+class _Inputs(Context, Protocol):
+    numbers: tuple[Tensor | float, ...]
+
+
 def plain(
     x: Tensor, phi: Tensor, matrices: Tensor, biases: Tensor, layers: int, shift: float,
     floor: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The formula, of an operator's arguments."""
+    """Evaluate the formula on an operator's arguments."""
     dtype = arithmetic(x, phi)
     spec = SigmoidSpec(len(biases), layers, shift, floor, biases)
     spec = spec._replace(matrices=spec.unpack(matrices.to(dtype)))
     return formulas.evaluate(spec, x.to(dtype), phi.to(dtype))
 
 
-def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def save_inputs(ctx: _Inputs, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Keep what the backward pass needs."""
     ctx.save_for_backward(*inputs[:4])
     ctx.numbers = inputs[4:]
 
 
-def gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+def gradients(ctx: _Inputs, *grads: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the gradients of x and of the pseudo-parameters."""
     x, phi, biases, matrices = ctx.saved_tensors
     if needs_plain_backward(*grads):
