@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import holes
+from .closed_form import Part
 from .flow import NormalizingFlow
 from .gaussian_mixture import GaussianMixture
 
@@ -82,9 +83,9 @@ class GivenClasses(nn.Module):
         stacked = torch.stack(codes, -1).expand(*here.shape[:-1], -1)
         return torch.cat([torch.where(here, x, torch.nan), stacked], -1)
 
-    def closed_form(self) -> None:
-        """None: a conditional density has no marginals of some classes."""
-        return
+    def closed_form(self) -> list[Part] | None:
+        """Return None: a conditional density has no marginals of some classes."""
+        return None
 
     def rsample(self, n: int, context: Tensor | None = None) -> Tensor:
         """n draws ``(n, ..., D)``, with zeros in what rows lack."""
