@@ -259,8 +259,9 @@ def test_a_refinement_is_loaded_goes_on_and_is_corrected(here, capsys):
     assert cli.main([*load, "--output", "b", *QUICK[4:]]) == 0
     verdict = shown.splitlines()[-3]
     assert verdict in capsys.readouterr().out
-    further = ["--steps", "3", "--correct", "--output", "c", *QUICK[4:]]
+    further = ["--steps", "3", "--correct", "--output", "c", "--checkpoint", "c.pt", *QUICK[4:]]
     assert cli.main([*load, *further]) == 0
+    assert Refinement.load("c.pt", importlib.import_module("user_models").one).steps == 8
     assert "exact   trust: the chains agree" in capsys.readouterr().out
     assert json.loads((here / "c" / "summary.json").read_text())["steps"] == 8
     with np.load(here / "c" / "draws.npz") as draws:

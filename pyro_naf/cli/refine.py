@@ -68,6 +68,8 @@ def add_refine(commands: Commands) -> None:
         help="steps of the mean-field Gaussian; default: %(default)s")  # fmt: skip
     add("--full-rank", action="store_true", help="show the full-rank Gaussian before instead")
     add("--load", metavar="FILE", help="a refinement.pt to show; with --seconds, to go on from")
+    add("--checkpoint", metavar="FILE",
+        help="written while training; after a kill the same command goes on from it")  # fmt: skip
     add("--correct", action="store_true", help="also draw from the posterior itself, by MCMC")
     add("--seed", type=at_least(0), metavar="N", default=0, help="default: %(default)s")
     add("--output", metavar="DIR", default="pyro-naf-output", help="default: %(default)s")
@@ -151,6 +153,7 @@ def _fit(joint: Joint, options: argparse.Namespace) -> GaussianProposal:
 def _refined(problem: Problem, options: argparse.Namespace) -> Refinement:
     """Return a new refinement, or the one of a file, which goes on where there is time for it."""
     budget = {"steps": options.steps, "seconds": options.seconds}
+    budget |= {"checkpoint": options.checkpoint}
     shown = {"seed": options.seed, "progress": not options.no_progress}
     if options.load is None:
         with _reported("the refinement broke down"):

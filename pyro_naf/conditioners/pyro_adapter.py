@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
@@ -49,8 +47,8 @@ class PyroConditioner(nn.Module):
         return torch.cat(rows, -2).transpose(-1, -2).contiguous()
 
 
-def as_conditioner(conditioner: Conditioner | nn.Module) -> Conditioner:
+def as_conditioner(conditioner: Conditioner) -> Conditioner:
     """Wrap Pyro's autoregressive networks; return anything else as it is."""
     if isinstance(conditioner, ConditionalAutoRegressiveNN):
         return PyroConditioner(conditioner)
-    return cast(Conditioner, conditioner)
+    return conditioner

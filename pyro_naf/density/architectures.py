@@ -29,15 +29,16 @@ from __future__ import annotations
 import difflib
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import NoReturn
 
 from pyro.distributions.transforms import BlockAutoregressive, Planar
-from torch import nn
+from torch import Tensor, nn
 
 from ..conditioners import MADE, AttentionConditioner
 from ..conditioners import choice as conditioners
+from ..conditioners.protocol import Conditioner
 from ..files.archive import plain
 from ..flows.starts import spread_sigmoids
 from ..support.checks import check_integers
@@ -128,7 +129,7 @@ def build(
     sizes: Sequence[int] = (),
     holes: Mapping[int, int] | None = None,
     classes: Sequence[int] = (),
-    **overrides: Any,
+    **overrides: object,
 ) -> NormalizingFlow | GivenClasses:
     """The named architecture, freshly initialised (from torch's global generator).
 
@@ -194,7 +195,7 @@ def _refuse_kind(kind: str, name: str, options: Options, sizes: Sequence[int]) -
         raise ValueError(f"architecture {name!r} takes no base: it has one of its own")
 
 
-def check_options(name: str, overrides: Mapping[str, Any]) -> Options:
+def check_options(name: str, overrides: Mapping[str, object]) -> Options:
     """The options of a named architecture.
 
     :raises ValueError: for an unknown name, or an option out of its range.
@@ -211,10 +212,11 @@ def check_options(name: str, overrides: Mapping[str, Any]) -> Options:
             f"unknown option {unknown[0]!r} of {name}{meant} there are: {', '.join(known)}; and "
             f"for the fit: {', '.join(of_fit)}"
         )
-    return Options(**{key: plain(key, value) for key, value in overrides.items()})
+    make: Callable[..., Options] = Options
+    return make(**{key: plain(key, value) for key, value in overrides.items()})
 
 
-def unused_options(name: str, overrides: Mapping[str, Any]) -> list[str]:
+def unused_options(name: str, overrides: Mapping[str, object]) -> list[str]:
     """The options that a named architecture makes no use of.
 
     >>> unused_options("maf-nsf-5", {"bins": 16, "hidden_units": 8})
@@ -291,7 +293,7 @@ class _Parts:
             spread_sigmoids(conditioner, transformer, self.options.sharpness)
         return self.autoregressive(conditioner, transformer)
 
-    def autoregressive(self, conditioner: nn.Module, transformer: Transformer) -> nn.Module:
+    def autoregressive(self, conditioner: Conditioner, transformer: Transformer) -> nn.Module:
         if self.context_dim:
             return ConditionalAutoregressiveFlow(conditioner, transformer)
         return AutoregressiveFlow(conditioner, transformer)
@@ -299,7 +301,9 @@ class _Parts:
     def base(self) -> StandardNormal | Student:
         return BASES[self.options.base](self.input_dim)
 
-    def mixture(self, conditioner: nn.Module | None = None) -> AutoregressiveMixture:
+    def mixture(
+        self, conditioner: MADE | AttentionConditioner | RecurrentConditioner | None = None
+    ) -> AutoregressiveMixture:
         components = self.options.components
         return AutoregressiveMixture(conditioner or self.conditioner(3 * components), components)
 
@@ -361,10 +365,10 @@ class _OneWay(nn.Module):
 
     no_inverse: str
 
-    def _inverse(self, _: Any) -> Any:
+    def _inverse(self, _: Tensor) -> NoReturn:
         raise NotImplementedError(self.no_inverse)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_cached")}
         return {**kept, "_cached_x_y": (None, None), "_cached_logDetJ": None, "_inv": None}
 

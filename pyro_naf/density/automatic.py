@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from .candidates import FEW_ROWS, FOLDS, Candidate, candidates
 from .closed_form import CLOSED
 from .flow import NormalizingFlow
 from .given_classes import GivenClasses
-from .settings import History, Training
+from .settings import Compared, Evaluation, History, OnEvaluation, Training
 from .stacked import Folds, Stacked, stacking_weights
 from .training import Rows, log_probs, seeded, train
 
@@ -95,7 +95,7 @@ def fit(
     overrides: dict[str, object],
     weight: Tensor | None = None,
     shift: Tensor | None = None,
-    on_evaluation: Callable[[dict[str, Any]], None] | None = None,
+    on_evaluation: OnEvaluation | None = None,
     dtype: torch.dtype = torch.float32,
     gaps: bool = False,
     sizes: Sequence[int] = (),
@@ -183,7 +183,7 @@ class _Search:
             weight = None if self.weight is None else self.weight[kept]
             yield k, [t[kept] for t in self.rows], weight, [t[out] for t in self.rows], out
 
-    def run(self, on_evaluation: Callable[[dict[str, Any]], None] | None) -> None:
+    def run(self, on_evaluation: OnEvaluation | None) -> None:
         total = self.folds * len(self.tried)
         shown = self.training.progress and parallel.rank() == 0 and self.folds > 1
         with tqdm(total=total, desc="fit", unit="density", disable=not shown) as bar:
@@ -258,7 +258,7 @@ class _Search:
         kept: Rows,
         weight: Tensor | None,
         out: Rows,
-        on_evaluation: Callable[[dict[str, Any]], None] | None,
+        on_evaluation: OnEvaluation | None,
     ) -> None:
         """Trains a flow within its part of the time that is left."""
         chosen = {**candidate.training, **self.given}
@@ -274,12 +274,15 @@ class _Search:
         options = changed(**chosen)
         before = self.history.steps
 
-        def evaluated(entry: dict[str, Any]) -> None:
+        def evaluated(entry: Evaluation) -> None:
             entry |= {"density": candidate.architecture, "fold": k}
             if on_evaluation is not None:
                 on_evaluation(entry)
 
-        model = {"architecture": candidate.architecture, "overrides": self.options(candidate)}
+        model: dict[str, object] = {
+            "architecture": candidate.architecture,
+            "overrides": self.options(candidate),
+        }
         found = train(part, kept, out, options, evaluated, self.offset, model, weight)
         self.overfit.append(_drop(found))
         for entry in found.evaluations:
@@ -309,7 +312,8 @@ class _Search:
             for k, share in own.items():
                 made.append(self.parts[i, k])
                 origins.append((i, k))
-                parts.append((self.tried[i].architecture, plain("options", options)))
+                kept = cast("dict[str, object]", plain("options", options))
+                parts.append((self.tried[i].architecture, kept))
                 each.append(weight * share)
         density = Stacked(self.rows[0].shape[1], made, torch.tensor(each, dtype=torch.double))
         density = density.to(self.device, self.dtype)
@@ -342,12 +346,10 @@ class _Search:
         history = self.history
         history.seconds = time.monotonic() - self.start
         value = float((total + self.shift).mean())
-        last = {"step": history.steps, "epoch": 0.0, "seconds": history.seconds, "lr": 0.0}
-        if history.evaluations:
-            last["epoch"] = history.evaluations[-1]["epoch"]
-        history.evaluations.append(
-            {**last, "train": None, "validation": value, "density": "auto", "fold": None}
-        )
+        epoch = history.evaluations[-1]["epoch"] if history.evaluations else 0.0
+        last = Evaluation(step=history.steps, epoch=epoch, seconds=history.seconds, lr=0.0)
+        last |= {"train": None, "validation": value, "density": "auto", "fold": None}
+        history.evaluations.append(last)
         history.best_step = history.steps
         means = self.log_probs.mean(0)
         kinds = [parse(tried.architecture)[0] for tried in self.tried]
@@ -361,7 +363,7 @@ class _Search:
         history.comparison.append(self.compared("auto", total))
         history.overfit = _sentence(self.overfit)
 
-    def compared(self, name: str, values: Tensor) -> dict[str, object]:
+    def compared(self, name: str, values: Tensor) -> Compared:
         values = values + self.shift
         error = 2 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
         return {"name": name, "mean": float(values.mean()), "2se": error}
@@ -369,7 +371,7 @@ class _Search:
 
 def _drop(history: History) -> tuple[float, float]:
     """Return the validation likelihood of the best weights, and of the last."""
-    values = [e["validation"] for e in history.evaluations]
+    values = [v for e in history.evaluations if (v := e["validation"]) is not None]
     return max(values), values[-1]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class Column:
     curve: str = "log"
     scale: float = 1.0
     step: float = 0.0
-    values: tuple[Any, ...] = ()
+    values: tuple[float | str, ...] = ()
     unit: str = ""
     spikes: tuple[float, ...] = ()
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from pyro.distributions import constraints
@@ -185,16 +184,17 @@ class Schema:
         ]
         return torch.cat(parts, -1).double()
 
-    def content(self) -> list[dict[str, Any]]:
+    def content(self) -> list[dict[str, object]]:
         """The columns as a file holds them."""
         return [
             {**asdict(c), "values": list(c.values), "spikes": list(c.spikes)} for c in self.columns
         ]
 
     @classmethod
-    def of(cls, content: Sequence[Mapping[str, Any]]) -> Schema:
+    def of(cls, content: Sequence[Mapping[str, object]]) -> Schema:
         """The schema that :meth:`content` described."""
-        return cls([Column(**column) for column in content])
+        make: Callable[..., Column] = Column
+        return cls([make(**column) for column in content])
 
 
 class ToData(Transform):

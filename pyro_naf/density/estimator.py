@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from .arrays import RowsLike, TableLike
 from .fitting import Fitting
 from .flow import evaluating
 from .model_file import load_model, save_model
+from .settings import OnEvaluation
 from .table_density import TableDensity
 from .weighted import COMPARED, WeightedDensity
 
@@ -80,7 +80,7 @@ class FlowDensity(TableDensity):
         sample_weight: ArrayLike | Tensor | None = None,
         *,
         y: RowsLike | None = None,
-        on_evaluation: Callable[[dict[str, Any]], None] | None = None,
+        on_evaluation: OnEvaluation | None = None,
         **settings: object,
     ) -> FlowDensity:
         """Fits the density to rows, and returns itself.

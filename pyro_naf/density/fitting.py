@@ -7,17 +7,19 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from numbers import Real
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from . import automatic, kinds, preparation, said, tables
 from .architectures import WITH_CLASSES, WITH_HOLES, check_options, parse
+from .arrays import RowsLike, TableLike
 from .closed_form import CLOSED
 from .columns import Schema
 from .modelled import Modelled
-from .settings import History, Training
+from .said import Said
+from .settings import Evaluation, History, OnEvaluation, Training
 from .sklearn_api import SETTINGS
 from .table_density import TableDensity
 from .training import Rows, log_probs, train, untrained
@@ -42,17 +44,18 @@ class Fitting:
     def __init__(
         self,
         density: TableDensity,
-        given: dict[str, Any],
-        on_evaluation: Callable[[dict[str, Any]], None] | None,
+        given: dict[str, object],
+        on_evaluation: OnEvaluation | None,
     ) -> None:
         self.density, self.on_evaluation = density, on_evaluation
         self.given = dict(given)
         self.validation = self.given.pop("validation", SETTINGS["validation"])
-        self.said = self.given.pop("columns", None)
-        self.options = Training(**self.given)
+        self.said = cast("Said | None", self.given.pop("columns", None))
+        make: Callable[..., Training] = Training
+        self.options = make(**self.given)
         self.start = time.monotonic()
 
-    def run(self, x: Any, context: Any, sample_weight: Any) -> None:
+    def run(self, x: TableLike, context: RowsLike | None, sample_weight: RowsLike | None) -> None:
         """Fits the density to rows, as ``FlowDensity.fit`` says."""
         density = self.density
         self._find_columns(x)
@@ -86,7 +89,7 @@ class Fitting:
             + f" (n_samples={n})"
         )
 
-    def _find_columns(self, x: Any) -> None:
+    def _find_columns(self, x: TableLike) -> None:
         """Learns the schema from rows: what the columns are called, and of which kinds."""
         name, table = self.density.names[0], tables.matrix(x, self.density.names[0])
         self.density.from_table = table.names is not None
@@ -276,13 +279,13 @@ class Fitting:
         self, data: Rows, validation: Rows | None, weight: Tensor | None, offset: float
     ) -> None:
         """Trains a named architecture, and remembers what is known when Ctrl-C ends it."""
-        density, flow, seen = self.density, self.density.flow, list[dict[str, Any]]()
+        density, flow, seen = self.density, self.density.flow, list[Evaluation]()
         flow.start(data[0], data[1] if len(data) > 1 else None, weight)
         if next(flow.parameters(), None) is None:
             density.history = untrained(flow, data, validation, offset)
             return
 
-        def evaluated(entry: dict[str, Any]) -> None:
+        def evaluated(entry: Evaluation) -> None:
             seen.append(entry)
             if self.on_evaluation is not None:
                 self.on_evaluation(entry)

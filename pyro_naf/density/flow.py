@@ -21,6 +21,7 @@ from .gaussian import Whitening
 from .gaussian_mixture import GaussianMixture
 from .mixture import StandardNormal
 from .normal_scores import NormalScores
+from .student import Student
 
 #: Times that a single row is drawn before it is given up.
 TRIES = 50
@@ -202,6 +203,7 @@ class NormalizingFlow(nn.Module):
         if self.sampling:
             return self.distribution(context).log_prob(x)
         if self.holes and context is not None:
+            assert isinstance(self.base, StandardNormal | Student)
             here = holes.present(x, context, self.holes)
             return holes.log_prob(list(self._conditioned(context)), self.base, x, here)
         x, log_det = self._through(x, context)

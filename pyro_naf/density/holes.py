@@ -13,7 +13,7 @@ It is exact, for all sets P at once, and integrates to one for each.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pyro.distributions.conditional import ConditionalTransform
@@ -23,6 +23,28 @@ from ..conditioners import sweep
 from ..rootfinding import check_roots
 from ..transforms import AutoregressiveFlow
 from .linear import Reversal
+
+
+class Base(Protocol):
+    """A base distribution of independent dimensions."""
+
+    def log_probs(self, z: Tensor) -> Tensor:
+        """Return the log-density ``(..., D)`` of each dimension of z ``(..., D)``."""
+        ...
+
+
+class Triangular(Protocol):
+    """A lower triangular linear map."""
+
+    @property
+    def lower(self) -> Tensor:
+        """The matrix ``(D, D)``."""
+        ...
+
+    @property
+    def centre(self) -> Tensor:
+        """What is mapped to zero, ``(..., D)``."""
+        ...
 
 
 def present(x: Tensor, context: Tensor, holes: Mapping[int, int]) -> Tensor:
@@ -38,7 +60,7 @@ def present(x: Tensor, context: Tensor, holes: Mapping[int, int]) -> Tensor:
     return torch.stack(columns, -1)
 
 
-def log_prob(layers: Iterable[Any], base: Any, x: Tensor, here: Tensor) -> Tensor:
+def log_prob(layers: Iterable[Any], base: Base, x: Tensor, here: Tensor) -> Tensor:
     """The log-density ``(...)`` of the dimensions of x ``(..., D)`` that are here.
 
     :param layers: from data to base, for the rows' context.
@@ -96,7 +118,7 @@ def _preimage(layer: AutoregressiveFlow, y: Tensor, here: Tensor, context: Tenso
     return torch.stack(x, -1)
 
 
-def _solved(layer: Any, z: Tensor, here: Tensor) -> Tensor:
+def _solved(layer: Triangular, z: Tensor, here: Tensor) -> Tensor:
     """The inverse of a lower triangular map, with zeros in holes."""
     found = list[Tensor]()
     for t, row in enumerate(layer.lower):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -12,6 +12,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from ..conditioners import sweep
+from ..conditioners.protocol import Conditioner
 from ..formulas.elementary import log_sum_exp, positive
 from ..rootfinding import attach_gradient
 from ..support.checks import check_integers
@@ -51,6 +52,12 @@ class StandardNormal(nn.Module):
         return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
 
 
+class Mixing(Conditioner, Protocol):
+    """A conditioner that tells how many pseudo-parameters it gives a dimension."""
+
+    num_params: int
+
+
 class AutoregressiveMixture(nn.Module):
     r"""MADE-MoG: :math:`p(z) = \prod_t \sum_k \pi_{tk}\, N(z_t; \mu_{tk}, \sigma_{tk}^2)`.
 
@@ -76,7 +83,7 @@ class AutoregressiveMixture(nn.Module):
 
     initial_means: Tensor
 
-    def __init__(self, conditioner: Any, components: int = 10, min_scale: float = 1e-3) -> None:
+    def __init__(self, conditioner: Mixing, components: int = 10, min_scale: float = 1e-3) -> None:
         super().__init__()
         check_integers(components=(components, 1))
         if not 0 < min_scale < 0.3:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import as_tensor
+from .arrays import RowsLike, as_tensor
 from .discrete import LOOKED_AT, discrete_columns, present
 
 #: Standard deviation, in that of most rows, beyond which a column is said to hold outliers.
@@ -36,7 +35,7 @@ NAMED = 5
 CHUNK = 65_536
 
 
-def as_rows(value: Any, name: str, width: int, device: torch.device | None = None) -> Tensor:
+def as_rows(value: object, name: str, width: int, device: torch.device | None = None) -> Tensor:
     """A floating-point tensor ``(N, width)`` of an array, a tensor or nested sequences, detached.
 
     :raises TypeError: when it holds no real numbers.
@@ -49,7 +48,7 @@ def as_rows(value: Any, name: str, width: int, device: torch.device | None = Non
     return rows.to(device) if device is not None else rows
 
 
-def width_of(value: Any, name: str) -> int:
+def width_of(value: object, name: str) -> int:
     """The number of columns of rows ``(N, D)``.
 
     :raises TypeError: when they hold no real numbers.
@@ -67,7 +66,7 @@ def width_of(value: Any, name: str) -> int:
     return rows.shape[1]
 
 
-def as_context(context: Any, width: int) -> Any:
+def as_context(context: RowsLike | None, width: int) -> RowsLike | None:
     """The context of rows, of which a vector is one column, and labels are none."""
     if context is None or (isinstance(context, Tensor) and context.dim() != 1):
         return context
@@ -78,7 +77,7 @@ def as_context(context: Any, width: int) -> Any:
     return as_tensor(context, "context").unsqueeze(1) if width == 1 else context
 
 
-def as_weight(value: Any, rows: Tensor) -> Tensor | None:
+def as_weight(value: RowsLike | None, rows: Tensor) -> Tensor | None:
     """The weights of rows as a tensor ``(N,)`` on their device; None where there are none.
 
     :raises ValueError: for another shape, a weight below 0 or not finite, or none above 0.
@@ -168,7 +167,7 @@ def _refuse_range(scale: Tensor, name: str, columns: Sequence[str] | None) -> No
             )
 
 
-def _named(chosen: Tensor, columns: Sequence[str] | None) -> str:
+def _named(chosen: Tensor, columns: Sequence[object] | None) -> str:
     """The columns that a mask chooses, by name where they have one."""
     at = chosen.nonzero().squeeze(1).tolist()
     return listed("column", [columns[i] if columns is not None else i for i in at])
@@ -262,7 +261,7 @@ def near_rows(rows: Tensor) -> Tensor | None:
     return ~far if 0 < number < max(FAR_SHARE * len(rows), 1.5) else None
 
 
-def warn_of_dependence(rows: Tensor, name: str, columns: Sequence[Any]) -> None:
+def warn_of_dependence(rows: Tensor, name: str, columns: Sequence[object]) -> None:
     """Warn of columns that others determine: the density rises there without bound."""
     rows = rows[~rows.isnan().any(1)]
     if len(rows) <= rows.shape[1] or rows.shape[1] < 2:
@@ -319,7 +318,7 @@ def repeated_rows(rows: Tensor) -> int:
     return len(rows) - len(code.unique())
 
 
-def listed(what: str, items: Sequence[Any]) -> str:
+def listed(what: str, items: Sequence[object]) -> str:
     """The first few of them by name.
 
     >>> listed("row", [3]), listed("row", range(7))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,7 +21,7 @@ PARAMETERS = {"positive": 0, "bounded": 2, "periodic": 1}
 SPIKED = ("zero-inflated", "spiked")
 
 
-def place_of(key: Any, names: Sequence[str] | None, width: int) -> int | None:
+def place_of(key: object, names: Sequence[str] | None, width: int) -> int | None:
     """The column that a name, or a number from 0, stands for; None where there is none.
 
     Names that are no text, as a DataFrame may have, are taken before numbers.
@@ -32,7 +32,7 @@ def place_of(key: Any, names: Sequence[str] | None, width: int) -> int | None:
     if names is not None and str(key) in names:
         return list(names).index(str(key))
     whole = isinstance(key, int | np.integer) and not isinstance(key, bool)
-    return int(key) if whole and 0 <= key < width else None
+    return int(key) if isinstance(key, int | np.integer) and whole and 0 <= key < width else None
 
 
 def described(schema: Schema, said: Said | None, names: Sequence[str] | None) -> str | None:

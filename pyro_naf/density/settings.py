@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypedDict
 
 from ..files.archive import plain
 from ..support.checks import check_integers
@@ -106,6 +107,26 @@ class Training:
             )
 
 
+class Evaluation(TypedDict, total=False):
+    """One entry of :attr:`History.evaluations`; of "auto" with the density and the fold."""
+
+    step: int
+    epoch: float
+    seconds: float
+    lr: float
+    train: float | None
+    validation: float | None
+    density: str
+    fold: int | None
+
+
+#: How a density did on rows that it was not fitted to, and twice the standard error.
+Compared = TypedDict("Compared", {"name": str, "mean": float, "2se": float | None})
+
+#: What is called with each evaluation as it is made.
+OnEvaluation: TypeAlias = Callable[[Evaluation], None]
+
+
 @dataclass
 class History:
     """What became of a training run.
@@ -122,21 +143,23 @@ class History:
     :ivar overfit: a sentence on overfitting, where there was any.
     """
 
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
     skipped: int = 0
     best_step: int = 0
     stopped: str = "budget"
-    comparison: list[dict[str, Any]] = field(default_factory=list)
+    comparison: list[Compared] = field(default_factory=list)
     overfit: str | None = None
 
     @classmethod
-    def interrupted(cls, evaluations: list[dict[str, Any]]) -> History:
+    def interrupted(cls, evaluations: list[Evaluation]) -> History:
         """Sum up a run that was interrupted after these evaluations, at least one."""
-        values = [e["validation"] for e in evaluations]
-        best = evaluations[-1] if values[-1] is None else evaluations[values.index(max(values))]
-        last = evaluations[-1]
+        last, values = (
+            evaluations[-1],
+            [v for e in evaluations if (v := e["validation"]) is not None],
+        )
+        best = evaluations[values.index(max(values))] if values else last
         return cls(
             evaluations,
             steps=last["step"],
@@ -146,6 +169,6 @@ class History:
         )
 
     @property
-    def best(self) -> dict[str, Any]:
+    def best(self) -> Evaluation:
         """The evaluation of the weights that were kept."""
         return next(e for e in reversed(self.evaluations) if e["step"] == self.best_step)

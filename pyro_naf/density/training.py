@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from ..files.atomic import check_file
 from . import parallel
 from .checkpoints import load_checkpoint, save_checkpoint
 from .flow import evaluating
-from .settings import History, Training
+from .settings import Evaluation, History, OnEvaluation, Training
 from .steps import Stepper
 
 #: Steps between two looks at the device: what happens there is known to the host that much later.
@@ -43,9 +43,9 @@ def train(
     rows: Rows,
     validation: Rows | None,
     training: Training,
-    on_evaluation: Callable[[dict[str, Any]], None] | None = None,
+    on_evaluation: OnEvaluation | None = None,
     offset: float = 0.0,
-    model: dict[str, Any] | None = None,
+    model: dict[str, object] | None = None,
     weight: Tensor | None = None,
 ) -> History:
     """Maximise the mean log-density of the rows; leave the best weights in the module.
@@ -78,8 +78,8 @@ def untrained(module: nn.Module, rows: Rows, validation: Rows | None, offset: fl
     start, value = time.monotonic(), mean_log_prob(module, rows)[0] + offset
     held_out = None if validation is None else mean_log_prob(module, validation)[0] + offset
     seconds = time.monotonic() - start
-    entry = {"step": 0, "epoch": 0.0, "seconds": seconds, "lr": 0.0}
-    return History([{**entry, "train": value, "validation": held_out}], seconds=seconds)
+    entry = Evaluation(step=0, epoch=0.0, seconds=seconds, lr=0.0, train=value, validation=held_out)
+    return History([entry], seconds=seconds)
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ class _Run:
         validation: Rows | None,
         training: Training,
         offset: float,
-        model: dict[str, Any],
+        model: dict[str, object],
         weight: Tensor | None = None,
     ) -> None:
         self.module, self.rows, self.validation, self.options = module, rows, validation, training
@@ -142,7 +142,7 @@ class _Run:
 
     # ------------------------------------------------------------------------------------ the loop
 
-    def run(self, on_evaluation: Callable[[dict[str, Any]], None] | None) -> History:
+    def run(self, on_evaluation: OnEvaluation | None) -> History:
         self.module.train()
         try:
             self.loop(on_evaluation)
@@ -155,7 +155,7 @@ class _Run:
         self.refuse_untrained()
         return self.history
 
-    def loop(self, on_evaluation: Callable[[dict[str, Any]], None] | None) -> None:
+    def loop(self, on_evaluation: OnEvaluation | None) -> None:
         history, options = self.history, self.options
         show = options.progress and parallel.rank() == 0
         with tqdm(
@@ -236,7 +236,7 @@ class _Run:
 
     # ------------------------------------------------------------------------------ evaluation
 
-    def evaluate(self, on_evaluation: Callable[[dict[str, Any]], None] | None) -> None:
+    def evaluate(self, on_evaluation: OnEvaluation | None) -> None:
         """Validate the averaged weights, keep the best, write a checkpoint when it is due."""
         self.look()
         history = self.history
@@ -299,7 +299,7 @@ class _Run:
             save_checkpoint(self.options.checkpoint, state)
         self.last_checkpoint = time.monotonic()
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What a checkpoint must agree on to be of this run."""
         return {
             "weights": [list(p.shape) for p in self.weights],
@@ -309,10 +309,10 @@ class _Run:
             "batch_size": self.batch,
             "evaluate_every": self.evaluate_every,
             **{name: getattr(self.options, name) for name in SAME},
-            **plain("model", self.model),
+            **cast("dict[str, object]", plain("model", self.model)),
         }
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         return {
             "identity": self.identity(),
             # Permutations are drawn by the constructor, and kept in buffers.
@@ -348,7 +348,7 @@ class _Run:
         _restore_generators(own, self.device)
 
 
-def _fingerprint(rows: Rows) -> list[Any]:
+def _fingerprint(rows: Rows) -> list[list[int]]:
     # The sum of the bits is exact in whatever order it is taken.
     return [[*t.shape, int(t.double().view(torch.long).sum())] for t in rows]
 

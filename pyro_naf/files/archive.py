@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable
 from enum import Enum
 from numbers import Integral, Real
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -185,7 +185,7 @@ class _Unpickler(pickle.Unpickler):
         return storage.as_strided(size, stride, offset)
 
 
-def plain(name: str, value: object, tensors: bool = False) -> Any:
+def plain(name: str, value: object, tensors: bool = False) -> object:
     """Numbers, strings, and lists and dicts of these, of Python's own types, as files hold them.
 
     :param name: what messages call the value.

@@ -81,7 +81,7 @@ class AutoregressiveFlow(TransformModule):
 
     def __init__(
         self,
-        conditioner: Conditioner | nn.Module,
+        conditioner: Conditioner,
         transformer: Transformer,
         *,
         context: Tensor | None = None,
@@ -285,7 +285,7 @@ class ConditionalAutoregressiveFlow(ConditionalTransformModule):
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, conditioner: Conditioner | nn.Module, transformer: Transformer) -> None:
+    def __init__(self, conditioner: Conditioner, transformer: Transformer) -> None:
         super().__init__()
         self.arn = as_conditioner(conditioner)
         self.transformer = transformer
@@ -316,7 +316,7 @@ def _check_tensor(value: object, name: str) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
-def _check_num_params(conditioner: Conditioner | nn.Module, transformer: Transformer) -> None:
+def _check_num_params(conditioner: Conditioner, transformer: Transformer) -> None:
     given = getattr(conditioner, "num_params", None)
     if given is not None and given != transformer.num_params:
         raise ValueError(

@@ -50,12 +50,13 @@ class Memory:
         self.forget()
         if torch.compiler.is_compiling() or saves_elsewhere() or outlives_its_level(last.y):
             return
-        self._state = state = _State(module, context, last)
-        this = weakref.ref(self)
+        self._state = _State(module, context, last)
+        # The graph's hook holds neither: it would hold the graph, and no collector frees that.
+        this, that = weakref.ref(self), weakref.ref(self._state)
 
         def forget(_: object) -> None:
             memory = this()
-            if memory is not None and memory._state is state:  # noqa: SLF001
+            if memory is not None and memory._state is that():  # noqa: SLF001
                 memory.forget()
 
         for t in (last.y, last.log_det):

@@ -6,7 +6,7 @@ from .compiled_svi import CompiledSVI
 from .correction import Correction, mcmc_correct
 from .diagnostics import ImportanceDiagnostics, draws, importance_diagnostics, importance_resample
 from .elbos import TraceDReG_ELBO, TraceSTL_ELBO
-from .embeddings import SetEncoder, Standardize
+from .embeddings import NormalScores, SetEncoder, Standardize
 from .forward_kl import ForwardKL
 from .gaussian import fit_gaussian
 from .loo import Comparison, Loo, compare, psis_loo
@@ -27,6 +27,7 @@ __all__ = [
     "ForwardKL",
     "ImportanceDiagnostics",
     "Loo",
+    "NormalScores",
     "Posterior",
     "Refinement",
     "SetEncoder",

@@ -6,7 +6,7 @@ import math
 
 from .diagnostics import ImportanceDiagnostics
 
-#: k-hat from which on weights have no mean, and draws whose evidence says something.
+#: k-hat from which on weights have no mean; number of draws from which on an evidence counts.
 _NO_MEAN, _FEWEST = 1.0, 200
 
 #: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise.

@@ -58,11 +58,11 @@ class Budget:
         return max(self.left() - self.kept * self.seconds, 0.0)
 
     def begin_training(self) -> None:
-        """Note that what came before, a search, is over."""
+        """Note that the search before training is over."""
         self.middle = self.part_of_rest(0.5)
 
     def part_of_rest(self, part: float) -> float:
-        """The fraction of the budget at which so much of what is left for training will be over."""
+        """Fraction of the budget at which this part of what is left for training will be over."""
         if self.seconds is None:
             return part
         return 1 - (1 - part) * self.left_for_training() / ((1 - self.kept) * self.seconds)

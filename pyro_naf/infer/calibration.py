@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyro
 import torch
@@ -22,13 +22,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..guides.sites import latent_sites
+from ..support.calls import Args, Kwargs, Model
 from ..support.checks import check_integers
 from ..support.deprecation import renamed
-from ..support.labels import entry_labels, scalar_parameters
 from ..support.seeding import seeded
 from ..support.tables import Shown, Table
 from .pointwise import Simulated, observed_sites
-from .posterior import Posterior, Results
+from .ranks import draws_of, ranks_of
 from .uniformity import band, symmetry, uniformity
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Calibration(Shown):
 
         :raises ImportError: without matplotlib.
         """
-        from ..plot.figures import plot_calibration
+        from ..plot.checks import plot_calibration
 
         shown = self.names[:_SHOWN]
         columns = {name: self.ranks[:, i].numpy() for i, name in enumerate(shown)}
@@ -132,27 +132,29 @@ class Calibration(Shown):
 
 @renamed(num_draws="num_samples")
 def sbc(
-    model: Callable[..., Any],
-    fit: Callable[..., Any],
-    *args: Any,
+    model: Model,
+    fit: Callable[..., object],
+    *args: object,
     num_simulations: int = 100,
     num_samples: int = 200,
     quantities: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
-    arguments: Callable[[dict[str, Tensor]], tuple[Any, ...]] | None = None,
+    arguments: Callable[[dict[str, Tensor]], tuple[object, ...]] | None = None,
     seed: int | None = 0,
     progress: bool = True,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Calibration:
     """Whether a way to fit a model's posterior is right on average, by simulated data.
 
     Each simulation draws latents and data from the model. ``fit`` is then given the model
     conditioned on that data, and returns a result of :func:`~pyro_naf.infer.refine` or
-    :func:`~pyro_naf.infer.mcmc_correct`, a fitted guide, or draws, site to ``(L, ...)``. Draws of a
-    result are weighted where k-hat allows that, as its summary does; those of a guide are not.
+    :func:`~pyro_naf.infer.mcmc_correct`, Pyro's MCMC, a fitted guide, or draws, site to ``(L,
+    ...)``. Draws of a result are weighted where k-hat allows that, as its summary does; those of a
+    guide are not.
 
     :param model: a model with proper priors; the data among its arguments gives only shapes.
     :param fit: called as ``fit(conditioned, *args, **kwargs)``, such as ``lambda m, *a: refine(m,
-        *a, progress=False)``. An amortised guide is given as it is, without a new fit.
+        *a, progress=False)``. An amortised guide, of ours or written by hand, is given as it is,
+        without a new fit: it takes the model's arguments alone.
     :param args: the model's arguments, as are ``kwargs``.
     :param num_simulations: number of simulated data sets, >= 10.
     :param num_samples: draws of each fit that the true value is ranked among.
@@ -164,7 +166,9 @@ def sbc(
     :param seed: of the simulations; None lets torch's generator go on.
     :param progress: show a progress bar.
     :raises ValueError: for an argument out of range, a model without observed sites, or when all
-        fits fail. A fit that raises is counted in ``failed``.
+        fits fail. A fit that raises one, or a RuntimeError, is counted in ``failed``.
+    :raises TypeError: for a fit that returns something else, or draws of another shape.
+    :raises KeyError: for a fit whose draws lack a site.
 
     Source: Talts et al. 2018 [arXiv:1804.06788].
 
@@ -193,11 +197,11 @@ def sbc(
             try:
                 # Guides of the same name would share the parameters of the first.
                 with pyro.get_param_store().scope():
-                    draws = _draws_of(fit, conditioned, given, called, num_samples)
+                    draws = draws_of(fit, conditioned, given, called, num_samples)
             except (RuntimeError, ValueError, ArithmeticError) as error:
                 failed.append((str(error).splitlines() or [type(error).__name__])[0])
                 continue
-            names, rank = _ranks(truth, draws, quantities)
+            names, rank = ranks_of(truth, draws, quantities)
             ranks.append(rank)
     if not ranks:
         raise ValueError(f"all {num_simulations} fits failed: {failed[0]}")
@@ -206,13 +210,16 @@ def sbc(
 
 @torch.no_grad()
 def _simulated(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: Model, args: Args, kwargs: Kwargs
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Latents from the prior, and data from the model."""
     with poutine.block():
         observed = observed_sites(poutine.trace(model).get_trace(*args, **kwargs))
         if not observed:
-            raise ValueError("the model has no observed sites, so that there is no data to draw")
+            raise ValueError(
+                "the model has no observed sites, so that there is no data to draw; give data "
+                "among its arguments, of which only the shape matters"
+            )
         trace = poutine.trace(Simulated()(model)).get_trace(*args, **kwargs)
     sites = latent_sites(trace)
     truth = {
@@ -221,47 +228,3 @@ def _simulated(
         if name not in observed and not site["fn"].support.is_discrete
     }
     return truth, {name: site["value"] for name, site in sites.items() if name in observed}
-
-
-def _draws_of(
-    fit: Any, model: Callable[..., Any], args: Any, kwargs: Any, count: int
-) -> dict[str, Tensor]:
-    """Draws ``(count, ...)`` that count equally, of whatever a fit is or returns."""
-    if hasattr(fit, "prototype_trace"):
-        return Posterior(model, fit, *args, **kwargs).draws(count)
-    found = fit(model, *args, **kwargs)
-    if isinstance(found, Mapping):
-        return dict(found)
-    if isinstance(found, Results):
-        sample = found.even_draws()
-        places = torch.randint(len(next(iter(sample.values()))), (count,))
-        return {name: value[places] for name, value in sample.items()}
-    return Posterior(model, found, *args, **kwargs).draws(count)
-
-
-def _ranks(
-    truth: Mapping[str, Tensor],
-    draws: Mapping[str, Tensor],
-    quantities: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None,
-) -> tuple[tuple[str, ...], Tensor]:
-    """Labels ``(K,)`` and ranks ``(K,)`` of the true values."""
-    missing = truth.keys() - draws.keys()
-    if missing:
-        raise KeyError(f"fit must return draws of {sorted(truth)}, {sorted(missing)} are missing")
-    latents = {name: draws[name] for name in truth}
-    if quantities is not None:
-        truth = quantities(dict(truth))
-        rows = range(len(next(iter(latents.values()))))
-        each = [quantities({name: v[i] for name, v in latents.items()}) for i in rows]
-        latents = {n: torch.stack([torch.as_tensor(one[n]) for one in each]) for n in truth}
-    names, ranks = [], []
-    columns = scalar_parameters(latents)
-    for name, value in truth.items():
-        flat = torch.as_tensor(value).reshape(-1).tolist()
-        for label, true in zip(entry_labels(name, torch.as_tensor(value).shape), flat, strict=True):
-            column = columns[label]
-            below, ties = int((column < true).sum()), int((column == true).sum())
-            place = below + float(torch.rand(())) * (ties + 1)
-            names.append(label)
-            ranks.append(place / (len(column) + 1))
-    return tuple(names), torch.tensor(ranks, dtype=torch.double)

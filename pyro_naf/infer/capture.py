@@ -8,17 +8,19 @@ the next process. Whatever fails leaves the slower way in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
+from torch._ops import OpOverload
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from ..support.calls import Args, Kwargs, Types
 from .compilation import Compilation, is_enabled
 from .lanes import FailedFactorsAreNaN
 
@@ -58,7 +60,7 @@ class Graph:
         except _ConstantWritten:
             module = _traced(function, example, FailedFactorsAreNaN())
         self.constants = constants_to_inputs(module)
-        self.module: Callable[..., Any] = module
+        self.module: Callable[..., tuple[Tensor, Tensor]] = module
         self._code = module.code
         self.worker: Compilation | None = None
         self.is_compiled = False
@@ -127,13 +129,15 @@ class _Constants(FailedFactorsAreNaN):
     tensors stay in the graph: values may be written into them.
     """
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Types, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         is_new = not tensors or "new_" in func.__name__ or "_like" in func.__name__
         is_random = torch.Tag.nondeterministic_seeded in func.tags
         if is_new or is_random or any(map(is_followed, tensors)):
             is_written = func._schema.is_mutable  # noqa: SLF001
-            if is_written and not is_followed(args[0]):
+            if is_written and not is_followed(cast(Tensor, args[0])):
                 raise _ConstantWritten(f"{func} writes into a constant")
             return super().__torch_dispatch__(func, types, args, kwargs)
         with _disable_current_modes():
@@ -150,7 +154,7 @@ def is_followed(tensor: Tensor) -> bool:
     return mode is not None and tensor in mode.tracer.tensor_tracker
 
 
-def trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
+def trace(function: Callable[..., object], *inputs: object) -> fx.GraphModule:
     """Record the operations of torch that a function of tensors runs."""
     # One mode for all nodes: make_fx would make a new one for each, half its time.
     context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
@@ -164,7 +168,7 @@ def _fresh(like: Tensor) -> Tensor:
     return like + 0.1 * noise.to(like)
 
 
-def check_equal(found: Any, expected: Any) -> None:
+def check_equal(found: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
     """Compare tensors with those expected, relative to the largest entry of each.
 
     :raises RuntimeError: when two differ by more than rounding.
@@ -181,7 +185,7 @@ def constants_to_inputs(module: fx.GraphModule) -> list[Tensor]:
     graph = module.graph
     constants: list[Tensor] = []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    places: dict[str, Any] = {}
+    places: dict[object, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "get_attr":
             continue

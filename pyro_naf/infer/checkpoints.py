@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -102,7 +102,8 @@ class Checkpoint:
         if not 0 <= seconds < math.inf:
             raise ValueError(f"checkpoint_seconds must be at least 0 and finite, got {seconds}")
         self.path, self.seconds = Path(path), seconds
-        self.asked = plain("call", asked | {"structure": _short(asked["structure"])})
+        short = {name: _short(value) for name, value in asked.items()}
+        self.asked = cast("dict[str, object]", plain("call", short))
         self.content: dict[str, Any] | None = None
         if check_file(path).exists():
             self.content = load(self.path, "refinement", VERSION)
@@ -210,5 +211,6 @@ def _gaussian(saved: SavedGaussian, like: Tensor) -> Gaussian:
     return Gaussian(saved["loc"].to(like), saved["factor"].to(like), float(saved["elbo"]))
 
 
-def _short(structure: str | Structure | Tensor) -> str:
-    return structure if isinstance(structure, str) else "given"
+def _short(option: object) -> object:
+    """Return an option, and a word in place of a structure that was given."""
+    return "given" if isinstance(option, Structure | Tensor) else option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import replace
 
 from ..support.seeding import seeded
@@ -10,6 +11,7 @@ from .arguments import check_arguments
 from .autoguides import AutoFlowNormal
 from .budget import Budget
 from .capture import is_enabled
+from .checkpoints import Checkpoint
 from .effort import SECONDS, STEPS, capture, chosen_kernel
 from .gaussian import free_name
 from .plans import refine_from
@@ -23,6 +25,8 @@ def go_on(
     steps: int | None,
     seed: int | None,
     progress: bool,
+    checkpoint: str | os.PathLike[str] | None,
+    checkpoint_seconds: float,
 ) -> Refined:
     """Do what :meth:`~pyro_naf.infer.Refinement.refine` does."""
     assert result.origin is not None
@@ -32,12 +36,22 @@ def go_on(
     )
     if steps is None and seconds is None:
         steps, seconds = STEPS, SECONDS
-    budget = Budget(steps, seconds)
+    budget, file, found = Budget(steps, seconds), None, None
+    if checkpoint is not None:
+        call = {"steps": steps, "seconds": seconds, "seed": seed}
+        gone_on_from = {"steps before": result.steps, "ELBO before": result.elbo}
+        file = Checkpoint(checkpoint, checkpoint_seconds, call | gone_on_from)
+        found = file.found(start.joint)
+    if isinstance(found, Refined):
+        return found
+    covers = result.origin.covers
+    if found is not None:
+        budget.spend(found.budget["spent"])
+        covers = found.stage != "one mode"
     if is_enabled():
         capture(start.joint, options["num_particles"], seconds)
-    covers = result.origin.covers
     with seeded(seed), Progress(progress, seconds) as bar:
-        found = refine_from(
+        more = refine_from(
             start,
             budget,
             options,
@@ -45,14 +59,19 @@ def go_on(
             kernel=chosen_kernel(),
             bar=bar,
             previous=Previous(_copy(result.guide), result.guide, result.after, covers),
+            checkpoint=file,
+            found=found,
         )
-    return replace(
-        found,
+    both = replace(
+        more,
         before=result.before,
-        losses=result.losses + found.losses,
-        skipped=result.skipped + found.skipped,
-        seconds=result.seconds + found.seconds,
+        losses=result.losses + more.losses,
+        skipped=result.skipped + more.skipped,
+        seconds=result.seconds + more.seconds,
     )
+    if file is not None:
+        file.finish(both)
+    return both
 
 
 #: Options that are checked with the budget.

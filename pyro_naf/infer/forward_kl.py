@@ -34,8 +34,9 @@ class ForwardKL:
     Each step simulates latents z and data y from the model's joint distribution and scores the
     latents, which runs the flow's inverse. The model is never scored: it need not be
     differentiable, and latents that the guide leaves out are integrated out by not looking at
-    them. It must have proper priors, and be vectorised over simulations by plates, as for
-    ``vectorize_particles=True``. Only the guide is trained.
+    them. It must have proper priors. A model that is vectorised over simulations by plates, as for
+    ``vectorize_particles=True``, is run once a step; any other once for each simulation. Only the
+    guide is trained.
 
     ``context_fn`` gets the simulated data where the model's arguments have data, with one more
     leading axis: of length ``num_simulations``, unless that is 1. A guide that was never called is
@@ -76,6 +77,7 @@ class ForwardKL:
     ) -> None:
         check_integers(num_simulations=(num_simulations, 1))
         self.num_simulations, self.arguments = num_simulations, arguments
+        self._is_vectorised = True
 
     def __call__(
         self, model: Model, guide: AutoFlowNormal, *args: object, **kwargs: object
@@ -107,13 +109,19 @@ class ForwardKL:
         self, model: Model, one: dict[str, Message], args: Args, kwargs: dict[str, object]
     ) -> dict[str, Tensor]:
         """Site to values ``(num_simulations, *site shape)``, its shape in the run ``one``."""
-        frames = [frame for site in one.values() for frame in site["cond_indep_stack"]]
-        dims = [frame.dim for frame in frames if frame.vectorized]
-        with pyro.plate("_simulations", self.num_simulations, dim=min(dims, default=0) - 1):
-            many = _simulate(model, args, kwargs)
-        # A site inside fewer plates than the deepest has axes of length one between.
-        shapes = {name: site["value"].shape for name, site in one.items()}
-        return {n: many[n]["value"].reshape(self.num_simulations, *shapes[n]) for n in shapes}
+        count, shapes = self.num_simulations, {n: site["value"].shape for n, site in one.items()}
+        if self._is_vectorised:
+            frames = [frame for site in one.values() for frame in site["cond_indep_stack"]]
+            dims = [frame.dim for frame in frames if frame.vectorized]
+            try:
+                with pyro.plate("_simulations", count, dim=min(dims, default=0) - 1):
+                    many = _simulate(model, args, kwargs)
+                # A site inside fewer plates than the deepest has axes of length one between.
+                return {n: many[n]["value"].reshape(count, *shapes[n]) for n in shapes}
+            except (RuntimeError, ValueError, IndexError, KeyError):
+                self._is_vectorised = False  # a matrix product with a sampled weight, say
+        runs = [_simulate(model, args, kwargs) for _ in range(count)]
+        return {n: torch.stack([run[n]["value"] for run in runs]) for n in shapes}
 
     def _arguments(
         self,

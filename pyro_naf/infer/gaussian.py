@@ -25,7 +25,6 @@ from ..support.deprecation import renamed
 from .climbs import climb
 from .joint import Joint
 from .laplace import FEW_DRAWS, Gaussian, LogDensity, best_of, match, matched_normal
-from .laplace import cholesky as cholesky
 from .pace import Pace
 
 #: Number of points of each path at which a Gaussian is tried. Into a funnel a path takes few steps

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..conditioners.structure import Structure
@@ -103,7 +103,7 @@ def _share_of_pairs(pattern: Tensor) -> float:
     return float(pattern.tril(-1).sum()) / max(len(pattern) * (len(pattern) - 1) // 2, 1)
 
 
-def check_structure(structure: Any) -> str | Structure:
+def check_structure(structure: str | Structure | ArrayLike | Tensor) -> str | Structure:
     """What a guide may be asked for: "auto", "full", or a Structure, also made of an adjacency.
 
     :raises ValueError: for anything else.

@@ -11,13 +11,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Protocol
 
 import torch
 from pyro.infer.autoguide.initialization import init_to_median
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ..guides.sites import Latents, Site, find_sites, site_log_probs, split
+from ..support.autograd import Context
+from ..support.calls import Args, Kwargs, Model
 from .capture import Graph, check_equal
 from .exploration import (
     chunk_size,
@@ -29,7 +32,7 @@ from .exploration import (
     with_dependent_supports,
     with_idle,
 )
-from .lanes import RUNGS, Values, with_refusals
+from .lanes import RUNGS, Batched, Values, with_refusals
 from .pace import Pace
 from .runs import Runs
 
@@ -67,9 +70,9 @@ class Joint(Runs):
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        model: Model,
+        args: Args = (),
+        kwargs: Kwargs | None = None,
         init_loc_fn: Callable[..., Tensor] = init_to_median,
     ) -> None:
         super().__init__(model, args, kwargs)
@@ -202,9 +205,7 @@ class Joint(Runs):
         parts = [function(self.split(part)) for part in u.split(self.chunk)]
         return {name: torch.cat([part[name] for part in parts]) for name in self.sites}
 
-    def trace(
-        self, values: Values, handler: Callable[[Callable[..., Any]], Any] | None = None
-    ) -> Any:
+    def trace(self, values: Values, handler: Callable[[Model], object] | None = None) -> Trace:
         """Trace of one run at one draw of constrained latents.
 
         :param handler: put around the model, inside the handler that sets the latents.
@@ -244,25 +245,29 @@ class Joint(Runs):
     def _log_density(self, free: Values, elements: Mapping[str, Tensor] | None = None) -> Tensor:
         return self.log_density(Latents(self.sites, free, elements=elements))
 
-    def _over_lanes(self, function: Callable[[Values], Any]) -> Callable[[Values], Any]:
+    def _over_lanes(self, function: Callable[[Values], object]) -> Batched:
         return with_refusals(RUNGS[self.rung](function), function)
 
     def _finite(self, log_p: Tensor) -> Tensor:
         return torch.where(log_p.isfinite(), log_p, -torch.inf).to(self.start.dtype)
 
 
+class _DensityContext(Context, Protocol):
+    joint: Joint
+
+
 class _Density(torch.autograd.Function):
     """The log-density with a gradient that is known with it; second derivatives run the model."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, joint: Joint) -> Tensor:
+    def forward(ctx: _DensityContext, u: Tensor, joint: Joint) -> Tensor:
         value, grad = joint.value_and_grad(u)
         ctx.save_for_backward(u, grad)
         ctx.joint = joint
         return value
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _DensityContext, cotangent: Tensor) -> tuple[Tensor, None]:
         u, grad = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph
             (grad,) = torch.autograd.grad(ctx.joint.uncaptured(u).sum(), u, create_graph=True)

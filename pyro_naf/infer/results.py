@@ -51,6 +51,8 @@ class Refinement(Refined):
         *,
         seed: int | None = None,
         progress: bool = True,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_seconds: float = 30.0,
     ) -> Refinement:
         """Go on from here, with the options of the first call; this result stays as it is.
 
@@ -60,11 +62,16 @@ class Refinement(Refined):
         :param steps: at most so many further steps.
         :param seed: seeds torch's generators for the duration of the call.
         :param progress: show a progress bar.
+        :param checkpoint: file for the state of training and, at the end, the new result. When the
+            process was killed, the same call on the same result, loaded again, goes on from there.
+        :param checkpoint_seconds: time between two checkpoints, at least.
         :return: a result whose losses, steps and seconds are those of both.
-        :raises ValueError: for a result that was loaded without its model.
+        :raises ValueError: for a result that was loaded without its model, or a checkpoint of
+            another call.
         """
         self._known_joint()
-        return Refinement.of(go_on(self, seconds, steps, seed, progress))
+        file = (checkpoint, checkpoint_seconds)
+        return Refinement.of(go_on(self, seconds, steps, seed, progress, *file))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result to a file of tensors, numbers and strings, without its model.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from .laplace import Gaussian
 from .refined import Origin, Refined
 from .refined_guides import flow_guide, gaussian_guide
 from .start import Start
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
 
 VERSION = 1
 
@@ -45,8 +48,8 @@ class SavedStart(TypedDict):
     pattern: Tensor | None
     modes: list[SavedGaussian]
     structure: dict[str, Tensor] | None
-    climbs: int | None
-    others: list[SavedGaussian] | None
+    climbs: NotRequired[int | None]
+    others: NotRequired[list[SavedGaussian] | None]
 
 
 def save_refinement(

@@ -18,7 +18,7 @@ from ..transforms import conditional_deep_dense_sigmoidal_flow, conditional_deep
 from .contexts import ContextAffine
 from .embeddings import Standardize
 
-_FLOWS: dict[str, Callable[..., Any]] = {
+_FLOWS: dict[str, Callable[..., object]] = {
     "dsf": conditional_deep_sigmoidal_flow,
     "ddsf": conditional_deep_dense_sigmoidal_flow,
 }
@@ -31,8 +31,8 @@ def sbi_estimator(
     hidden_dims: Sequence[int] | None = None,
     hidden_units: int = 16,
     embedding_net: nn.Module | None = None,
-    **kw: Any,
-) -> Callable[[Tensor, Tensor], Any]:
+    **kw: object,
+) -> Callable[[Tensor, Tensor], object]:
     r"""Make a ``density_estimator`` for the trainers of `sbi <https://sbi-dev.github.io/sbi/>`_.
 
     .. math:: \epsilon = f(e^{-s(c)} (\tilde\theta - m(c)); c), \qquad c = h(\tilde x),
@@ -70,8 +70,12 @@ def sbi_estimator(
 
 
 def _build(
-    factory: Callable[..., Any], num_transforms: int, embedding: nn.Module, theta: Tensor, x: Tensor
-) -> Any:
+    factory: Callable[..., object],
+    num_transforms: int,
+    embedding: nn.Module,
+    theta: Tensor,
+    x: Tensor,
+) -> nn.Module:
     net = ConditionalDensity(factory, num_transforms, embedding, theta, x)
     return _estimator_class()(net, theta.shape[1:], x.shape[1:])
 
@@ -88,7 +92,7 @@ class ConditionalDensity(nn.Module):
 
     def __init__(
         self,
-        factory: Callable[..., Any],
+        factory: Callable[..., object],
         num_transforms: int,
         embedding: nn.Module,
         theta: Tensor,
@@ -113,7 +117,7 @@ class ConditionalDensity(nn.Module):
         """The distribution of parameters given data, a batch of those of the data."""
         context = self.context(x)
         shift, log_scale = self.affine(context)
-        flows: Any = self.flow.condition(context)
+        flows = self.flow.condition(context)
         base = dist.Normal(torch.zeros_like(shift), 1.0).to_event(1)
         outer = [
             AffineTransform(shift, log_scale.exp(), event_dim=1),
@@ -123,7 +127,7 @@ class ConditionalDensity(nn.Module):
 
 
 @functools.cache
-def _estimator_class() -> Any:
+def _estimator_class() -> Callable[..., nn.Module]:
     """sbi's interface around :class:`ConditionalDensity`; sbi is imported when it is needed."""
     try:
         base: Any = importlib.import_module("sbi.neural_nets.estimators")
@@ -140,16 +144,18 @@ def _estimator_class() -> Any:
         def embedding_net(self) -> nn.Module:
             return self.net.embedding
 
-        def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        def log_prob(self, input: Tensor, condition: Tensor, **kwargs: object) -> Tensor:
             """Log-density ``(S, B)`` at ``(S, B, D)`` given ``(B, ...)``."""
             input, condition, _ = self._broadcast_and_align(input, condition)
             return self.net.posterior(condition).log_prob(input)
 
-        def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        def loss(self, input: Tensor, condition: Tensor, **kwargs: object) -> Tensor:
             """Minus the log-density ``(B,)`` at ``(B, D)``."""
             return -self.net.posterior(condition).log_prob(input)
 
-        def sample(self, sample_shape: Any, condition: Tensor, **kwargs: Any) -> Tensor:
+        def sample(
+            self, sample_shape: Sequence[int], condition: Tensor, **kwargs: object
+        ) -> Tensor:
             """Draws ``(*sample_shape, B, D)``."""
             return self.net.posterior(condition).sample(torch.Size(sample_shape))
 
@@ -157,7 +163,7 @@ def _estimator_class() -> Any:
     return FlowEstimator
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "FlowEstimator":
         return _estimator_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from pyro.infer.autoguide import (
@@ -16,11 +15,13 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import biject_to
 
 from ..conditioners import Structure
 from ..guides.pyro_internals import without_block, without_start
+from ..support.calls import Args, Model
 from .angles import PERIODIC, OnePeriod
 from .gaussian import distinct, find_gaussian, raise_for_start, search
 from .graph import structure_of
@@ -97,7 +98,7 @@ class Start:
 
 
 def density_of(
-    guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    guide: Model | AutoGuide | Start, args: Args, kwargs: dict[str, object]
 ) -> tuple[Joint, AutoGuide | None]:
     """The joint density of a model, or of a fitted guide's model; and that guide."""
     if isinstance(guide, Start):
@@ -110,7 +111,7 @@ def density_of(
     return Joint(guide, args, kwargs), None
 
 
-def _density_of_guide(guide: AutoGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Joint:
+def _density_of_guide(guide: AutoGuide, args: Args, kwargs: dict[str, object]) -> Joint:
     """The joint density of a guide's model; discrete latents blocked from the guide are summed out.
 
     A model whose continuous latents are blocked is taken as it is: it draws them from their prior.
@@ -118,14 +119,14 @@ def _density_of_guide(guide: AutoGuide, args: tuple[Any, ...], kwargs: dict[str,
     inner = without_block(guide.model)
     if inner is not without_start(guide.model):
         joint = Joint(inner, args, kwargs)
-        trace: Any = guide.prototype_trace
+        trace: Trace = guide.prototype_trace
         if joint.sites.keys() == {name for name, _ in trace.iter_stochastic_nodes()}:
             return joint
     return Joint(guide.model, args, kwargs)
 
 
 def find_start(
-    given: Any,
+    given: object,
     joint: Joint,
     guide: AutoGuide | None,
     tempering: float,
@@ -271,7 +272,7 @@ def _elbo(start: Start) -> float:
 
 def _in_order(joint: Joint, guide: AutoGuide, loc: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """A guide's Gaussian with its entries in the order of the joint density."""
-    trace: Any = guide.prototype_trace
+    trace: Trace = guide.prototype_trace
     places, start = {}, 0
     for name, site in trace.iter_stochastic_nodes():
         size = biject_to(site["fn"].support).inv(site["value"]).numel()
@@ -305,7 +306,7 @@ def _on_one_period(
     return loc, factor / slope.reshape(-1, *[1] * (factor.dim() - 1))
 
 
-def _gaussian(guide: Any, *args: Any, **kwargs: Any) -> AutoGuide:
+def _gaussian(guide: object, *args: object, **kwargs: object) -> AutoGuide:
     """The guide, if it was fitted; of a Laplace guide, the Gaussian at its mode."""
     if not isinstance(guide, AutoGuide) or getattr(guide, "_model", None) is None:
         raise TypeError(f"guide must be a fitted Gaussian autoguide, got {guide!r}")
@@ -326,9 +327,9 @@ def _gaussian(guide: Any, *args: Any, **kwargs: Any) -> AutoGuide:
 def affine_of(guide: AutoGuide) -> tuple[Tensor, Tensor]:
     """A Gaussian guide's loc ``(D,)``, and its scale ``(D,)`` or lower factor ``(D, D)``."""
     if isinstance(guide, AutoNormal):
-        trace: Any = guide.prototype_trace
+        trace: Trace = guide.prototype_trace
         names = [name for name, _ in trace.iter_stochastic_nodes()]
-        pairs: list[Any] = [guide._get_loc_and_scale(name) for name in names]
+        pairs: list[tuple[Tensor, Tensor]] = [guide._get_loc_and_scale(name) for name in names]
         loc, scale = (torch.cat([t.reshape(-1) for t in ts]) for ts in zip(*pairs, strict=True))
         return loc.clone(), scale.clone()
     if isinstance(guide, AutoDiagonalNormal):

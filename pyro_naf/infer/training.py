@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
 from .autoguides import AutoFlowNormal
 from .budget import Budget
@@ -205,7 +206,7 @@ class Training:
             after_step(self)
         self._keep_best()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Weights, optimiser and candidates, for a checkpoint."""
         return {
             "guide": {name: t.detach() for name, t in self.guide.state_dict().items()},
@@ -378,7 +379,7 @@ class Training:
         return statistics.fmean(earlier) - statistics.fmean(recent) < noise
 
 
-def _by_rate(guide: AutoFlowNormal) -> tuple[list[float], list[dict[str, Any]]]:
+def _by_rate(guide: AutoFlowNormal) -> tuple[list[float], list[dict[str, object]]]:
     """Learning rates, as parts of the whole, and the weights that have each.
 
     A step of Adam moves all weights alike, and what they add up to by as much as there are inputs:
@@ -403,13 +404,13 @@ def _mean(losses: Tensor) -> Tensor:
     return torch.where(finite, losses, 0.0).sum() / finite.sum()
 
 
-def _push(posterior: Any, normal: Tensor) -> tuple[Tensor, Tensor]:
+def _push(posterior: TransformedDistribution, normal: Tensor) -> tuple[Tensor, Tensor]:
     """Draws of the guide from those of its base ``(N, D)``, and their log-density."""
     z = Pushed(posterior).draw(normal)
     return z, posterior.log_prob(z)
 
 
-def _at_fixed_point(posterior: Any, z: Tensor, log_q: Tensor) -> Tensor:
+def _at_fixed_point(posterior: TransformedDistribution, z: Tensor, log_q: Tensor) -> Tensor:
     """A stand-in for log q(z) with the gradient that it has at fixed z."""
     return log_q - (score(posterior, z, _TOLERANCE) * z).sum(-1)
 

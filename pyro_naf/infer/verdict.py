@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .diagnostics import ImportanceDiagnostics
 from .psis import khat_threshold
@@ -78,7 +78,7 @@ def judge(
     missed: float,
     losses: Sequence[float] | None = None,
     seconds: float = 60.0,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     search: Search | None = None,
 ) -> Verdict:
     """The verdict on a guide.
@@ -115,7 +115,7 @@ def _judged(
     missed: float,
     losses: Sequence[float] | None,
     seconds: float,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
 ) -> Verdict:
     count, khat = after.num_particles, after.khat
     even, threshold = after.ess / count, khat_threshold(count)
@@ -154,7 +154,7 @@ def _judged(
     return Verdict("do not trust", reason, _unused(options, flow="'ddsf'"), advice)
 
 
-def _unused(options: Mapping[str, Any], **proposed: str) -> tuple[tuple[str, str], ...]:
+def _unused(options: Mapping[str, object], **proposed: str) -> tuple[tuple[str, str], ...]:
     """The proposed options that the refinement was not given already."""
     return tuple(
         (name, value)

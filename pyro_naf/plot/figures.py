@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..support.labels import scalar_parameters
 from ..transformers import Transformer
-from .checks import plot_calibration as plot_calibration
 from .panels import (
     AFTER,
     BEFORE,

@@ -574,3 +574,31 @@ def test_simulated_data_reach_arguments_of_other_names_by_a_function() -> None:
     loss = ForwardKL(16, arguments=lambda sites: ((), {"data": sites["y"]}))
     value = loss(model, guide)
     assert value.shape == () and value.requires_grad
+
+
+def test_a_model_that_is_not_vectorised_is_simulated_run_by_run() -> None:
+    """A sampled weight inside nn.Linear: y has the covariance of a linear model."""
+
+    class Regression(pyro.nn.PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = pyro.nn.PyroModule[torch.nn.Linear](2, 1, bias=False)
+            self.linear.weight = pyro.nn.PyroSample(dist.Normal(torch.zeros(1, 2), 1.0).to_event(2))
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> None:
+            mean = self.linear(x).squeeze(-1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(mean, 0.5), obs=y)
+
+    model, x, seen = Regression(), torch.tensor([[1.0, 0.0], [1.0, 2.0], [-1.0, 1.0]]), []
+
+    def arguments(sites: dict[str, torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], dict]:
+        seen.append(sites["y"])
+        return (x, sites["y"]), {}
+
+    guide = AutoDSFNormal(model, context_fn=lambda x, y: y, context_dim=3)
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), ForwardKL(150, arguments))
+    svi.step(x, torch.zeros(3))
+    covariance, noise = x @ x.T + 0.25 * torch.eye(3), 5 * (2 / 150) ** 0.5
+    size = covariance.diag().sqrt()
+    assert ((seen[-1].T.cov() - covariance) / size / size[:, None]).abs().max() < noise

@@ -132,6 +132,38 @@ def test_quantities_of_the_latents_can_be_ranked_and_failures_are_counted() -> N
     assert "1 fits failed (out of luck)" in found.verdict and "sum" in str(found)
 
 
+class ByHand(pyro.nn.PyroModule):
+    def forward(self, y: Tensor) -> None:
+        pyro.sample("x", linear_posterior(y))
+
+
+class Chains:
+    def get_samples(self) -> dict[str, Any]:
+        return {"x": torch.randn(200, 2).numpy()}
+
+
+def test_guides_by_hand_chains_and_the_shapes_of_predictive_are_taken() -> None:
+    options: dict[str, Any] = {"num_simulations": 10, "progress": False}
+    given: dict[str, Any] = {"arguments": lambda data: (data["y"],), **options}
+    for guide in (ByHand(), lambda y: pyro.sample("x", linear_posterior(y))):
+        found = sbc(linear, guide, Y, **given)
+        assert found.verdict.startswith("calibrated") and found.names == ("x[0]", "x[1]")
+    fits = {
+        "predictive": lambda m, y: {"x": exact(m, y)["x"][:, None]},
+        "returned": lambda m, y: ByHand(),
+    }
+    assert sbc(linear, fits["predictive"], Y, **options).verdict.startswith("calibrated")
+    assert sbc(linear, fits["returned"], Y, **given).verdict.startswith("calibrated")
+    assert not sbc(linear, lambda m, y: Chains(), Y, **options).failed
+
+
+def test_fits_that_return_something_else_are_told() -> None:
+    with pytest.raises(TypeError, match="fit must return what refine"):
+        sbc(linear, lambda m, y: None, Y, progress=False)
+    with pytest.raises(TypeError, match=r"draws of 'x' with shape \('L', 2\), got \(200, 3\)"):
+        sbc(linear, lambda m, y: {"x": torch.randn(200, 3)}, Y, progress=False)
+
+
 def test_simulated_data_has_the_distribution_of_the_models() -> None:
     seen = []
 

@@ -127,6 +127,24 @@ def test_a_guide_for_several_modes_goes_on_too(tmp_path: Path, monkeypatch: Any)
     assert same(refine(two_modes, **OPTIONS, checkpoint=path), whole)
 
 
+def test_what_goes_on_is_killed_and_goes_on(
+    tmp_path: Path, whole: Refinement, monkeypatch: Any
+) -> None:
+    first, path = tmp_path / "first.pt", tmp_path / "run.pt"
+    whole.save(first)
+    options: dict[str, Any] = {"steps": 8, "seed": 1, "progress": False}
+    longer = Refinement.load(first, model).refine(**options)
+    options |= {"checkpoint": path, "checkpoint_seconds": 0}
+    stopped(lambda: Refinement.load(first, model).refine(**options), 5, monkeypatch)
+    loaded = Refinement.load(first, model)
+    for _ in range(2):  # trained to its end, and then read from the file
+        result = loaded.refine(**options)
+        assert result.steps == 32 and same(result, longer)
+        assert result.before.elbo == longer.before.elbo
+    with pytest.raises(ValueError, match=r"another call \(steps before=24 there, 32 here"):
+        result.refine(**options)
+
+
 def test_seconds_that_were_spent_before_are_counted(tmp_path: Path, monkeypatch: Any) -> None:
     path = tmp_path / "run.pt"
     options = OPTIONS | {"steps": None, "seconds": 3.0}

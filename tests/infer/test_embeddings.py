@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_naf.infer import AutoDSFNormal, ForwardKL, SetEncoder, Standardize
+from pyro_naf.infer import AutoDSFNormal, ForwardKL, NormalScores, SetEncoder, Standardize
 
 
 def mean_of_rows(y: Tensor, mask: Tensor) -> None:
@@ -81,6 +81,32 @@ def test_standardising_keeps_constants_and_takes_rows_together() -> None:
     assert z[..., 0].mean().abs() < 1e-5 and (z[..., 0].std() - 1).abs() < 1e-5
     assert (z[..., 1] == 0).all()
     assert Standardize(data).loc.shape == (6, 2)
+
+
+@pytest.mark.parametrize("kind", ["heavy tails", "counts", "two values", "bounds", "a constant"])
+def test_normal_scores_are_normal_quantiles_of_ranks(kind: str) -> None:
+    torch.manual_seed(0)
+    law = {
+        "heavy tails": dist.Cauchy(0.0, 1.0),
+        "counts": dist.Poisson(1.5),
+        "two values": dist.Bernoulli(0.2),
+        "bounds": dist.Uniform(-3.0, 5.0),
+        "a constant": dist.Delta(torch.tensor(7.0)),
+    }[kind]
+    x = law.sample(torch.Size([20_000]))
+    module = NormalScores(x.expand(2, -1).T)
+    with pytest.raises(RuntimeError, match="size"):
+        module.load_state_dict(NormalScores(torch.randn(50, 3)).state_dict())
+    new = law.sample(torch.Size([1000])).unique()
+    below, upto = (x < new[:, None]).double().mean(1), (x <= new[:, None]).double().mean(1)
+    exact = dist.Normal(0.0, 1.0).icdf((below + upto) / 2) * (kind != "a constant")
+    inside = exact.abs() < 2.5
+    score = module(new[:, None].expand(-1, 2))
+    # Between two of the 21 quantiles it is a straight line.
+    assert (score[:, 0] - exact)[inside].abs().max() < 0.05
+    assert torch.equal(score[:, 0], score[:, 1])
+    assert module(torch.tensor([1e9, -1e9])).abs().max() < 30
+    assert torch.equal(NormalScores(x[:, None, None], each=0)(new), score[:, 0])
 
 
 def test_an_embedding_is_part_of_the_guide() -> None:
