@@ -56,6 +56,7 @@ from .closed_form import CLOSED
 from .flow import NormalizingFlow
 from .gaussian import ConditionalWhitening, Whitening
 from .gaussian_mixture import GaussianMixture
+from .given_classes import GivenClasses
 from .linear import Diagonal, LULinear, Reversal
 from .mixture import AutoregressiveMixture, StandardNormal
 from .normal_scores import NormalScores
@@ -95,6 +96,12 @@ NAMES: dict[str, int | None] = {
 #: Architectures that model numbers and classes together.
 WITH_CLASSES = ("gmm", "copula")
 
+#: Architectures that, given classes, model numbers that rows of some classes lack.
+WITH_HOLES = (
+    "gaussian", "auto", "made", "maf-affine", "maf-dsf", "maf-ddsf", "maf-nsf", "nsf-ar",
+    "attention-affine", "attention-dsf", "attention-ddsf",
+)  # fmt: skip
+
 #: Names that take no number.
 UNNUMBERED = ("auto", "gaussian", "made", "made-mog", "attention-mog")
 
@@ -120,8 +127,10 @@ def build(
     context_dim: int = 0,
     *,
     sizes: Sequence[int] = (),
+    holes: Mapping[int, int] | None = None,
+    classes: Sequence[int] = (),
     **overrides: object,
-) -> NormalizingFlow:
+) -> NormalizingFlow | GivenClasses:
     """The named architecture, freshly initialised (from torch's global generator).
 
     :param name: see the table above; a number at its end is that of the layers.
@@ -129,6 +138,10 @@ def build(
     :param context_dim: width C of a context, 0 for none.
     :param sizes: number of values of each of M classes, which x ``(..., D + M)`` then holds too, by
         their places: for "gmm-K" and "copula-K".
+    :param holes: dimensions that rows lack where an entry of the context is 0, the latter by its
+        number: see :mod:`pyro_naf.density.holes`.
+    :param classes: number of values of each class that the context holds as zeros and ones;
+        "gmm-K" and "copula-K" take no other context.
     :param overrides: fields of :class:`Options`.
     :raises ValueError: for an unknown name, an option out of its range, or an architecture that
         takes no context, or no classes.
@@ -149,8 +162,13 @@ def build(
         )
     parts = _Parts(operator.index(input_dim), operator.index(context_dim), options)
     _refuse_kind(kind, name, options, sizes)
+    if kind in WITH_CLASSES and classes:
+        joint = _closed(_Parts(parts.input_dim, 0, options), kind, number, classes, None)
+        return GivenClasses(joint, classes, dict(holes or {}))
+    if holes and (kind not in WITH_HOLES or options.linear == "lu"):
+        raise ValueError(f"architecture {name!r} takes no dimensions that rows lack")
     if kind in CLOSED:
-        return _closed(parts, kind, number, sizes)
+        return _closed(parts, kind, number, sizes, holes)
     if kind == "planar":
         return _planar(parts, number)
     if kind == "bnaf":
@@ -164,7 +182,7 @@ def build(
     front = [parts.whitening()] if options.whiten else []
     if front and sampling:
         raise ValueError(f"whiten is for flows from data to base, not for architecture {name!r}")
-    return NormalizingFlow([*front, *parts.stacked(layers)], base, sampling=sampling)
+    return NormalizingFlow([*front, *parts.stacked(layers)], base, sampling=sampling, holes=holes)
 
 
 def _refuse_kind(kind: str, name: str, options: Options, sizes: Sequence[int]) -> None:
@@ -311,9 +329,15 @@ class _Parts:
         return [*between[:-1], Diagonal(self.input_dim)]
 
 
-def _closed(parts: _Parts, kind: str, components: int, sizes: Sequence[int]) -> NormalizingFlow:
+def _closed(
+    parts: _Parts,
+    kind: str,
+    components: int,
+    sizes: Sequence[int],
+    holes: Mapping[int, int] | None,
+) -> NormalizingFlow:
     if kind == "gaussian":
-        return NormalizingFlow([parts.whitening()], StandardNormal(parts.input_dim))
+        return NormalizingFlow([parts.whitening()], StandardNormal(parts.input_dim), holes=holes)
     if parts.context_dim:
         what = "no context" if kind in WITH_CLASSES else "neither context nor classes"
         raise ValueError(f"architecture {kind!r} takes {what}: name 'gaussian', or a flow")

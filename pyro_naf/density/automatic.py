@@ -8,6 +8,9 @@ No flow is fitted again: one of a fold has learnt from four fifths of the rows, 
 together from all. Gaussians and mixtures, which take no time, have a sixth part, fitted to all
 rows, that weighs as much as the five.
 
+Classes that are not missing are a context of flows, and of mixtures that are fitted to both
+(:mod:`pyro_naf.density.given_classes`).
+
 Where cells are missing, all candidates are Gaussians, and mixtures of them, of t's and of normal
 scores, whose likelihood of the cells seen is a closed form. Classes are then part of the rows, and
 mixtures of t's, which take none, are left out.
@@ -18,7 +21,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
@@ -33,6 +36,7 @@ from .architectures import build, parse
 from .candidates import FEW_ROWS, FOLDS, Candidate, candidates
 from .closed_form import CLOSED
 from .flow import NormalizingFlow
+from .given_classes import GivenClasses
 from .settings import Compared, Evaluation, History, OnEvaluation, Training
 from .stacked import Folds, Stacked, stacking_weights
 from .training import Rows, log_probs, seeded, train
@@ -54,8 +58,14 @@ MIXTURE_ROWS = 20_000
 #: reported as overfitting.
 OVERFIT = 0.1
 
+#: Part of the time limit in which mixtures are begun, and their steps made.
+MIXTURES_SHARE = 0.5
+
 #: Part of the time limit that the two flows get; the rest is for what has no steps.
 FLOWS_SHARE = 0.95
+
+#: What is fitted.
+Density = NormalizingFlow | GivenClasses
 
 
 @dataclass
@@ -89,6 +99,8 @@ def fit(
     dtype: torch.dtype = torch.float32,
     gaps: bool = False,
     sizes: Sequence[int] = (),
+    holes: Mapping[int, int] | None = None,
+    classes: Sequence[int] = (),
     keep: Callable[[Fitted], None],
 ) -> None:
     """Fits and weights the candidates.
@@ -103,13 +115,16 @@ def fit(
         reported; a single number is that of all rows.
     :param gaps: cells of x are missing, here or in the rows left out.
     :param sizes: number of values of each class that x holds behind its numbers.
+    :param holes: dimensions of x that rows may lack, as :func:`architectures.build` takes them.
+    :param classes: number of values of each class in the context, where it holds nothing else.
     :param keep: is given what was found, also when an exception or Ctrl-C ends the search after the
         first density.
     """
     with seeded(training.seed):
         search = _Search(
-            rows, held_out, training, given, overrides, weight, shift, dtype, gaps, sizes
-        )
+            rows, held_out, training, given, overrides, weight, shift, dtype, gaps, sizes, holes,
+            classes,
+        )  # fmt: skip
         try:
             search.run(on_evaluation)
         finally:
@@ -132,22 +147,27 @@ class _Search:
         dtype: torch.dtype,
         gaps: bool,
         sizes: Sequence[int],
+        holes: Mapping[int, int] | None,
+        classes: Sequence[int],
     ) -> None:
         self.rows, self.held_out, self.training = rows, held_out, training
         self.given, self.overrides, self.weight = given, overrides, weight
         self.dtype, self.device = dtype, rows[0].device
         n, dim = rows[0].shape
         width = rows[1].shape[1] if len(rows) > 1 else 0
-        self.sizes = tuple(sizes)
-        self.tried = candidates(n, dim, width, held_out is None, gaps, bool(sizes))
+        self.sizes, self.holes, self.classes = tuple(sizes), holes, tuple(classes)
+        self.tried = candidates(
+            n, dim, width, held_out is None, gaps, bool(sizes), bool(self.classes)
+        )
         self.folds = 1 if held_out is not None or n < FEW_ROWS else FOLDS
         self.fold = torch.randperm(n, device=self.device) % self.folds
         self.left_out = n if held_out is None else len(held_out[0])
         self.shift = torch.zeros(1).double() if shift is None else shift.double().cpu()
         self.offset = float(self.shift.mean())
         self.log_probs = torch.full((self.left_out, len(self.tried)), -math.inf).double()
-        self.parts: dict[tuple[int, int], NormalizingFlow] = {}
+        self.parts: dict[tuple[int, int], Density] = {}
         self.done: list[int] = []
+        self.cut: set[int] = set()
         self.history, self.start = History(), time.monotonic()
         self.overfit: list[tuple[float, float]] = []
 
@@ -168,12 +188,12 @@ class _Search:
         shown = self.training.progress and parallel.rank() == 0 and self.folds > 1
         with tqdm(total=total, desc="fit", unit="density", disable=not shown) as bar:
             for i, candidate in enumerate(self.tried):
-                if self.done and candidate.share == 0 and self.spent():
+                if self.done and self.spent(candidate):
                     continue
                 try:
                     for k, kept, weight, out, at in self.splits():
                         part = self.make(candidate)
-                        self.begin(part, candidate, kept, weight)
+                        self.begin(part, candidate, kept, weight, partial(self.cut_off, i))
                         if candidate.share:
                             self.train(part, candidate, k, kept, weight, out, on_evaluation)
                         part.eval()
@@ -187,32 +207,52 @@ class _Search:
                         raise
                     warnings.warn(f"{candidate.architecture} is left out: {error}", stacklevel=2)
 
-    def spent(self) -> bool:
-        """Whether the time limit is over."""
+    def spent(self, candidate: Candidate) -> bool:
+        """Whether the time limit is over, or the part of it for what is not trained."""
         limit = self.training.max_seconds
-        return limit is not None and time.monotonic() - self.start > limit
+        part = 1.0 if candidate.share else MIXTURES_SHARE
+        if limit is None:
+            return False
+        return parallel.same(time.monotonic() - self.start) > part * limit  # as all processes say
 
-    def make(self, candidate: Candidate) -> NormalizingFlow:
+    def make(self, candidate: Candidate) -> Density:
         dim = self.rows[0].shape[1] - len(self.sizes)
         width = self.rows[1].shape[1] if len(self.rows) > 1 else 0
         options = self.options(candidate)
-        part = build(candidate.architecture, dim, width, sizes=self.sizes, **options)
+        part = build(
+            candidate.architecture, dim, width,
+            sizes=self.sizes, holes=self.holes, classes=self.classes, **options,
+        )  # fmt: skip
         return part.to(self.device, self.dtype)
 
     def options(self, candidate: Candidate) -> dict[str, object]:
         return {**candidate.overrides, **(self.overrides if candidate.share else {})}
 
+    def cut_off(self, i: int) -> bool:
+        """Whether a candidate's fit has to end now, which is remembered."""
+        over = self.spent(self.tried[i])
+        if over:
+            self.cut.add(i)
+        return over
+
     def begin(
-        self, part: NormalizingFlow, candidate: Candidate, kept: Rows, weight: Tensor | None
+        self,
+        part: Density,
+        candidate: Candidate,
+        kept: Rows,
+        weight: Tensor | None,
+        stop: Callable[[], bool] | None = None,
     ) -> None:
         """Fits what is not trained: mixtures to some of very many rows, which tell no more."""
-        step = max(1, len(kept[0]) // MIXTURE_ROWS) if candidate.architecture != "gaussian" else 1
+        every = candidate.architecture == "gaussian" and not kept[0].isnan().any()
+        step = 1 if every else max(1, len(kept[0]) // MIXTURE_ROWS)
         context = kept[1][::step] if len(kept) > 1 else None
-        part.start(kept[0][::step], context, None if weight is None else weight[::step])
+        weight = None if weight is None else weight[::step]
+        part.start(kept[0][::step], context, weight, stop)
 
     def train(
         self,
-        part: NormalizingFlow,
+        part: Density,
         candidate: Candidate,
         k: int,
         kept: Rows,
@@ -282,9 +322,12 @@ class _Search:
         return Fitted(density, parts, self.history, total + self.shift, folds)
 
     def fold_weights(self, i: int) -> dict[int, float]:
-        """Weight a candidate's parts; what has no steps is fitted to all rows too."""
+        """Weight a candidate's parts; what has no steps is fitted to all rows too.
+
+        But for what the time limit has cut off: its fit to all rows would be cut off sooner.
+        """
         shares = dict.fromkeys(range(self.folds), 1 / self.folds)
-        if self.tried[i].share or self.folds == 1:
+        if self.tried[i].share or self.folds == 1 or i in self.cut:
             return shares
         whole = self.make(self.tried[i])
         self.begin(whole, self.tried[i], self.rows, self.weight)

@@ -51,7 +51,13 @@ class Candidate:
 
 
 def candidates(
-    rows: int, dim: int, context_dim: int, crossed: bool, gaps: bool = False, classes: bool = False
+    rows: int,
+    dim: int,
+    context_dim: int,
+    crossed: bool,
+    gaps: bool = False,
+    classes: bool = False,
+    given_classes: bool = False,
 ) -> list[Candidate]:
     """List the densities to try for this many rows and columns, the Gaussian first.
 
@@ -59,6 +65,7 @@ def candidates(
     :param gaps: cells are missing: only mixtures of Gaussians, t's and normal scores are tried.
     :param classes: rows hold classes beside the numbers; the first candidate is then a Gaussian of
         the numbers, and classes that are independent.
+    :param given_classes: the context holds classes, and nothing else.
 
     >>> [c.architecture for c in candidates(500, 8, 2, crossed=True)]
     ['gaussian', 'maf-affine-2', 'maf-dsf-2']
@@ -70,11 +77,12 @@ def candidates(
         mixtures = _with_gaps(rows, dim, crossed)
         kinds = WITH_CLASSES if classes else CLOSED
         return found + [c for c in mixtures if parse(c.architecture)[0] in kinds]
-    if context_dim == 0:
+    if context_dim == 0 or given_classes:
         found += [
             Candidate(name, {"prior_rows": worth})
             for name, worth in (MIXTURES if crossed else LARGE_MIXTURES)
             if parse(name)[1] * FEW_ROWS <= rows
+            and (parse(name)[0] in WITH_CLASSES or not given_classes)
         ]
     return found + (_small(rows, dim) if crossed else _large())
 

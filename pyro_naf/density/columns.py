@@ -1,4 +1,4 @@
-"""What each column of a table is: its kind, and the map between its values and the real line."""
+"""The columns of a table together: rows as a density models them, and back."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Transform
 
-#: Kinds whose values a flow models, and kinds that a softmax does.
-REAL = ("continuous", "positive", "bounded", "periodic", "integer", "date")
-CLASSES = ("categorical", "boolean")
-KINDS = (*REAL, *CLASSES)
+from . import spikes
+from .column import CLASSES as CLASSES
+from .column import KINDS as KINDS
+from .column import REAL as REAL
+from .column import Column as Column
 
 #: Points that the noise of integer columns takes when a probability is computed.
 NOISE_POINTS = 16
@@ -23,138 +24,13 @@ NOISE_POINTS = 16
 GOLDEN = 0.6180339887498949
 
 
-@dataclass(frozen=True)
-class Column:
-    r"""One column: its kind, and what maps its values x to real numbers u.
-
-    * continuous, date (in days, with a ``step`` where all are whole): :math:`u = x`
-    * positive, above ``lower``: with :math:`t = x - l`, either :math:`u = \log t` (``curve`` "log")
-      or :math:`u = s \log(e^{t/s} - 1)` ("softplus"), which is linear from the scale s on; mirrored
-      below ``upper`` where ``lower`` is minus infinity
-    * bounded, within (``lower``, ``upper``): :math:`u = \log(x - l) - \log(h - x)`
-    * periodic: the same within one period from ``lower`` on, a point where values are few
-    * integer: with uniform noise over a ``step`` added, as continuous, positive or bounded
-    * categorical, boolean: none; the place of the value in ``values``
-
-    :param unit: what the table writes beside its numbers: %, a currency, s for durations.
-    :param slack: number by which bounds are moved out, so that values on them have an image.
-    :raises ValueError: for an unknown kind, or numbers that make no map.
-    """
-
-    kind: str = "continuous"
-    name: str | None = None
-    lower: float = -math.inf
-    upper: float = math.inf
-    slack: float = 0.0
-    curve: str = "log"
-    scale: float = 1.0
-    step: float = 0.0
-    values: tuple[float | str, ...] = ()
-    unit: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "values", tuple(self.values))
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        numbers = self.slack >= 0 and 0 < self.scale < math.inf and 0 <= self.step < math.inf
-        if not (self.lower < self.upper and numbers) or self.curve not in ("log", "softplus"):
-            raise ValueError(f"column {self.name!r} has bounds or a scale that make no map")
-        if self.kind in CLASSES and not self.values:
-            raise ValueError(f"column {self.name!r} is {self.kind}, and has no values")
-
-    @property
-    def is_real(self) -> bool:
-        """Whether the column's values are real numbers to a flow."""
-        return self.kind in REAL
-
-    @property
-    def is_number(self) -> bool:
-        """Whether a table holds its values as plain numbers, and not as text or dates."""
-        return self.is_real and self.kind != "date" and self.unit != "s"
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether its values are the real numbers that a flow models."""
-        return self.is_real and self.step == 0 and self._ends == (-math.inf, math.inf)
-
-    @property
-    def period(self) -> float:
-        """Length of the period of a periodic column."""
-        return self.upper - self.lower
-
-    @property
-    def _ends(self) -> tuple[float, float]:
-        """The open interval that is mapped to the real line."""
-        top = self.upper + self.step if self.step > 0 else self.upper
-        return self.lower - self.slack, top + self.slack
-
-    def inside(self, x: Tensor) -> Tensor:
-        """Which values lie where the column has a density."""
-        low, high = self._ends
-        if self.kind == "periodic":
-            return torch.ones_like(x, dtype=torch.bool)
-        return (x > low) & (x < high) | x.isnan()
-
-    def wrapped(self, x: Tensor) -> Tensor:
-        """Values of a periodic column within their period; others as they are."""
-        if self.kind != "periodic":
-            return x
-        return self.lower + torch.remainder(x - self.lower, self.period)
-
-    def to_real(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r"""u and :math:`\log du/dx` of values that lie inside."""
-        low, high = self._ends
-        if low == -math.inf and high == math.inf:
-            return x, torch.zeros_like(x)
-        if low > -math.inf and high < math.inf:
-            x = self.wrapped(x)
-            tiny = torch.finfo(x.dtype).eps * (high - low) if self.kind == "periodic" else 0.0
-            above, below = (x - low).clamp(min=tiny), (high - x).clamp(min=tiny)
-            slope = math.log(high - low) - above.log() - below.log()
-            return above.log() - below.log(), slope
-        u, slope = self._half_line(x - low if low > -math.inf else high - x)
-        return (u if low > -math.inf else -u), slope
-
-    def _half_line(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        if self.curve == "log":
-            return t.log(), -t.log()
-        rest = (-(-t / self.scale).expm1()).log()  # log(1 - exp(-t/s))
-        return t + self.scale * rest, -rest
-
-    def from_real(self, u: Tensor) -> Tensor:
-        """The values of real numbers: the inverse of :meth:`to_real`, within the bounds."""
-        low, high = self._ends
-        if low > -math.inf and high < math.inf:
-            x = low + (high - low) * u.sigmoid()
-        elif low > -math.inf:
-            x = low + self._from_half_line(u)
-        elif high < math.inf:
-            x = high - self._from_half_line(-u)
-        else:
-            x = u
-        if self.step > 0:
-            return self._rounded(x)
-        return x.clamp(min=self.lower, max=self.upper)
-
-    def _from_half_line(self, u: Tensor) -> Tensor:
-        if self.curve == "log":
-            return u.exp().clamp(min=torch.finfo(u.dtype).tiny)
-        return self.scale * torch.nn.functional.softplus(u / self.scale, threshold=700)
-
-    def _rounded(self, x: Tensor) -> Tensor:
-        anchor = self.lower if self.lower > -math.inf else 0.0
-        if self.lower == -math.inf and self.upper < math.inf:
-            anchor = self.upper
-        x = anchor + self.step * torch.floor((x - anchor) / self.step + 1e-9)
-        return x.clamp(min=self.lower, max=self.upper)
-
-
 @dataclass
 class Encoded:
     """Rows of a table as a density models them.
 
     :ivar real: ``(..., D)``, of the columns that are real numbers.
-    :ivar codes: ``(..., M)``, of those that are classes; -1 where a cell is missing.
+        NaN where a cell is missing, or on a spike.
+    :ivar codes: ``(..., M)``, of those that are classes or have spikes; -1 where a cell is missing.
     :ivar log_slope: ``(...)``, the logarithm of the map's slope, and of the steps of integers,
         whose density over a step is their probability; a missing cell adds nothing.
     :ivar inside: ``(...)``, whether all values lie where the columns have a density.
@@ -175,6 +51,11 @@ def beside(real: Tensor, codes: Tensor) -> Tensor:
 class Schema:
     """The columns of a table.
 
+    :ivar real: the columns that are real numbers, those with spikes last.
+    :ivar classes: the columns that are classes.
+    :ivar coded: the columns with a class, behind ``classes`` those with spikes.
+    :ivar sizes: the number of values of each such class.
+
     >>> price = Column("positive", "price", lower=0.0)
     >>> schema = Schema([price, Column("boolean", "sold", values=(0.0, 1.0))])
     >>> found = schema.encode(torch.tensor([[100.0, 1.0]]).double())
@@ -184,10 +65,21 @@ class Schema:
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self.columns = tuple(columns)
-        self.real = [i for i, c in enumerate(self.columns) if c.is_real]
+        self.spiked = [i for i, c in enumerate(self.columns) if c.spikes]
+        whole = [i for i, c in enumerate(self.columns) if c.is_real and not c.spikes]
+        self.real = [*whole, *self.spiked]
         self.classes = [i for i, c in enumerate(self.columns) if not c.is_real]
+        self.coded = [*self.classes, *self.spiked]
         self.integers = [i for i, c in enumerate(self.columns) if c.step > 0]
-        self.sizes = [len(self.columns[i].values) for i in self.classes]
+        coded = [self.columns[i] for i in self.coded]
+        self.sizes = [len(c.values) or 1 + len(c.spikes) for c in coded]
+
+    @property
+    def holes(self) -> dict[int, int]:
+        """For each real number that rows may lack, the place of "rest" in :meth:`one_hot`."""
+        first = len(self.real) - len(self.spiked)
+        before = [sum(self.sizes[:m]) for m in range(len(self.classes), len(self.coded))]
+        return {first + j: place for j, place in enumerate(before)}
 
     @property
     def is_plain(self) -> bool:
@@ -220,6 +112,8 @@ class Schema:
         log_slope, real = x.new_zeros(x.shape[:-1]), []
         for i in self.real:
             column, value = self.columns[i], x[..., i]
+            if column.spikes:
+                value = spikes.rest_of(value, column.spikes, column.step)
             if column.step > 0 and noise is not None:
                 value = value + column.step * noise[..., self.integers.index(i)]
             valid = column.inside(value)
@@ -228,16 +122,26 @@ class Schema:
             slope = torch.where(value.isnan(), 0.0, slope + math.log(column.step or 1.0))
             inside, log_slope = inside & valid, log_slope + slope
             real.append(u)
-        codes = torch.zeros(*x.shape[:-1], len(self.classes), dtype=torch.long, device=x.device)
-        for m, i in enumerate(self.classes):
+        codes = torch.zeros(*x.shape[:-1], len(self.coded), dtype=torch.long, device=x.device)
+        for m, i in enumerate(self.coded):
             codes[..., m], known = self._codes(self.columns[i], x[..., i])
             inside = inside & known
         stacked = torch.stack(real, -1) if real else x.new_zeros(*x.shape[:-1], 0)
         return Encoded(stacked, codes, log_slope, inside)
 
+    def without_spikes(self, x: Tensor) -> Tensor:
+        """Rows ``(..., P)`` with NaN in the cells that are on a spike."""
+        cells = list(x.unbind(-1))
+        for i in self.spiked:
+            cells[i] = spikes.rest_of(cells[i], self.columns[i].spikes, 0.0)
+        return torch.stack(cells, -1) if self.spiked else x
+
     def _codes(self, column: Column, x: Tensor) -> tuple[Tensor, Tensor]:
         """The places of a column's values among the known ones, and whether they are there."""
-        if any(isinstance(value, str) for value in column.values):
+        if column.spikes:
+            codes = spikes.places(x, column.spikes)
+            known = torch.ones_like(x, dtype=torch.bool)
+        elif any(isinstance(value, str) for value in column.values):
             known = (x >= 0) & (x < len(column.values))  # text is coded before
             codes = torch.where(known, x, 0.0).long()
         else:
@@ -253,7 +157,11 @@ class Schema:
         found = [real.new_zeros(real.shape[:-1])] * len(self.columns)
         for d, i in enumerate(self.real):
             found[i] = self.columns[i].from_real(real[..., d])
-        for m, i in enumerate(self.classes):
+        for m, i in enumerate(self.coded):
+            column = self.columns[i]
+            if column.spikes:
+                found[i] = spikes.with_spikes(found[i], codes[..., m], column.spikes, column.step)
+                continue
             values, code = self.columns[i].values, codes[..., m]
             if any(isinstance(value, str) for value in values):
                 found[i] = code.to(real)
@@ -278,7 +186,9 @@ class Schema:
 
     def content(self) -> list[dict[str, object]]:
         """The columns as a file holds them."""
-        return [{**asdict(column), "values": list(column.values)} for column in self.columns]
+        return [
+            {**asdict(c), "values": list(c.values), "spikes": list(c.spikes)} for c in self.columns
+        ]
 
     @classmethod
     def of(cls, content: Sequence[Mapping[str, object]]) -> Schema:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,13 +37,18 @@ def moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def maximised(
-    x: Tensor, weight: Tensor, law: Gaussians, prior: tuple[Tensor, Tensor, float]
+    x: Tensor,
+    weight: Tensor,
+    law: Gaussians,
+    prior: tuple[Tensor, Tensor, float],
+    stop: Callable[[], bool] | None = None,
 ) -> tuple[Gaussians, float]:
     """Iterate expectation and maximisation; return the Gaussians, and their mean log-likelihood.
 
     :param x: ``(N, D + M)``, NaN where a cell is missing.
     :param weight: of the rows, ``(N,)``.
     :param prior: mean of the means, mean of the covariances, and the rows that the latter is worth.
+    :param stop: asked after each step whether the time is over.
     """
     patterns, before = Patterns(x, law), -math.inf
     gain = GAINS[min(len(law.log_weights), 2) - 1]
@@ -52,6 +57,8 @@ def maximised(
         if value - before < gain:
             break
         law, before = updated, value
+        if stop is not None and stop():
+            break
     return law, max(value, before)
 
 

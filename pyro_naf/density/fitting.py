@@ -12,13 +12,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from . import automatic, kinds, preparation, tables
-from .architectures import WITH_CLASSES, parse
+from . import automatic, kinds, preparation, said, tables
+from .architectures import WITH_CLASSES, WITH_HOLES, check_options, parse
 from .arrays import RowsLike, TableLike
 from .closed_form import CLOSED
 from .columns import Schema
-from .kinds import Said
 from .modelled import Modelled
+from .said import Said
 from .settings import Evaluation, History, OnEvaluation, Training
 from .sklearn_api import SETTINGS
 from .table_density import TableDensity
@@ -105,11 +105,30 @@ class Fitting:
             raise ValueError(f"{name} must have rows, got none")
         self._check_gaps(rows)
         schema = kinds.infer(
-            rows, self.density.columns, self.said, table.columns, name, table.whole, table.units
-        )
+            rows, self.density.columns, self.said, table.columns, name, table.whole, table.units,
+            self._takes_spikes(found=True),
+        )  # fmt: skip
+        if schema.spiked and not self._takes_spikes(found=False):
+            at = preparation.listed("column", [schema.called(i) for i in schema.spiked])
+            raise ValueError(
+                f"{name} has spikes in {at}, which architecture {self.density.architecture!r} "
+                "cannot fit: choose 'auto', 'gmm-5' or 'maf-dsf-5'"
+            )
         self._check_classes(rows, schema)
-        self.density.note = kinds.described(schema, self.said, self.density.columns)
+        self.density.note = said.described(schema, self.said, self.density.columns)
         self.density.build_for(schema, self.gaps)
+
+    def _takes_spikes(self, found: bool) -> bool:
+        """Whether the density can have columns with spikes: what was said, or found.
+
+        A Gaussian that was asked for stays one, and is given no spikes that are found.
+        """
+        density = self.density
+        kind = parse(density.architecture)[0]
+        if kind in WITH_CLASSES or (self.gaps and kind == "auto"):
+            return True
+        plain = check_options(density.architecture, density.overrides).linear != "lu"
+        return not self.gaps and plain and kind in (WITH_HOLES if not found else WITH_HOLES[1:])
 
     def _check_gaps(self, rows: Tensor) -> None:
         """Refuses what is not finite, but missing cells where the density takes them."""
@@ -137,9 +156,9 @@ class Fitting:
     def _check_classes(self, rows: Tensor, schema: Schema) -> None:
         """Refuses missing cells beside classes where these are no part of the mixture."""
         kind = parse(self.density.architecture)[0]
-        if not (self.gaps and schema.classes) or kind in ("auto", *WITH_CLASSES):
+        if not (self.gaps and schema.coded) or kind in ("auto", *WITH_CLASSES):
             return
-        classes = preparation.listed("column", [schema.called(i) for i in schema.classes])
+        classes = preparation.listed("column", [schema.called(i) for i in schema.coded])
         gone = rows.isnan().any(0).nonzero().squeeze(1).tolist()
         cells = preparation.listed("column", [schema.called(i) for i in gone])
         raise ValueError(
@@ -220,7 +239,7 @@ class Fitting:
         density, schema, name = self.density, self.density.schema, self.density.names[0]
         called = [schema.called(i) for i in range(density.width)]
         plain = [i for i in schema.real if i not in schema.integers]
-        preparation.warn_of_atoms(rows[0], name, called, plain)
+        preparation.warn_of_atoms(schema.without_spikes(rows[0]), name, called, plain)
         named = [called[i] for i in schema.real]
         preparation.warn_of_outliers(real, name, named, left_out)
         if len(rows) > 1:
@@ -247,7 +266,8 @@ class Fitting:
             automatic.fit(
                 data, validation, options, given=self.given, overrides=density.overrides,
                 weight=weight, shift=shift, on_evaluation=self.on_evaluation, dtype=dtype,
-                gaps=self.gaps, sizes=schema.sizes if density.together else (), keep=self._keep,
+                gaps=self.gaps, sizes=schema.sizes if density.together else (),
+                holes=density.holes, classes=density.given_classes, keep=self._keep,
             )  # fmt: skip
             return
         self._train_flow(data, validation, weight, float(shift.mean()))

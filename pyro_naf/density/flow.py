@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, cast
 
@@ -16,11 +16,12 @@ from torch.distributions.transforms import Transform
 
 from ..rootfinding import RootNotFoundError
 from ..transforms import AutoregressiveFlow
-from . import closed_form
+from . import closed_form, holes
 from .gaussian import Whitening
 from .gaussian_mixture import GaussianMixture
 from .mixture import StandardNormal
 from .normal_scores import NormalScores
+from .student import Student
 
 #: Times that a single row is drawn before it is given up.
 TRIES = 50
@@ -112,6 +113,8 @@ class NormalizingFlow(nn.Module):
         :class:`~pyro_naf.density.mixture.AutoregressiveMixture`.
     :param sampling: the layers map base to data.
     :param no_inverse: why the layers cannot be inverted, where they cannot.
+    :param holes: dimensions that rows lack where an entry of the context, by its number, is 0; the
+        density is then that of the others (:mod:`pyro_naf.density.holes`).
 
     Shapes: x ``(..., D)``, context ``(..., C)``, log-density ``(...)``.
 
@@ -129,26 +132,34 @@ class NormalizingFlow(nn.Module):
         *,
         sampling: bool = False,
         no_inverse: str | None = None,
+        holes: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.layers, self.base = nn.ModuleList(layers), base
-        self.sampling, self.no_inverse = sampling, no_inverse
+        self.sampling, self.no_inverse, self.holes = sampling, no_inverse, dict(holes or {})
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """:meth:`log_prob`: what a training loop, or torch's parallel wrappers, call."""
         return self.log_prob(x, context)
 
-    def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
+    def start(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        weight: Tensor | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> None:
         """Fit the parts that are not trained, Gaussians and their mixtures, to rows ``(N, D)``.
 
         :param weight: of the rows, ``(N,)``; 1 by default.
+        :param stop: asked between a mixture's steps whether the time is over.
         """
         for layer in self.layers:
             start = getattr(layer, "start", None)
             if start is not None:
                 start(x, context, weight)
         if isinstance(self.base, GaussianMixture):
-            self.base.start(self._through(x, context)[0], context, weight)
+            self.base.start(self._through(x, context)[0], context, weight, stop)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``.
@@ -160,6 +171,8 @@ class NormalizingFlow(nn.Module):
         """
         if self.sampling and self.no_inverse is not None:
             raise NotImplementedError(self.no_inverse)
+        if self.holes and context is not None:
+            x = torch.where(holes.present(x, context, self.holes), x, 0.0)
         value = self._log_prob(torch.where(x.isfinite(), x, 0.0), context)
         # So far out that squares and exponentials overflow, their difference is NaN.
         far = (x.abs() > FAR).any(-1)
@@ -189,6 +202,10 @@ class NormalizingFlow(nn.Module):
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         if self.sampling:
             return self.distribution(context).log_prob(x)
+        if self.holes and context is not None:
+            assert isinstance(self.base, StandardNormal | Student)
+            here = holes.present(x, context, self.holes)
+            return holes.log_prob(list(self._conditioned(context)), self.base, x, here)
         x, log_det = self._through(x, context)
         return self.base.log_prob(x, context) + log_det
 
@@ -219,6 +236,8 @@ class NormalizingFlow(nn.Module):
             return self._through(z, context)[0]
         if self.no_inverse is not None:
             raise NotImplementedError(self.no_inverse)
+        if self.holes and context is not None:
+            return holes.drawn(list(self.layers), z, context, self.holes)
         for layer in reversed(list(self._conditioned(context))):
             z = layer.inv(z)
         return z

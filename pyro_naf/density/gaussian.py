@@ -130,6 +130,21 @@ class Whitening(Linear):
         lower = torch.linalg.solve_triangular(factor, eye, upper=False)
         return incomplete.Gaussians(mean.new_zeros(1), mean[None], (lower @ lower.T)[None])
 
+    @property
+    def lower(self) -> Tensor:
+        """The matrix W ``(D, D)``."""
+        return self.factor
+
+    @property
+    def centre(self) -> Tensor:
+        """What is mapped to zero, ``(D,)``."""
+        return self.mean
+
+    @property
+    def log_slopes(self) -> Tensor:
+        r""":math:`\log W_{tt}`, ``(D,)``."""
+        return self.factor.diagonal().log()
+
     def _call(self, x: Tensor) -> Tensor:
         with without_autocast(x):
             return (x.to(self.factor.dtype) - self.mean) @ self.factor.T
@@ -172,11 +187,13 @@ class ConditionalWhitening(ConditionalTransformModule):
         """Take the regression and the covariance of its residuals from rows and contexts."""
         x, c = x.double(), context.double()
         each = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
-        centred = c - each @ c / each.sum()
-        weighted = each.unsqueeze(1) * centred
-        gram = weighted.T @ centred
-        gram.diagonal().add_(SLOPE_RIDGE)
-        slopes = torch.linalg.solve(gram, weighted.T @ (x - each @ x / each.sum())).T
+        gaps = x.isnan()
+        if gaps.any():
+            seen = [(~column).nonzero().squeeze(1) for column in gaps.unbind(1)]
+            found = [_slopes(x[i, t : t + 1], c[i], each[i]) for t, i in enumerate(seen)]
+            slopes = torch.cat(found)
+        else:
+            slopes = _slopes(x, c, each)
         self.slopes.copy_(slopes)
         self.whitening.start(x - c @ slopes.T, weight=weight)
 
@@ -185,12 +202,37 @@ class ConditionalWhitening(ConditionalTransformModule):
         return _Shifted(self.whitening, context @ self.slopes.T)
 
 
+def _slopes(x: Tensor, c: Tensor, weight: Tensor) -> Tensor:
+    """The slopes ``(D, C)`` of a regression of x ``(N, D)`` on c ``(N, C)``, with a ridge."""
+    total = weight.sum().clamp(min=torch.finfo(x.dtype).tiny)
+    centred = c - weight @ c / total
+    weighted = weight.unsqueeze(1) * centred
+    gram = weighted.T @ centred
+    gram.diagonal().add_(SLOPE_RIDGE)
+    return torch.linalg.solve(gram, weighted.T @ (x - weight @ x / total)).T
+
+
 class _Shifted(Linear):
     """A whitening after a shift ``(..., D)``."""
 
     def __init__(self, whitening: Whitening, shift: Tensor) -> None:
         super().__init__()
         self.whitening, self.shift = whitening, shift
+
+    @property
+    def lower(self) -> Tensor:
+        """The matrix W ``(D, D)``."""
+        return self.whitening.lower
+
+    @property
+    def centre(self) -> Tensor:
+        """What is mapped to zero, ``(..., D)``."""
+        return self.whitening.centre + self.shift
+
+    @property
+    def log_slopes(self) -> Tensor:
+        r""":math:`\log W_{tt}`, ``(D,)``."""
+        return self.whitening.log_slopes
 
     def _call(self, x: Tensor) -> Tensor:
         return self.whitening._call(x - self.shift)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -95,7 +95,13 @@ class GaussianMixture(nn.Module):
             self.register_buffer("class_logs", torch.cat(even, 1))
 
     @torch.no_grad()
-    def start(self, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None) -> None:
+    def start(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        weight: Tensor | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> None:
         """Fit the mixture to rows ``(N, D + M)``, drawing from torch's global generator.
 
         NaN is a missing cell: the likelihood then covers the cells seen, and expectation and
@@ -103,6 +109,7 @@ class GaussianMixture(nn.Module):
         means.
 
         :param weight: of the rows, ``(N,)``; 1 by default.
+        :param stop: asked after each step whether the time is over: the best so far is kept.
         """
         x, best = x.double(), -math.inf
         weight = torch.ones_like(x[:, 0]) if weight is None else weight.to(x)
@@ -122,16 +129,18 @@ class GaussianMixture(nn.Module):
         for _ in range((STARTS_WITH_GAPS if gaps else STARTS) if self.components > 1 else 1):
             steps = FIRST_STEPS if gaps or self.sizes else MAX_STEPS
             member = _clustered(_with_classes(whole, codes, self.sizes), self.components)
-            found, value = maximised(whole, weight, member, prior, steps, degrees)
+            found, value = maximised(whole, weight, member, prior, steps, degrees, stop)
             law = _gaussians(found)
             if gaps or self.sizes:
                 member = weight.unsqueeze(1) * member
                 tables = expectation.class_tables(codes, member, weight, self.sizes)
                 law = replace(law, tables=tables)
-                law, value = expectation.maximised(x, weight, law, prior)
+                law, value = expectation.maximised(x, weight, law, prior, stop)
             if value > best:
                 best = value
                 self.take(law)
+            if stop is not None and stop():
+                break
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the log-density ``(...)`` of x ``(..., D + M)``."""
@@ -142,6 +151,10 @@ class GaussianMixture(nn.Module):
                 flat = incomplete.class_terms(self._tables(), codes.reshape(-1, len(self.sizes)))
                 terms = terms + flat.view(terms.shape)
             return torch.logsumexp(terms, -1)
+
+    def class_log_prob(self, codes: Tensor) -> Tensor:
+        """The log-probability ``(N,)`` of the classes ``(N, M)``, M >= 1, by themselves."""
+        return (self.log_weights + incomplete.class_terms(self._tables(), codes)).logsumexp(-1)
 
     def _tables(self) -> tuple[Tensor, ...]:
         return self.class_logs.split(self.sizes, 1) if self.sizes else ()
@@ -262,12 +275,14 @@ def maximised(
     prior: tuple[Tensor, Tensor, float],
     max_steps: int = MAX_STEPS,
     degrees: Tensor | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> tuple[Parameters, float]:
     """Iterate expectation and maximisation; return the parameters, and their mean log-likelihood.
 
     :param member: the responsibilities ``(N, K)`` to start from.
     :param prior: mean of the means, mean of the covariances, and the rows that the latter is worth.
     :param degrees: of freedom ``(K,)`` to start from; None for Gaussians.
+    :param stop: asked after each step whether the time is over.
     """
     before, (centre, spread, worth) = -math.inf, prior
     u = torch.ones_like(member)
@@ -283,7 +298,7 @@ def maximised(
         terms, square = _terms(x, found)
         totals = torch.logsumexp(terms, -1)
         value, member = float(weight @ totals / weight.sum()), (terms - totals[:, None]).exp()
-        if value - before < GAIN:
+        if value - before < GAIN or (stop is not None and stop()):
             break
         before = value
         if degrees is not None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from .columns import KINDS, Column, Schema
-from .discrete import discrete_columns, present, values_of
+from . import spikes
+from .column import MANY_CLASSES, Column
+from .columns import Schema
+from .discrete import LOOKED_AT, discrete_columns, present, values_of
 from .preparation import listed
+from .said import SPIKED, Said, kinds_said
 
 #: Probability that a Gaussian of a column's moments has no value beyond a bound, below which the
 #: bound is taken to be real.
@@ -33,18 +35,8 @@ FEW_ROWS = 30
 #: Bins in which the emptiest part of a period is looked for.
 BINS = 64
 
-#: Classes of a column beyond which it is refused.
-MANY_CLASSES = 200
-
 #: Number of values for each row below which a column of an integer dtype is one of integers.
 TIED = 0.9
-
-#: Kinds of columns that a user says: one for all, or by name or by number.
-Kind: TypeAlias = str | tuple[str | float, ...]
-Said: TypeAlias = str | Mapping[str, Kind] | Mapping[int, Kind]
-
-#: Parameters of each kind, in the order in which they are given.
-PARAMETERS = {"positive": 0, "bounded": 2, "periodic": 1}
 
 
 def infer(
@@ -55,34 +47,37 @@ def infer(
     name: str,
     whole: Sequence[bool],
     units: Sequence[str] | None = None,
+    finds_spikes: bool = False,
 ) -> Schema:
     """Return the schema of rows ``(N, P)``.
 
     :param rows: NaN where a cell is missing.
     :param names: of the columns, where they are known.
-    :param said: kinds by name or number, each one of :data:`~pyro_naf.density.columns.KINDS`, or a
-        pair such as ``("periodic", 360)`` or triple such as ``("bounded", 0, 5)``; a single kind is
-        that of all columns.
+    :param said: kinds by name or number, each one of :data:`~pyro_naf.density.column.KINDS`, or a
+        pair such as ``("periodic", 360)`` or triple such as ``("bounded", 0, 5)``; or
+        "zero-inflated", or ``("spiked", 0, 100)`` with the spikes; a single kind is that of all
+        columns, and a list has one for each.
     :param tables: columns of which the table tells the kind: text, booleans, dates.
     :param name: what messages call the rows.
     :param whole: which columns are of an integer dtype.
     :param units: of the columns' numbers, empty where there is none.
+    :param finds_spikes: look for spikes where no kind was said.
     :raises ValueError: for a kind or column that is unknown, or values outside the bounds.
     """
-    kinds = _said(said, names, rows.shape[1], name)
-    few = {*discrete_columns(rows)} if len(rows) else set()
-    found = []
+    kinds, found = kinds_said(said, names, rows.shape[1], name), []
     for i, (cells, values) in enumerate((c, present(c)) for c in rows.unbind(1)):
         own = None if names is None else names[i]
         given, known = kinds.get(i), tables[i]
+        where = f"{name} in column {own or i}"
         if given is None and known is not None:
             column = known
-        elif given is None and whole[i] and (i in few or _tied(values)):
-            column = _integer(values, own)
         elif given is None:
-            column = _inferred(values, own)
+            at = _spikes_found(values, whole[i]) if finds_spikes else ()
+            column = _spiked(values, own, at, whole[i])
+        elif given[0] in SPIKED:
+            column = _spiked(values, own, _spikes(given, values, known, where), whole[i])
         else:
-            column = _of_kind(given, cells, own, known, f"{name} in column {own or i}")
+            column = _of_kind(given, cells, own, known, where)
         found.append(replace(column, unit=units[i]) if units else column)
     schema = Schema(found)
     _check_classes(schema, name, len(rows))
@@ -91,56 +86,49 @@ def infer(
 
 def _tied(values: Tensor) -> bool:
     """Whether values of a column recur so often that it has no density."""
-    return 1 < len(values.unique()) < TIED * len(values)
+    few = len(values) > 0 and bool(discrete_columns(values.unsqueeze(1)))
+    return few or 1 < len(values.unique()) < TIED * len(values)
 
 
-def described(schema: Schema, said: Said | None, names: Sequence[str] | None) -> str | None:
-    """One sentence on the kinds that were inferred, or None where there is none to tell."""
-    if isinstance(said, str):
-        return None
-    told = _said(said, names, len(schema.columns), "x")
-    parts = []
-    for kind in KINDS:
-        at = [i for i, c in enumerate(schema.columns) if c.kind == kind and i not in told]
-        if at and kind != "continuous":
-            parts.append(f"{', '.join(schema.called(i) for i in at)} as {kind}")
-    units = [f"{schema.called(i)} in {c.unit}" for i, c in enumerate(schema.columns) if c.unit]
-    parts += [", ".join(units)] if units else []
-    if not parts:
-        return None
-    return f"took {'; '.join(parts)}: where that is wrong, say columns={{name: kind}}"
+def _spiked(values: Tensor, own: str | None, at: Sequence[float], whole: bool) -> Column:
+    """A column with these spikes, or none, whose rest is what its values tell.
+
+    :param whole: the values are of an integer dtype.
+    """
+    values, at = values.double(), tuple(sorted(at))
+    rest = values[spikes.places(values, at) == 0]
+    if whole and _tied(rest):
+        return replace(_integer(values, own, at), spikes=at)
+    if not at or len(rest) == 0:
+        return replace(_inferred(rest, own), spikes=at)
+    # A spike at an end of the column may be a bound of the rest: no rain, a limit of detection.
+    low = at[0] if bool(rest.min() > at[0]) and _is_bound(rest - at[0]) else -math.inf
+    high = at[-1] if bool(rest.max() < at[-1]) and _is_bound(at[-1] - rest) else math.inf
+    if low == -math.inf and high == math.inf:
+        return replace(_inferred(rest, own), spikes=at)
+    return replace(_bounded(rest, own, low, high, ""), spikes=at)
 
 
-def _said(
-    said: Said | None, names: Sequence[str] | None, width: int, name: str
-) -> dict[int, tuple[str, list[float]]]:
-    """Return the kinds that the user gave, by the number of the column, and their parameters."""
-    if said is None:
-        return {}
-    if isinstance(said, str):
-        said = dict.fromkeys(range(width), said)
-    found = {}
-    for key, value in said.items():
-        if names is not None and isinstance(key, str) and key in names:
-            at = list(names).index(key)
-        elif isinstance(key, int) and not isinstance(key, bool) and 0 <= key < width:
-            at = key
-        else:
-            known = ", ".join(names) if names is not None else f"0 to {width - 1}"
-            raise ValueError(f"columns names {key!r}, but {name} has the columns {known}")
-        kind, *numbers = (value,) if isinstance(value, str) else tuple(value)
-        number = PARAMETERS.get(str(kind), 0)
-        if (
-            not isinstance(kind, str)
-            or kind not in KINDS
-            or len(numbers) not in (0, number)
-            or (kind == "periodic" and len(numbers) != 1)
-        ):
-            raise ValueError(
-                f"columns[{key!r}] must be one of {', '.join(KINDS)}, ('bounded', lower, upper) or "
-                f"('periodic', period), got {value!r}"
-            )
-        found[at] = (kind, [float(number) for number in numbers])
+def _spikes_found(values: Tensor, whole: bool) -> Sequence[float]:
+    """The spikes that values tell; none where the rest takes few values too, and is not whole."""
+    if len(values) < FEW_ROWS:
+        return ()
+    values = values[:: max(1, len(values) // LOOKED_AT)]
+    found = spikes.spikes_of(values)
+    rest = values[spikes.places(values, found) == 0]
+    return found if whole or not discrete_columns(rest.unsqueeze(1)) else ()
+
+
+def _spikes(
+    given: tuple[str, list[float]], values: Tensor, known: Column | None, where: str
+) -> Sequence[float]:
+    """The spikes that the user gave, or those that the values tell."""
+    kind, numbers = given
+    if known is not None:
+        raise ValueError(f"{where} holds no plain numbers, and cannot be {kind}")
+    found = (0.0,) if kind == "zero-inflated" else numbers or spikes.spikes_of(values)
+    if not found:
+        raise ValueError(f"{where} has no value that recurs: say ('spiked', value)")
     return found
 
 
@@ -184,12 +172,15 @@ def _inferred(values: Tensor, own: str | None) -> Column:
             low, high = (values < lower + edge).double(), (values > upper - edge).double()
             if min(float(low.mean()), float(high.mean())) >= AT_END:
                 return _bounded(values, own, lower, upper, "")
-    spread = float(values.std(correction=0))
-    beyond = 0.5 * math.erfc(float(values.mean()) / max(spread, 1e-300) / math.sqrt(2))
-    felt = len(values) * math.log1p(-beyond) < math.log(CHANCE)
-    if felt and bool(values.min() <= NEAR_ZERO * values.median()):
-        return _positive(values, own, "")
-    return Column("continuous", own)
+    return _positive(values, own, "") if _is_bound(values) else Column("continuous", own)
+
+
+def _is_bound(distances: Tensor) -> bool:
+    """Whether distances ``(N,)`` from a bound, at least 0, say that there is one."""
+    spread = float(distances.std(correction=0))
+    beyond = 0.5 * math.erfc(float(distances.mean()) / max(spread, 1e-300) / math.sqrt(2))
+    felt = len(distances) * math.log1p(-beyond) < math.log(CHANCE)
+    return felt and bool(distances.min() <= NEAR_ZERO * distances.median())
 
 
 def _positive(values: Tensor, own: str | None, where: str) -> Column:
@@ -255,9 +246,12 @@ def _periodic(values: Tensor, own: str | None, period: float, where: str) -> Col
     return Column("periodic", own, cut, cut + period)
 
 
-def _integer(values: Tensor, own: str | None) -> Column:
+def _integer(values: Tensor, own: str | None, at: Sequence[float] = ()) -> Column:
     known, step = values_of(values.double())
     step = step or 1.0
+    if at:
+        values = present(spikes.rest_of(values, at, step))
+        known = values_of(values)[0]
     like = Column("continuous", own) if len(known) < 2 else _inferred_integer(known, values, own)
     return Column("integer", own, like.lower, like.upper, like.slack, like.curve, like.scale, step)
 

@@ -97,6 +97,21 @@ class Diagonal(Linear):
     def _inverse(self, y: Tensor) -> Tensor:
         return (y - self.bias) * torch.exp(-self.log_scale)
 
+    @property
+    def lower(self) -> Tensor:
+        """The matrix ``(D, D)``."""
+        return torch.diag(self.log_scale.exp())
+
+    @property
+    def centre(self) -> Tensor:
+        """What is mapped to zero, ``(D,)``."""
+        return -self.bias * torch.exp(-self.log_scale)
+
+    @property
+    def log_slopes(self) -> Tensor:
+        """The logarithm ``(D,)`` of the slope of each dimension."""
+        return self.log_scale
+
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         r""":math:`\sum_t s_t`, the same for every x ``(..., D)``: shape ``(...)``."""
         return self.log_scale.sum().expand(x.shape[:-1])

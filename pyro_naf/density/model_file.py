@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from ..files.stored import ModelFileError, load, save
 from ..support.calls import Args, Kwargs, Operation, Types
 from .architectures import parse
-from .columns import Column, Schema
+from .column import Column
+from .columns import Schema
 from .settings import History
 from .stacked import Folds
 from .table_density import TableDensity

@@ -37,6 +37,11 @@ CURRENCIES = frozenset(
     "RUB SEK SGD THB TRY TWD UAH USD ZAR Fr kr Kč zł Ft".split()
 )
 
+#: What a cell without a value may hold, in lower case.
+MISSING = frozenset(
+    ("", "?", "-", "--", ".", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "none")
+)
+
 #: Days, if there are any, and hours, minutes and seconds.
 DURATION = re.compile(
     r"(?P<sign>-)?((?P<days>-?\d+) days?,? *)?\+?(?P<h>\d+):(?P<m>[0-5]\d):(?P<s>[0-5]\d(\.\d+)?)"

@@ -10,7 +10,7 @@ import numpy as np
 from ..plot import panels as plot
 from ..support.seeding import seeded
 from . import preparation
-from .columns import Column
+from .column import Column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

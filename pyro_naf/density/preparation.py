@@ -222,7 +222,8 @@ def _warn_of_one_value(column: Tensor, where: str, discrete: bool) -> None:
     value = f"{float(values[counts.argmax()]):g}"
     warnings.warn(
         f"{where} is {value} in {most} of {len(seen)} rows: a density rises there without bound; "
-        f"make these cells missing (NaN), and add a column that says where it is {value}",
+        f"say columns={{name: ('spiked', {value})}}, as 'auto' finds out by itself, or make these "
+        f"cells missing (NaN), and add a column that says where it is {value}",
         stacklevel=4,
     )
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from . import closed_form, numerals, preparation
 from .closed_form import Part
-from .columns import Column, Encoded, Schema, beside
+from .column import Column
+from .columns import Encoded, Schema, beside
+from .said import place_of
 from .stacked import of_closed_form
 from .table_density import TableDensity
 from .tables import DAY, EPOCH, SECOND
@@ -54,9 +56,10 @@ def encoded(density: TableDensity, rows: Tensor, s: Tensor | None) -> Encoded:
 
 
 def places(density: TableDensity, at: Sequence[int]) -> list[int]:
-    """Where columns are among the numbers and, behind these, the classes."""
-    order = [*density.schema.real, *density.schema.classes]
-    return [order.index(i) for i in at]
+    """Where columns are among the numbers and, behind these, the classes, in their own order."""
+    schema, own = density.schema, Schema([density.schema.columns[i] for i in at])
+    real = [schema.real.index(at[j]) for j in own.real]
+    return real + [len(schema.real) + schema.coded.index(at[j]) for j in own.coded]
 
 
 def noises(density: TableDensity) -> list[Tensor | None]:
@@ -89,10 +92,8 @@ def marginal(density: Density, columns: Sequence[str | int]) -> Density:
     at = positions(density, columns, "columns")
     if not at:
         raise ValueError("columns must name at least one column, got none")
-    parts = parts_of(density)
-    # The columns' numbers first, then their classes, as the schema of the marginal has them.
-    order = sorted(places(density, at), key=lambda i: i >= len(density.schema.real))
-    law = closed_form.marginal(parts, torch.tensor(order, device=density.loc.device))
+    order = torch.tensor(places(density, at), device=density.loc.device)
+    law = closed_form.marginal(parts_of(density), order)
     return made(density, at, law)
 
 
@@ -105,7 +106,12 @@ def condition(density: Density, given: Mapping[str, object] | Mapping[int, objec
         e = encoded(density, row, s)
         if e.inside.all():
             shift = float(e.log_slope)
-            own = closed_form.conditional(parts, beside(e.real, e.codes)[0])
+            whole = beside(e.real, e.codes)[0]
+            own = closed_form.conditional(parts, whole)
+            # Behind a spike that is given, an amount is open that there is none of.
+            left = whole.isnan().nonzero().squeeze(1).tolist()
+            order = torch.tensor([left.index(i) for i in places(density, rest)])
+            own = closed_form.marginal(own, order.to(row.device))
             found += [replace(p, log_weight=p.log_weight + shift) for p in own]
     if not found:
         names = preparation.listed("column", [density.schema.called(i) for i in at])
@@ -160,14 +166,13 @@ def _number(value: object, column: Column, name: str) -> float:
 
 def positions(density: Columns, columns: Sequence[str | int], argument: str) -> list[int]:
     """Where these columns are, each a name or a number from 0."""
-    if isinstance(columns, str | int):
+    if isinstance(columns, str | int | np.integer):
         columns = [columns]
     names, at = density.columns, list[int]()
     for key in columns:
-        if names is not None and key in names:
-            at.append(names.index(key))
-        elif isinstance(key, int) and not isinstance(key, bool) and 0 <= key < density.width:
-            at.append(key)
+        place = place_of(key, names, density.width)
+        if place is not None:
+            at.append(place)
         else:
             known = ", ".join(names) if names is not None else f"0 to {density.width - 1}"
             raise ValueError(f"{argument} names {key!r}, but the density has the columns {known}")
@@ -181,7 +186,7 @@ def made(density: Density, at: list[int], parts: list[Part]) -> Density:
     made = type(density)()
     made.to(density.loc.device, density.dtype)
     made.build_for(Schema([density.schema.columns[i] for i in at]), gaps=True)
-    real = [density.schema.real.index(i) for i in at if density.schema.columns[i].is_real]
+    real = places(density, at)[: len(made.schema.real)]
     flow, made.parts = of_closed_form(parts)
     made.flow = flow.to(density.loc.device, density.dtype)
     made.loc.copy_(density.loc[real])

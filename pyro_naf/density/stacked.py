@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .closed_form import Part
 from .flow import NormalizingFlow
 from .gaussian_mixture import GaussianMixture
+from .given_classes import GivenClasses
 from .mixture import ModuleDistribution
 
 #: Steps of expectation and maximisation that find the weights.
@@ -54,9 +55,9 @@ class Stacked(nn.Module):
         terms = [part.log_prob(x, context) for part in self._densities()]
         return torch.logsumexp(torch.stack(terms, -1) + self.log_weights, -1)
 
-    def _densities(self) -> Iterator[NormalizingFlow]:
+    def _densities(self) -> Iterator[NormalizingFlow | GivenClasses]:
         for part in self.parts:
-            assert isinstance(part, NormalizingFlow)
+            assert isinstance(part, NormalizingFlow | GivenClasses)
             yield part
 
     def closed_form(self) -> list[Part] | None:

@@ -105,8 +105,11 @@ class Student(nn.Module):
 
     def log_prob(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the log-density ``(...)`` of z ``(..., D)``."""
-        z = at_least_float32(z)
-        return log_density(z.square(), self.degrees, 1).sum(-1)
+        return self.log_probs(z).sum(-1)
+
+    def log_probs(self, z: Tensor) -> Tensor:
+        """Return the log-density ``(..., D)`` of each dimension of z ``(..., D)``."""
+        return log_density(at_least_float32(z).square(), self.degrees, 1)
 
     def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """Return the independent t's, of the context's batch shape."""

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from ..files.archive import plain
 from ..support.checks import check_integers
+from ..support.seeding import seeded
 from . import discrete, preparation, tables
 from .architectures import WITH_CLASSES, build, check_options, parse
 from .arrays import RowsLike, TableLike
 from .classes import SoftmaxHead
-from .columns import Column, Encoded, Schema, ToData, beside
+from .column import Column
+from .columns import Encoded, Schema, ToData, beside
 from .flow import NormalizingFlow, evaluating, finite_draws
+from .given_classes import GivenClasses
 from .modelled import Moments, chunked_log_prob, joined
 from .settings import History
 from .sklearn_api import SETTINGS, Estimator, not_fitted
@@ -95,7 +98,9 @@ class TableDensity(Estimator, nn.Module):
         before, self.schema, self.width = self.schema, schema, len(schema.columns)
         kind, together = parse(self.architecture)[0], self.together
         self.together = bool(schema.sizes) and (kind in WITH_CLASSES or (kind == "auto" and gaps))
-        same = (len(before.real), before.sizes) == (len(schema.real), schema.sizes)
+        same = all(
+            getattr(before, name) == getattr(schema, name) for name in ("sizes", "holes")
+        ) and len(before.real) == len(schema.real)
         if self.width and same and together == self.together:
             return
         # In double precision whatever the flow's: a year is 2020, its hours are 1e-4 of that.
@@ -114,12 +119,31 @@ class TableDensity(Estimator, nn.Module):
         """Whether there is more to model than a softmax does."""
         return self.together or bool(self.schema.real)
 
-    def _built(self, architecture: str, options: Mapping[str, object]) -> NormalizingFlow:
+    @property
+    def holes(self) -> dict[int, int]:
+        """For each dimension that rows may lack, the entry of the flow's context that tells."""
+        if self.together:
+            return {}
+        return {d: self.context_dim + place for d, place in self.schema.holes.items()}
+
+    @property
+    def given_classes(self) -> list[int]:
+        """Sizes of the classes that the flow is given, where these are all that it is given."""
+        return [] if self.together or self.context_dim else self.schema.sizes
+
+    def _built(
+        self, architecture: str, options: Mapping[str, object]
+    ) -> NormalizingFlow | GivenClasses:
         """Build a density of the numbers given context and classes, or of numbers and classes."""
         dim, sizes = len(self.schema.real), self.schema.sizes
         if self.together:
-            return build(architecture, dim, self.context_dim, sizes=sizes, **options)
-        return build(architecture, dim, self.context_dim + sum(sizes), sizes=(), **options)
+            return build(
+                architecture, dim, self.context_dim, sizes=sizes, holes=None, classes=(), **options
+            )
+        width, classes = self.context_dim + sum(sizes), self.given_classes
+        return build(
+            architecture, dim, width, sizes=(), holes=self.holes, classes=classes, **options
+        )
 
     def restore_parts(self, parts: list[tuple[str, dict[str, object]]]) -> None:
         """Make the mixture of these architectures, with weights that are to be loaded."""
@@ -278,7 +302,12 @@ class TableDensity(Estimator, nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, n: int, context: RowsLike | None = None, *, as_table: bool | None = None
+        self,
+        n: int = 1,
+        context: RowsLike | None = None,
+        *,
+        as_table: bool | None = None,
+        seed: int | None = None,
     ) -> Tensor | DataFrame:
         """n draws ``(n, ..., P)``, a tensor of the dtype of the data on the module's device.
 
@@ -287,6 +316,7 @@ class TableDensity(Estimator, nn.Module):
         :param context: ``(..., C)``: n draws for each.
         :param as_table: draws as a pandas DataFrame, with text, dates and booleans; by default
             where the density was fitted to a table with names that holds any of these.
+        :param seed: of the draws; by default they are from torch's generator.
         :raises NotImplementedError: for an architecture that cannot be drawn from (bnaf).
 
         Draws so far out that the flow overflows are drawn again, with a warning.
@@ -297,7 +327,7 @@ class TableDensity(Estimator, nn.Module):
         c = self._context(context)
         batch = torch.Size([]) if c is None else c.shape[:-1]
         chunk = max(1, DRAWN // max(batch.numel(), 1))
-        with evaluating(self):
+        with evaluating(self), seeded(seed):
             parts = [self._draw(min(chunk, n - i), c, batch) for i in range(0, n, chunk)]
         empty = self.loc.new_zeros(0, *batch, self.width)
         rows = torch.cat([part.to(self.data_dtype) for part in parts] or [empty])
@@ -326,10 +356,10 @@ class TableDensity(Estimator, nn.Module):
         :param context: ``(..., C)``, whose batch shape it has.
         """
         self._fitted()
-        if self.schema.classes or self.schema.integers:
+        if self.schema.coded or self.schema.integers:
             raise NotImplementedError(
-                "a density with columns of classes or integers has no Pyro distribution: draw with "
-                "sample, and score with log_prob"
+                "a density with columns of classes, spikes or integers has no Pyro distribution: "
+                "draw with sample, and score with log_prob"
             )
         standard = self.flow.distribution(self._context(context))
         affine = AffineTransform(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from . import numerals, preparation
-from .columns import Column, Schema
+from .column import MANY_CLASSES, Column
+from .columns import Schema
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -99,6 +101,8 @@ def matrix(x: object, name: str, schema: Schema | None = None) -> Matrix:
     :raises ValueError: when a column of the schema is not there, columns differ in length, or text
         is none of the column's values.
     """
+    if hasattr(x, "to_frame") and not hasattr(x, "columns"):
+        x = x.to_frame()  # a Series is a table of one column
     columns = named_columns(x, name)
     if columns is None:
         rows = preparation.as_tensor(x, name)
@@ -143,7 +147,7 @@ def _numbers(values: object, known: Column | None, where: str, label: str) -> _R
         return _Read(array.astype("timedelta64[us]") / SECOND, unit=numerals.SECONDS)
     if kind == "O":
         quantities = _quantities(array, known, where)
-        return quantities or _classes(array, known, where, label)
+        return quantities or _classes(array, known, where, label, _levels(values))
     numbers = array.astype(np.float64)
     seen = numbers[~np.isnan(numbers)]
     if kind == "b":
@@ -160,9 +164,11 @@ def _numbers(values: object, known: Column | None, where: str, label: str) -> _R
 def _quantities(array: np.ndarray, known: Column | None, where: str) -> _Read | None:
     """Text as numbers: money, percentages, durations, and plain numbers that cannot be classes."""
     at = [i for i, cell in enumerate(array.tolist()) if cell is not None]
-    cells = [array[i] for i in at]
-    if not all(isinstance(cell, str) for cell in cells) or (known is not None and known.values):
+    if not all(isinstance(array[i], str) for i in at) or (known is not None and known.values):
         return None
+    # Among numbers, what people write for a missing one is no value; among classes it may be.
+    at = [i for i in at if array[i].strip().lower() not in numerals.MISSING]
+    cells = [array[i] for i in at]
     found = numerals.measured(cells)
     if found is None and (known is not None or 2 * len({*cells}) > len(cells) > 0):
         plain = None if any(map(numerals.CODE.fullmatch, cells)) else numerals.numbers(cells)
@@ -177,13 +183,28 @@ def _quantities(array: np.ndarray, known: Column | None, where: str) -> _Read | 
     return _Read(values, unit=found.unit)
 
 
-def _classes(array: np.ndarray, known: Column | None, where: str, label: str) -> _Read:
-    """Text or booleans, of which None are missing, as places among the values, or 0 and 1."""
+def _levels(values: object) -> tuple[str, ...]:
+    """List the texts that a categorical column declares, in its own order."""
+    levels = getattr(getattr(values, "dtype", None), "categories", None)
+    found = () if levels is None else tuple(levels)
+    return found if all(isinstance(level, str) for level in found) else ()
+
+
+def _classes(
+    array: np.ndarray, known: Column | None, where: str, label: str, levels: tuple[str, ...]
+) -> _Read:
+    """Text or booleans, of which None are missing, as places among the values, or 0 and 1.
+
+    Levels that no row has are kept where rows are many enough for that number of classes.
+    """
     cells = array.tolist()
     if all(cell is None or isinstance(cell, bool) for cell in cells):
         found = np.array([np.nan if cell is None else float(cell) for cell in cells])
         return _Read(found, Column("boolean", label, values=(0.0, 1.0)))
-    values = tuple(sorted({cell for cell in cells if cell is not None}))
+    seen = {cell for cell in cells if cell is not None}
+    values = tuple(level for level in levels if level in seen) or tuple(sorted(seen))
+    if 2 * len(levels) <= len(cells) and len(levels) <= MANY_CLASSES:
+        values = levels or values
     column = known or Column("categorical", label, values=values)
     places = {str(value): float(place) for place, value in enumerate(column.values)}
     for at, cell in enumerate(cells):
@@ -249,7 +270,7 @@ def _of_objects(array: np.ndarray, where: str) -> np.ndarray:
     if kinds and not missing.any() and all_are(int, np.integer):
         with suppress(OverflowError):
             return array.astype(np.int64)
-    if all_are(int, float, Decimal, np.number, np.bool_):
+    if all_are(Real, Decimal, np.bool_):
         found = np.full(len(array), np.nan)
         found[~missing] = seen.astype(np.float64)
         return found

@@ -25,6 +25,7 @@ from .architectures import WITH_CLASSES, build, parse
 from .arrays import TableLike
 from .columns import Schema
 from .flow import NormalizingFlow, evaluating
+from .given_classes import GivenClasses
 from .modelled import Modelled
 from .stacked import Stacked, stacking_weights
 from .table_density import TableDensity
@@ -81,10 +82,12 @@ def _proposal(density: TableDensity) -> TableDensity:
         (u,) = density.moments.standardised(found, density.schema, torch.double, together=True)
         dim, sizes = len(density.schema.real), density.schema.sizes
         taken = int(len(u) * (1 - WEIGHTED_BY))
-        members = list[NormalizingFlow]()
+        members = list[NormalizingFlow | GivenClasses]()
         for name, options in MEMBERS:
             if not sizes or parse(name)[0] in WITH_CLASSES:
-                members.append(build(name, dim, 0, sizes=sizes, **options).to(u))
+                members.append(
+                    build(name, dim, 0, sizes=sizes, holes=None, classes=(), **options).to(u)
+                )
                 members[-1].start(u[:taken])
         values = torch.stack([member.log_prob(u[taken:]) for member in members], 1)
         law = Stacked(u.shape[1], members, stacking_weights(values)).to(u).closed_form()
@@ -244,26 +247,31 @@ class WeightedDensity:
         """Return the mean log-density of rows ``(N, E)`` in nats."""
         return float(self.score_samples(x).astype(np.float64).mean())
 
-    def sample(self, n: int, *, as_table: bool | None = None) -> Tensor | DataFrame:
+    def sample(
+        self, n: int = 1, *, as_table: bool | None = None, seed: int | None = None
+    ) -> Tensor | DataFrame:
         """n draws ``(n, E)``, from weighted ones: some may be the same.
 
         :param as_table: draws as a DataFrame; by default as of the whole density.
+        :param seed: of the draws; by default they are from torch's generator.
         """
         check_integers(n=(n, 0))
-        if self.row.isnan().all():
-            rows = self.density.sample(n, as_table=False)[:, self.at]
-        elif n == 0:
-            rows = self.row.new_zeros(0, self.width)
-        else:
-            each = max(self.num_particles, CANDIDATES * n)
-            draws = weighted(self.density, self.by, self.row, each)
-            rows = draws.chosen(n)[:, 0]
-            rows = discrete.quantised(rows, self.density.noise, self.density.values)[:, self.at]
+        with seeded(seed):
+            rows = self._drawn(n)
         rows = rows.to(self.density.data_dtype)
         told = self.density.from_table and not all(c.is_number for c in self.schema.columns)
         return (
             tables.as_frame(rows, self.schema) if as_table or (as_table is None and told) else rows
         )
+
+    def _drawn(self, n: int) -> Tensor:
+        if self.row.isnan().all():
+            return self.density.sample(n, as_table=False)[:, self.at]
+        if n == 0:
+            return self.row.new_zeros(0, self.width)
+        each = max(self.num_particles, CANDIDATES * n)
+        rows = weighted(self.density, self.by, self.row, each).chosen(n)[:, 0]
+        return discrete.quantised(rows, self.density.noise, self.density.values)[:, self.at]
 
     def anomaly_score(self, x: TableLike) -> np.ndarray:
         """Return the p-value ``(N,)`` of each of the rows ``(N, E)``: small where a row is unusual.

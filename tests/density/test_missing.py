@@ -124,8 +124,8 @@ def test_the_density_of_the_cells_seen_is_the_integral_over_the_others() -> None
 
 
 def test_by_default_mixtures_are_weighted_by_the_cells_of_rows_left_out() -> None:
-    rows = with_gaps(normal_rows(600, 4), 0.5)
-    density = FlowDensity(validation=rows[400:]).fit(rows[:400], **QUICK)
+    rows = with_gaps(normal_rows(450, 4), 0.5)
+    density = FlowDensity(validation=rows[300:]).fit(rows[:300], **QUICK)
     test = with_gaps(normal_rows(500, 5))
     assert float((normal_log_prob(test) - density.log_prob(test)).mean()) < 0.1
     assert density.history is not None and density.held_out is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,18 @@ ALIKE: dict[str, tuple[Callable[[], Any], Any]] = {
         {"c": np.where(A > 0, "(0, 9]", "(-9, 0]")},
     ),
     "bytes": (lambda: of_rows({"c": [g.encode() for g in G]}), {"c": G}),
+    "fractions": (
+        lambda: of_rows({"c": [Fraction(int(s), 7) for s in SPANS]}),
+        {"c": [int(s) / 7 for s in SPANS]},
+    ),
+    "numbers as text, some not known": (
+        lambda: of_rows({"c": np.where(A > 1, "n/a", [f"{a:.3f}" for a in AMOUNTS])}),
+        {"c": np.where(A > 1, np.nan, AMOUNTS)},
+    ),
+    "a level that no row has": (
+        lambda: of_rows({"c": pandas.Categorical(G, [*"zyx", "w"])}),
+        {"c": pandas.Categorical(G, [*"zyx", "w"], ordered=True)},
+    ),
     "integers as objects": (
         lambda: of_rows({"c": (A * 3).round().astype(int).astype(object)}),
         {"c": (A * 3).round().astype(int)},
@@ -143,6 +156,32 @@ def test_draws_of_durations_are_durations_that_are_scored() -> None:
     assert density.score(drawn) == pytest.approx(density.score(rows), rel=1e-5)
     given = density.condition({"c": pandas.Timedelta("1h")}).score([[0.5]])
     assert given == pytest.approx(density.condition({"c": 3600}).score([[0.5]]))
+
+
+def test_levels_of_a_category_keep_their_order_and_may_have_no_row() -> None:
+    sizes = pandas.Categorical(np.where(A > 0, "small", "large"), ["small", "large", "huge"])
+    density = fitted(of_rows({"c": sizes}))
+    assert density.schema.columns[1].values == ("small", "large", "huge")
+    unseen = of_rows({"c": ["huge"] * N})
+    assert (density.score_samples(unseen) < density.score_samples(of_rows({"c": sizes})) - 1).all()
+
+
+def test_columns_may_be_called_by_names_that_are_no_text() -> None:
+    years = pandas.DataFrame(np.c_[A, A[::-1] * 5], columns=[2020, 1])
+    density = fitted(years, columns={2020: "continuous", np.int64(1): "continuous"})
+    assert density.note is None and density.marginal([1]).columns == ["1"]
+    swapped = fitted(years[[1, 2020]], columns=["continuous", "continuous"])
+    assert swapped.marginal([1]).columns == ["1"]
+    assert swapped.condition({2020: 0.5}).score([[1.0]]) == pytest.approx(
+        density.condition({2020: 0.5}).score([[1.0]])
+    )
+
+
+def test_a_series_is_a_table_of_one_column() -> None:
+    series = pandas.Series(A, name="a")
+    density = fitted(series)
+    assert density.columns == ["a"]
+    assert density.score(series) == pytest.approx(fitted(A[:, None]).score(A[:, None]))
 
 
 TWICE = pandas.DataFrame(np.c_[A, A, A], columns=["a", "b", "a"])
@@ -179,5 +218,16 @@ def test_another_unit_than_that_of_the_fit_is_refused() -> None:
 
 def test_one_value_that_recurs_among_others_is_named() -> None:
     rain = np.where(A > 0.5, AMOUNTS, 0.0)
-    with pytest.warns(UserWarning, match=r"column c is 0 in \d+ of 60 rows.*missing \(NaN\)"):
+    with pytest.warns(
+        UserWarning, match=r"column c is 0 in \d+ of 60 rows.*\(.spiked., 0\).*missing \(NaN\)"
+    ):
         fitted(of_rows({"c": rain}))
+
+
+def test_draws_of_one_seed_are_the_same_and_a_list_holds_a_kind_for_each_column() -> None:
+    density = fitted(of_rows({"c": AMOUNTS}), columns=["continuous", "positive"])
+    assert [c.kind for c in density.schema.columns] == ["continuous", "positive"]
+    assert torch.equal(density.sample(3, seed=1), density.sample(3, seed=1))
+    assert density.sample().shape == (1, 2)
+    with pytest.raises(ValueError, match="must hold a kind for each of 2 columns, got 1"):
+        fitted(of_rows({"c": AMOUNTS}), columns=["continuous"])

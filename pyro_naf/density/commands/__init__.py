@@ -129,6 +129,7 @@ def _add_fit(commands: Commands) -> None:
     for kind, what in KINDS.items():
         add(f"--{kind}", action="append", metavar="A,B", help=what)
     add("--bounded", action="append", metavar="A=0:1", help="a column between two bounds")
+    add("--spiked", action="append", metavar="A=0:9", help="values that recur in a column, as zero")
     add("--periodic", action="append", metavar="A=360", help="a column of angles, say")
     add("--validation", type=float, metavar="PART", default=0.1, help="default: %(default)s")
     limits: tuple[tuple[str, str, Callable[[str], object], str], ...] = (

@@ -11,13 +11,8 @@ from datetime import datetime, timezone
 import numpy as np
 
 from .. import numerals
-from ..kinds import MANY_CLASSES
-from ..numerals import CODE, MINUS, NUMBERS, numbers
-
-#: What a cell without a value may hold, in lower case.
-MISSING = frozenset(
-    ("", "?", "-", "--", ".", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "none")
-)
+from ..column import MANY_CLASSES
+from ..numerals import CODE, MINUS, MISSING, NUMBERS, numbers
 
 INTEGER = re.compile(r"[+-]?\d+")
 

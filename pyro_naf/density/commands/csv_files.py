@@ -16,7 +16,8 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from ...support.command_line import CommandError
-from .cells import CODE, EXACT, INTEGER, MISSING, NUMBERS, Parsed, numbers, parse
+from ..numerals import MISSING
+from .cells import CODE, EXACT, INTEGER, NUMBERS, Parsed, numbers, parse
 from .text_files import read_text
 
 #: What may stand between cells, from the most certain to the least; None are runs of blanks.

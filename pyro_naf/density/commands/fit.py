@@ -22,9 +22,9 @@ from ...support.command_line import CommandError
 from .. import datasets, discrete, parallel, preparation
 from ..architectures import unused_options
 from ..estimator import FlowDensity
-from ..kinds import Kind
 from ..options import Options
 from ..published import published, published_of
+from ..said import Kind
 from . import inputs
 from .files import Table
 from .plot import PICTURE, drawn
@@ -244,15 +244,15 @@ def _kinds(options: argparse.Namespace, table: Table) -> Kinds | None:
     for kind in ("continuous", "positive", "integer", "categorical"):
         for text in getattr(options, kind) or ():
             say(text, kind)
-    for kind, number in (("bounded", 2), ("periodic", 1)):
+    for kind, number in (("bounded", 2), ("periodic", 1), ("spiked", 0)):
         for text in getattr(options, kind) or ():
             name, _, numbers = text.rpartition("=")
             try:
                 values = tuple(float(part) for part in numbers.split(":"))
             except ValueError:
                 values = ()
-            if not name or len(values) != number:
-                example = "share=0:1" if number == 2 else "angle=360"
+            if not name or not values or number not in (0, len(values)):
+                example = {2: "share=0:1", 1: "angle=360"}.get(number, "rain=0")
                 raise CommandError(f"--{kind} must be like {example}, not {text!r}")
             say(name, (kind, *values))
     return found or None
