@@ -122,7 +122,7 @@ class Column:
         return t + self.scale * rest, -rest
 
     def from_real(self, u: Tensor) -> Tensor:
-        """The values of real numbers: the inverse of :meth:`to_real`, within the bounds."""
+        """Map real numbers to values: the inverse of :meth:`to_real`, within the bounds."""
         low, high = self._ends
         if low > -math.inf and high < math.inf:
             x = low + (high - low) * u.sigmoid()
@@ -201,7 +201,7 @@ class Schema:
         return None if None in names else [str(name) for name in names]
 
     def called(self, i: int) -> str:
-        """What messages call a column."""
+        """Name a column as messages do."""
         name = self.columns[i].name
         return str(i) if name is None else name
 
@@ -236,7 +236,7 @@ class Schema:
         return Encoded(stacked, codes, log_slope, inside)
 
     def _codes(self, column: Column, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The places of a column's values among the known ones, and whether they are there."""
+        """Find the places of a column's values among the known ones, and whether they are there."""
         if any(isinstance(value, str) for value in column.values):
             known = (x >= 0) & (x < len(column.values))  # text is coded before
             codes = torch.where(known, x, 0.0).long()
@@ -247,7 +247,7 @@ class Schema:
         return torch.where(x.isnan(), -1, codes), known | x.isnan()
 
     def decode(self, real: Tensor, codes: Tensor) -> Tensor:
-        """The rows ``(..., P)``; text as its place among the column's values."""
+        """Decode rows ``(..., P)``; text as its place among the column's values."""
         if self.is_plain:
             return real
         found = [real.new_zeros(real.shape[:-1])] * len(self.columns)
@@ -277,12 +277,12 @@ class Schema:
         return torch.cat(parts, -1).double()
 
     def content(self) -> list[dict[str, object]]:
-        """The columns as a file holds them."""
+        """Return the columns as a file holds them."""
         return [{**asdict(column), "values": list(column.values)} for column in self.columns]
 
     @classmethod
     def of(cls, content: Sequence[Mapping[str, object]]) -> Schema:
-        """The schema that :meth:`content` described."""
+        """Make the schema that :meth:`content` described."""
         make: Callable[..., Column] = Column
         return cls([make(**column) for column in content])
 
