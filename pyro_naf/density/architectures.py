@@ -131,7 +131,7 @@ def build(
     classes: Sequence[int] = (),
     **overrides: object,
 ) -> NormalizingFlow | GivenClasses:
-    """The named architecture, freshly initialised (from torch's global generator).
+    """Build the named architecture, freshly initialised (from torch's global generator).
 
     :param name: see the table above; a number at its end is that of the layers.
     :param input_dim: D >= 1.
@@ -196,7 +196,7 @@ def _refuse_kind(kind: str, name: str, options: Options, sizes: Sequence[int]) -
 
 
 def check_options(name: str, overrides: Mapping[str, object]) -> Options:
-    """The options of a named architecture.
+    """Check the options of a named architecture.
 
     :raises ValueError: for an unknown name, or an option out of its range.
     :raises TypeError: for an unknown option, or one that no file could hold.
@@ -217,7 +217,7 @@ def check_options(name: str, overrides: Mapping[str, object]) -> Options:
 
 
 def unused_options(name: str, overrides: Mapping[str, object]) -> list[str]:
-    """The options that a named architecture makes no use of.
+    """List the options that a named architecture makes no use of.
 
     >>> unused_options("maf-nsf-5", {"bins": 16, "hidden_units": 8})
     ['hidden_units']
@@ -319,7 +319,7 @@ class _Parts:
         )
 
     def stacked(self, flows: Sequence[nn.Module]) -> list[nn.Module]:
-        """The flows with linear maps between and behind them."""
+        """Stack the flows with linear maps between and behind them."""
         if not flows:
             return []
         if self.options.linear == "lu":

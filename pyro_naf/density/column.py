@@ -122,7 +122,7 @@ class Column:
         return t + self.scale * rest, -rest
 
     def from_real(self, u: Tensor) -> Tensor:
-        """The values of real numbers: the inverse of :meth:`to_real`, within the bounds."""
+        """Map real numbers to values: the inverse of :meth:`to_real`, within the bounds."""
         low, high = self._ends
         if low > -math.inf and high < math.inf:
             x = low + (high - low) * u.sigmoid()

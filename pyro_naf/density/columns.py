@@ -93,7 +93,7 @@ class Schema:
         return None if None in names else [str(name) for name in names]
 
     def called(self, i: int) -> str:
-        """What messages call a column."""
+        """Name a column as messages do."""
         name = self.columns[i].name
         return str(i) if name is None else name
 
@@ -137,7 +137,7 @@ class Schema:
         return torch.stack(cells, -1) if self.spiked else x
 
     def _codes(self, column: Column, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The places of a column's values among the known ones, and whether they are there."""
+        """Find the places of a column's values among the known ones, and whether they are there."""
         if column.spikes:
             codes = spikes.places(x, column.spikes)
             known = torch.ones_like(x, dtype=torch.bool)
@@ -151,7 +151,7 @@ class Schema:
         return torch.where(x.isnan(), -1, codes), known | x.isnan()
 
     def decode(self, real: Tensor, codes: Tensor) -> Tensor:
-        """The rows ``(..., P)``; text as its place among the column's values."""
+        """Decode rows ``(..., P)``; text as its place among the column's values."""
         if self.is_plain:
             return real
         found = [real.new_zeros(real.shape[:-1])] * len(self.columns)
@@ -185,14 +185,14 @@ class Schema:
         return torch.cat(parts, -1).double()
 
     def content(self) -> list[dict[str, object]]:
-        """The columns as a file holds them."""
+        """Return the columns as a file holds them."""
         return [
             {**asdict(c), "values": list(c.values), "spikes": list(c.spikes)} for c in self.columns
         ]
 
     @classmethod
     def of(cls, content: Sequence[Mapping[str, object]]) -> Schema:
-        """The schema that :meth:`content` described."""
+        """Make the schema that :meth:`content` described."""
         make: Callable[..., Column] = Column
         return cls([make(**column) for column in content])
 

@@ -170,7 +170,7 @@ class Fitting:
     def _without_empty(
         self, rows: list[Tensor], weight: Tensor | None
     ) -> tuple[list[Tensor], Tensor | None]:
-        """The rows with at least one cell that is not missing; the others are named."""
+        """Keep the rows with at least one cell that is not missing; the others are named."""
         empty = rows[0].isnan().all(1)
         if not empty.any():
             return rows, weight
@@ -208,7 +208,7 @@ class Fitting:
         return [t[kept] for t in rows], weight, [t[order[:taken]] for t in rows]
 
     def _real_parts(self, rows: Tensor) -> Tensor:
-        """The columns of real numbers ``(N, D)``, integers in the middle of their steps.
+        """Return the columns of real numbers ``(N, D)``, integers in the middle of their steps.
 
         :raises ValueError: where a column has no density.
         """
@@ -310,7 +310,7 @@ class Fitting:
 
     @torch.no_grad()
     def _shift(self, rows: Modelled) -> Tensor:
-        """What rows add to the flow's log-density, ``(N,)``: slopes, and classes."""
+        """Return what rows add to the flow's log-density, ``(N,)``: slopes, and classes."""
         density = self.density
         shift = rows.log_slope.double() - density.log_scale(rows.real)
         if density.head is None:

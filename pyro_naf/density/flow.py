@@ -38,7 +38,7 @@ class Base(Protocol):
         """Log-density ``(...)`` of z ``(..., D)``."""
 
     def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:
-        """The base as a Pyro distribution, of the context's batch shape."""
+        """Return the base as a Pyro distribution, of the context's batch shape."""
 
 
 class Sampler(Protocol):

@@ -203,7 +203,7 @@ class ConditionalWhitening(ConditionalTransformModule):
 
 
 def _slopes(x: Tensor, c: Tensor, weight: Tensor) -> Tensor:
-    """The slopes ``(D, C)`` of a regression of x ``(N, D)`` on c ``(N, C)``, with a ridge."""
+    """Fit the slopes ``(D, C)`` of a regression of x ``(N, D)`` on c ``(N, C)``, with a ridge."""
     total = weight.sum().clamp(min=torch.finfo(x.dtype).tiny)
     centred = c - weight @ c / total
     weighted = weight.unsqueeze(1) * centred

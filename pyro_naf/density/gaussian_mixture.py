@@ -153,7 +153,7 @@ class GaussianMixture(nn.Module):
             return torch.logsumexp(terms, -1)
 
     def class_log_prob(self, codes: Tensor) -> Tensor:
-        """The log-probability ``(N,)`` of the classes ``(N, M)``, M >= 1, by themselves."""
+        """Return the log-probability ``(N,)`` of the classes ``(N, M)``, M >= 1, by themselves."""
         return (self.log_weights + incomplete.class_terms(self._tables(), codes)).logsumexp(-1)
 
     def _tables(self) -> tuple[Tensor, ...]:

@@ -69,7 +69,7 @@ class GivenClasses(nn.Module):
         self.joint.start(self._beside(x, context), None, weight, stop)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The log-density ``(...)`` of x ``(..., D)`` given classes."""
+        """Return the log-density ``(...)`` of x ``(..., D)`` given classes."""
         rows = self._beside(x, context)
         codes = rows[..., self.dim :].reshape(-1, len(self.sizes))
         of_classes = self.base.class_log_prob(codes).view(rows.shape[:-1])

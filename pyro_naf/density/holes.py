@@ -61,7 +61,7 @@ def present(x: Tensor, context: Tensor, holes: Mapping[int, int]) -> Tensor:
 
 
 def log_prob(layers: Iterable[Any], base: Base, x: Tensor, here: Tensor) -> Tensor:
-    """The log-density ``(...)`` of the dimensions of x ``(..., D)`` that are here.
+    """Return the log-density ``(...)`` of the dimensions of x ``(..., D)`` that are here.
 
     :param layers: from data to base, for the rows' context.
     :param base: of independent dimensions.
@@ -80,7 +80,7 @@ def log_prob(layers: Iterable[Any], base: Base, x: Tensor, here: Tensor) -> Tens
 
 
 def drawn(layers: Sequence[Any], z: Tensor, context: Tensor, holes: Mapping[int, int]) -> Tensor:
-    """The rows ``(..., D)`` of draws z of the base, with zeros in the dimensions that they lack.
+    """Make the rows ``(..., D)`` of draws z of the base, with zeros where they lack a dimension.
 
     :param layers: from data to base, for any context.
     :param context: ``(..., C)``, which broadcasts with z.
@@ -104,7 +104,7 @@ def drawn(layers: Sequence[Any], z: Tensor, context: Tensor, holes: Mapping[int,
 
 
 def _preimage(layer: AutoregressiveFlow, y: Tensor, here: Tensor, context: Tensor) -> Tensor:
-    """The inverse of an autoregressive flow, one dimension after another, with zeros in holes."""
+    """Invert an autoregressive flow, one dimension after another, with zeros in holes."""
     order = layer.arn.get_permutation().tolist()
     steps = sweep(layer.arn, len(y), context, like=y)
     x, phi, errors = list(y.unbind(-1)), next(steps), list[Tensor | None]()
@@ -119,7 +119,7 @@ def _preimage(layer: AutoregressiveFlow, y: Tensor, here: Tensor, context: Tenso
 
 
 def _solved(layer: Triangular, z: Tensor, here: Tensor) -> Tensor:
-    """The inverse of a lower triangular map, with zeros in holes."""
+    """Invert a lower triangular map, with zeros in holes."""
     found = list[Tensor]()
     for t, row in enumerate(layer.lower):
         known = torch.stack(found, -1) @ row[:t] if t else 0.0

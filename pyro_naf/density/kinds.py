@@ -91,7 +91,7 @@ def _tied(values: Tensor) -> bool:
 
 
 def _spiked(values: Tensor, own: str | None, at: Sequence[float], whole: bool) -> Column:
-    """A column with these spikes, or none, whose rest is what its values tell.
+    """Make a column with these spikes, or none, whose rest is what its values tell.
 
     :param whole: the values are of an integer dtype.
     """
@@ -110,7 +110,7 @@ def _spiked(values: Tensor, own: str | None, at: Sequence[float], whole: bool) -
 
 
 def _spikes_found(values: Tensor, whole: bool) -> Sequence[float]:
-    """The spikes that values tell; none where the rest takes few values too, and is not whole."""
+    """Find the spikes of values; none where the rest takes few values too, and is not whole."""
     if len(values) < FEW_ROWS:
         return ()
     values = values[:: max(1, len(values) // LOOKED_AT)]
@@ -122,7 +122,7 @@ def _spikes_found(values: Tensor, whole: bool) -> Sequence[float]:
 def _spikes(
     given: tuple[str, list[float]], values: Tensor, known: Column | None, where: str
 ) -> Sequence[float]:
-    """The spikes that the user gave, or those that the values tell."""
+    """Return the spikes that the user gave, or those that the values tell."""
     kind, numbers = given
     if known is not None:
         raise ValueError(f"{where} holds no plain numbers, and cannot be {kind}")

@@ -42,7 +42,7 @@ class StandardNormal(nn.Module):
         return -0.5 * z.square().sum(-1) - z.shape[-1] * _LOG_SQRT_2PI
 
     def log_probs(self, z: Tensor) -> Tensor:
-        """The log-density ``(..., D)`` of each dimension of z ``(..., D)``."""
+        """Return the log-density ``(..., D)`` of each dimension of z ``(..., D)``."""
         return -0.5 * at_least_float32(z).square() - _LOG_SQRT_2PI
 
     def distribution(self, context: Tensor | None = None) -> dist.TorchDistribution:

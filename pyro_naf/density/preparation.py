@@ -36,7 +36,7 @@ CHUNK = 65_536
 
 
 def as_rows(value: object, name: str, width: int, device: torch.device | None = None) -> Tensor:
-    """A floating-point tensor ``(N, width)`` of an array, a tensor or nested sequences, detached.
+    """Make a detached tensor ``(N, width)`` of floating-point numbers of what holds numbers.
 
     :raises TypeError: when it holds no real numbers.
     :raises ValueError: when its shape is another.
@@ -49,7 +49,7 @@ def as_rows(value: object, name: str, width: int, device: torch.device | None = 
 
 
 def width_of(value: object, name: str) -> int:
-    """The number of columns of rows ``(N, D)``.
+    """Count the columns of rows ``(N, D)``.
 
     :raises TypeError: when they hold no real numbers.
     :raises ValueError: when they have another shape.
@@ -67,7 +67,7 @@ def width_of(value: object, name: str) -> int:
 
 
 def as_context(context: RowsLike | None, width: int) -> RowsLike | None:
-    """The context of rows, of which a vector is one column, and labels are none."""
+    """Prepare the context of rows: a vector is one column, and labels are none."""
     if context is None or (isinstance(context, Tensor) and context.dim() != 1):
         return context
     if not isinstance(context, Tensor) and np.asarray(context).ndim != 1:
@@ -78,7 +78,7 @@ def as_context(context: RowsLike | None, width: int) -> RowsLike | None:
 
 
 def as_weight(value: RowsLike | None, rows: Tensor) -> Tensor | None:
-    """The weights of rows as a tensor ``(N,)`` on their device; None where there are none.
+    """Prepare the weights of rows: a tensor ``(N,)`` on their device; None where there are none.
 
     :raises ValueError: for another shape, a weight below 0 or not finite, or none above 0.
     """
@@ -150,7 +150,7 @@ def _refuse_constant(rows: Tensor, name: str, columns: Sequence[str] | None) -> 
 def context_statistics(
     rows: Tensor, name: str, columns: Sequence[str] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same for a context, whose constant columns do no harm: their scale is 1."""
+    """Do the same for a context, whose constant columns do no harm: their scale is 1."""
     loc, scale = _moments(rows)
     scale = torch.where((rows == rows[0]).all(0), 1.0, scale)
     _refuse_range(scale, name, columns)
@@ -168,7 +168,7 @@ def _refuse_range(scale: Tensor, name: str, columns: Sequence[str] | None) -> No
 
 
 def _named(chosen: Tensor, columns: Sequence[object] | None) -> str:
-    """The columns that a mask chooses, by name where they have one."""
+    """Name the columns that a mask chooses, by name where they have one."""
     at = chosen.nonzero().squeeze(1).tolist()
     return listed("column", [columns[i] if columns is not None else i for i in at])
 
@@ -301,7 +301,7 @@ def warn_of_outliers(
 
 
 def p_values(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The share of known values ``(M,)``, ascending, that are no higher, the value counted too.
+    """Return the share of known values ``(M,)``, ascending, that are no higher, itself counted.
 
     >>> p_values(np.array([0.5]), np.array([0.0, 1.0, 2.0])).tolist()
     [0.5]
@@ -319,7 +319,7 @@ def repeated_rows(rows: Tensor) -> int:
 
 
 def listed(what: str, items: Sequence[object]) -> str:
-    """The first few of them by name.
+    """List the first few items by name.
 
     >>> listed("row", [3]), listed("row", range(7))
     ('row 3', 'rows 0, 1, 2, 3, 4 and 2 more')

@@ -22,7 +22,7 @@ SPIKED = ("zero-inflated", "spiked")
 
 
 def place_of(key: object, names: Sequence[str] | None, width: int) -> int | None:
-    """The column that a name, or a number from 0, stands for; None where there is none.
+    """Find the column that a name, or a number from 0, stands for; None where there is none.
 
     Names that are no text, as a DataFrame may have, are taken before numbers.
 
@@ -64,7 +64,7 @@ def kinds_said(
     width: int,
     name: str,
 ) -> dict[int, tuple[str, list[float]]]:
-    """The kinds that the user gave, by the number of the column, and their parameters."""
+    """Return the kinds that the user gave, by the number of the column, and their parameters."""
     if said is None:
         return {}
     if isinstance(said, str | tuple):

@@ -33,7 +33,7 @@ ROUNDING = 1.2e-7
 
 
 def spikes_of(values: Tensor) -> tuple[float, ...]:
-    """The spikes, ascending, of a column's values ``(N,)``; none where it has none.
+    """Find the spikes, ascending, of a column's values ``(N,)``; none where it has none.
 
     >>> x = torch.rand(100).double()
     >>> x[:30], x[30:40] = 0.0, 1.0
@@ -54,7 +54,7 @@ def spikes_of(values: Tensor) -> tuple[float, ...]:
 
 
 def places(x: Tensor, spikes: Sequence[float]) -> Tensor:
-    """The classes ``(...)`` of values: k for the k-th spike, else 0."""
+    """Return the classes ``(...)`` of values: k for the k-th spike, else 0."""
     found = torch.zeros_like(x, dtype=torch.long)
     for k, spike in enumerate(spikes, 1):
         found = torch.where((x - spike).abs() <= ROUNDING * abs(spike), k, found)

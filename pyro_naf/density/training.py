@@ -74,7 +74,7 @@ def train(
 
 
 def untrained(module: nn.Module, rows: Rows, validation: Rows | None, offset: float) -> History:
-    """The history of a module that has no weights to train: one evaluation of it."""
+    """Return the history of a module that has no weights to train: one evaluation of it."""
     start, value = time.monotonic(), mean_log_prob(module, rows)[0] + offset
     held_out = None if validation is None else mean_log_prob(module, validation)[0] + offset
     seconds = time.monotonic() - start
@@ -93,7 +93,7 @@ def mean_log_prob(module: nn.Module, rows: Rows) -> tuple[float, float]:
 
 @torch.no_grad()
 def log_probs(module: nn.Module, rows: Rows) -> Iterator[Tensor]:
-    """The log-densities of the rows, in chunks that fit the memory, in evaluation mode."""
+    """Yield the log-densities of the rows, in chunks that fit the memory, in evaluation mode."""
     chunk = max(64, min(4096, 2**18 // rows[0].shape[-1]))
     for part in zip(*(t.split(chunk) for t in rows), strict=True):
         with evaluating(module):
@@ -281,7 +281,7 @@ class _Run:
         return value if math.isfinite(value) else -math.inf
 
     def describe(self) -> str:
-        """The last likelihoods and the time left, for the progress bar."""
+        """Return the last likelihoods and the time left, for the progress bar."""
         last = self.history.evaluations[-1] if self.history.evaluations else {}
         shown = [f"{k} {last[k]:.3f}" for k in ("train", "validation") if last.get(k) is not None]
         fraction = max(self.fraction, 1e-9)
@@ -300,7 +300,7 @@ class _Run:
         self.last_checkpoint = time.monotonic()
 
     def identity(self) -> dict[str, object]:
-        """What a checkpoint must agree on to be of this run."""
+        """Return what a checkpoint must agree on to be of this run."""
         return {
             "weights": [list(p.shape) for p in self.weights],
             "processes": parallel.size(),

@@ -50,7 +50,7 @@ def without_block(model: Model) -> Model:
 
 
 def _inside(model: Model, kind: type[Messenger]) -> Model:
-    """The model inside a handler of this kind, or the model itself."""
+    """Find the model inside a handler of this kind, or return the model itself."""
     if isinstance(model, _bound_partial):
         handler, inner = model.func.args[:2]
         if isinstance(handler, kind):

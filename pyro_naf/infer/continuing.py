@@ -79,7 +79,7 @@ _CHECKED = ("flow", "num_particles", "num_draws", "learning_rate", "tempering")
 
 
 def _copy(guide: AutoFlowNormal) -> AutoFlowNormal | None:
-    """A copy to train, with a name of its own in the param store; None where there is no flow."""
+    """Copy to train, with a name of its own in the param store; None where there is no flow."""
     if type(guide) is AutoFlowNormal:
         return None
     new = copy.deepcopy(guide)

@@ -119,7 +119,7 @@ class _Averaged:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The guide has the average inside."""
+        """Put the average into the guide, inside of the block."""
         present = [w.detach().clone() for w in self.weights]
         with torch.no_grad():
             torch._foreach_copy_(self.weights, self.average)

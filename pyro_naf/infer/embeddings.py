@@ -92,7 +92,7 @@ class NormalScores(nn.Module):
         self.register_buffer("ends", torch.tensor([[len(places) - 1] for places, _ in knots]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normal scores, of the shape of ``x``."""
+        """Compute normal scores, shaped like ``x``."""
         columns = x.to(self.places.dtype).reshape(-1, len(self.places)).T.contiguous()
         right = torch.searchsorted(self.places, columns).clamp(min=1).minimum(self.ends)
         a, b = self.places.gather(1, right - 1), self.places.gather(1, right)
@@ -104,7 +104,7 @@ class NormalScores(nn.Module):
 
 
 def _rows_of(data: Tensor, each: int | None) -> Tensor:
-    """Data sets, or their rows, in the first axis."""
+    """Put data sets, or their rows, in the first axis."""
     shape = data.shape[1:] if each is None else data.shape[data.dim() - each :]
     rows = data.detach().reshape(-1, *shape)
     rows = rows if rows.is_floating_point() else rows.to(torch.get_default_dtype())

@@ -47,7 +47,7 @@ def find_structure(
     coloured_from: int = COLOURED_FROM,
     largest_share: float = 1.0,
 ) -> Structure:
-    """The structure of a log-density, from its Hessians at points around ``middle``.
+    """Find the structure of a log-density, from its Hessians at points around ``middle``.
 
     :param target: a log-density ``(N, D)`` to ``(N,)``, twice differentiable, of each row on its
         own.
@@ -99,12 +99,12 @@ def find_structure(
 
 
 def _share_of_pairs(pattern: Tensor) -> float:
-    """The share of the pairs of latents that depend on each other."""
+    """Return the share of the pairs of latents that depend on each other."""
     return float(pattern.tril(-1).sum()) / max(len(pattern) * (len(pattern) - 1) // 2, 1)
 
 
 def check_structure(structure: str | Structure | ArrayLike | Tensor) -> str | Structure:
-    """What a guide may be asked for: "auto", "full", or a Structure, also made of an adjacency.
+    """Check what a guide is asked for: "auto", "full", a Structure or an adjacency.
 
     :raises ValueError: for anything else.
     """
@@ -118,7 +118,7 @@ def check_structure(structure: str | Structure | ArrayLike | Tensor) -> str | St
 def structure_of(
     structure: str | Structure, target: Callable[[], LogDensity], middle: Tensor
 ) -> Structure | None:
-    """The structure for a guide, or None for a full guide.
+    """Find the structure for a guide, or None for a full guide.
 
     :param structure: see :func:`check_structure`. "auto" looks for the structure of the model, and
         takes it where there are at least 30 latents and its share of a full map is at most 0.6.
@@ -159,7 +159,7 @@ def hessian(
 def _hessian(
     target: LogDensity, z: Tensor, directions: Tensor, chunk: int = _CHUNK
 ) -> tuple[Tensor, float]:
-    """The products, and the relative size from which on an entry is more than rounding.
+    """Return the products, and the relative size from which on an entry is more than rounding.
 
     Where a backward pass cuts the graph, second derivatives are zero and nothing is raised: they
     are compared with the difference of two gradients, along the sum of all directions.
@@ -248,7 +248,7 @@ class Colouring:
 
     @classmethod
     def of(cls, adjacency: Tensor) -> Colouring:
-        """The best of several choices of hubs, by the number of products.
+        """Find the best of several choices of hubs, by the number of products.
 
         >>> chain = torch.ones(9, 9).tril(1).triu(-1).bool()
         >>> len(Colouring.of(chain).directions)
@@ -308,7 +308,7 @@ class Colouring:
 
 
 def _coloured_pattern(target: LogDensity, z: Tensor, pattern: Tensor) -> Tensor | None:
-    """The pattern at z where one was found elsewhere: hubs, colours, and rows that hold more."""
+    """Evaluate the pattern at z, given hubs, colours and fuller rows that were found elsewhere."""
     colouring = Colouring.of(pattern)
     probe = torch.randn(1, len(z), generator=torch.Generator().manual_seed(1)).to(z)
     directions = torch.cat([colouring.directions.to(z), probe])

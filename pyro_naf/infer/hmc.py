@@ -293,7 +293,7 @@ class _Tuner:
         self._restart()
 
     def jittered(self) -> float:
-        """The time of the next trajectory."""
+        """Return the time of the next trajectory."""
         self.transitions += 1
         return halton(self.transitions) * self.length
 
@@ -344,7 +344,7 @@ class _Tuner:
         self.average_step = math.exp(weight * log_step + (1 - weight) * math.log(self.average_step))
 
     def _ascend(self, move: _Move) -> None:
-        """A step on log T along the gradient of log ChEES, less the price of longer ones."""
+        """Make a step on log T along the gradient of log ChEES, less the price of longer ones."""
         weights = move.accept / move.accept.sum().clamp(min=1e-30)
         scale = self.scale.to(weights)
         begin, end = (phase.position.double() / scale for phase in (move.begin, move.end))
@@ -368,7 +368,7 @@ class _Tuner:
 
 
 def halton(index: int) -> float:
-    """Number ``index`` >= 1 of the Halton sequence in base 2: its digits mirrored at the point.
+    """Compute number ``index`` >= 1 of the Halton sequence: its binary digits mirrored.
 
     >>> [halton(i) for i in range(1, 5)]
     [0.5, 0.25, 0.75, 0.125]

@@ -171,7 +171,7 @@ class Joint(Runs):
         return "captured and compiled" if self.graph.is_compiled else "captured"
 
     def minibatch(self, u: Tensor) -> Tensor:
-        """An unbiased estimate of the log-density, by a new subsample of the subsampled plates."""
+        """Estimate the log-density without bias, by a new subsample of the subsampled plates."""
         elements = {
             name: torch.randperm(size, device=some.device)[: len(some)]
             for name, (size, some) in self.subsampled.items()
@@ -215,7 +215,7 @@ class Joint(Runs):
     def over_draws(
         self, function: Callable[[Values], dict[str, Tensor]], values: Values
     ) -> dict[str, Tensor]:
-        """What a function of one draw, which may use :meth:`trace`, gives for many, stacked.
+        """Return what a function of one draw, which may use :meth:`trace`, gives for many, stacked.
 
         :param values: latent site to ``(N, *site shape)``; further tensors ``(N, ...)`` may be
             among them.

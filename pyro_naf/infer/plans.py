@@ -137,11 +137,11 @@ class _Plan:
         return known + _around(loc, factor, (1.0, 3.0))
 
     def gaussian(self) -> AutoFlowNormal:
-        """The guide that is the start's Gaussian."""
+        """Make the guide that is the start's Gaussian."""
         return gaussian_guide(self.joint, self.start.loc, self.start.factor)
 
     def one_mode(self) -> Training:
-        """A guide that climbs from the start."""
+        """Train a guide that climbs from the start."""
         start = self.start
         if self.found is not None:
             return self._resumed(self.found)
@@ -159,7 +159,7 @@ class _Plan:
         return self._training(self.gaussian())
 
     def _affordable(self, guide: AutoFlowNormal, origin: Origin, is_last: bool) -> Training | None:
-        """A training of this guide; None where the time is too short.
+        """Prepare a training of this guide; None where the time is too short.
 
         The last guide of several has fewer draws a step where that is what the time allows. The
         flow of a structure is trained in any case: its Gaussian is the best one already.
@@ -190,14 +190,14 @@ class _Plan:
         return self.budget.left_for_training() / _HOPELESS
 
     def _steps(self, training: Training) -> float:
-        """Number of steps that there is time for; infinite without a limit."""
+        """Return the number of steps that there is time for; infinite without a limit."""
         if self.budget.seconds is None:
             return math.inf
         left = self.budget.left_for_training()
         return left / training.seconds_of_a_step(left / _HOPELESS)
 
     def several_modes(self) -> Training:
-        """A guide that learns from draws at all modes, or one that climbs and loses none."""
+        """Return a guide that learns from draws at all modes, or one that climbs and loses none."""
         start, tempering = self.start, self.origin.options["tempering"]
         proposals = widened(start.modes)
         if tempering < 1:
@@ -222,7 +222,7 @@ class _Plan:
         return self._learning(pool)
 
     def _learning(self, pool: Pool) -> Training:
-        """A training of the largest guide for several modes that there is time for."""
+        """Set up the training of the largest guide for several modes that there is time for."""
         around, is_full = pool.around, self.start.factor.dim() == 2
         *larger, smallest = sizes(self.origin, self._shortest())
         for origin in [*larger, smallest]:
@@ -237,7 +237,7 @@ class _Plan:
         return training
 
     def _trial(self, pool: Pool) -> Training | None:
-        """A guide that has climbed from one mode, if it goes on; else there is time to learn."""
+        """Climb from one mode; None where that guide does not go on, with time left to learn."""
         several_modes, self.origin = self.origin, replace(self.origin, covers=False)
         self.stage = "trial"
         training = self.one_mode()
@@ -260,7 +260,7 @@ class _Plan:
         return None
 
     def _resumed(self, found: Found, pool: Pool | None = None) -> Training:
-        """The training that a killed process was in."""
+        """Resume the training that a killed process was in."""
         self.origin = replace(self.origin, options=found.sized)
         guide = flow_guide(self.origin, self.kernel) if found.has_flow else self.gaussian()
         training = self._training(guide, pool)
@@ -322,7 +322,7 @@ class _Plan:
         training: Training | None = None,
         ended: str = "budget",
     ) -> Refined:
-        """What is returned: the guide, with what it lacks of the posterior's mass."""
+        """Return the result: the guide, and what it lacks of the posterior's mass."""
         joint, budget = self.joint, self.budget
         # Where the density is too dear for all draws of the diagnostics it is for these as well.
         count = min(DRAWS, round(0.4 * after.num_particles))
@@ -356,5 +356,5 @@ def _mixture_draws(joint: Joint, seconds: float | None) -> int:
 
 
 def _around(loc: Tensor, factor: Tensor, widths: Sequence[float]) -> list[Gaussian]:
-    """The Gaussian of a guide's affine map, multiplied in width by each of the numbers."""
+    """Return the Gaussian of a guide's affine map, multiplied in width by each of the numbers."""
     return [Gaussian(loc, width * factor, math.nan) for width in widths]

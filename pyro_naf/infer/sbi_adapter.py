@@ -13,9 +13,9 @@ from pyro.distributions.conditional import ConditionalComposeTransformModule
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
+from ..guides.contexts import ContextAffine
 from ..support.checks import check_integers
 from ..transforms import conditional_deep_dense_sigmoidal_flow, conditional_deep_sigmoidal_flow
-from .contexts import ContextAffine
 from .embeddings import Standardize
 
 _FLOWS: dict[str, Callable[..., object]] = {
@@ -114,7 +114,7 @@ class ConditionalDensity(nn.Module):
         return self.embedding(rows).reshape(*x.shape[: x.dim() - self.num_axes], -1)
 
     def posterior(self, x: Tensor) -> dist.TransformedDistribution:
-        """The distribution of parameters given data, a batch of those of the data."""
+        """Return the distribution of parameters given data, a batch of those of the data."""
         context = self.context(x)
         shift, log_scale = self.affine(context)
         flows = self.flow.condition(context)

@@ -134,7 +134,7 @@ def fit_simulations(
 
 
 def _usable(guide: AutoFlowNormal, rows: _Rows) -> Tensor:
-    """Indices of the simulations that can be learnt from; a guide that is new is set up."""
+    """Return the indices of usable simulations; a guide that is new is set up."""
     usable = rows.with_finite_context(guide)
     if guide.prototype_trace is None:
         _, args, kwargs = rows[usable[0]]
@@ -151,7 +151,7 @@ def _usable(guide: AutoFlowNormal, rows: _Rows) -> Tensor:
 
 
 def _split(usable: Tensor, validation: float) -> tuple[Tensor, Tensor]:
-    """Indices of rows that are held out, and of those to train on."""
+    """Draw the indices of rows that are held out, and of rows to train on."""
     held_out = round(validation * len(usable))
     if not 0 < held_out < len(usable):
         raise ValueError(
@@ -189,7 +189,7 @@ class _Rows:
 
     @torch.no_grad()
     def with_finite_context(self, guide: AutoFlowNormal) -> Tensor:
-        """Indices of the simulations whose context is finite: simulators fail."""
+        """Return the indices of simulations whose context is finite: simulators fail."""
         usable = []
         for part in torch.arange(self.count).split(_AT_ONCE):
             _, args, kwargs = self[part]

@@ -111,7 +111,7 @@ def fit_sparse_gaussian(
     pace: Pace = _FREE,
     generator: torch.Generator | None = None,
 ) -> SparseGaussian:
-    r"""The Gaussian with this structure of the largest ELBO that was found.
+    r"""Fit the Gaussian with this structure that has the largest ELBO.
 
     :param target: a log-density ``(N, D)`` to ``(N,)``, of each row on its own, in the dtype of
         ``middle``; it may be a compiled one that takes a gradient only once.
@@ -141,7 +141,7 @@ def fit_sparse_gaussian(
 def sparse_gaussians(
     target: LogDensity, structure: Structure, middle: Tensor, *, seconds: float, pace: Pace
 ) -> tuple[list[SparseGaussian], int | None]:
-    """That Gaussian, and those of other modes that climbs have led to.
+    """Find that Gaussian, and the Gaussians of other modes that climbs have led to.
 
     The other modes take a quarter as long again at most. The second value is the number of climbs
     where they are fewer than were to be made.
@@ -180,7 +180,7 @@ class _Fit:
         self.climbs: int | None = None
 
     def draws(self, count: int) -> Tensor:
-        """Standard normal points ``(count, D)`` in pairs of opposite signs: their mean is zero."""
+        """Draw standard normal points ``(count, D)`` in opposite pairs: their mean is zero."""
         like = self.middle
         half = torch.randn(
             count // 2, len(like), generator=self.generator, device=like.device, dtype=torch.double
@@ -207,7 +207,7 @@ class _Fit:
         return torch.cat(found).double()
 
     def scored(self, gaussian: SparseGaussian, few: bool) -> SparseGaussian:
-        """The Gaussian with its ELBO from the common draws."""
+        """Return the Gaussian with the ELBO from the common draws."""
         pairs = self.normal.unflatten(0, (2, -1))
         normal = pairs[:, : _FEW_DRAWS // 2].flatten(0, 1) if few else self.normal
         values = self.values(gaussian.draw(normal))
@@ -215,7 +215,7 @@ class _Fit:
         return SparseGaussian(gaussian.loc, gaussian.precision, gaussian.factor, elbo)
 
     def gaussian(self, loc: Tensor, precision: Tensor) -> SparseGaussian | None:
-        """The Gaussian of this precision, None where it is not positive definite."""
+        """Make the Gaussian of this precision, None where it is not positive definite."""
         try:
             factor = factor_of(self.structure, precision=precision)
         except ValueError:
@@ -278,7 +278,7 @@ class _Fit:
     def other_modes(
         self, best: SparseGaussian, starts: list[SparseGaussian], deadline: float
     ) -> list[SparseGaussian]:
-        """The Gaussians of other modes that hold mass, from the starts that are not at the best."""
+        """Fit Gaussians to other modes that hold mass, from the starts that are not at the best."""
         known, found = [best], list[SparseGaussian]()
         for start in sorted(starts, key=lambda g: -g.elbo):
             if len(found) == _MODES or time.monotonic() > deadline:
@@ -304,7 +304,7 @@ class _Fit:
     def best(
         self, starts: Iterable[SparseGaussian], max_steps: int, deadline: float
     ) -> SparseGaussian:
-        """The best of the starts, after steps."""
+        """Return the best of the starts, after steps."""
         starts = sorted(starts, key=lambda g: -g.elbo)
         finalists = [self.scored(start, few=False) for start in starts[: self.num_finalists]]
         best = max(finalists, key=lambda g: g.elbo, default=None)
@@ -316,7 +316,7 @@ class _Fit:
         return self._risen(best, max_steps, deadline)
 
     def _risen(self, best: SparseGaussian, max_steps: int, deadline: float) -> SparseGaussian:
-        """The Gaussian after steps, as long as they gain."""
+        """Make steps as long as they gain."""
         for _ in range(max_steps):
             found = self.step(best, deadline)
             gain = found.elbo - best.elbo
@@ -330,7 +330,7 @@ class _Fit:
         return best
 
     def step(self, start: SparseGaussian, deadline: float) -> SparseGaussian:
-        """The best of a natural-gradient step and its halvings, or the start."""
+        """Choose the best of a natural-gradient step and its halvings, or the start."""
         z = start.draw(self.draws(self.count))
         scores = self.scores(z)
         good = scores.isfinite().all(1)
@@ -357,7 +357,7 @@ class _Fit:
         return self.scored(SparseGaussian(loc, gaussian.precision, gaussian.factor, 0.0), few=False)
 
     def _farther(self, best: SparseGaussian, move: Tensor, deadline: float) -> SparseGaussian:
-        """The Gaussian moved on by the same way, by twice, and so on, as long as that is better.
+        """Move the Gaussian on by the same way, by twice, and so on, as long as that is better.
 
         Along a funnel the curvature falls, and each natural-gradient step is too short.
         """
@@ -370,7 +370,7 @@ class _Fit:
 
 
 def _matched(normal: Tensor) -> Tensor:
-    """The points ``(N, D)`` with covariance I, or, of few points, with unit variances.
+    """Give points ``(N, D)`` the covariance I, or, of few points, with unit variances.
 
     The ELBO of a Gaussian posterior is exact then, and near it without noise.
     """

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..conditioners import Structure
+from ..guides.angles import PERIODIC, OnePeriod
 from ..guides.pyro_internals import without_block, without_start
 from ..support.calls import Args, Model
-from .angles import PERIODIC, OnePeriod
 from .gaussian import distinct, find_gaussian, raise_for_start, search
 from .graph import structure_of
 from .joint import Joint
@@ -100,7 +100,7 @@ class Start:
 def density_of(
     guide: Model | AutoGuide | Start, args: Args, kwargs: dict[str, object]
 ) -> tuple[Joint, AutoGuide | None]:
-    """The joint density of a model, or of a fitted guide's model; and that guide."""
+    """Return the joint density of a model, or of a fitted guide's model; and that guide."""
     if isinstance(guide, Start):
         return guide.joint, None
     if isinstance(guide, AutoGuide):
@@ -112,7 +112,7 @@ def density_of(
 
 
 def _density_of_guide(guide: AutoGuide, args: Args, kwargs: dict[str, object]) -> Joint:
-    """The joint density of a guide's model; discrete latents blocked from the guide are summed out.
+    """Make the joint density of a guide's model, with blocked discrete latents summed out.
 
     A model whose continuous latents are blocked is taken as it is: it draws them from their prior.
     """
@@ -135,7 +135,7 @@ def find_start(
     structure: str | Structure = "auto",
     progress: Progress | None = None,
 ) -> Start:
-    """The Gaussian of a fitted guide, or one found for a model.
+    """Take the Gaussian of a fitted guide, or find one for a model.
 
     :param seconds: time for the whole refinement, of which this takes a part; None without a limit.
     """
@@ -197,7 +197,7 @@ def _affordable(joint: Joint, seconds: float | None) -> int:
 
 
 def _rough_start(joint: Joint, seconds: float, pace: Pace) -> Start:
-    """A Gaussian from one climb, where nothing else can be afforded."""
+    """Make a Gaussian from one climb, where nothing else can be afforded."""
     found = fit_roughly(joint, joint.start, _ROUGH * seconds, pace)
     if not found:
         raise_for_start(joint)
@@ -206,7 +206,7 @@ def _rough_start(joint: Joint, seconds: float, pace: Pace) -> Start:
 
 
 def _structure(joint: Joint, asked: str | Structure) -> Structure | None:
-    """The structure that a guide is to have; one that is looked for may not be found."""
+    """Find the structure that a guide is to have; one that is looked for may not be found."""
     try:
         return structure_of(asked, lambda: joint, joint.start)
     except (ValueError, RuntimeError):
@@ -216,7 +216,7 @@ def _structure(joint: Joint, asked: str | Structure) -> Structure | None:
 
 
 def _start_of_many(joint: Joint, structure: Structure | None, seconds: float | None) -> Start:
-    """The best Gaussian of a structure, or of full rank, for dozens to hundreds of latents.
+    """Find the best Gaussian of a structure, or of full rank, for dozens to hundreds of latents.
 
     Without a structure hundreds have a Gaussian of independent latents as well: one of full rank
     has more numbers than the time settles.
@@ -271,7 +271,7 @@ def _elbo(start: Start) -> float:
 
 
 def _in_order(joint: Joint, guide: AutoGuide, loc: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """A guide's Gaussian with its entries in the order of the joint density."""
+    """Put the entries of a guide's Gaussian in the order of the joint density."""
     trace: Trace = guide.prototype_trace
     places, start = {}, 0
     for name, site in trace.iter_stochastic_nodes():
@@ -297,7 +297,7 @@ def _in_order(joint: Joint, guide: AutoGuide, loc: Tensor, factor: Tensor) -> tu
 def _on_one_period(
     fn: OnePeriod, places: Tensor, loc: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A Gaussian of angles on the real line, for the unconstrained values of one period."""
+    """Transform a Gaussian of angles on the real line to the unconstrained values of one period."""
     transform, angles = biject_to(fn.support), loc[places].reshape(fn.shape())
     free = transform.inv(fn.turned(angles))
     slope = torch.ones_like(loc)
@@ -307,7 +307,7 @@ def _on_one_period(
 
 
 def _gaussian(guide: object, *args: object, **kwargs: object) -> AutoGuide:
-    """The guide, if it was fitted; of a Laplace guide, the Gaussian at its mode."""
+    """Check that the guide was fitted; of a Laplace guide, the Gaussian at its mode."""
     if not isinstance(guide, AutoGuide) or getattr(guide, "_model", None) is None:
         raise TypeError(f"guide must be a fitted Gaussian autoguide, got {guide!r}")
     if guide.prototype_trace is None:
@@ -325,7 +325,7 @@ def _gaussian(guide: object, *args: object, **kwargs: object) -> AutoGuide:
 
 @torch.no_grad()
 def affine_of(guide: AutoGuide) -> tuple[Tensor, Tensor]:
-    """A Gaussian guide's loc ``(D,)``, and its scale ``(D,)`` or lower factor ``(D, D)``."""
+    """Return a Gaussian guide's loc ``(D,)``, and its scale ``(D,)`` or lower factor ``(D, D)``."""
     if isinstance(guide, AutoNormal):
         trace: Trace = guide.prototype_trace
         names = [name for name, _ in trace.iter_stochastic_nodes()]

@@ -309,7 +309,7 @@ class Training:
         return -log_q[:count].mean() - _AROUND * log_q[count:].mean()
 
     def _balance(self) -> Tensor:
-        """A stand-in with the gradient of the log-variance divergence, draws being held fixed."""
+        """Return a stand-in with the gradient of the log-variance divergence at fixed draws."""
         assert self.pool is not None
         count = _FROM_POOL * self.num_particles
         posterior = self.guide.get_posterior()
@@ -420,7 +420,7 @@ def _push(posterior: TransformedDistribution, normal: Tensor) -> tuple[Tensor, T
 
 
 def _at_fixed_point(posterior: TransformedDistribution, z: Tensor, log_q: Tensor) -> Tensor:
-    """A stand-in for log q(z) with the gradient that it has at fixed z."""
+    """Return a stand-in for log q(z) with the gradient that it has at fixed z."""
     return log_q - (score(posterior, z, _TOLERANCE) * z).sum(-1)
 
 

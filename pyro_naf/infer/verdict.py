@@ -58,7 +58,7 @@ class Verdict(NamedTuple):
     advice: str = ""
 
     def text(self, command_line: bool = False) -> str:
-        """The verdict in one line, with options as Python or the command line writes them.
+        """Write the verdict in one line, with options as Python or the command line writes them.
 
         >>> verdict = Verdict("do not trust", "k-hat is 0.9", (("num_starts", "64"),))
         >>> verdict.text()
@@ -84,7 +84,7 @@ def judge(
     options: Mapping[str, object] | None = None,
     search: Search | None = None,
 ) -> Verdict:
-    """The verdict on a guide.
+    """Judge a guide by its weights.
 
     :param after: diagnostics of its draws.
     :param missed: share of the posterior's mass that other proposals find and it does not.
@@ -158,7 +158,7 @@ def _judged(
 
 
 def _unused(options: Mapping[str, object], **proposed: str) -> tuple[tuple[str, str], ...]:
-    """The proposed options that the refinement was not given already."""
+    """Pick the proposed options that the refinement was not given already."""
     return tuple(
         (name, value)
         for name, value in proposed.items()
