@@ -1,6 +1,7 @@
 """Files are replaced whole, in place, with their permissions, and through nobody's links."""
 
 import errno
+import importlib
 import os
 import signal
 import socket
@@ -204,3 +205,7 @@ def test_a_writer_waits_for_another_one(output):
         assert _content(output.path) == OLD
         os.close(descriptor)
     assert process.returncode == 0 and _content(output.path) == NEW
+
+
+def test_the_old_import_path_serves() -> None:
+    assert importlib.import_module("pyro_naf.atomic").replace_file is replace_file

@@ -13,6 +13,7 @@ PACKAGE = Path(pyro_naf.__file__).parent
 #: A room imports from itself and from those before it. "" is the package's own __init__.
 ROOMS = [
     "files",
+    "atomic",
     "support",
     "formulas",
     "rootfinding",
