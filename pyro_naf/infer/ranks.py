@@ -38,7 +38,7 @@ def draws_of(
 
 
 def _is_guide(fit: Callable[..., object], model: Model, args: Args, kwargs: Kwargs) -> bool:
-    """Whether it is called with the model's arguments, and not with the model before them."""
+    """Tell whether a fit takes the model's arguments alone, as a guide does."""
     if hasattr(fit, "prototype_trace"):
         return True
     signature = inspect.signature(fit.forward if isinstance(fit, nn.Module) else fit)

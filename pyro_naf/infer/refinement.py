@@ -89,11 +89,11 @@ def refine(
     gradients.
 
     The ELBO is maximised at a constant rate until it has stopped rising, at the latest after half
-    the budget; then by its path gradient (sticking the landing) while the rate falls to zero and
-    the weights are averaged (Polyak). To this last part the log-variance divergence is added, under
-    draws wider than the guide's, so that the tails fit too, on which k-hat depends; while k-hat is
-    above 0.6 and there is time it is repeated, and of guides level in their ELBO the one with the
-    smallest k-hat is kept.
+    the time for training; then by its path gradient (sticking the landing) while the rate falls to
+    zero and the weights are averaged (Polyak). To this last part the log-variance divergence is
+    added, under draws wider than the guide's, so that the tails fit too, on which k-hat depends;
+    while k-hat is above 0.6 and there is time it is repeated, and of guides level in their ELBO the
+    one with the smallest k-hat is kept.
 
     Where there are several modes the flow runs the other way (``inverse``), so that its
     conditionals are mixtures, and the ELBO, which loses modes, is not used. The guide starts with
