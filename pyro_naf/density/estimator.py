@@ -13,17 +13,19 @@ from torch import Tensor
 
 from ..support.checks import check_integers
 from ..support.seeding import seeded
+from ..support.tables import Shown, Table
 from . import cross_conformal, discrete, preparation, questions, weighted
 from .arrays import RowsLike, TableLike
 from .fitting import Fitting
 from .flow import evaluating
 from .model_file import load_model, save_model
 from .settings import OnEvaluation
+from .shown import table_of
 from .table_density import TableDensity
 from .weighted import COMPARED, WeightedDensity
 
 
-class FlowDensity(TableDensity):
+class FlowDensity(Shown, TableDensity):
     r"""A density fitted to rows of numbers by maximum likelihood.
 
     By default it is a mixture of Gaussians, Student's t's and flows, weighted by rows that they
@@ -70,6 +72,10 @@ class FlowDensity(TableDensity):
     >>> density.log_prob(x).shape, density.sample(5).shape
     (torch.Size([200]), torch.Size([5, 2]))
     """
+
+    def table(self) -> Table:
+        """Return the columns with their kinds, and the held-out log-likelihoods of the last fit."""
+        return table_of(self)
 
     # ------------------------------------------------------------------------------------ fitting
 

@@ -94,5 +94,10 @@ def kinds_said(
                 f"columns[{key!r}] must be one of {', '.join(KINDS)}, zero-inflated, ('bounded', "
                 f"lower, upper), ('periodic', period) or ('spiked', value, ...), got {value!r}"
             )
-        found[at] = (kind, [float(number) for number in numbers])
+        try:
+            found[at] = (kind, [float(number) for number in numbers])
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"columns[{key!r}] must have numbers after {kind!r}, got {value!r}"
+            ) from None
     return found

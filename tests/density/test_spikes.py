@@ -205,3 +205,21 @@ def test_spikes_are_said_and_refused_where_an_architecture_has_none() -> None:
         FlowDensity(columns={0: "spiked"}, **QUICK).fit(rows)
     with pytest.raises(ValueError, match="holds no plain numbers, and cannot be zero-inflated"):
         FlowDensity(columns={"a": "zero-inflated"}, **QUICK).fit({"a": ["x", "y"] * 30})
+
+
+def test_spikes_that_are_no_numbers_are_refused() -> None:
+    density = FlowDensity(architecture="gmm-2", columns={0: ("spiked", "x")})
+    with pytest.raises(ValueError, match="must have numbers after 'spiked'"):
+        density.fit(torch.rand(50, 2), max_seconds=1)
+
+
+def test_a_density_is_shown_as_a_short_table() -> None:
+    rows = torch.rand(80, 2)
+    density = FlowDensity(architecture="gmm-2", columns={0: ("spiked", 0), 1: ("bounded", 0, 1)})
+    assert "not fitted" in repr(density)
+    rows[:40, 0] = 0.0
+    density.fit(rows, max_seconds=1)
+    shown = repr(density)
+    assert shown.startswith("FlowDensity('gmm-2')") and "not fitted" not in shown
+    assert "0 recurs" in shown and "0 to 1" in shown and len(shown.splitlines()) < 8
+    assert "<table>" in density._repr_html_()
