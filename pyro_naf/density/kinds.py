@@ -114,7 +114,7 @@ def _spikes_found(values: Tensor, whole: bool) -> Sequence[float]:
     if len(values) < FEW_ROWS:
         return ()
     values = values[:: max(1, len(values) // LOOKED_AT)]
-    found = spikes.spikes_of(values)
+    found = spikes.spikes_of(values, spikes.OF_INTEGERS if whole else spikes.RATIO)
     rest = values[spikes.places(values, found) == 0]
     return found if whole or not discrete_columns(rest.unsqueeze(1)) else ()
 

@@ -22,8 +22,9 @@ FEW = 5
 #: Smallest share of rows on all spikes of a column.
 TOGETHER = 0.1
 
-#: Number of times that a spike is more frequent than any value of the rest.
-RATIO = 5
+#: Number of times that a spike is more frequent than any value of the rest; and where those are
+#: integers, whose values recur.
+RATIO, OF_INTEGERS = 5, 3
 
 #: Smallest number of different values in the rest.
 REST = 10
@@ -32,8 +33,10 @@ REST = 10
 ROUNDING = 1.2e-7
 
 
-def spikes_of(values: Tensor) -> tuple[float, ...]:
+def spikes_of(values: Tensor, ratio: float = RATIO) -> tuple[float, ...]:
     """Find the spikes, ascending, of a column's values ``(N,)``; none where it has none.
+
+    :param ratio: number of times that a spike is more frequent than any value of the rest.
 
     >>> x = torch.rand(100).double()
     >>> x[:30], x[30:40] = 0.0, 1.0
@@ -46,7 +49,7 @@ def spikes_of(values: Tensor) -> tuple[float, ...]:
     if number < 1:
         return ()
     many = counts[:number] >= max(FEW, SHARE * len(values))
-    clear = (many & (counts[:number] >= RATIO * counts[1 : number + 1])).nonzero()
+    clear = (many & (counts[:number] >= ratio * counts[1 : number + 1])).nonzero()
     last = int(clear.max()) if len(clear) else -1
     if counts[: last + 1].sum() < TOGETHER * len(values):
         return ()

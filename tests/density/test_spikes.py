@@ -223,3 +223,13 @@ def test_a_density_is_shown_as_a_short_table() -> None:
     assert shown.startswith("FlowDensity('gmm-2')") and "not fitted" not in shown
     assert "0 recurs" in shown and "0 to 1" in shown and len(shown.splitlines()) < 8
     assert "<table>" in density._repr_html_()
+
+
+def test_zeros_beside_counts_are_a_spike_and_those_of_counts_alone_are_none() -> None:
+    torch.manual_seed(0)
+    counts = torch.poisson(torch.full((1500,), 4.0))
+    inflated = torch.where(torch.rand(1500) < 0.5, 0.0, counts)
+    assert spikes.spikes_of(inflated, spikes.OF_INTEGERS) == (0.0,)
+    for rate in (0.7, 1.0, 4.0, 20.0):
+        alone = torch.poisson(torch.full((1500,), rate))
+        assert spikes.spikes_of(alone, spikes.OF_INTEGERS) == ()
