@@ -292,12 +292,17 @@ class _Fit:
         return found
 
     def _is_apart(self, a: SparseGaussian, b: SparseGaussian, deadline: float) -> bool:
-        """Whether the density falls between two Gaussians, and between the tops above them."""
+        """Whether the density falls between two Gaussians, and between the tops above them.
+
+        Tops that the time did not suffice for are not known to be apart.
+        """
         locs = torch.stack([a.loc, b.loc]).to(self.middle)
         if dip(self.target, *locs) < DIP:
             return False
         paths = climb(self.target, locs, deadline=deadline)
-        return all(map(len, paths)) and dip(self.target, paths[0][-1], paths[1][-1]) > DIP
+        if time.monotonic() > deadline or not all(map(len, paths)):
+            return False
+        return dip(self.target, paths[0][-1], paths[1][-1]) > DIP
 
     # -------------------------------------------------------------------------------------- steps
 

@@ -200,7 +200,7 @@ def bernoulli_glm_raw(summarise: bool = False) -> Task:
 
 
 def bernoulli_glm() -> Task:
-    """The same neuron, seen by its sufficient statistics."""
+    """The neuron of ``bernoulli_glm_raw``; the data are the sufficient statistics of its spikes."""
     return bernoulli_glm_raw(summarise=True)
 
 
