@@ -68,7 +68,7 @@ def test_value_log_determinant_and_preimage_cost_one_pass(
 ) -> None:
     modes = {"in a graph": torch.enable_grad, "no_grad": torch.no_grad}
     with modes.get(mode, torch.inference_mode)():
-        with count(flow, "_pass") as passes, count(flow, "_inverse") as inversions:
+        with count(flow, "in_parts") as passes, count(flow, "_inverse") as inversions:
             y = flow(x)
             flow.log_abs_det_jacobian(x, y)
             assert flow.inv(y) is x
@@ -84,7 +84,7 @@ def test_log_prob_of_a_fresh_sample_behind_a_cached_affine_is_one_pass(
     affine = dist.transforms.AffineTransform(loc, scale, event_dim=1, cache_size=1)
     parts = [dist.transforms.ComposeTransform([flow, affine])] if nested else [flow, affine]
     guide = dist.TransformedDistribution(normal(), parts)
-    with count(flow, "_pass") as passes, count(flow, "_inverse") as inversions:
+    with count(flow, "in_parts") as passes, count(flow, "_inverse") as inversions:
         for _ in range(3):
             guide.log_prob(guide.rsample((4,))).sum().backward()
     assert passes.call_count == 3 and inversions.call_count == 0

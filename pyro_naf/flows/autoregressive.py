@@ -9,6 +9,7 @@ another at the cost of a few passes; both are exact and differentiable.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from pyro.distributions import constraints
@@ -27,9 +28,35 @@ from ..transformers import Transformer
 from .cache import Evaluation, Memory
 
 #: The methods of a flow's three parts: a subclass that overrides one part must override all three.
-_VALUE = frozenset({"__call__", "_call", "_pass", "_finite_pass", "value_and_log_slope"})
+_VALUE = frozenset({"__call__", "_call", "in_parts", "_finite_parts", "value_and_log_slope"})
 _INVERSE = frozenset({"_inv_call", "_inverse"})
 _LOG_DET = frozenset({"log_abs_det_jacobian"})
+
+
+class Sort(Protocol):
+    """Brings the last axis of a tensor into autoregressive order, or back from it."""
+
+    def __call__(self, x: Tensor, back: bool = False) -> Tensor:
+        """Sort ``x`` ``(..., D)``."""
+        ...
+
+
+class Parts(NamedTuple):
+    """A pass and what it computes on the way, each ``(..., D)`` in the order of ``sort``.
+
+    The pseudo-parameters phi ``(..., D, P)`` depend on preceding dimensions; y and its log-slope on
+    the same dimension of x and phi alone.
+    """
+
+    x: Tensor
+    phi: Tensor
+    y: Tensor
+    log_slope: Tensor
+    sort: Sort
+
+
+def _as_it_is(x: Tensor, back: bool = False) -> Tensor:
+    return x
 
 
 class AutoregressiveFlow(TransformModule):
@@ -70,14 +97,16 @@ class AutoregressiveFlow(TransformModule):
     bijective = True
     sign = +1
     autoregressive = True
+    #: Whether a subclass maps otherwise than by :meth:`in_parts` as it is here.
+    has_own_map: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        new = redefined(cls, AutoregressiveFlow)
+        changed = redefined(cls, AutoregressiveFlow) & (_VALUE | _INVERSE | _LOG_DET)
         for directions in (_VALUE, _INVERSE, _LOG_DET):
-            changed = new & (_VALUE | _INVERSE | _LOG_DET)
             if changed and not changed & directions:
                 raise refuse(cls, changed, sorted(directions)[-1])
+        cls.has_own_map = cls.has_own_map or bool(changed)
 
     def __init__(
         self,
@@ -105,9 +134,13 @@ class AutoregressiveFlow(TransformModule):
         return self._call(x) if y is None else y
 
     def _call(self, x: Tensor) -> Tensor:
-        y, log_slope = self._pass(x, sorted_slopes=False)  # a sum has no order
-        self._memory.remember(self, self.context, Evaluation(x, y, log_slope.sum(-1)))
+        y, log_det = self._value_and_log_det(x)
+        self._memory.remember(self, self.context, Evaluation(x, y, log_det))
         return y
+
+    def _value_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        parts = self.in_parts(x)
+        return parts.sort(parts.y, back=True), parts.log_slope.sum(-1)  # a sum has no order
 
     def _inv_call(self, y: Tensor) -> Tensor:
         x = self._memory.preimage(self, self.context, y)
@@ -126,14 +159,15 @@ class AutoregressiveFlow(TransformModule):
         r""":math:`\log|\det \partial y/\partial x|` at ``x`` ``(..., D)``, shape ``(...)``."""
         log_det = self._memory.log_det(self, self.context, x, y)
         # Of x alone: y is not known to be the image of x.
-        return self._pass(x, sorted_slopes=False)[1].sum(-1) if log_det is None else log_det
+        return self._value_and_log_det(x)[1] if log_det is None else log_det
 
     def value_and_log_slope(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""One pass, past the cache: y and :math:`\log \partial y_t/\partial x_t`, ``(..., D)``."""
-        return self._pass(x, sorted_slopes=True)
+        parts = self.in_parts(x)
+        return parts.sort(parts.y, back=True), parts.sort(parts.log_slope, back=True)
 
-    def _pass(self, x: Tensor, sorted_slopes: bool) -> tuple[Tensor, Tensor]:
-        """As :meth:`value_and_log_slope`; log-slopes may stay in autoregressive order.
+    def in_parts(self, x: Tensor) -> Parts:
+        """One pass, past the cache, with what it computes on the way.
 
         An infinite x_t is its own image, with log-slope zero, and its successors see a zero: a
         density is zero there, and not NaN.
@@ -141,21 +175,21 @@ class AutoregressiveFlow(TransformModule):
         self._check(x, "x")
         infinite = x.isinf()
         if x.device.type == "cpu" and not needs_plain_operations(x) and not infinite.any():
-            return self._finite_pass(x, sorted_slopes)
-        y, log_slope = self._finite_pass(x.masked_fill(infinite, 0.0), sorted_slopes)
-        return torch.where(infinite, x, y), log_slope
+            return self._finite_parts(x)
+        parts = self._finite_parts(x.masked_fill(infinite, 0.0))
+        return parts._replace(y=torch.where(parts.sort(infinite), parts.sort(x), parts.y))
 
-    def _finite_pass(self, x: Tensor, sorted_slopes: bool) -> tuple[Tensor, Tensor]:
+    def _finite_parts(self, x: Tensor) -> Parts:
         context = () if self.context is None else (self.context,)
         arn = self.arn
         if not (isinstance(arn, Ordered) and is_unchanged(arn)) or arn.is_natural:
-            found: tuple[Tensor, Tensor] = self.transformer(x, arn(x, *context))
-            return found
-        # Sorting x and y is cheaper than sorting the pseudo-parameters.
-        x = arn.sort(x)
-        y, log_slope = self.transformer(x, arn(x, *context, in_order=True))
-        log_slope = arn.sort(log_slope, back=True) if sorted_slopes else log_slope
-        return arn.sort(y, back=True), log_slope
+            phi, sort = arn(x, *context), _as_it_is
+        else:
+            # Sorting x and y is cheaper than sorting the pseudo-parameters.
+            x, sort = arn.sort(x), arn.sort
+            phi = arn(x, *context, in_order=True)
+        y, log_slope = self.transformer(x, phi)
+        return Parts(x, phi, y, log_slope, sort)
 
     def _inverse(self, y: Tensor) -> Tensor:
         self._check(y, "y")
@@ -190,7 +224,7 @@ class AutoregressiveFlow(TransformModule):
     @torch.no_grad()
     def _check_hooks(self, x: Tensor, y: Tensor) -> None:
         """Refuse an inverse that does not follow what hooks do to the transformer's output."""
-        off = (self._pass(x, sorted_slopes=False)[0] - y).abs() / y.abs().clamp(min=1)
+        off = (self._value_and_log_det(x)[0] - y).abs() / y.abs().clamp(min=1)
         if bool((off > torch.finfo(y.dtype).eps ** 0.5).any()):
             raise NotImplementedError(
                 f"{type(self.transformer).__name__} has forward hooks that change its value, which "

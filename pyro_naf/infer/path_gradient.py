@@ -12,14 +12,18 @@ through the layers :math:`y = f(x)` with Jacobians J and log-determinants l as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeGuard
 
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions.transforms import ComposeTransform, Transform
+from torch.distributions.utils import _sum_rightmost
 
+from ..flows.autoregressive import Parts
 from ..guides.wrapping import peel
 from ..support.modes import values_are_unknown
 from ..transforms import AutoregressiveFlow
@@ -27,6 +31,8 @@ from ..transforms import AutoregressiveFlow
 #: Largest number of dimensions for which all iterations are recorded in a captured graph: how many
 #: are needed depends on values, which a graph cannot read.
 _MOST_RECORDED = 16
+
+_LOG_ROOT_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
 def score(fn: TorchDistribution, z: Tensor, tolerance: float | None = None) -> Tensor:
@@ -62,10 +68,61 @@ def _layers(transforms: Iterable[Transform]) -> Iterator[Transform]:
             yield transform
 
 
+class Path:
+    r"""Draws z of :math:`z = T(\epsilon)` from those of a standard normal, and log q(z).
+
+    What the flows compute on the way is kept in one autograd graph, for the score.
+
+    :param transform: T, of vectors ``(N, D)``.
+    :param normal: :math:`\epsilon` ``(N, D)``.
+
+    >>> path = Path(torch.distributions.AffineTransform(1.0, 2.0, event_dim=1), torch.ones(1, 1))
+    >>> path.z, path.score()
+    (tensor([[3.]], grad_fn=<AddBackward0>), tensor([[-0.5000]]))
+    """
+
+    def __init__(self, transform: Transform, normal: Tensor) -> None:
+        x = self.normal = normal.requires_grad_(torch.is_grad_enabled())
+        log_q = normal.square().sum(-1) / -2 - normal.shape[-1] * _LOG_ROOT_TWO_PI
+        self._steps: list[tuple[Transform, Tensor, Parts | None]] = []
+        for layer in _layers([transform]):
+            parts = layer.in_parts(x) if _has_parts(layer) else None
+            self._steps.append((layer, x, parts))
+            if parts is None:
+                x, before = layer(x), x
+                log_det = layer.log_abs_det_jacobian(before, x)
+                log_q = log_q - _sum_rightmost(log_det, 1 - layer.domain.event_dim)
+            else:
+                x = parts.sort(parts.y, back=True)
+                log_q = log_q - parts.log_slope.sum(-1)
+        #: The draws ``(N, D)``, and their log-density ``(N,)``.
+        self.z, self.log_q = x, log_q
+
+    def score(self, tolerance: float | None = None) -> Tensor:
+        r""":math:`\nabla_z \log q(z)` with T held fixed, ``(N, D)``, no gradient.
+
+        :param tolerance: as in :func:`score`.
+        """
+        s = -self.normal.detach()
+        for layer, x, parts in self._steps:
+            if parts is None:
+                s = _push(layer, x, s, tolerance)[1]
+            else:
+                s = _pull_through(parts, s, tolerance)
+        return s
+
+
+def _has_parts(layer: Transform) -> TypeGuard[AutoregressiveFlow]:
+    """Whether it is a flow that maps as :class:`AutoregressiveFlow` does."""
+    return isinstance(layer, AutoregressiveFlow) and not layer.has_own_map
+
+
 def _push(layer: Transform, x: Tensor, s: Tensor, tolerance: float | None) -> tuple[Tensor, Tensor]:
     """One layer: its image of x, and the score there from the score ``s`` at x."""
-    if isinstance(layer, AutoregressiveFlow):
-        return _push_through_flow(layer, x, s, tolerance)
+    if _has_parts(layer):
+        with torch.enable_grad():
+            parts = layer.in_parts(x.detach().requires_grad_())
+        return parts.sort(parts.y.detach(), back=True), _pull_through(parts, s, tolerance)
     with torch.no_grad():
         y = layer(x)
 
@@ -76,28 +133,36 @@ def _push(layer: Transform, x: Tensor, s: Tensor, tolerance: float | None) -> tu
     return y, _gradient(log_prob, y)
 
 
-def _push_through_flow(
-    layer: AutoregressiveFlow, x: Tensor, s: Tensor, tolerance: float | None
-) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        y, log_slope = layer.value_and_log_slope(x)
-    (of_log_det,) = torch.autograd.grad(log_slope.sum(), x, retain_graph=True)
-    goal, slope = s - of_log_det, log_slope.detach().exp()
+def _pull_through(parts: Parts, s: Tensor, tolerance: float | None) -> Tensor:
+    """Return the score at a flow's image from the score ``s`` at x."""
+    x, phi = parts.x, parts.phi
+    goal = parts.sort(s) - _derivative(parts.log_slope, x)
+    slope = parts.log_slope.detach().exp()
     if tolerance is None:  # 8e-5 in float32, where the arithmetic gives 1e-6 at best
         tolerance = torch.finfo(x.dtype).eps ** 0.6
     allowed = tolerance * goal.abs().amax()
     # J^T v = goal by Jacobi's iteration. J is triangular: D steps are exact, a few mostly enough.
+    # As y_t depends on phi_t and x_t alone, J^T v = slope v + (d phi/dx)^T (dy/dphi v).
+    by_phi = _derivative(parts.y, phi)
     v, goes_on = goal / slope, torch.ones((), dtype=torch.bool, device=x.device)
     recorded = values_are_unknown() and x.shape[-1] <= _MOST_RECORDED
     for _ in range(x.shape[-1] - 1):
-        (image,) = torch.autograd.grad(y, x, v, retain_graph=True)
+        image = slope * v + _derivative(phi, x, by_phi * v.unsqueeze(-1))
         residual = goal - image
         v = torch.where(goes_on, v + residual / slope, v)
         goes_on = goes_on & (residual.abs() > allowed).any()
         if not recorded and not bool(goes_on):
             break
-    return y.detach(), v
+    return parts.sort(v, back=True)
+
+
+def _derivative(of: Tensor, by: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Gradient of the weighted sum of a tensor; the graph stays."""
+    if not (of.requires_grad and by.requires_grad):  # a constant
+        return torch.zeros_like(by)
+    weights = torch.ones_like(of) if weights is None else weights
+    options = dict(retain_graph=True, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(of, by, weights, **options)[0]
 
 
 def _gradient(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

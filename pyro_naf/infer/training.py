@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import TransformedDistribution
 
 from .autoguides import AutoFlowNormal
 from .budget import Budget
 from .diagnostics import growing, pareto_khat
 from .gaussian import LogDensity
 from .mixture import Pool, Pushed
-from .path_gradient import score
+from .path_gradient import Path
 from .progress import Progress
 
 #: Steps over which the ELBO is averaged to see whether it still rises.
@@ -279,13 +278,13 @@ class Training:
 
     @torch.no_grad()
     def _judged(self, budget: Budget) -> _Candidate:
-        posterior, found = self.guide.get_posterior(), []
+        transform, found = self.guide.get_transform(), []
         start, limit = time.monotonic(), _PART_JUDGING * (budget.seconds or _SECONDS)
         # Looking must not change what training does next.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             for count in growing(_JUDGING):
-                z, log_q = _push(posterior, self._normal(count))
-                found.append((self.target(z) - log_q).double().cpu())
+                path = Path(transform, self._normal(count))
+                found.append((self.target(path.z) - path.log_q).double().cpu())
                 if time.monotonic() - start > limit:
                     break
         log_w = torch.cat(found).nan_to_num(nan=-math.inf, posinf=-math.inf)
@@ -293,8 +292,8 @@ class Training:
         return _Candidate(float(log_w.mean()), khat, [w.clone() for w in self.weights])
 
     def _climb(self) -> Tensor:
-        z, log_q = _push(self.guide.get_posterior(), self._normal(self.num_particles))
-        loss = _mean(log_q - self.estimate(z))
+        path = Path(self.guide.get_transform(), self._normal(self.num_particles))
+        loss = _mean(path.log_q - self.estimate(path.z))
         self.losses.append(loss.item())
         return loss
 
@@ -328,14 +327,15 @@ class Training:
 
     def _land(self) -> Tensor:
         count = self.num_particles
-        posterior = self.guide.get_posterior()
         base = torch.cat([self._normal(count), self._wide(max(count // 2, 2))])
-        z, log_q = _push(posterior, base)
+        path = Path(self.guide.get_transform(), base)
+        z, log_q = path.z, path.log_q
         # At the wider draws, where the density may not be finite, it is not differentiated.
         log_p = self.estimate(torch.cat([z[:count], z[count:].detach()]))
         loss = _mean((log_q - log_p)[:count])
         self.losses.append(loss.item())
-        fixed = _at_fixed_point(posterior, z, log_q)
+        # It has the gradient of log q(z) at fixed z.
+        fixed = log_q - (path.score(_TOLERANCE) * z).sum(-1)
         log_w = (log_p - log_q).detach()
         part = (_CLOSE / log_w[:count].var()).clamp(max=1).nan_to_num(nan=0.0)
         outer = _huber(log_w[count:], log_w[count:], _OUTLYING)
@@ -411,17 +411,6 @@ def _mean(losses: Tensor) -> Tensor:
     if 2 * int(finite.sum()) < len(losses):
         return losses.mean()
     return torch.where(finite, losses, 0.0).sum() / finite.sum()
-
-
-def _push(posterior: TransformedDistribution, normal: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws of the guide from those of its base ``(N, D)``, and their log-density."""
-    z = Pushed(posterior).draw(normal)
-    return z, posterior.log_prob(z)
-
-
-def _at_fixed_point(posterior: TransformedDistribution, z: Tensor, log_q: Tensor) -> Tensor:
-    """Return a stand-in for log q(z) with the gradient that it has at fixed z."""
-    return log_q - (score(posterior, z, _TOLERANCE) * z).sum(-1)
 
 
 def _huber(log_weights: Tensor, typical: Tensor, bounds: tuple[float, float]) -> Tensor:
