@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ..support import libraries
 
-_LIBRARY, _CALLS = "graph.so", "graph.json"
+_GRAPH, _LIBRARY, _CALLS = "graph.pt", "graph.so", "graph.json"
 
 #: Settings of the compiler that save half of its time: the instructions that the processor lists
 #: are taken to work without a trial, and headers, 11 s once, are not prepared for later graphs.
@@ -51,38 +52,62 @@ class Compilation:
         self.device = inputs[0].device.type if inputs else "cpu"
         what = (code, _kinds(inputs), torch.get_num_threads())
         self.library = libraries.folder(*what) / _LIBRARY
-        self.process: subprocess.Popen[bytes] | None = None
         if libraries.is_there(self.library):
-            return
-        work = tempfile.TemporaryDirectory(prefix="pyro-naf-")
-        path = Path(work.name) / "graph.pt"
-        content = {"code": code, "kinds": _kinds(inputs), "threads": torch.get_num_threads()}
-        torch.save(content, path)
-        command = [sys.executable, "-W", "ignore", "-m", __name__, str(path), str(self.library)]
-        null = subprocess.DEVNULL
-        self.process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null)
-        self._end = weakref.finalize(self, _end, self.process, work)
+            _running.pop(self.library, None)
+        elif self.library not in _running:
+            content = {"code": code, "kinds": _kinds(inputs), "threads": torch.get_num_threads()}
+            _running[self.library] = _Worker(content, self.library)
+        self.worker = _running.get(self.library)
 
     def has_ended(self) -> bool:
         """Whether :meth:`load` may be called."""
-        return self.process is None or self.process.poll() is not None
+        return self.worker is None or self.worker.process.poll() is not None
 
     def load(self) -> Compiled:
         """Compile the graph: a function of a list of inputs with the strides of the examples.
 
         :raises RuntimeError: when the graph could not be compiled.
         """
-        if self.process is not None:
-            self._end()
+        if self.worker is not None:
+            self.worker.end()
+            _running.pop(self.library, None)
         if not libraries.is_there(self.library):
             raise RuntimeError("the graph could not be compiled")
         runner = getattr(torch._C._aoti, f"AOTIModelContainerRunner{self.device.title()}")
         return runner(str(self.library), 1).run
 
 
+class _Worker:
+    """A process that compiles, in a group with its own children, and the folder it works in."""
+
+    def __init__(self, content: dict[str, object], library: Path) -> None:
+        target = library.parent
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, which the folder is renamed to.
+        work = tempfile.TemporaryDirectory(
+            prefix=".", dir=target.parent, ignore_cleanup_errors=True
+        )
+        torch.save(content, Path(work.name) / _GRAPH)
+        command = [sys.executable, "-W", "ignore", "-m", __name__, work.name, str(target)]
+        null = subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            command, stdin=null, stdout=null, stderr=null, start_new_session=True
+        )
+        # At the latest when this process exits.
+        self.end = weakref.finalize(self, _end, self.process, work)
+
+
+#: Compilations by their libraries. They outlive the fit that began them, as a short one ends
+#: before: the next fit of the same graph takes them over.
+_running: dict[Path, _Worker] = {}
+
+
 def _end(process: subprocess.Popen[bytes], work: tempfile.TemporaryDirectory[str]) -> None:
     if process.poll() is None:
-        process.kill()
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
         process.wait()
     work.cleanup()
 
@@ -113,25 +138,23 @@ def _compile(code: str, kinds: list[Kind], library: Path) -> None:
         aot_compile(graph, inputs, options=options)
 
 
-def main(path: str, library: str) -> None:
-    """Compile the graph that a file holds; :class:`Compilation` starts this in a new process."""
-    content = torch.load(path, weights_only=True)
+def main(folder: str, target: str) -> None:
+    """Compile the graph that a folder holds; :class:`Compilation` starts this in a new process.
+
+    The folder becomes the target, with nothing in it but the library.
+    """
+    work = Path(folder)
+    content = torch.load(work / _GRAPH, weights_only=True)
     torch.set_num_threads(content["threads"])
-    target = Path(library).parent
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
-    try:
-        _compile(content["code"], content["kinds"], work / _LIBRARY)
-        for calls in work.glob("*.wrapper.json"):  # of operators that have no function in C
-            calls.rename(work / _CALLS)
-        for other in work.iterdir():
-            if other.name not in (_LIBRARY, _CALLS):
-                shutil.rmtree(other) if other.is_dir() else other.unlink()
-        # Another process may have been faster: its folder is as good.
-        if not target.exists():
-            work.rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    _compile(content["code"], content["kinds"], work / _LIBRARY)
+    for calls in work.glob("*.wrapper.json"):  # of operators that have no function in C
+        calls.rename(work / _CALLS)
+    for other in work.iterdir():
+        if other.name not in (_LIBRARY, _CALLS):
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    # Another process may have been faster: its folder is as good.
+    if not Path(target).exists():
+        work.rename(target)
 
 
 if __name__ == "__main__":

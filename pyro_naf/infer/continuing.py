@@ -12,7 +12,7 @@ from .autoguides import AutoFlowNormal
 from .budget import Budget
 from .capture import is_enabled
 from .checkpoints import Checkpoint
-from .effort import SECONDS, STEPS, capture, chosen_kernel
+from .effort import SECONDS, STEPS, capture
 from .gaussian import free_name
 from .plans import refine_from
 from .progress import Progress
@@ -56,7 +56,6 @@ def go_on(
             budget,
             options,
             good_ends=False,
-            kernel=chosen_kernel(),
             bar=bar,
             previous=Previous(_copy(result.guide), result.guide, result.after, covers),
             checkpoint=file,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from ..kernels import library
 from .budget import Budget
 from .joint import Joint
 
@@ -13,9 +12,6 @@ STEPS, SECONDS = 4000, 60.0
 
 #: Seconds of a budget from which on the density is compiled; compiling takes 10 to 20.
 _COMPILING = 30.0
-
-#: Cores from which on the flows' loops are compiled at the same time, for the next refinement.
-CORES = 4
 
 #: Share of the seconds that capturing the density may take, and the price of capturing in gradients
 #: at one point; both are mostly Python for each operation.
@@ -50,11 +46,6 @@ def capture(joint: Joint, num_particles: int, seconds: float | None) -> None:
         return
     if seconds is None or _CAPTURE * joint.pace.one < _CAPTURING * seconds:
         joint.capture(num_particles + max(num_particles // 2, 2))
-
-
-def chosen_kernel() -> str:
-    """Return the flows' kernel: no part of a budget is spent on waiting for a compiler."""
-    return "auto" if library.is_built() else "plain"
 
 
 def num_cores() -> int:

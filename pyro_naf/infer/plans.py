@@ -64,7 +64,6 @@ def refine_from(
     options: dict[str, Any],
     *,
     good_ends: bool,
-    kernel: str,
     bar: Progress,
     fewest_particles: int = FEWEST_PARTICLES,
     previous: Previous | None = None,
@@ -81,7 +80,7 @@ def refine_from(
     :param checkpoint: what the state of training is written to.
     :param found: what a killed process had reached.
     """
-    plan = _Plan(start, budget, options, kernel, bar, fewest_particles, previous, checkpoint, found)
+    plan = _Plan(start, budget, options, bar, fewest_particles, previous, checkpoint, found)
     if good_ends and not plan.origin.covers and is_good(plan.before):
         budget.elapsed = time.monotonic() - budget.start
         return plan.result(plan.gaussian(), plan.before, ended="good")
@@ -98,7 +97,6 @@ class _Plan:
         start: Start,
         budget: Budget,
         options: dict[str, Any],
-        kernel: str,
         bar: Progress,
         fewest: int,
         previous: Previous | None,
@@ -106,7 +104,7 @@ class _Plan:
         found: Found | None,
     ) -> None:
         self.start, self.joint, self.budget, self.fewest = start, start.joint, budget, fewest
-        self.kernel, self.bar, self.previous = kernel, bar, previous
+        self.bar, self.previous = bar, previous
         self.options, self.checkpoint, self.found = options, checkpoint, found
         self.stage, self.generator = "one mode", torch.get_rng_state()
         self.count = _mixture_draws(self.joint, budget.seconds)
@@ -149,7 +147,7 @@ class _Plan:
             return self._training(self.previous.guide)
         origins = sizes(self.origin, self._shortest())
         for origin in origins:
-            guide = flow_guide(origin, self.kernel)
+            guide = flow_guide(origin)
             has_pattern = guide.structure is not None and start.pattern is not None
             guide.set_affine(start.loc, start.pattern if has_pattern else start.factor)
             training = self._affordable(guide, origin, is_last=origin is origins[-1])
@@ -226,7 +224,7 @@ class _Plan:
         around, is_full = pool.around, self.start.factor.dim() == 2
         *larger, smallest = sizes(self.origin, self._shortest())
         for origin in [*larger, smallest]:
-            guide = flow_guide(origin, self.kernel)
+            guide = flow_guide(origin)
             guide.set_affine(around.loc, around.factor if is_full else around.scale)
             start_at(guide, pool.draw(_PLACING)[0])
             training = self._training(guide, pool)
@@ -262,7 +260,7 @@ class _Plan:
     def _resumed(self, found: Found, pool: Pool | None = None) -> Training:
         """Resume the training that a killed process was in."""
         self.origin = replace(self.origin, options=found.sized)
-        guide = flow_guide(self.origin, self.kernel) if found.has_flow else self.gaussian()
+        guide = flow_guide(self.origin) if found.has_flow else self.gaussian()
         training = self._training(guide, pool)
         training.load_state(found.training)
         self.budget.load_state(found.budget)

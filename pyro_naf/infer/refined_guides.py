@@ -105,7 +105,7 @@ def _free_memory(device: torch.device) -> float:
         return float("inf")
 
 
-def flow_guide(origin: Origin, kernel: str = "auto") -> AutoFlowNormal:
+def flow_guide(origin: Origin) -> AutoFlowNormal:
     """Make a flow guide with the options of a refinement, set up and not trained."""
     start, options = origin.start, origin.options
     structured = start.structure is not None and not origin.covers
@@ -117,7 +117,7 @@ def flow_guide(origin: Origin, kernel: str = "auto") -> AutoFlowNormal:
         hidden_dims=options["hidden_dims"],
         hidden_units=options["hidden_units"] or usual["hidden_units"],
         full_rank=start.factor.dim() == 2,
-        kernel=kernel,
+        kernel="ready",
         **({"structure": start.structure} if structured else {}),
         **(_SEVERAL if origin.covers else {}),
     )

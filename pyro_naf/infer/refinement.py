@@ -19,13 +19,11 @@ from .capture import is_enabled
 from .checkpoints import Checkpoint
 from .diagnostics import diagnose
 from .effort import (
-    CORES,
     FEWEST_PARTICLES,
     SECONDS,
     STEPS,
     affordable_particles,
     capture,
-    chosen_kernel,
     is_worth_compiling,
     num_cores,
 )
@@ -204,7 +202,7 @@ def refine(
             capture(joint, num_particles, seconds)
             if joint.graph is not None and compiles:
                 joint.graph.compile()
-        if compiles and num_cores() >= CORES and not library.is_built():
+        if compiles and num_cores() > 1:
             library.build_beside()
         begin = guide if found is None else found.start
         start = find_start(begin, joint, gaussian, tempering, num_starts, seconds, asked, bar)
@@ -218,13 +216,11 @@ def refine(
             learning_rate=lr,
             tempering=tempering,
         )
-        kernel = chosen_kernel()
         result = refine_from(
             start,
             budget,
             options,
             good_ends=good_ends and found is None,
-            kernel=kernel,
             bar=bar,
             fewest_particles=fewest,
             checkpoint=file,

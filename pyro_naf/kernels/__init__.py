@@ -9,7 +9,8 @@ plain    the formula itself, under autograd: any device and dtype, derivatives o
 
 The first that supports the tensors evaluates them. A transformer's ``kernel`` may name one: "plain"
 leaves out the others; "triton" is an error where it cannot run; "auto" and "compiled" leave the
-choice to the list. Where a kernel does not apply (mixed dtypes, tracing, ``torch.func``,
+choice to the list, as does "ready", which evaluates the plain formula until the loops are built and
+waits for no compiler. Where a kernel does not apply (mixed dtypes, tracing, ``torch.func``,
 forward-mode and higher derivatives, more units than a GPU's registers hold, no compiler of C++) the
 plain formula steps in. The environment variable PYRO_NAF_KERNEL overrides what transformers say.
 """
@@ -23,12 +24,12 @@ from torch import Tensor
 
 from ..formulas import SigmoidSpec
 from ..support.deprecation import warn_deprecated
-from . import triton
+from . import library, triton
 from .compiled import Compiled
 from .plain import Plain
 from .protocol import Kernel as Kernel
 
-NAMES = ("auto", "plain", "compiled", "triton")
+NAMES = ("auto", "ready", "plain", "compiled", "triton")
 VARIABLE = "PYRO_NAF_KERNEL"
 
 TRITON, COMPILED, PLAIN = triton.Triton(), Compiled(), Plain()
@@ -63,7 +64,7 @@ def choose(name: str, spec: SigmoidSpec, x: Tensor, phi: Tensor) -> Kernel:
     """
     if VARIABLE in os.environ:
         name = check_kernel(os.environ[VARIABLE] or name, VARIABLE)
-    if name == "plain":
+    if name == "plain" or (name == "ready" and x.device.type == "cpu" and not library.is_built()):
         return PLAIN
     if name == "triton":
         triton.check_runs(x.device)

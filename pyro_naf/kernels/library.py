@@ -30,17 +30,18 @@ def available() -> bool:
 
 def is_built() -> bool:
     """Whether the loops need no compiling: they came with the wheel, or a process compiled them."""
-    return (
-        library.cache_info().currsize > 0
-        or prebuilt.find(prebuilt.FOLDER) is not None
-        or libraries.is_there(place())
-    )
+    return library.cache_info().currsize > 0 or _were_built()
+
+
+@functools.cache
+def _were_built() -> bool:
+    return prebuilt.find(prebuilt.FOLDER) is not None or libraries.is_there(place())
 
 
 @functools.cache
 def build_beside() -> None:
     """Begin to compile the loops in a thread, where there is a compiler, for later use."""
-    if any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))):
+    if not is_built() and any(map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))):
         threading.Thread(target=available, daemon=True).start()
 
 

@@ -25,7 +25,7 @@ class DeepSigmoidal(SigmoidalTransformer):
     :param min_slope: a floor under every :math:`a_h`; keeps the tails of the inverse from
         exploding.
     :param spread: at zero pseudo-parameters the biases lie evenly over ``[-spread, spread]``.
-    :param kernel: how it is evaluated: "auto", "plain", "compiled" or "triton"; see
+    :param kernel: how it is evaluated: "auto", "ready", "plain", "compiled" or "triton"; see
         :mod:`pyro_naf.kernels`.
     :raises ValueError: when an argument is out of its range.
 

@@ -158,6 +158,14 @@ def test_what_is_built_once_is_loaded_without_a_compiler(
 
 
 @needs_compiler
+def test_ready_waits_for_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    dsf, x, phi = DeepSigmoidal(4, kernel="ready"), torch.randn(5), torch.randn(5, 12)
+    assert choose(dsf, x, phi) == "compiled"
+    monkeypatch.setattr(library, "is_built", lambda: False)
+    assert choose(dsf, x, phi) == "plain"
+
+
+@needs_compiler
 @pytest.mark.parametrize("layers", [0, 1, 4])
 def test_an_affine_map_has_the_whole_range_of_float32(layers: int) -> None:
     inner = DeepDenseSigmoidal(4, layers) if layers else DeepSigmoidal(4)
