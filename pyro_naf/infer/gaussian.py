@@ -42,6 +42,9 @@ _AT_ONCE = 16
 #: Rough number of evaluations that a climb takes to its mode.
 _EVALUATIONS = 60
 
+#: Share of the time limit for the first climbs, all at once.
+_CLIMBS_SHARE = 0.5
+
 #: Number of points that the start of a climb is drawn from, and the share of the time limit for
 #: the log-densities of all of them.
 _CANDIDATES, _CANDIDATES_SHARE = 200, 0.1
@@ -128,7 +131,7 @@ def find_gaussian(
     tempered: LogDensity = lambda z: joint(z) / temperature  # noqa: E731
     if temperature != 1:
         best = best_of(tempered, tried, normal, deadline + 0.2 * limit) or best
-    best = match(tempered, best, normal, deadline=deadline + 0.5 * limit)
+    best = match(tempered, best, normal, deadline=max(deadline, time.monotonic()) + 0.5 * limit)
     _check_proper(joint, best)
     return best, modes, climbs if climbs < num_starts else None
 
@@ -166,7 +169,12 @@ def search(
         numbers = range(climbs, climbs + at_once)
         starts = torch.stack([_start(target, i, middle, modes, thrift.candidates) for i in numbers])
         known, new = len(modes), len(tops)
-        for path in filter(len, climb(target, starts, deadline=deadline)):
+        paths = [path for path in climb(target, starts, deadline=deadline) if len(path)]
+        if time.monotonic() > deadline and not modes:
+            paths = _highest_goes_on(target, paths, latest)
+        for path in paths:
+            if tops and time.monotonic() > latest:
+                break
             led = [_leads(target, top, path[-1]) for top in tops]
             if not any(led):
                 tops.append(path[-1])
@@ -186,6 +194,17 @@ def search(
         if time.monotonic() > deadline:
             break
     return tried, modes, climbs
+
+
+def _highest_goes_on(target: LogDensity, paths: list[Tensor], deadline: float) -> list[Tensor]:
+    """Order broken-off paths by their ends, the highest first, and climb on from there alone."""
+    if not paths:
+        return []
+    with torch.no_grad():
+        heights = target(torch.stack([path[-1] for path in paths]))
+    highest, *others = [paths[i] for i in heights.argsort(descending=True).tolist()]
+    (rest,) = climb(target, highest[-1:], deadline=deadline)
+    return [torch.cat([highest, rest[1:]]), *others]
 
 
 @torch.no_grad()
@@ -209,7 +228,7 @@ class _Thrift:
         if not math.isfinite(deadline):
             return cls()
         pace, left = Pace.of(target, middle), max(deadline - time.monotonic(), 0.0)
-        climbs = pace.points(left) // _EVALUATIONS
+        climbs = pace.points(_CLIMBS_SHARE * left / _EVALUATIONS)
         candidates = pace.values(_CANDIDATES_SHARE * left) // max(1, min(climbs, _AT_ONCE))
         # A Hessian takes some three gradients for each latent, and its Gaussian's ELBO some draws.
         each = 3 * len(middle) + FEW_DRAWS

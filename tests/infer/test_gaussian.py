@@ -187,3 +187,21 @@ def test_of_many_modes_those_with_mass_are_found_first() -> None:
     middle = torch.zeros(1, dtype=torch.double)
     _, modes, _ = search(ripples, middle, matched_normal(256, middle), 4)
     assert float(modes[0].loc) < -3.6
+
+
+def test_a_search_that_time_breaks_off_climbs_to_one_top_at_least(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scale, clock = torch.logspace(-1.5, 1, 12), 0.0
+    rotation = torch.linalg.qr(torch.arange(144.0).cos().reshape(12, 12)).Q
+
+    def target(z: Tensor) -> Tensor:  # of cost that counts by batches and by points
+        nonlocal clock
+        clock += 0.01 + 0.0005 * len(z)
+        white = (z - 3) @ rotation / scale
+        return -white.square().sum(-1) / 2 - white.pow(4).sum(-1) / 100
+
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+    _, modes, _ = search(target, torch.zeros(12), matched_normal(64, scale), 16, deadline=0.8)
+    off = (modes[0].loc - 3) @ rotation / scale
+    assert off.abs().max() < 0.2
