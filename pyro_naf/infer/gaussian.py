@@ -169,10 +169,7 @@ def search(
         numbers = range(climbs, climbs + at_once)
         starts = torch.stack([_start(target, i, middle, modes, thrift.candidates) for i in numbers])
         known, new = len(modes), len(tops)
-        paths = [path for path in climb(target, starts, deadline=deadline) if len(path)]
-        if time.monotonic() > deadline and not modes:
-            paths = _highest_goes_on(target, paths, latest)
-        for path in paths:
+        for path in _paths(target, starts, deadline, -math.inf if modes else latest):
             if tops and time.monotonic() > latest:
                 break
             led = [_leads(target, top, path[-1]) for top in tops]
@@ -196,14 +193,15 @@ def search(
     return tried, modes, climbs
 
 
-def _highest_goes_on(target: LogDensity, paths: list[Tensor], deadline: float) -> list[Tensor]:
-    """Order broken-off paths by their ends, the highest first, and climb on from there alone."""
-    if not paths:
-        return []
+def _paths(target: LogDensity, starts: Tensor, deadline: float, latest: float) -> list[Tensor]:
+    """Paths of climbs; where time breaks them off the highest goes on alone, and is the first."""
+    paths = [path for path in climb(target, starts, deadline=deadline) if len(path)]
+    if not paths or not deadline < time.monotonic() < latest:
+        return paths
     with torch.no_grad():
         heights = target(torch.stack([path[-1] for path in paths]))
     highest, *others = [paths[i] for i in heights.argsort(descending=True).tolist()]
-    (rest,) = climb(target, highest[-1:], deadline=deadline)
+    (rest,) = climb(target, highest[-1:], deadline=latest)
     return [torch.cat([highest, rest[1:]]), *others]
 
 

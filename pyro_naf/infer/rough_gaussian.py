@@ -39,6 +39,7 @@ def independent_gaussians(
     normal: Tensor,
     max_iter: int = 100,
     deadline: float = math.inf,
+    scales: Tensor | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     r"""Find the best Gaussians with independent latents, from each origin, for fixed draws.
 
@@ -49,6 +50,7 @@ def independent_gaussians(
     :param origins: where the climbs begin ``(S, D)``.
     :param normal: standard normal draws ``(M, D)``.
     :param deadline: value of :func:`time.monotonic` at which all climbs end where they are.
+    :param scales: standard deviations to begin with ``(S, D)``; 0.15 by default.
     :return: locations ``(D,)`` and scales ``(D,)``; none of a climb with no finite ELBO.
 
     Source: Giordano, Ingram & Broderick 2024 [arXiv:2304.05527].
@@ -67,8 +69,8 @@ def independent_gaussians(
         values = target(z.flatten(0, 1)).unflatten(0, (-1, len(normal)))
         return values.mean(1) + log_scale.sum(1)
 
-    first = torch.full_like(origins, math.log(_FIRST_SCALE))
-    paths = climb(elbo, torch.cat([origins, first], 1), max_iter, deadline)
+    scales = torch.full_like(origins, _FIRST_SCALE) if scales is None else scales
+    paths = climb(elbo, torch.cat([origins, scales.log()], 1), max_iter, deadline)
     ends = [path[-1].split(dim) for path in paths if len(path)]
     return [(loc, log_scale.exp()) for loc, log_scale in ends]
 

@@ -68,6 +68,9 @@ _CHUNK = 256
 #: Steps at most, halvings of one, and the gain in nats below which one of all draws is the last.
 _STEPS, _HALVINGS, _LEAST_GAIN = 60, 6, 0.01
 
+#: Share of the time that is left for steps, however long the starts took.
+_STEPPING = 0.5
+
 #: Other modes at most, and steps of the Gaussian of each.
 _MODES, _MODE_STEPS = 3, 6
 
@@ -149,7 +152,8 @@ def sparse_gaussians(
     begin = time.monotonic()
     fit = _Fit(target, structure, middle, pace, seconds, None)
     starts = list(fit.starts(begin + seconds))
-    best = fit.best(starts, _STEPS, begin + seconds)
+    deadline = max(begin + seconds, time.monotonic() + _STEPPING * seconds)
+    best = fit.best(starts, _STEPS, deadline)
     deadline = time.monotonic() + 0.25 * seconds
     return [best, *fit.other_modes(best, starts, deadline)], fit.climbs
 
@@ -253,10 +257,21 @@ class _Fit:
         origins = torch.cat([torch.stack([self.middle, torch.zeros_like(self.middle)]), more])
         origins = origins[: max(affordable // count, 1)]
         limit = time.monotonic() + left
-        ends = independent_gaussians(self.target, origins, normal, _CLIMB_STEPS, limit)
         if len(origins) < 2 + _MORE_ORIGINS:
             self.climbs = len(origins)
-        for loc, scale in ends:
+        found = list(self._climbed(origins, normal, limit))
+        yield from found
+        if found and time.monotonic() > limit:  # broken off: the best goes on alone
+            best = max(found, key=lambda g: g.elbo)
+            scales = best.factor.diagonal()[None].to(self.middle)
+            yield from self._climbed(best.loc[None].to(self.middle), normal, limit + left, scales)
+
+    def _climbed(
+        self, origins: Tensor, normal: Tensor, deadline: float, scales: Tensor | None = None
+    ) -> Iterator[SparseGaussian]:
+        for loc, scale in independent_gaussians(
+            self.target, origins, normal, _CLIMB_STEPS, deadline, scales
+        ):
             if found := self.gaussian(loc.double(), torch.diag(scale.double() ** -2)):
                 yield self.scored(found, few=True)
 
