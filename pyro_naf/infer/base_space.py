@@ -16,6 +16,7 @@ from ..support.calls import Args, Model
 from .capture import Graph, is_enabled
 from .joint import Joint
 from .laplace import cholesky
+from .path_gradient import Path
 from .pointwise import deterministic
 from .proposals import GuideProposal
 from .psis import pareto_khat, smooth
@@ -108,6 +109,19 @@ class BaseSpace:
             values.append(value.detach())
             grads.append(torch.autograd.grad(value.sum(), part)[0])
         return torch.cat(values), torch.cat(grads)
+
+    def through_flows(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`value_and_grad`, by the flows as they are and the joint density's own graph.
+
+        Where flows are large the loops of their kernels are faster than any graph.
+        """
+        with torch.enable_grad():
+            path = Path(self.transform, eps.detach())
+            u = self._packed(path.z)
+            log_det = self.log_base(path.normal) - path.log_q
+        value, grad = self.joint.value_and_grad(u.detach())
+        total = (u * grad).sum() + log_det.sum()
+        return value + log_det.detach(), torch.autograd.grad(total, path.normal)[0]
 
     def _packed(self, u: Tensor) -> Tensor:
         """Vectors of all latents ``(N, D)`` from the guide's, which may have rows."""

@@ -42,7 +42,7 @@ _AGREE, _ENOUGH, _MOST_STATES = 1.0095, 1100, 10_000
 
 #: Share of a time limit for chains in units of a Gaussian, and the smallest share left for chains
 #: in the base space.
-_FIRST, _LEAST = 0.9, 0.1
+_FIRST, _LEAST = 0.4, 0.1
 
 
 class Counts(TypedDict, total=False):
@@ -159,16 +159,16 @@ def hamiltonian(
     limit = None if seconds is None else _FIRST * seconds
     points = gaussian.points(space.unconstrained(start))
     first = sample(gaussian.value_and_grad, points, *sizes, seconds=limit)
-    if _mixes(first):
+    if _mixes(first) if enough is None else _are_enough(first.states):
         return _unconstrained(gaussian, first.states), _counts(first)
     shape = start.shape[1:]
-    space.capture(len(start))
-    if space.graph is not None:
-        space.graph.compile()
+    if len(shape) == 1:
+        value_and_grad = space.through_flows
+    else:
 
-    def value_and_grad(eps: Tensor) -> tuple[Tensor, Tensor]:
-        value, grad = space.value_and_grad(eps.reshape(-1, *shape))
-        return value, grad.flatten(1)
+        def value_and_grad(eps: Tensor) -> tuple[Tensor, Tensor]:
+            value, grad = space.value_and_grad(eps.reshape(-1, *shape))
+            return value, grad.flatten(1)
 
     if seconds is not None:
         limit = max(seconds - (time.monotonic() - began), _LEAST * seconds)
@@ -184,10 +184,7 @@ def hamiltonian(
 
 
 def _mixes(chains: Chains) -> bool:
-    """Whether chains nearly agree and none diverged, after as many draws as it takes to see that.
-
-    Where they have not drawn enough yet, others would not do so in the time that is left.
-    """
+    """Whether so many draws as were asked for nearly agree, and no trajectory diverged."""
     if chains.divergences or chains.states.shape[1] < _FEWEST_STATES:
         return False
     agree = float(rank_rhat(chains.states).max()) < _NEARLY_AGREE
