@@ -136,7 +136,7 @@ def test_the_affine_map_follows_far_shifts_of_the_context() -> None:
             pyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
     guide = dsf(far, context_fn=lambda y: y.unsqueeze(-1) / 100, context_dim=1)
-    train(far, guide, 400, Trace_ELBO(), lambda: 100 * torch.randn(64), lr=0.5)
+    train(far, guide, 600, Trace_ELBO(), lambda: 100 * torch.randn(64), lr=0.5)
     y = torch.tensor([-300.0, 0.0, 300.0])
     assert torch.allclose(guide.median(y)["x"], y, atol=2.0, rtol=0.03)
 
