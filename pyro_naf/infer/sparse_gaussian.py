@@ -68,6 +68,9 @@ _CHUNK = 256
 #: Steps at most, halvings of one, and the gain in nats below which one of all draws is the last.
 _STEPS, _HALVINGS, _LEAST_GAIN = 60, 6, 0.01
 
+#: Number of times that other modes are looked for, each from origins of its own.
+_ROUNDS = 3
+
 #: Share of the time that is left for steps, however long the starts took.
 _STEPPING = 0.5
 
@@ -144,18 +147,18 @@ def fit_sparse_gaussian(
 def sparse_gaussians(
     target: LogDensity, structure: Structure, middle: Tensor, *, seconds: float, pace: Pace
 ) -> tuple[list[SparseGaussian], int | None]:
-    """Find that Gaussian, and the Gaussians of other modes that climbs have led to.
+    """Find that Gaussian, and the Gaussians of other modes that climbs have led to, best first.
 
-    The other modes take a quarter as long again at most. The second value is the number of climbs
-    where they are fewer than were to be made.
+    The other modes take a quarter as long again at most, and what the best one has left. The second
+    value is the number of climbs where they are fewer than were to be made.
     """
     begin = time.monotonic()
     fit = _Fit(target, structure, middle, pace, seconds, None)
     starts = list(fit.starts(begin + seconds))
     deadline = max(begin + seconds, time.monotonic() + _STEPPING * seconds)
     best = fit.best(starts, _STEPS, deadline)
-    deadline = time.monotonic() + 0.25 * seconds
-    return [best, *fit.other_modes(best, starts, deadline)], fit.climbs
+    others = fit.other_modes(best, starts, time.monotonic() + 0.25 * seconds)
+    return fit.with_mass([best, *others], begin + seconds), fit.climbs
 
 
 class _Fit:
@@ -180,6 +183,8 @@ class _Fit:
         self.num_finalists = min(max(affordable, _FEWEST_FINALISTS), _FINALISTS)
         needed = _DRAWS_A_NUMBER * self.rows.most
         self.count = 2 * math.ceil(max(_FEWEST_DRAWS, needed) / 2)
+        #: Draws behind the ELBO of climbs to independent latents; set by the first ones.
+        self.climbing = self.normal.to(middle)
         #: Climbs from different points, where the time has ended them early.
         self.climbs: int | None = None
 
@@ -252,25 +257,25 @@ class _Fit:
         left = _CLIMB_SHARE * (deadline - time.monotonic())
         affordable = self.pace.points(left / _FEWEST_CLIMB_STEPS)
         count = max(min(_CLIMB_DRAWS, affordable // 2), _FEWEST_CLIMB_DRAWS)
-        normal = _matched(self.draws(count)).to(self.middle)
+        self.climbing = _matched(self.draws(count)).to(self.middle)
         more = self.draws(_MORE_ORIGINS).to(self.middle)
         origins = torch.cat([torch.stack([self.middle, torch.zeros_like(self.middle)]), more])
         origins = origins[: max(affordable // count, 1)]
         limit = time.monotonic() + left
         if len(origins) < 2 + _MORE_ORIGINS:
             self.climbs = len(origins)
-        found = list(self._climbed(origins, normal, limit))
+        found = list(self._climbed(origins, limit))
         yield from found
         if found and time.monotonic() > limit:  # broken off: the best goes on alone
             best = max(found, key=lambda g: g.elbo)
             scales = best.factor.diagonal()[None].to(self.middle)
-            yield from self._climbed(best.loc[None].to(self.middle), normal, limit + left, scales)
+            yield from self._climbed(best.loc[None].to(self.middle), limit + left, scales)
 
     def _climbed(
-        self, origins: Tensor, normal: Tensor, deadline: float, scales: Tensor | None = None
+        self, origins: Tensor, deadline: float, scales: Tensor | None = None
     ) -> Iterator[SparseGaussian]:
         for loc, scale in independent_gaussians(
-            self.target, origins, normal, _CLIMB_STEPS, deadline, scales
+            self.target, origins, self.climbing, _CLIMB_STEPS, deadline, scales
         ):
             if found := self.gaussian(loc.double(), torch.diag(scale.double() ** -2)):
                 yield self.scored(found, few=True)
@@ -293,31 +298,59 @@ class _Fit:
     def other_modes(
         self, best: SparseGaussian, starts: list[SparseGaussian], deadline: float
     ) -> list[SparseGaussian]:
-        """Fit Gaussians to other modes that hold mass, from the starts that are not at the best."""
+        """Fit Gaussians to other modes that hold mass, from the starts and from new origins."""
         known, found = [best], list[SparseGaussian]()
-        for start in sorted(starts, key=lambda g: -g.elbo):
-            if len(found) == _MODES or time.monotonic() > deadline:
+        for _ in range(_ROUNDS):
+            fresh = [
+                self._risen(self.scored(start, few=False), _MODE_STEPS, deadline)
+                for start in self._apart(known, starts, deadline)[:_MODES]
+            ]
+            new = self._apart(known, fresh, deadline)
+            known += fresh
+            found += [g for g in new if g.elbo > best.elbo - NEGLIGIBLE]
+            if len(found) >= _MODES or time.monotonic() > deadline:
                 break
-            if all(self._is_apart(start, g, deadline) for g in known):
-                other = self._risen(self.scored(start, few=False), _MODE_STEPS, deadline)
-                is_new = all(self._is_apart(other, g, deadline) for g in known)
-                known.append(other)
-                if is_new and other.elbo > best.elbo - NEGLIGIBLE:
-                    found.append(other)
+            starts = list(self._climbed(self.draws(_MORE_ORIGINS).to(self.middle), deadline))
         return found
 
-    def _is_apart(self, a: SparseGaussian, b: SparseGaussian, deadline: float) -> bool:
-        """Whether the density falls between two Gaussians, and between the tops above them.
+    def with_mass(self, modes: list[SparseGaussian], deadline: float) -> list[SparseGaussian]:
+        """Make steps at all modes in the time that is left, and keep those with mass, best first.
 
-        Tops that the time did not suffice for are not known to be apart.
+        What independent latents, or a few steps, make of a mode says little of its mass.
         """
-        locs = torch.stack([a.loc, b.loc]).to(self.middle)
-        if dip(self.target, *locs) < DIP:
-            return False
-        paths = climb(self.target, locs, deadline=deadline)
-        if time.monotonic() > deadline or not all(map(len, paths)):
-            return False
-        return dip(self.target, paths[0][-1], paths[1][-1]) > DIP
+        if len(modes) > 1:
+            for i, mode in enumerate(modes):
+                part = (deadline - time.monotonic()) / (len(modes) - i)
+                if part > 0:
+                    modes[i] = self._risen(mode, _STEPS, time.monotonic() + part)
+        modes = sorted(modes, key=lambda g: -g.elbo)
+        return [g for g in modes if g.elbo > modes[0].elbo - NEGLIGIBLE]
+
+    def _apart(
+        self, known: list[SparseGaussian], others: list[SparseGaussian], deadline: float
+    ) -> list[SparseGaussian]:
+        """Those of the others, the best first, that no way without a dip joins to one before.
+
+        The way leads from means or from the tops above them. Tops that the time did not suffice for
+        are not known to be apart.
+        """
+        others = sorted(others, key=lambda g: -g.elbo)
+        means = [g.loc.to(self.middle) for g in (*known, *others)]
+        paths = climb(self.target, torch.stack(means), deadline=deadline)
+        if time.monotonic() > deadline:
+            return []
+        lines = [torch.stack([z, *path[-1:]]) for z, path in zip(means, paths, strict=True)]
+        kept = lines[: len(known)]
+        found = []
+        for line, other in zip(lines[len(known) :], others, strict=True):
+            if len(line) == 2 and all(self._dips(line, k) for k in kept):
+                kept.append(line)
+                found.append(other)
+        return found
+
+    def _dips(self, a: Tensor, b: Tensor) -> bool:
+        """Whether the density falls between two means, and between the tops above them."""
+        return all(dip(self.target, *ends) > DIP for ends in zip(a, b, strict=False))
 
     # -------------------------------------------------------------------------------------- steps
 
