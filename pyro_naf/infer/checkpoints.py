@@ -35,6 +35,7 @@ from .saving import (
     shortened,
     tensors,
 )
+from .settings import RefineSettings
 from .start import Start
 from .training import Training
 
@@ -212,5 +213,7 @@ def _gaussian(saved: SavedGaussian, like: Tensor) -> Gaussian:
 
 
 def _short(option: object) -> object:
-    """Return an option, and a word in place of a structure that was given."""
+    """Return an option: a word in place of a structure, the changed numbers of settings."""
+    if isinstance(option, RefineSettings):
+        return option.changed() or None
     return "given" if isinstance(option, Structure | Tensor) else option
