@@ -37,7 +37,7 @@ from .candidates import FEW_ROWS, FOLDS, Candidate, candidates
 from .closed_form import CLOSED
 from .flow import NormalizingFlow
 from .given_classes import GivenClasses
-from .settings import Compared, Evaluation, History, OnEvaluation, Training
+from .settings import Compared, Evaluation, History, OnEvaluation, Stop, Training
 from .stacked import Folds, Stacked, stacking_weights
 from .training import Rows, log_probs, seeded, train
 
@@ -241,7 +241,7 @@ class _Search:
         candidate: Candidate,
         kept: Rows,
         weight: Tensor | None,
-        stop: Callable[[], bool] | None = None,
+        stop: Stop | None = None,
     ) -> None:
         """Fits what is not trained: mixtures to some of very many rows, which tell no more."""
         every = candidate.architecture == "gaussian" and not kept[0].isnan().any()

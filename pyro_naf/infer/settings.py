@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import numbers
-from dataclasses import Field, dataclass, field, fields
-from typing import TypeVar, cast
-
-N = TypeVar("N", int, float)
+from dataclasses import dataclass, fields
+from typing import Annotated, NamedTuple, cast, get_args, get_type_hints
 
 
-def _within(default: N, low: float, high: float = math.inf) -> N:
-    """Declare a number between two bounds; a whole number may equal the lower one."""
-    return field(default=default, metadata={"bounds": (low, high)})
+class Bounds(NamedTuple):
+    """What a setting may be; a whole number may equal its lower bound."""
+
+    low: float
+    high: float = math.inf
 
 
-def _share(default: float) -> float:
-    return _within(default, 0.0, 1.0)
+Share = Annotated[float, Bounds(0.0, 1.0)]
+Positive = Annotated[float, Bounds(0.0)]
+Finite = Annotated[float, Bounds(-math.inf)]
+Count = Annotated[int, Bounds(1)]
+Thousands = Annotated[int, Bounds(1000)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,43 +95,43 @@ class RefineSettings:
     >>> def model():
     ...     pyro.sample("x", dist.Gamma(2.0, 1.0))
     >>> strict = RefineSettings(weighted_ess=1000, largest_shift=0.05)
-    >>> result = refine(model, steps=100, num_draws=2000, seed=0, settings=strict, progress=False)
+    >>> result = refine(model, steps=20, num_draws=2000, seed=0, settings=strict, progress=False)
     >>> strict.changed()
     {'weighted_ess': 1000, 'largest_shift': 0.05}
     """
 
-    search_share: float = _share(0.1)
-    search_beside_share: float = _share(0.03)
-    starts_beside: int = _within(4, 1)
-    fit_share: float = _share(0.2)
-    rough_share: float = _share(0.3)
-    many_latents: int = _within(60, 1)
-    independent_latents: int = _within(200, 1)
-    mixture_draws: int = _within(20_000, 1000)
-    second_mode_mass: float = _share(0.01)
+    search_share: Share = 0.1
+    search_beside_share: Share = 0.03
+    starts_beside: Count = 4
+    fit_share: Share = 0.2
+    rough_share: Share = 0.3
+    many_latents: Count = 60
+    independent_latents: Count = 200
+    mixture_draws: Thousands = 20_000
+    second_mode_mass: Share = 0.01
 
-    climb_share: float = _share(0.5)
-    trial_share: float = _share(0.25)
-    fewest_steps: int = _within(300, 1)
-    fewest_steps_large: int = _within(2000, 1)
+    climb_share: Share = 0.5
+    trial_share: Share = 0.25
+    fewest_steps: Count = 300
+    fewest_steps_large: Count = 2000
 
-    kept_share: float = _share(0.15)
-    diagnosis_share: float = _share(0.06)
-    good_khat: float = _within(0.5, -math.inf)
-    good_ess: float = _share(0.95)
-    largest_fall: float = _within(0.1, 0.0)
+    kept_share: Share = 0.15
+    diagnosis_share: Share = 0.06
+    good_khat: Finite = 0.5
+    good_ess: Share = 0.95
+    largest_fall: Positive = 0.1
 
-    largest_missed_mass: float = _share(0.05)
-    weighted_ess: float = _within(400.0, 0.0)
-    largest_shift: float = _within(0.1, 0.0)
-    uneven_shift: float = _within(0.05, 0.0)
-    even_ess: float = _share(0.8)
-    nearly_even_ess: float = _share(0.95)
-    uneven_ess: float = _share(0.5)
+    largest_missed_mass: Share = 0.05
+    weighted_ess: Positive = 400.0
+    largest_shift: Positive = 0.1
+    uneven_shift: Positive = 0.05
+    even_ess: Share = 0.8
+    nearly_even_ess: Share = 0.95
+    uneven_ess: Share = 0.5
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            _check(item, getattr(self, item.name))
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            _check(name, getattr(self, name), *get_args(hint))
 
     def changed(self) -> dict[str, float]:
         """Return the values that differ from their defaults, by name."""
@@ -136,21 +139,20 @@ class RefineSettings:
         return {name: value for name, (value, default) in values.items() if value != default}
 
 
-def _check(item: Field[float], value: object) -> None:
-    """Raise TypeError or ValueError for a value out of the bounds of its field."""
-    low, high = item.metadata["bounds"]
-    is_whole = isinstance(item.default, int)
-    kind = numbers.Integral if is_whole else numbers.Real
-    expected = f"a whole number of at least {low}" if is_whole else f"a number above {low:g}"
+def _check(name: str, value: object, kind: type, bounds: Bounds) -> None:
+    """Raise TypeError or ValueError for a value of another kind, or out of its bounds."""
+    low, high = bounds
+    expected = f"a whole number of at least {low}" if kind is int else f"a number above {low:g}"
     if math.isinf(low):
         expected = "a finite number"
     elif not math.isinf(high):
         expected += f" and below {high:g}"
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise TypeError(f"{item.name} must be {expected}, got {value!r}")
+    is_of_kind = isinstance(value, numbers.Integral if kind is int else numbers.Real)
+    if not is_of_kind or isinstance(value, bool):
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
     number = float(cast("float", value))
-    if not (low < number < high or (is_whole and number == low)):
-        raise ValueError(f"{item.name} must be {expected}, got {value!r}")
+    if not (low < number < high or (kind is int and number == low)):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 #: Settings that nobody has changed.
