@@ -124,7 +124,9 @@ class GaussianMixture(nn.Module):
         for _ in range((STARTS_WITH_GAPS if gaps else STARTS) if self.components > 1 else 1):
             steps = FIRST_STEPS if gaps or self.sizes else MAX_STEPS
             member = _clustered(_with_classes(whole, codes, self.sizes), self.components)
-            found, value = maximised(whole, weight, member, prior, steps, degrees, stop)
+            found, value = maximised(
+                whole, weight, member, prior, max_steps=steps, degrees=degrees, stop=stop
+            )
             law = _gaussians(found)
             if gaps or self.sizes:
                 member = weight.unsqueeze(1) * member
@@ -268,6 +270,7 @@ def maximised(
     weight: Tensor,
     member: Tensor,
     prior: tuple[Tensor, Tensor, float],
+    *,
     max_steps: int = MAX_STEPS,
     degrees: Tensor | None = None,
     stop: Stop | None = None,

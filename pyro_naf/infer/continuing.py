@@ -21,6 +21,7 @@ from .refined import Previous, Refined
 
 def go_on(
     result: Refined,
+    *,
     seconds: float | None,
     steps: int | None,
     seed: int | None,
