@@ -1,4 +1,4 @@
-"""Which of two guides is the better, by the weights of their draws."""
+"""Which of two guides is better: whether a refinement ends early, and what it returns."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from .diagnostics import growing
 from .gaussian import even_softmax
 from .laplace import Gaussian, LogDensity, cholesky
 
-#: Draws of a mixture.
+#: Default number of draws from a mixture of Gaussians.
 DRAWS = 20_000
 
 #: Each Gaussian is a part of the mixture with these widths, as modes have wider tails.

@@ -34,7 +34,7 @@ from .settings import RefineSettings
 from .start import Start
 from .training import Training
 
-#: Number of draws whose marginals a guide for several modes starts with.
+#: Number of draws whose marginals the first flow of a guide for several modes starts with.
 _PLACING = 4000
 
 #: Seconds after which a diagnosis weights no further draws where the time has no limit, and where
@@ -44,7 +44,7 @@ _PATIENCE, _IMPATIENCE = 10.0, 2.0
 #: Number of training steps below which fewer draws a step do not help.
 _HOPELESS = 50
 
-#: Draws of a diagnosis that time is kept for, in any case.
+#: Number of draws of each diagnosis that time is always kept for.
 _FEWEST = 200
 
 #: Effective draws per draw of a pool from which on a guide learns from the pool at once, as it does

@@ -74,13 +74,24 @@ def judge(
     search: Search | None = None,
     settings: RefineSettings = DEFAULTS,
 ) -> Verdict:
-    """Judge a guide by its weights.
+    """Judge a guide by the importance weights of its draws.
 
-    :param after: diagnostics of its draws.
-    :param missed: share of the posterior's mass that other proposals find and it does not.
+    ==================== ======================================================================
+    trust                k-hat is below its threshold, the weights are even, and they move no
+                         latent far
+    trust, do not weight the weights are even or move hardly anything, but k-hat is too large
+    weight               k-hat is below its threshold, and the effective draws are many
+    do not trust         all else, and whenever modes with much mass are missed
+    ==================== ======================================================================
+
+    The threshold of k-hat is :func:`~pyro_naf.infer.psis.khat_threshold`; what is even, far, many
+    and much, the settings say.
+
+    :param after: diagnostics of the guide's draws.
+    :param missed: share of the posterior's mass that other proposals find and the guide does not.
     :param losses: negative ELBO of every training step; None where there was nothing to train.
-    :param seconds: what the refinement took.
-    :param options: those that it was given.
+    :param seconds: time that the refinement took.
+    :param options: options that the refinement was given, which are not proposed again.
     :param search: how modes were looked for.
     :param settings: the bounds of the four words.
     """
