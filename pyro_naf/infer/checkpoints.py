@@ -39,8 +39,8 @@ from .settings import RefineSettings
 from .start import Start
 from .training import Training
 
-#: Seconds between two checkpoints, in multiples of what writing the last one took: at most a
-#: twentieth of the time goes into files.
+#: Smallest time between two checkpoints, in multiples of what writing the last one took: at most
+#: a twentieth of the time goes into files.
 _PRICE = 20.0
 
 #: Relative difference of log-densities at the same points from which on the model, or its data, is

@@ -11,13 +11,13 @@ from .diagnostics import ImportanceDiagnostics
 from .psis import khat_threshold
 from .settings import DEFAULTS, RefineSettings
 
-#: k-hat above which weights have no finite mean: nothing is told from them unless nearly even.
+#: k-hat above which weights have no finite mean and say nothing, unless they are nearly even.
 _NO_MEAN = 1.0
 
-#: Number of training steps that say nothing yet.
+#: Number of training steps below which training has hardly begun, whatever the losses say.
 _HARDLY = 100
 
-#: Steps at the end of training that are compared with as many before.
+#: Number of steps at the end of training whose mean ELBO is compared with the steps before them.
 _WINDOW = 200
 
 
