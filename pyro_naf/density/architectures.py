@@ -31,10 +31,8 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import NoReturn
 
-from pyro.distributions.transforms import BlockAutoregressive, Planar
-from torch import Tensor, nn
+from torch import nn
 
 from ..conditioners import MADE, AttentionConditioner
 from ..conditioners import choice as conditioners
@@ -60,6 +58,7 @@ from .given_classes import GivenClasses
 from .linear import Diagonal, LULinear, Reversal
 from .mixture import AutoregressiveMixture, StandardNormal
 from .normal_scores import NormalScores
+from .one_way import GatedBlock, PlanarLayer
 from .options import ACTIVATIONS, BASES, USED, Options
 from .recurrent import RecurrentConditioner
 from .settings import Training
@@ -104,21 +103,6 @@ WITH_HOLES = (
 
 #: Names that take no number.
 UNNUMBERED = ("auto", "gaussian", "made", "made-mog", "attention-mog")
-
-#: The architectures of the NAF paper's table, and of later work, as they stand in it.
-TABLE = (
-    "made",
-    "made-mog",
-    "maf-affine-5",
-    "maf-affine-10",
-    "maf-mog-5",
-    "tan",
-    "maf-dsf-5",
-    "maf-ddsf-5",
-    "maf-ddsf-10",
-    "bnaf",
-    "nsf-ar",
-)
 
 
 def build(
@@ -357,54 +341,17 @@ def _tan(parts: _Parts, number: int) -> NormalizingFlow:
     return NormalizingFlow([LULinear(parts.input_dim), *shifts], base)
 
 
-class _OneWay(nn.Module):
-    """Pyro's layers without an inverse: they say so, and can be copied.
-
-    They keep their last evaluation with its graph, which cannot be.
-    """
-
-    no_inverse: str
-
-    def _inverse(self, _: Tensor) -> NoReturn:
-        raise NotImplementedError(self.no_inverse)
-
-    def __getstate__(self) -> dict[str, object]:
-        kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_cached")}
-        return {**kept, "_cached_x_y": (None, None), "_cached_logDetJ": None, "_inv": None}
-
-
-class _BlockAutoregressive(_OneWay, BlockAutoregressive):
-    """With a gate, a residual connection, that starts near the identity.
-
-    Without one Pyro's layer has a bounded range, and the flow's density does not integrate to one.
-    """
-
-    gate: nn.Parameter
-    no_inverse = "bnaf has no inverse, so that nothing can be drawn: choose maf-dsf-5, say"
-
-    def __init__(self, input_dim: int, hidden_factors: Sequence[int]) -> None:
-        super().__init__(input_dim, list(hidden_factors), residual="gated")
-        nn.init.constant_(self.gate, 2.0)
-
-
-class _Planar(_OneWay, Planar):
-    no_inverse = (
-        "planar flows have no inverse, so that data cannot be scored: fit them to an energy "
-        "(fit_energy), or choose maf-dsf-5, say"
-    )
-
-
 def _bnaf(parts: _Parts, number: int) -> NormalizingFlow:
     if parts.context_dim:
         raise ValueError(
             "architecture 'bnaf' takes no context: Pyro's BlockAutoregressive has none"
         )
     factors = [parts.options.hidden_units] * len(parts.options.hidden_dims)
-    flows = [_BlockAutoregressive(parts.input_dim, factors) for _ in range(number)]
+    flows = [GatedBlock(parts.input_dim, factors) for _ in range(number)]
     return NormalizingFlow(
         parts.stacked(flows),
         parts.base(),
-        no_inverse=_BlockAutoregressive.no_inverse,
+        no_inverse=GatedBlock.no_inverse,
     )
 
 
@@ -412,8 +359,8 @@ def _planar(parts: _Parts, number: int) -> NormalizingFlow:
     if parts.context_dim:
         raise ValueError("architecture 'planar' takes no context")
     return NormalizingFlow(
-        [*(_Planar(parts.input_dim) for _ in range(number)), Diagonal(parts.input_dim)],
+        [*(PlanarLayer(parts.input_dim) for _ in range(number)), Diagonal(parts.input_dim)],
         parts.base(),
         sampling=True,
-        no_inverse=_Planar.no_inverse,
+        no_inverse=PlanarLayer.no_inverse,
     )

@@ -24,20 +24,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..files.archive import plain
-from . import parallel
+from . import overfitting, parallel
 from .architectures import build, parse
 from .candidates import FEW_ROWS, FOLDS, Candidate, candidates
 from .closed_form import CLOSED
 from .flow import NormalizingFlow
 from .given_classes import GivenClasses
-from .settings import Compared, Evaluation, History, OnEvaluation, Training
+from .settings import Compared, Evaluation, History, OnEvaluation, Stop, Training
 from .stacked import Folds, Stacked, stacking_weights
 from .training import Rows, log_probs, seeded, train
 
@@ -53,10 +53,6 @@ NEGLIGIBLE = 0.02
 
 #: Number of rows that Gaussian mixtures, and the linear maps in front of flows, are fitted to.
 MIXTURE_ROWS = 20_000
-
-#: Fall of the validation log-likelihood, in nats, from the best weights to the last ones that is
-#: reported as overfitting.
-OVERFIT = 0.1
 
 #: Part of the time limit in which mixtures are begun, and their steps made.
 MIXTURES_SHARE = 0.5
@@ -86,45 +82,58 @@ class Fitted:
     folds: Folds | None
 
 
+@dataclass(frozen=True)
+class Task:
+    """Rows to fit a density to, and what is known of them and asked for.
+
+    :ivar rows: x ``(N, D)`` and, where there is one, the context ``(N, C)``, standardised.
+    :ivar held_out: the same for validation; None for cross-validation.
+    :ivar training: budget, seed, and how to report.
+    :ivar given: fields of :class:`Training` that the user chose, for all flows.
+    :ivar overrides: options of an architecture that the user chose, for all flows.
+    :ivar weight: of the rows, ``(N,)``; 1 by default.
+    :ivar shift: added to the log-densities of the rows left out, in their order, when they are
+        reported; a single number is that of all rows.
+    :ivar gaps: cells of x are missing, here or in the rows left out.
+    :ivar sizes: number of values of each class that x holds behind its numbers.
+    :ivar holes: dimensions of x that rows may lack, as :func:`architectures.build` takes them.
+    :ivar classes: number of values of each class in the context, where it holds nothing else.
+    """
+
+    rows: Rows
+    held_out: Rows | None
+    training: Training
+    given: dict[str, object]
+    overrides: dict[str, object]
+    weight: Tensor | None = None
+    shift: Tensor | None = None
+    dtype: torch.dtype = torch.float32
+    gaps: bool = False
+    sizes: Sequence[int] = ()
+    holes: Mapping[int, int] | None = None
+    classes: Sequence[int] = ()
+
+    @property
+    def dim(self) -> int:
+        """Number of columns of x that are numbers."""
+        return self.rows[0].shape[1] - len(self.sizes)
+
+    @property
+    def context_dim(self) -> int:
+        """Width of the context."""
+        return self.rows[1].shape[1] if len(self.rows) > 1 else 0
+
+
 def fit(
-    rows: Rows,
-    held_out: Rows | None,
-    training: Training,
-    *,
-    given: dict[str, object],
-    overrides: dict[str, object],
-    weight: Tensor | None = None,
-    shift: Tensor | None = None,
-    on_evaluation: OnEvaluation | None = None,
-    dtype: torch.dtype = torch.float32,
-    gaps: bool = False,
-    sizes: Sequence[int] = (),
-    holes: Mapping[int, int] | None = None,
-    classes: Sequence[int] = (),
-    keep: Callable[[Fitted], None],
+    task: Task, keep: Callable[[Fitted], None], on_evaluation: OnEvaluation | None = None
 ) -> None:
     """Fits and weights the candidates.
 
-    :param rows: x ``(N, D)`` and, where there is one, the context ``(N, C)``, standardised.
-    :param held_out: the same for validation; None for cross-validation.
-    :param training: budget, seed, and how to report.
-    :param given: fields of :class:`Training` that the user chose, for all flows.
-    :param overrides: options of an architecture that the user chose, for all flows.
-    :param weight: of the rows, ``(N,)``; 1 by default.
-    :param shift: added to the log-densities of the rows left out, in their order, when they are
-        reported; a single number is that of all rows.
-    :param gaps: cells of x are missing, here or in the rows left out.
-    :param sizes: number of values of each class that x holds behind its numbers.
-    :param holes: dimensions of x that rows may lack, as :func:`architectures.build` takes them.
-    :param classes: number of values of each class in the context, where it holds nothing else.
     :param keep: is given what was found, also when an exception or Ctrl-C ends the search after the
         first density.
     """
-    with seeded(training.seed):
-        search = _Search(
-            rows, held_out, training, given, overrides, weight, shift, dtype, gaps, sizes, holes,
-            classes,
-        )  # fmt: skip
+    with seeded(task.training.seed):
+        search = _Search(task)
         try:
             search.run(on_evaluation)
         finally:
@@ -132,37 +141,35 @@ def fit(
                 keep(search.result())
 
 
+class _Split(NamedTuple):
+    """One fold: its number, rows to fit to and their weights, rows left out, and where."""
+
+    number: int
+    kept: Rows
+    weight: Tensor | None
+    out: Rows
+    at: Tensor
+
+
 class _Search:
     """The candidates, the folds, and the likelihoods of the rows that were left out."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        held_out: Rows | None,
-        training: Training,
-        given: dict[str, object],
-        overrides: dict[str, object],
-        weight: Tensor | None,
-        shift: Tensor | None,
-        dtype: torch.dtype,
-        gaps: bool,
-        sizes: Sequence[int],
-        holes: Mapping[int, int] | None,
-        classes: Sequence[int],
-    ) -> None:
-        self.rows, self.held_out, self.training = rows, held_out, training
-        self.given, self.overrides, self.weight = given, overrides, weight
-        self.dtype, self.device = dtype, rows[0].device
-        n, dim = rows[0].shape
-        width = rows[1].shape[1] if len(rows) > 1 else 0
-        self.sizes, self.holes, self.classes = tuple(sizes), holes, tuple(classes)
+    def __init__(self, task: Task) -> None:
+        self.task, self.device = task, task.rows[0].device
+        n, crossed = len(task.rows[0]), task.held_out is None
         self.tried = candidates(
-            n, dim, width, held_out is None, gaps, bool(sizes), bool(self.classes)
+            n,
+            task.rows[0].shape[1],
+            task.context_dim,
+            crossed=crossed,
+            gaps=task.gaps,
+            classes=bool(task.sizes),
+            given_classes=bool(task.classes),
         )
-        self.folds = 1 if held_out is not None or n < FEW_ROWS else FOLDS
+        self.folds = FOLDS if crossed and n >= FEW_ROWS else 1
         self.fold = torch.randperm(n, device=self.device) % self.folds
-        self.left_out = n if held_out is None else len(held_out[0])
-        self.shift = torch.zeros(1).double() if shift is None else shift.double().cpu()
+        self.left_out = n if task.held_out is None else len(task.held_out[0])
+        self.shift = torch.zeros(1).double() if task.shift is None else task.shift.double().cpu()
         self.offset = float(self.shift.mean())
         self.log_probs = torch.full((self.left_out, len(self.tried)), -math.inf).double()
         self.parts: dict[tuple[int, int], Density] = {}
@@ -171,35 +178,36 @@ class _Search:
         self.history, self.start = History(), time.monotonic()
         self.overfit: list[tuple[float, float]] = []
 
-    def splits(self) -> Iterator[tuple[int, Rows, Tensor | None, Rows, Tensor]]:
-        """Each fold: its number, rows to fit to and their weights, rows left out, and where."""
+    def splits(self) -> Iterator[_Split]:
+        """Yield every fold."""
         if self.folds == 1:
-            validation = self.rows if self.held_out is None else self.held_out
+            validation = self.task.rows if self.task.held_out is None else self.task.held_out
             everywhere = torch.arange(self.left_out, device=self.device)
-            yield 0, self.rows, self.weight, validation, everywhere
+            yield _Split(0, self.task.rows, self.task.weight, validation, everywhere)
             return
         for k in range(self.folds):
             kept, out = self.fold != k, self.fold == k
-            weight = None if self.weight is None else self.weight[kept]
-            yield k, [t[kept] for t in self.rows], weight, [t[out] for t in self.rows], out
+            weight = None if self.task.weight is None else self.task.weight[kept]
+            left_out = [t[out] for t in self.task.rows]
+            yield _Split(k, [t[kept] for t in self.task.rows], weight, left_out, out)
 
     def run(self, on_evaluation: OnEvaluation | None) -> None:
         total = self.folds * len(self.tried)
-        shown = self.training.progress and parallel.rank() == 0 and self.folds > 1
+        shown = self.task.training.progress and parallel.rank() == 0 and self.folds > 1
         with tqdm(total=total, desc="fit", unit="density", disable=not shown) as bar:
             for i, candidate in enumerate(self.tried):
                 if self.done and self.spent(candidate):
                     continue
                 try:
-                    for k, kept, weight, out, at in self.splits():
-                        part = self.make(candidate)
-                        self.begin(part, candidate, kept, weight, partial(self.cut_off, i))
+                    for split in self.splits():
+                        part, stop = self.make(candidate), partial(self.cut_off, i)
+                        self.begin(part, candidate, split.kept, split.weight, stop)
                         if candidate.share:
-                            self.train(part, candidate, k, kept, weight, out, on_evaluation)
+                            self.train(part, candidate, split, on_evaluation)
                         part.eval()
-                        found = torch.cat(list(log_probs(part, out)))
-                        self.log_probs[at.cpu(), i] = found.double().cpu()
-                        self.parts[i, k] = part
+                        found = torch.cat(list(log_probs(part, split.out)))
+                        self.log_probs[split.at.cpu(), i] = found.double().cpu()
+                        self.parts[i, split.number] = part
                         bar.update()
                     self.done.append(i)
                 except RuntimeError as error:  # of a flow: the others stand
@@ -209,24 +217,22 @@ class _Search:
 
     def spent(self, candidate: Candidate) -> bool:
         """Whether the time limit is over, or the part of it for what is not trained."""
-        limit = self.training.max_seconds
+        limit = self.task.training.max_seconds
         part = 1.0 if candidate.share else MIXTURES_SHARE
         if limit is None:
             return False
         return parallel.same(time.monotonic() - self.start) > part * limit  # as all processes say
 
     def make(self, candidate: Candidate) -> Density:
-        dim = self.rows[0].shape[1] - len(self.sizes)
-        width = self.rows[1].shape[1] if len(self.rows) > 1 else 0
-        options = self.options(candidate)
+        task = self.task
         part = build(
-            candidate.architecture, dim, width,
-            sizes=self.sizes, holes=self.holes, classes=self.classes, **options,
+            candidate.architecture, task.dim, task.context_dim,
+            sizes=task.sizes, holes=task.holes, classes=task.classes, **self.options(candidate),
         )  # fmt: skip
-        return part.to(self.device, self.dtype)
+        return part.to(self.device, task.dtype)
 
     def options(self, candidate: Candidate) -> dict[str, object]:
-        return {**candidate.overrides, **(self.overrides if candidate.share else {})}
+        return {**candidate.overrides, **(self.task.overrides if candidate.share else {})}
 
     def cut_off(self, i: int) -> bool:
         """Whether a candidate's fit has to end now, which is remembered."""
@@ -241,7 +247,7 @@ class _Search:
         candidate: Candidate,
         kept: Rows,
         weight: Tensor | None,
-        stop: Callable[[], bool] | None = None,
+        stop: Stop | None = None,
     ) -> None:
         """Fits what is not trained: mixtures to some of very many rows, which tell no more."""
         every = candidate.architecture == "gaussian" and not kept[0].isnan().any()
@@ -254,28 +260,26 @@ class _Search:
         self,
         part: Density,
         candidate: Candidate,
-        k: int,
-        kept: Rows,
-        weight: Tensor | None,
-        out: Rows,
+        split: _Split,
         on_evaluation: OnEvaluation | None,
     ) -> None:
         """Trains a flow within its part of the time that is left."""
-        chosen = {**candidate.training, **self.given}
-        if {"max_epochs", "max_seconds"} & {*self.given} and "max_steps" not in self.given:
+        given = self.task.given
+        chosen = {**candidate.training, **given}
+        if {"max_epochs", "max_seconds"} & {*given} and "max_steps" not in given:
             chosen["max_steps"] = None
-        if self.training.max_seconds is not None:
-            chosen["max_seconds"] = self.seconds_for(candidate, k)
+        if self.task.training.max_seconds is not None:
+            chosen["max_seconds"] = self.seconds_for(candidate, split.number)
         if self.folds > 1:
             chosen["progress"] = False
         if self.folds > 1 or candidate is not self.tried[-1]:
             chosen |= {"checkpoint": None, "resume": False}
-        changed: Callable[..., Training] = partial(replace, self.training)
+        changed: Callable[..., Training] = partial(replace, self.task.training)
         options = changed(**chosen)
         before = self.history.steps
 
         def evaluated(entry: Evaluation) -> None:
-            entry |= {"density": candidate.architecture, "fold": k}
+            entry |= {"density": candidate.architecture, "fold": split.number}
             if on_evaluation is not None:
                 on_evaluation(entry)
 
@@ -283,8 +287,11 @@ class _Search:
             "architecture": candidate.architecture,
             "overrides": self.options(candidate),
         }
-        found = train(part, kept, out, options, evaluated, self.offset, model, weight)
-        self.overfit.append(_drop(found))
+        found = train(
+            part, split.kept, split.out, options, evaluated,
+            offset=self.offset, model=model, weight=split.weight,
+        )  # fmt: skip
+        self.overfit.append(overfitting.drop(found))
         for entry in found.evaluations:
             entry["step"] += before
         self.history.evaluations += found.evaluations
@@ -294,8 +301,8 @@ class _Search:
 
     def seconds_for(self, candidate: Candidate, k: int) -> float:
         """Return the time that one flow gets: a share of what is left for it and those after it."""
-        assert self.training.max_seconds is not None
-        left = FLOWS_SHARE * self.training.max_seconds - (time.monotonic() - self.start)
+        assert self.task.training.max_seconds is not None
+        left = FLOWS_SHARE * self.task.training.max_seconds - (time.monotonic() - self.start)
         after = self.tried[self.tried.index(candidate) :]
         rest = candidate.share * (self.folds - k) + self.folds * sum(c.share for c in after[1:])
         return parallel.same(max(left * candidate.share / rest, 1e-3))
@@ -315,8 +322,8 @@ class _Search:
                 kept = cast("dict[str, object]", plain("options", options))
                 parts.append((self.tried[i].architecture, kept))
                 each.append(weight * share)
-        density = Stacked(self.rows[0].shape[1], made, torch.tensor(each, dtype=torch.double))
-        density = density.to(self.device, self.dtype)
+        density = Stacked(self.task.rows[0].shape[1], made, torch.tensor(each, dtype=torch.double))
+        density = density.to(self.device, self.task.dtype)
         self.finish(total)
         folds = Folds(origins, self.fold.cpu()) if self.folds > 1 else None
         return Fitted(density, parts, self.history, total + self.shift, folds)
@@ -330,13 +337,14 @@ class _Search:
         if self.tried[i].share or self.folds == 1 or i in self.cut:
             return shares
         whole = self.make(self.tried[i])
-        self.begin(whole, self.tried[i], self.rows, self.weight)
+        self.begin(whole, self.tried[i], self.task.rows, self.task.weight)
         self.parts[i, self.folds] = whole.eval()
         return {**{k: 0.5 * share for k, share in shares.items()}, self.folds: 0.5}
 
     def weigh(self) -> tuple[list[int], Tensor]:
         """Return the candidates that stay, and their weights."""
-        weight = self.weight.cpu() if self.weight is not None and self.held_out is None else None
+        crossed, weight = self.task.held_out is None, self.task.weight
+        weight = weight.cpu() if crossed and weight is not None else None
         weights = stacking_weights(self.log_probs[:, self.done], weight).tolist()
         chosen = [i for i, w in zip(self.done, weights, strict=True) if i == 0 or w >= NEGLIGIBLE]
         return chosen, stacking_weights(self.log_probs[:, chosen], weight)
@@ -361,26 +369,9 @@ class _Search:
                 name = self.tried[i].architecture
                 history.comparison.append(self.compared(name, self.log_probs[:, i]))
         history.comparison.append(self.compared("auto", total))
-        history.overfit = _sentence(self.overfit)
+        history.overfit = overfitting.sentence(self.overfit)
 
     def compared(self, name: str, values: Tensor) -> Compared:
         values = values + self.shift
         error = 2 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
         return {"name": name, "mean": float(values.mean()), "2se": error}
-
-
-def _drop(history: History) -> tuple[float, float]:
-    """Return the validation likelihood of the best weights, and of the last."""
-    values = [v for e in history.evaluations if (v := e["validation"]) is not None]
-    return max(values), values[-1]
-
-
-def _sentence(drops: list[tuple[float, float]]) -> str | None:
-    """Return what there is to say of overfitting, or None."""
-    fallen = [best - last for best, last in drops if last < best - OVERFIT]
-    if len(fallen) * 2 <= len(drops) or not fallen:
-        return None
-    return (
-        f"{len(fallen)} of {len(drops)} flows began to overfit before training ended: the "
-        f"validation log-likelihood fell by up to {max(fallen):.2f} nats; the best were kept"
-    )

@@ -54,6 +54,7 @@ def candidates(
     rows: int,
     dim: int,
     context_dim: int,
+    *,
     crossed: bool,
     gaps: bool = False,
     classes: bool = False,

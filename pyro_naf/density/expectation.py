@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import student
 from .incomplete import Gaussians, Patterns
+from .settings import Stop
 
 #: Largest number of steps of expectation and maximisation, and the gain in nats a row below which
 #: they end: for one Gaussian, and for several.
@@ -41,7 +42,7 @@ def maximised(
     weight: Tensor,
     law: Gaussians,
     prior: tuple[Tensor, Tensor, float],
-    stop: Callable[[], bool] | None = None,
+    stop: Stop | None = None,
 ) -> tuple[Gaussians, float]:
     """Iterate expectation and maximisation; return the Gaussians, and their mean log-likelihood.
 

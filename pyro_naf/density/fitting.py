@@ -105,8 +105,8 @@ class Fitting:
             raise ValueError(f"{name} must have rows, got none")
         self._check_gaps(rows)
         schema = kinds.infer(
-            rows, self.density.columns, self.said, table.columns, name, table.whole, table.units,
-            self._takes_spikes(found=True),
+            rows, name=name, tables=table.columns, whole=table.whole, names=self.density.columns,
+            said=self.said, units=table.units, finds_spikes=self._takes_spikes(found=True),
         )  # fmt: skip
         if schema.spiked and not self._takes_spikes(found=False):
             at = preparation.listed("column", [schema.called(i) for i in schema.spiked])
@@ -263,12 +263,12 @@ class Fitting:
             if options.max_seconds is not None:
                 left = options.max_seconds - (time.monotonic() - self.start)
                 options = replace(options, max_seconds=max(left, 0.1))
-            automatic.fit(
-                data, validation, options, given=self.given, overrides=density.overrides,
-                weight=weight, shift=shift, on_evaluation=self.on_evaluation, dtype=dtype,
+            task = automatic.Task(
+                data, validation, options, self.given, density.overrides, weight, shift, dtype,
                 gaps=self.gaps, sizes=schema.sizes if density.together else (),
-                holes=density.holes, classes=density.given_classes, keep=self._keep,
+                holes=density.holes, classes=density.given_classes,
             )  # fmt: skip
+            automatic.fit(task, self._keep, self.on_evaluation)
             return
         self._train_flow(data, validation, weight, float(shift.mean()))
         if validation is not None:
@@ -292,8 +292,8 @@ class Fitting:
 
         try:
             density.history = train(
-                flow, data, validation, self.options, evaluated, offset,
-                density.description(), weight,
+                flow, data, validation, self.options, evaluated,
+                offset=offset, model=density.description(), weight=weight,
             )  # fmt: skip
         except KeyboardInterrupt:
             density.history = History.interrupted(seen) if seen else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, cast
 
@@ -21,6 +21,7 @@ from .gaussian import Whitening
 from .gaussian_mixture import GaussianMixture
 from .mixture import StandardNormal
 from .normal_scores import NormalScores
+from .settings import Stop
 from .student import Student
 
 #: Times that a single row is drawn before it is given up.
@@ -147,7 +148,7 @@ class NormalizingFlow(nn.Module):
         x: Tensor,
         context: Tensor | None = None,
         weight: Tensor | None = None,
-        stop: Callable[[], bool] | None = None,
+        stop: Stop | None = None,
     ) -> None:
         """Fit the parts that are not trained, Gaussians and their mixtures, to rows ``(N, D)``.
 
@@ -159,7 +160,7 @@ class NormalizingFlow(nn.Module):
             if start is not None:
                 start(x, context, weight)
         if isinstance(self.base, GaussianMixture):
-            self.base.start(self._through(x, context)[0], context, weight, stop)
+            self.base.start(self._through(x, context)[0], weight, stop)
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the log-density ``(...)`` of x ``(..., D)`` given the context ``(..., C)``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from ..support.precision import at_least_float32, without_autocast
 from . import expectation, incomplete, student
 from .gaussian import precision_factor, shrunk_moments
 from .mixture import ModuleDistribution
+from .settings import Stop
 
 #: Steps of expectation and maximisation, and the gain in nats a row below which they end.
 MAX_STEPS = 200
@@ -95,13 +96,7 @@ class GaussianMixture(nn.Module):
             self.register_buffer("class_logs", torch.cat(even, 1))
 
     @torch.no_grad()
-    def start(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        weight: Tensor | None = None,
-        stop: Callable[[], bool] | None = None,
-    ) -> None:
+    def start(self, x: Tensor, weight: Tensor | None = None, stop: Stop | None = None) -> None:
         """Fit the mixture to rows ``(N, D + M)``, drawing from torch's global generator.
 
         NaN is a missing cell: the likelihood then covers the cells seen, and expectation and
@@ -129,7 +124,9 @@ class GaussianMixture(nn.Module):
         for _ in range((STARTS_WITH_GAPS if gaps else STARTS) if self.components > 1 else 1):
             steps = FIRST_STEPS if gaps or self.sizes else MAX_STEPS
             member = _clustered(_with_classes(whole, codes, self.sizes), self.components)
-            found, value = maximised(whole, weight, member, prior, steps, degrees, stop)
+            found, value = maximised(
+                whole, weight, member, prior, max_steps=steps, degrees=degrees, stop=stop
+            )
             law = _gaussians(found)
             if gaps or self.sizes:
                 member = weight.unsqueeze(1) * member
@@ -273,9 +270,10 @@ def maximised(
     weight: Tensor,
     member: Tensor,
     prior: tuple[Tensor, Tensor, float],
+    *,
     max_steps: int = MAX_STEPS,
     degrees: Tensor | None = None,
-    stop: Callable[[], bool] | None = None,
+    stop: Stop | None = None,
 ) -> tuple[Parameters, float]:
     """Iterate expectation and maximisation; return the parameters, and their mean log-likelihood.
 

@@ -10,7 +10,7 @@ stack with flows, which have the classes for a context.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from . import holes
 from .closed_form import Part
 from .flow import NormalizingFlow
 from .gaussian_mixture import GaussianMixture
+from .settings import Stop
 
 
 class GivenClasses(nn.Module):
@@ -63,7 +64,7 @@ class GivenClasses(nn.Module):
         x: Tensor,
         context: Tensor | None = None,
         weight: Tensor | None = None,
-        stop: Callable[[], bool] | None = None,
+        stop: Stop | None = None,
     ) -> None:
         """Fit the mixture to rows ``(N, D)`` and their classes."""
         self.joint.start(self._beside(x, context), None, weight, stop)

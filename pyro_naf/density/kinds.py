@@ -41,25 +41,26 @@ TIED = 0.9
 
 def infer(
     rows: Tensor,
-    names: Sequence[str] | None,
-    said: Said | None,
-    tables: Sequence[Column | None],
+    *,
     name: str,
+    tables: Sequence[Column | None],
     whole: Sequence[bool],
+    names: Sequence[str] | None = None,
+    said: Said | None = None,
     units: Sequence[str] | None = None,
     finds_spikes: bool = False,
 ) -> Schema:
     """Return the schema of rows ``(N, P)``.
 
     :param rows: NaN where a cell is missing.
+    :param name: what messages call the rows.
+    :param tables: columns of which the table tells the kind: text, booleans, dates.
+    :param whole: which columns are of an integer dtype.
     :param names: of the columns, where they are known.
     :param said: kinds by name or number, each one of :data:`~pyro_naf.density.column.KINDS`, or a
         pair such as ``("periodic", 360)`` or triple such as ``("bounded", 0, 5)``; or
         "zero-inflated", or ``("spiked", 0, 100)`` with the spikes; a single kind is that of all
         columns, and a list has one for each.
-    :param tables: columns of which the table tells the kind: text, booleans, dates.
-    :param name: what messages call the rows.
-    :param whole: which columns are of an integer dtype.
     :param units: of the columns' numbers, empty where there is none.
     :param finds_spikes: look for spikes where no kind was said.
     :raises ValueError: for a kind or column that is unknown, or values outside the bounds.

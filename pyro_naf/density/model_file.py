@@ -11,10 +11,9 @@ from typing import TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ..files.stored import ModelFileError, load, save
-from ..support.calls import Args, Kwargs, Operation, Types
+from ..support.calls import Args, Intercepted, Kwargs, Operation
 from .architectures import parse
 from .column import Column
 from .columns import Schema
@@ -181,17 +180,15 @@ def _names(names: list[str] | None, number: int) -> list[str] | None:
     raise ValueError("its columns have other names")
 
 
-class _Limit(TorchFunctionMode):
+class _Limit(Intercepted):
     """No more numbers than these are computed: what a file says may be a network of any size."""
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
         self.left = numbers
 
-    def __torch_function__(
-        self, func: Operation, types: Types, args: Args = (), kwargs: Kwargs | None = None
-    ) -> object:
-        found = func(*args, **(kwargs or {}))
+    def call(self, func: Operation, args: Args, kwargs: Kwargs) -> object:
+        found = super().call(func, args, kwargs)
         self.left -= found.numel() if isinstance(found, Tensor) else 0
         if self.left < 0:
             raise ValueError("its weights are too few")

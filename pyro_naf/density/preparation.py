@@ -77,6 +77,12 @@ def as_context(context: RowsLike | None, width: int) -> RowsLike | None:
     return as_tensor(context, "context").unsqueeze(1) if width == 1 else context
 
 
+def check_width(t: Tensor, name: str, width: int) -> None:
+    """Raise ValueError for a tensor that is not ``(..., width)``."""
+    if t.dim() == 0 or t.shape[-1] != width:
+        raise ValueError(f"{name} must have shape (..., {width}), got {tuple(t.shape)}")
+
+
 def as_weight(value: RowsLike | None, rows: Tensor) -> Tensor | None:
     """Prepare the weights of rows: a tensor ``(N,)`` on their device; None where there are none.
 

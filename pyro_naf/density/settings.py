@@ -126,6 +126,9 @@ Compared = TypedDict("Compared", {"name": str, "mean": float, "2se": float | Non
 #: What is called with each evaluation as it is made.
 OnEvaluation: TypeAlias = Callable[[Evaluation], None]
 
+#: Asked between the steps of a fit whether its time is over.
+Stop: TypeAlias = Callable[[], bool]
+
 
 @dataclass
 class History:

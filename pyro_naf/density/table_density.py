@@ -250,7 +250,7 @@ class TableDensity(Estimator, nn.Module):
     def _log_prob(self, x: TableLike, context: RowsLike | None) -> Tensor | np.ndarray:
         self._fitted()
         given = tables.matrix(x, "x", self.schema).rows
-        self._check_last(given, "x", self.width)
+        preparation.check_width(given, "x", self.width)
         c = self._context(context)
         with_gradient = isinstance(x, Tensor) and torch.is_grad_enabled()
         rows = given.to(self.loc.device)
@@ -374,7 +374,7 @@ class TableDensity(Estimator, nn.Module):
         if context is None:
             return None
         c = preparation.as_tensor(context, "context")
-        self._check_last(c, "context", self.context_dim)
+        preparation.check_width(c, "context", self.context_dim)
         return ((c.to(self.loc.device) - self.context_loc) / self.context_scale).to(self.dtype)
 
     def _check_context(self, context: RowsLike | None, name: str) -> None:
@@ -382,11 +382,6 @@ class TableDensity(Estimator, nn.Module):
             expected = f"of width {self.context_dim}" if self.context_dim else "None"
             given = "None" if context is None else f"shape {tuple(np.shape(context))}"
             raise ValueError(f"{name} must be {expected}, got {given}")
-
-    @staticmethod
-    def _check_last(t: Tensor, name: str, width: int) -> None:
-        if t.dim() == 0 or t.shape[-1] != width:
-            raise ValueError(f"{name} must have shape (..., {width}), got {tuple(t.shape)}")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TableDensity:
         # The moments move with the module, but stay in double precision.

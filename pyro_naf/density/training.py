@@ -44,6 +44,7 @@ def train(
     validation: Rows | None,
     training: Training,
     on_evaluation: OnEvaluation | None = None,
+    *,
     offset: float = 0.0,
     model: dict[str, object] | None = None,
     weight: Tensor | None = None,
@@ -69,7 +70,9 @@ def train(
     :raises ValueError: when the checkpoint to resume from is of another run.
     """
     with torch.enable_grad(), seeded(training.seed), _matmul_precision(training.precision):
-        run = _Run(module, rows, validation, training, offset, model or {}, weight)
+        run = _Run(
+            module, rows, validation, training, offset=offset, model=model or {}, weight=weight
+        )
         return run.run(on_evaluation)
 
 
@@ -109,9 +112,10 @@ class _Run:
         rows: Rows,
         validation: Rows | None,
         training: Training,
+        *,
         offset: float,
         model: dict[str, object],
-        weight: Tensor | None = None,
+        weight: Tensor | None,
     ) -> None:
         self.module, self.rows, self.validation, self.options = module, rows, validation, training
         self.model = model

@@ -1,4 +1,4 @@
-"""The maps of one dimension as pure functions of tensors; other rooms evaluate them faster.
+"""The maps of one dimension as pure functions of tensors; ``kernels`` evaluates them faster.
 
 ============== ==================================================================
 sigmoidal      DSF and DDSF (Huang et al. 2018, eq. 8 and 9)

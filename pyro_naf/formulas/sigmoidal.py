@@ -4,8 +4,8 @@ r"""DSF and DDSF, eq. 8 and 9 of Huang et al. 2018 [arXiv:1804.00779], in logari
     y = \sigma^{-1}(w^T \sigma(a x + b)), \qquad
     h^{l+1} = \sigma^{-1}(w\,\sigma(a \odot u\,h^l + b))
 
-Value and log-slope come together; every sum has positive terms alone. This is the formula that all
-kernels evaluate and that the tests hold them against.
+Value and log-slope come together; every sum has positive terms alone. The kernels in
+:mod:`pyro_naf.kernels` evaluate these formulas faster, and the tests compare them with these.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def sigmoids(
 
 def bracket(y: Tensor, params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Two points, each ``(...)``, between which the preimage of ``y`` lies.
+
+    :param params: as in :func:`deep_dense_sigmoid`; of eq. 8 they are a, b and w.
 
     A mixture lies between its components, and so does the root between theirs. From the last layer
     down: all units must lie below (above) what the next layer needs.
@@ -82,6 +84,11 @@ def deep_dense_sigmoid(
 
     is a product with one K x K matrix: memory O(K) a sample, never O(K^2). As x is a scalar, the
     log-determinant needs one tangent carried forward, all of whose entries are positive.
+
+    :param params: for each of the L layers a, b and the e of w, then the e of u between layers:
+        4 L - 1 tensors ``(..., K)``.
+    :param matrices: the W of each layer, ``(K, K)`` and at last ``(1, K)``, then the U between
+        layers, ``(K, K)``: 2 L - 1 of them.
     """
     layers = (len(matrices) + 1) // 2
     mixed, log_tangent = x.unsqueeze(-1), x.new_zeros(())

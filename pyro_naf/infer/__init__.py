@@ -13,6 +13,7 @@ from .loo import Comparison, Loo, compare, psis_loo
 from .posterior import Posterior
 from .refinement import Refinement, refine
 from .sbi_adapter import sbi_estimator
+from .settings import RefineSettings
 from .simulations import SimulationFit, fit_simulations
 from .summaries import Summary
 
@@ -29,6 +30,7 @@ __all__ = [
     "Loo",
     "NormalScores",
     "Posterior",
+    "RefineSettings",
     "Refinement",
     "SetEncoder",
     "SimulationFit",

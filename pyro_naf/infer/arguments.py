@@ -10,6 +10,7 @@ from ..support.calls import Args, Model
 from ..support.checks import check_integers
 from .diagnostics import MIN_PARTICLES
 from .refined_guides import FLOWS
+from .settings import RefineSettings
 
 
 def refuse_swallowed(
@@ -39,14 +40,16 @@ def refuse_swallowed(
 
 
 def check_arguments(
+    *,
     flow: str,
     steps: int | None,
     seconds: float | None,
     num_particles: int | None,
     num_draws: int,
-    learning_rate: float,
+    lr: float,
     tempering: float,
     num_starts: int,
+    settings: RefineSettings,
 ) -> None:
     """Raise TypeError or ValueError, naming the argument."""
     if flow not in FLOWS:
@@ -57,8 +60,10 @@ def check_arguments(
         num_draws=(num_draws, MIN_PARTICLES),
         num_starts=(num_starts, 1),
     )
-    for name, value in {"seconds": seconds, "lr": learning_rate}.items():
+    for name, value in {"seconds": seconds, "lr": lr}.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
     if not 0 < tempering <= 1:
         raise ValueError(f"tempering must lie in (0, 1], got {tempering}")
+    if not isinstance(settings, RefineSettings):
+        raise TypeError(f"settings must be a RefineSettings, got {settings!r}")

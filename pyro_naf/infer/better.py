@@ -1,32 +1,35 @@
-"""Which of two guides is the better, by the weights of their draws."""
+"""Which of two guides is better: whether a refinement ends early, and what it returns."""
 
 from __future__ import annotations
 
 import math
 
 from .diagnostics import ImportanceDiagnostics
+from .settings import DEFAULTS, RefineSettings
 
 #: k-hat from which on weights have no mean; number of draws from which on an evidence counts.
 _NO_MEAN, _FEWEST = 1.0, 200
 
-#: Fall of the ELBO, in nats, from which on a guide is worse than its start whatever the noise.
-_FALL = 0.1
 
-
-def is_good(found: ImportanceDiagnostics) -> bool:
+def is_good(found: ImportanceDiagnostics, settings: RefineSettings = DEFAULTS) -> bool:
     """Whether a Gaussian leaves nothing to a flow."""
-    return found.khat < 0.5 and found.ess > 0.95 * found.num_particles
+    is_even = found.ess > settings.good_ess * found.num_particles
+    return found.khat < settings.good_khat and is_even
 
 
-def is_worse(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
-    """Whether the ELBO fell, by more than the noise of its estimates or a tenth of a nat.
+def is_worse(
+    after: ImportanceDiagnostics,
+    before: ImportanceDiagnostics,
+    settings: RefineSettings = DEFAULTS,
+) -> bool:
+    """Whether the ELBO fell by more than the noise of its estimates, or the largest fall allowed.
 
     Of few draws whose weights have heavy tails the noise says that anything may be level.
     """
     if not math.isfinite(after.elbo):
         return math.isfinite(before.elbo)
     noise = 2 * math.hypot(after.elbo_se, before.elbo_se)
-    return after.elbo < before.elbo - min(noise, _FALL)
+    return after.elbo < before.elbo - min(noise, settings.largest_fall)
 
 
 def finds_more(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
@@ -40,10 +43,14 @@ def finds_more(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> b
     return after.log_evidence > before.log_evidence + 2 * noise
 
 
-def is_better(after: ImportanceDiagnostics, before: ImportanceDiagnostics) -> bool:
+def is_better(
+    after: ImportanceDiagnostics,
+    before: ImportanceDiagnostics,
+    settings: RefineSettings = DEFAULTS,
+) -> bool:
     """Whether the ELBO rose by more than that noise, or is level and the weights are more even."""
-    if is_worse(after, before):
+    if is_worse(after, before, settings):
         return False
-    is_level = not is_worse(before, after)
+    is_level = not is_worse(before, after, settings)
     share = after.ess / after.num_particles - before.ess / before.num_particles
     return share > 0 if is_level else True

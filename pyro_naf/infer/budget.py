@@ -6,8 +6,10 @@ import math
 import time
 from collections.abc import Iterator
 
-#: Share of the seconds that is kept for the diagnostics after training, and the largest share.
-_KEPT, _MOST_KEPT = 0.15, 0.4
+from .settings import DEFAULTS, RefineSettings
+
+#: Largest share of the seconds that is kept for dear diagnostics after training.
+_MOST_KEPT = 0.4
 
 #: Attributes of a budget that a checkpoint holds, beside the limits, the steps and the start.
 _STATE = ("kept", "several", "landing", "end", "fraction", "steps_climbing", "top", "middle")
@@ -19,31 +21,34 @@ class Budget:
     Another iteration goes on where one was broken off.
 
     ``rate`` is 1 until the landing and falls to 0 there. The landing begins when :meth:`land` is
-    called, or when half the time for training is over. At its end the phase is "landed", which is
-    no step; :meth:`land_again` goes on from there. With ``several`` modes all is one descent of the
-    rate, learning while it is above a half, then balancing.
+    called, or when the time for climbing is over, ``climb_share`` of the settings. At its end the
+    phase is "landed", which is no step; :meth:`land_again` goes on from there. With ``several``
+    modes all is one descent of the rate, learning while it is above a half, then balancing.
 
     A number of steps alone is made in any case. Where time is limited, no step begins that would
     last beyond the end of training, going by the step before.
 
     :param steps: training steps at most.
     :param seconds: time for the whole call, which began when the budget was made.
+    :param settings: the shares of its parts.
     """
 
-    def __init__(self, steps: int | None, seconds: float | None) -> None:
-        self.steps, self.seconds, self.elapsed = steps, seconds, 0.0
+    def __init__(
+        self, steps: int | None, seconds: float | None, settings: RefineSettings = DEFAULTS
+    ) -> None:
+        self.steps, self.seconds, self.settings, self.elapsed = steps, seconds, settings, 0.0
         self.start = time.monotonic()
-        self.kept = _KEPT
+        self.kept = settings.kept_share
         #: Whether the guide is one for several modes; set when that is known.
         self.several = False
         self.landing: float | None = None
         self.end, self.fraction, self.steps_climbing, self.top = 1.0, 0.0, 0, 1.0
-        self.step, self.middle = 0, 0.5
+        self.step, self.middle = 0, settings.climb_share
 
     def keep(self, seconds: float) -> None:
         """Keep at least these seconds for what follows training, as far as that is possible."""
         if self.seconds is not None:
-            self.kept = min(max(seconds / self.seconds, _KEPT), _MOST_KEPT)
+            self.kept = max(min(seconds / self.seconds, _MOST_KEPT), self.settings.kept_share)
 
     def left(self) -> float:
         """Seconds until the end of the whole call; infinite without a limit."""
@@ -59,7 +64,7 @@ class Budget:
 
     def begin_training(self) -> None:
         """Note that the search before training is over."""
-        self.middle = self.part_of_rest(0.5)
+        self.middle = self.part_of_rest(self.settings.climb_share)
 
     def part_of_rest(self, part: float) -> float:
         """Fraction of the budget at which this part of what is left for training will be over."""

@@ -35,11 +35,12 @@ from .saving import (
     shortened,
     tensors,
 )
+from .settings import RefineSettings
 from .start import Start
 from .training import Training
 
-#: Seconds between two checkpoints, in multiples of what writing the last one took: at most a
-#: twentieth of the time goes into files.
+#: Smallest time between two checkpoints, in multiples of what writing the last one took: at most
+#: a twentieth of the time goes into files.
 _PRICE = 20.0
 
 #: Relative difference of log-densities at the same points from which on the model, or its data, is
@@ -212,5 +213,7 @@ def _gaussian(saved: SavedGaussian, like: Tensor) -> Gaussian:
 
 
 def _short(option: object) -> object:
-    """Return an option, and a word in place of a structure that was given."""
+    """Return an option: a word in place of a structure, the changed numbers of settings."""
+    if isinstance(option, RefineSettings):
+        return option.changed() or None
     return "given" if isinstance(option, Structure | Tensor) else option

@@ -14,13 +14,14 @@ from .capture import is_enabled
 from .checkpoints import Checkpoint
 from .effort import SECONDS, STEPS, capture
 from .gaussian import free_name
-from .plans import refine_from
+from .plans import Call, refine_from
 from .progress import Progress
 from .refined import Previous, Refined
 
 
 def go_on(
     result: Refined,
+    *,
     seconds: float | None,
     steps: int | None,
     seed: int | None,
@@ -30,17 +31,17 @@ def go_on(
 ) -> Refined:
     """Do what :meth:`~pyro_naf.infer.Refinement.refine` does."""
     assert result.origin is not None
-    start, options = result.origin.start, result.origin.options
-    check_arguments(
-        steps=steps, seconds=seconds, num_starts=1, **{name: options[name] for name in _CHECKED}
-    )
+    start, options, settings = result.origin.start, result.origin.options, result.origin.settings
+    checked = {name: options[name] for name in _CHECKED}
+    lr = options["learning_rate"]
+    check_arguments(steps=steps, seconds=seconds, num_starts=1, lr=lr, settings=settings, **checked)
     if steps is None and seconds is None:
         steps, seconds = STEPS, SECONDS
-    budget, file, found = Budget(steps, seconds), None, None
+    budget, file, found = Budget(steps, seconds, settings), None, None
     if checkpoint is not None:
-        call = {"steps": steps, "seconds": seconds, "seed": seed}
+        asked = {"steps": steps, "seconds": seconds, "seed": seed}
         gone_on_from = {"steps before": result.steps, "ELBO before": result.elbo}
-        file = Checkpoint(checkpoint, checkpoint_seconds, call | gone_on_from)
+        file = Checkpoint(checkpoint, checkpoint_seconds, asked | gone_on_from)
         found = file.found(start.joint)
     if isinstance(found, Refined):
         return found
@@ -51,16 +52,9 @@ def go_on(
     if is_enabled():
         capture(start.joint, options["num_particles"], seconds)
     with seeded(seed), Progress(progress, seconds) as bar:
-        more = refine_from(
-            start,
-            budget,
-            options,
-            good_ends=False,
-            bar=bar,
-            previous=Previous(_copy(result.guide), result.guide, result.after, covers),
-            checkpoint=file,
-            found=found,
-        )
+        previous = Previous(_copy(result.guide), result.guide, result.after, covers)
+        call = Call(budget, options, settings, bar, checkpoint=file, previous=previous, found=found)
+        more = refine_from(start, call)
     both = replace(
         more,
         before=result.before,
@@ -74,7 +68,7 @@ def go_on(
 
 
 #: Options that are checked with the budget.
-_CHECKED = ("flow", "num_particles", "num_draws", "learning_rate", "tempering")
+_CHECKED = ("flow", "num_particles", "num_draws", "tempering")
 
 
 def _copy(guide: AutoFlowNormal) -> AutoFlowNormal | None:

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch._decomp import decompositions
 from torch._ops import OpOverload
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from ..support.calls import Args, Kwargs, Operation, Types
+from ..support.calls import Args, Intercepted, Kwargs, Operation, Types
 from .old_functions import old_functions_under_vmap
 
 #: What a model raises where it refuses a point.
@@ -95,7 +94,7 @@ def with_refusals(batched: Batched, function: Callable[[Values], object]) -> Bat
     return guarded
 
 
-class _Help(TorchFunctionMode):
+class _Help(Intercepted):
     """Gives lanes to what a model makes anew, and helps with what knows no lanes.
 
     ``.data`` is ``.detach()``, no values are printed, recurrent networks run step by step.
@@ -133,9 +132,7 @@ class _Help(TorchFunctionMode):
         super().__init__()
         self.lane = lane
 
-    def __torch_function__(
-        self, func: Operation, types: Types, args: Args = (), kwargs: Kwargs | None = None
-    ) -> object:
+    def call(self, func: Operation, args: Args, kwargs: Kwargs) -> object:
         tensors = cast("tuple[Tensor, ...]", args)  # where they are looked at
         if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
             return tensors[0].detach()
@@ -146,7 +143,7 @@ class _Help(TorchFunctionMode):
         if func is torch.Tensor.__setitem__ and _is_mask(args[1]) and not _is_array(args[2]):
             tensors[0].masked_fill_(tensors[1], tensors[2])
             return None
-        out = func(*args, **(kwargs or {}))
+        out = super().call(func, args, kwargs)
         if func in self._MAKERS and isinstance(out, Tensor) and out.is_floating_point():
             return out + self.lane.to(out.dtype)
         return out

@@ -16,7 +16,7 @@ from .diagnostics import growing
 from .gaussian import even_softmax
 from .laplace import Gaussian, LogDensity, cholesky
 
-#: Draws of a mixture.
+#: Default number of draws from a mixture of Gaussians.
 DRAWS = 20_000
 
 #: Each Gaussian is a part of the mixture with these widths, as modes have wider tails.
@@ -24,9 +24,6 @@ _WIDTHS = (1.0, 2.0)
 
 #: Smallest number of draws of each part of a mixture.
 _LEAST_SHARE = 20
-
-#: Mass outside the heaviest mode from which on a posterior is taken to have several.
-_SECOND = 0.01
 
 #: Size of the groups in which points that the guide's inverse does not reach are told from the
 #: others.
@@ -92,8 +89,10 @@ def weighed(
 
 
 @torch.no_grad()
-def several(target: LogDensity, modes: Sequence[Gaussian], count: int = DRAWS) -> bool:
-    """Whether more than one of the modes has mass.
+def several(
+    target: LogDensity, modes: Sequence[Gaussian], count: int = DRAWS, least: float = 0.01
+) -> bool:
+    """Whether the modes but the heaviest have more than ``least`` of the mass.
 
     Weights are truncated at the root of their number (Ionides 2008): no single draw decides.
     """
@@ -104,7 +103,7 @@ def several(target: LogDensity, modes: Sequence[Gaussian], count: int = DRAWS) -
     log_weights = log_weights - log_weights.logsumexp(0)
     weights = log_weights.clamp(max=-0.5 * math.log(len(z))).softmax(0)
     masses = torch.zeros(len(modes)).to(weights).index_add(0, nearest, weights)
-    return bool(1 - masses.max() > _SECOND)
+    return bool(1 - masses.max() > least)
 
 
 @torch.no_grad()

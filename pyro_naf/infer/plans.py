@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -24,64 +24,66 @@ from .checkpoints import Checkpoint, Found
 from .diagnostics import ImportanceDiagnostics, diagnose
 from .effort import FEWEST_PARTICLES
 from .graph import LEAST_DIM
-from .joint import Joint
 from .laplace import Gaussian
-from .mixture import DRAWS, Pool, Pushed, missed_mass, several, widened
+from .mixture import Pool, Pushed, missed_mass, several, widened
 from .progress import Progress
 from .proposals import GaussianProposal, GuideProposal
 from .refined import Origin, Previous, Refined
 from .refined_guides import flow_guide, forget, gaussian_guide, sizes, start_at
+from .settings import RefineSettings
 from .start import Start
 from .training import Training
-from .verdict import MISSED
 
-#: Number of draws whose marginals a guide for several modes starts with.
+#: Number of draws whose marginals the first flow of a guide for several modes starts with.
 _PLACING = 4000
 
-#: Share of the seconds after which each of the two diagnostics weights no more draws, and the
-#: seconds where none are given.
-_DIAGNOSING, _PATIENCE = 0.06, 10.0
+#: Seconds after which a diagnosis weights no further draws where the time has no limit, and where
+#: Ctrl-C was pressed.
+_PATIENCE, _IMPATIENCE = 10.0, 2.0
 
-#: The same for who has pressed Ctrl-C.
-_IMPATIENCE = 2.0
+#: Number of training steps below which fewer draws a step do not help.
+_HOPELESS = 50
 
-#: Fewest steps that a flow is trained for; fewest for a large flow of many latents, since a small
-#: one gets farther in the same time; and a number of steps below which fewer draws do not help.
-_FEWEST_STEPS, _MANY_STEPS, _HOPELESS = 300, 2000, 50
-
-#: Draws of a diagnosis that time is kept for, in any case.
+#: Number of draws of each diagnosis that time is always kept for.
 _FEWEST = 200
 
-#: Effective share of a pool's draws from which on they are learnt from at once, as they are in few
-#: dimensions in any case; the number of them below which they never are; the part of the time for
-#: training in which a guide climbs from one mode else; and the draws that judge it.
-_EVEN_POOL, _FEW, _POOR_POOL, _TRIAL, _JUDGES = 0.1, 10, 100, 0.25, 20_000
+#: Effective draws per draw of a pool from which on a guide learns from the pool at once, as it does
+#: with fewer latents than the second number; the effective number of draws below which it never
+#: does; and the number of draws that judge a guide that climbs from one mode instead.
+_EVEN_POOL, _FEW, _POOR_POOL, _JUDGES = 0.1, 10, 100, 20_000
 
 
-def refine_from(
-    start: Start,
-    budget: Budget,
-    options: dict[str, Any],
-    *,
-    good_ends: bool,
-    bar: Progress,
-    fewest_particles: int = FEWEST_PARTICLES,
-    previous: Previous | None = None,
-    checkpoint: Checkpoint | None = None,
-    found: Found | None = None,
-) -> Refined:
-    """:func:`~pyro_naf.infer.refine` from a Gaussian that is known.
+@dataclass(frozen=True)
+class Call:
+    """A call of :func:`~pyro_naf.infer.refine`, or one that goes on from its result.
 
-    :param options: those of :func:`~pyro_naf.infer.refine` from ``flow`` to ``tempering``, all.
-    :param good_ends: whether a Gaussian that fits already is returned at once.
-    :param fewest_particles: draws of a step are halved down to these, twice at most, where steps
+    :ivar budget: what it may take.
+    :ivar options: those of :func:`~pyro_naf.infer.refine` from ``flow`` to ``tempering``, all.
+    :ivar settings: the numbers that it decides by.
+    :ivar bar: the progress bar.
+    :ivar good_ends: whether a Gaussian that fits already is returned at once.
+    :ivar fewest_particles: draws of a step are halved down to these, twice at most, where steps
         would be few.
-    :param previous: an earlier refinement, whose guide is trained further.
-    :param checkpoint: what the state of training is written to.
-    :param found: what a killed process had reached.
+    :ivar checkpoint: what the state of training is written to.
+    :ivar previous: an earlier refinement, whose guide is trained further.
+    :ivar found: what a killed process had reached.
     """
-    plan = _Plan(start, budget, options, bar, fewest_particles, previous, checkpoint, found)
-    if good_ends and not plan.origin.covers and is_good(plan.before):
+
+    budget: Budget
+    options: dict[str, Any]
+    settings: RefineSettings
+    bar: Progress
+    good_ends: bool = False
+    fewest_particles: int = FEWEST_PARTICLES
+    checkpoint: Checkpoint | None = None
+    previous: Previous | None = None
+    found: Found | None = None
+
+
+def refine_from(start: Start, call: Call) -> Refined:
+    """:func:`~pyro_naf.infer.refine` from a Gaussian that is known."""
+    plan, budget = _Plan(start, call), call.budget
+    if call.good_ends and not plan.origin.covers and is_good(plan.before, call.settings):
         budget.elapsed = time.monotonic() - budget.start
         return plan.result(plan.gaussian(), plan.before, ended="good")
     budget.begin_training()
@@ -92,26 +94,16 @@ def refine_from(
 class _Plan:
     """One refinement: diagnostics of its start, and the training from there."""
 
-    def __init__(
-        self,
-        start: Start,
-        budget: Budget,
-        options: dict[str, Any],
-        bar: Progress,
-        fewest: int,
-        previous: Previous | None,
-        checkpoint: Checkpoint | None,
-        found: Found | None,
-    ) -> None:
-        self.start, self.joint, self.budget, self.fewest = start, start.joint, budget, fewest
-        self.bar, self.previous = bar, previous
-        self.options, self.checkpoint, self.found = options, checkpoint, found
+    def __init__(self, start: Start, call: Call) -> None:
+        self.start, self.joint, self.call = start, start.joint, call
+        self.budget, self.options, self.settings = call.budget, call.options, call.settings
+        self.previous, self.found = call.previous, call.found
         self.stage, self.generator = "one mode", torch.get_rng_state()
-        self.count = _mixture_draws(self.joint, budget.seconds)
-        self.limit = _PATIENCE if budget.seconds is None else _DIAGNOSING * budget.seconds
+        self.count, self.limit = self._mixture_draws(), self._time_for_a_diagnosis()
         self.ended = "budget"
+        budget, options, previous, found = self.budget, self.options, self.previous, self.found
         budget.keep(self.joint.pace.seconds(2 * _FEWEST))
-        bar.phase("weighting the start")
+        call.bar.phase("weighting the start")
         if previous is not None:
             covers, self.before = previous.covers, previous.after
         elif found is not None:
@@ -121,13 +113,28 @@ class _Plan:
             with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
                 gaussian = GaussianProposal(self.joint, Gaussian(start.loc, start.factor, math.nan))
                 self.before = diagnose(gaussian, options["num_draws"], self.limit)
-            has_several = len(start.modes) > 1 and several(self.joint, start.modes, self.count)
+            has_several = len(start.modes) > 1 and several(
+                self.joint, start.modes, self.count, self.settings.second_mode_mass
+            )
             covers = options["tempering"] < 1 or has_several
-        self.origin = Origin(start, covers, options)
+        self.origin = Origin(start, covers, options, self.settings)
         self.others = self._others(start.loc, start.factor)
         if found is not None:
             self.others, self.generator = found.others, found.generators[1]
             self.options = found.options
+
+    def _mixture_draws(self) -> int:
+        """Draws of the Gaussians at all modes, as many as a share of the time is worth."""
+        most = self.settings.mixture_draws
+        if self.budget.seconds is None:
+            return most
+        affordable = self.joint.pace.values(self._time_for_a_diagnosis())
+        return max(_FEWEST, min(affordable, most))
+
+    def _time_for_a_diagnosis(self) -> float:
+        """Seconds after which a diagnosis weights no further draws."""
+        seconds = self.budget.seconds
+        return _PATIENCE if seconds is None else self.settings.diagnosis_share * seconds
 
     def _others(self, loc: Tensor, factor: Tensor) -> list[Gaussian]:
         """Gaussians that may find what the guide lacks."""
@@ -165,7 +172,7 @@ class _Plan:
         training, count = self._training(guide), origin.options["num_particles"]
         if self.budget.seconds is not None:
             wanted = self._wanted(is_last)
-            fewest = max(self.fewest, count // 4) if is_last else count
+            fewest = max(self.call.fewest_particles, count // 4) if is_last else count
             while True:
                 steps = self._steps(training)
                 fewer = training.num_particles // 2
@@ -179,7 +186,9 @@ class _Plan:
         return training
 
     def _wanted(self, is_last: bool) -> int:
-        return _FEWEST_STEPS if is_last or self.joint.dim < LEAST_DIM else _MANY_STEPS
+        if is_last or self.joint.dim < LEAST_DIM:
+            return self.settings.fewest_steps
+        return self.settings.fewest_steps_large
 
     def _shortest(self) -> float:
         """Seconds of a step from which on there is hardly time for any."""
@@ -240,7 +249,7 @@ class _Plan:
         self.stage = "trial"
         training = self.one_mode()
         self.found = None
-        self.run(training, self.budget.part_of_rest(_TRIAL))
+        self.run(training, self.budget.part_of_rest(self.settings.trial_share))
         if self.ended == "interrupted" or pool.ess < _POOR_POOL:
             self.stage = "one mode"
             return training
@@ -250,7 +259,7 @@ class _Plan:
             missed = missed_mass(
                 self.joint, law, found.log_evidence, self.others, _JUDGES, self.limit
             )
-        if missed <= MISSED:
+        if missed <= self.settings.largest_missed_mass:
             self.stage = "one mode"
             return training
         forget(training.guide)
@@ -278,29 +287,29 @@ class _Plan:
         # In training a NaN must reach the loss.
         with pyro.validation_enabled(False):
             try:
-                training.run(self.budget, self.bar, until, self._write)
+                training.run(self.budget, self.call.bar, until, self._write)
             except KeyboardInterrupt:
                 training.stop(self.budget)
                 self.ended, self.limit = "interrupted", min(self.limit, _IMPATIENCE)
 
     def _write(self, training: Training) -> None:
-        if self.checkpoint is not None:
-            self.checkpoint.write(self, training)
+        if self.call.checkpoint is not None:
+            self.call.checkpoint.write(self, training)
 
     def finish(self, training: Training) -> Refined:
         """Train for the rest of the budget, and keep the better of the guide and its start."""
         if self.ended != "interrupted":
             self.run(training)
         guide, previous = training.guide, self.previous
-        self.bar.phase("weighting draws")
+        self.call.bar.phase("weighting draws")
         limit = min(self.limit, max(self.budget.left() / 2, 0.0))
         after = self._weighed(guide, self.origin.options["num_draws"], limit)
         if previous is None:
-            no_gain = is_worse(after, self.before)
+            no_gain = is_worse(after, self.before, self.settings)
             # A few draws between modes cost the ELBO much, and the evidence little.
             no_gain &= not (self.origin.covers and finds_more(after, self.before))
         else:
-            no_gain = not is_better(after, self.before)
+            no_gain = not is_better(after, self.before, self.settings)
         if no_gain:
             forget(guide)
             guide = self.gaussian() if previous is None else previous.kept
@@ -323,10 +332,9 @@ class _Plan:
         """Return the result: the guide, and what it lacks of the posterior's mass."""
         joint, budget = self.joint, self.budget
         # Where the density is too dear for all draws of the diagnostics it is for these as well.
-        count = min(DRAWS, round(0.4 * after.num_particles))
-        law, patience = Pushed(guide.get_posterior()), _PATIENCE
-        if budget.seconds is not None:
-            patience = min(budget.left(), _DIAGNOSING * budget.seconds)
+        count = min(self.settings.mixture_draws, round(0.4 * after.num_particles))
+        law = Pushed(guide.get_posterior())
+        patience = min(budget.left(), self._time_for_a_diagnosis())
         missed = missed_mass(joint, law, after.log_evidence, self.others, count, patience)
         losses = [] if training is None else training.losses
         skipped = 0 if training is None else training.skipped
@@ -344,13 +352,6 @@ class _Plan:
             joint,
             self.origin,
         )
-
-
-def _mixture_draws(joint: Joint, seconds: float | None) -> int:
-    """Draws of the Gaussians at all modes, as many as a share of the time is worth."""
-    if seconds is None:
-        return DRAWS
-    return max(_FEWEST, min(joint.pace.values(_DIAGNOSING * seconds), DRAWS))
 
 
 def _around(loc: Tensor, factor: Tensor, widths: Sequence[float]) -> list[Gaussian]:

@@ -10,6 +10,7 @@ from .autoguides import AutoFlowNormal
 from .diagnostics import ImportanceDiagnostics
 from .joint import Joint
 from .posterior import GuideResults
+from .settings import DEFAULTS, RefineSettings
 from .start import Start
 from .verdict import Search, Verdict, judge
 
@@ -21,11 +22,13 @@ class Origin:
     :ivar start: the joint density and the Gaussian.
     :ivar covers: whether the guide is one for several modes.
     :ivar options: of :func:`refine`, from ``flow`` to ``tempering``.
+    :ivar settings: the numbers that it decides by.
     """
 
     start: Start
     covers: bool
     options: dict[str, Any]
+    settings: RefineSettings = DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,16 @@ class Refined(GuideResults, Shown):
         losses = None if self.ended == "good" else self.losses
         if self.origin is None:
             return judge(self.after, self.missed, losses, self.seconds)
-        start, options = self.origin.start, self.origin.options
-        found = Search(len(start.modes), start.climbs, start.others is not None)
-        return judge(self.after, self.missed, losses, self.seconds, options, found)
+        start = self.origin.start
+        return judge(
+            self.after,
+            self.missed,
+            losses,
+            self.seconds,
+            options=self.origin.options,
+            search=Search(len(start.modes), start.climbs, start.others is not None),
+            settings=self.origin.settings,
+        )
 
     @property
     def verdict(self) -> str:

@@ -27,12 +27,12 @@ FLOWS: dict[str, Callable[..., AutoFlowNormal]] = {"dsf": AutoDSFNormal, "ddsf":
 #: training data lies between modes, and a draw that lands there must not be thrown far away.
 _SEVERAL: dict[str, object] = {"inverse": True, "min_slope": 0.2}
 
-#: Flows, and sigmoids of each, where none are asked for: a posterior with a structure has many
-#: latents, and simple conditionals.
+#: Default number of flows and of sigmoids in each, without and with a structure. A posterior with a
+#: structure has many latents and simple conditionals.
 _FULL: dict[str, object] = {"num_transforms": 2, "hidden_units": 16, "hidden_dims": None}
 _STRUCTURED: dict[str, object] = {"num_transforms": 1, "hidden_units": 8}
 
-#: The same where the time does not allow those.
+#: Default sizes of a flow without a structure where there is no time for those above.
 _SMALL: dict[str, object] = {"num_transforms": 1, "hidden_units": 8}
 
 #: Widest hidden layer of a flow by default, and of a small one.

@@ -28,13 +28,15 @@ from .effort import (
     num_cores,
 )
 from .gaussian import fit_gaussian
+from .given_guides import affine_of
 from .graph import check_structure
 from .mixture import missed_mass, several
-from .plans import refine_from
+from .plans import Call, refine_from
 from .progress import Progress
 from .refined import Refined
 from .results import Refinement
-from .start import Start, affine_of, density_of, find_start
+from .settings import DEFAULTS, RefineSettings
+from .start import Start, StartFinder, density_of
 
 #: Names that were importable from here before.
 __all__ = [
@@ -51,7 +53,7 @@ __all__ = [
 #: Options that a call must repeat to go on from a checkpoint.
 _CALL = (
     "flow num_transforms hidden_dims hidden_units steps seconds num_particles num_draws "
-    "lr tempering num_starts structure seed"
+    "lr tempering num_starts structure settings seed"
 ).split()
 
 
@@ -74,6 +76,7 @@ def refine(
     compile: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_seconds: float = 30.0,
+    settings: RefineSettings | None = None,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: object,
@@ -155,6 +158,8 @@ def refine(
         :meth:`Refinement.load` reads. An older one stands until the new one is whole, and no code
         in it is run.
     :param checkpoint_seconds: time between two checkpoints, at least; with 0 one follows each step.
+    :param settings: the numbers that the search, training and the verdict decide by, as shares of
+        the time and thresholds.
     :param seed: seeds torch's generators for the duration of the call, which are put back after.
     :param progress: show a progress bar.
     :raises TypeError: for a guide of another kind, and where an argument of the model has the name
@@ -177,12 +182,23 @@ def refine(
         own = {name: p.default for name, p in inspect.signature(refine).parameters.items()}
         options = {name: value for name, value in locals().items() if name in own}
         refuse_swallowed(guide, args, options, own)
-    check_arguments(flow, steps, seconds, num_particles, num_draws, lr, tempering, num_starts)
+    settings = DEFAULTS if settings is None else settings
+    check_arguments(
+        flow=flow,
+        steps=steps,
+        seconds=seconds,
+        num_particles=num_particles,
+        num_draws=num_draws,
+        lr=lr,
+        tempering=tempering,
+        num_starts=num_starts,
+        settings=settings,
+    )
     # A number of steps that was asked for is made.
     good_ends, asked = steps is None, check_structure(structure)
     if steps is None and seconds is None:
         steps, seconds = STEPS, SECONDS
-    budget, file = Budget(steps, seconds), None
+    budget, file = Budget(steps, seconds, settings), None
     if checkpoint is not None:
         call = locals()
         file = Checkpoint(checkpoint, checkpoint_seconds, {name: call[name] for name in _CALL})
@@ -205,7 +221,8 @@ def refine(
         if compiles and num_cores() > 1:
             library.build_beside()
         begin = guide if found is None else found.start
-        start = find_start(begin, joint, gaussian, tempering, num_starts, seconds, asked, bar)
+        finder = StartFinder(joint, tempering, num_starts, seconds, asked, settings, bar)
+        start = _start(begin, gaussian, finder)
         options = dict(
             flow=flow,
             num_transforms=num_transforms,
@@ -216,16 +233,24 @@ def refine(
             learning_rate=lr,
             tempering=tempering,
         )
-        result = refine_from(
-            start,
+        asked_for = Call(
             budget,
             options,
+            settings,
+            bar,
             good_ends=good_ends and found is None,
-            bar=bar,
             fewest_particles=fewest,
             checkpoint=file,
             found=found,
         )
+        result = refine_from(start, asked_for)
         if file is not None:
             file.finish(result)
         return Refinement.of(result)
+
+
+def _start(given: object, gaussian: AutoGuide | None, finder: StartFinder) -> Start:
+    """Take the start that is given, or find one for a fitted guide or a model."""
+    if isinstance(given, Start):
+        return given
+    return finder.of_model() if gaussian is None else finder.of_guide(gaussian)

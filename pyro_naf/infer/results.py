@@ -70,8 +70,16 @@ class Refinement(Refined):
             another call.
         """
         self._known_joint()
-        file = (checkpoint, checkpoint_seconds)
-        return Refinement.of(go_on(self, seconds, steps, seed, progress, *file))
+        further = go_on(
+            self,
+            seconds=seconds,
+            steps=steps,
+            seed=seed,
+            progress=progress,
+            checkpoint=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+        return Refinement.of(further)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result to a file of tensors, numbers and strings, without its model.

@@ -19,17 +19,17 @@ _FIRST_SCALE = 0.15
 #: Share of the time for the climb.
 _CLIMBING = 0.5
 
-#: Draws behind the ELBO that is climbed: at most, and at least. A batch of them may cost this
-#: multiple of a single point, or more where the time still allows this number of steps.
+#: Largest and smallest number of draws behind the ELBO that is climbed. A batch of draws may cost
+#: ``_DEARER`` times as much as a single point, or more where there is time for ``_CLIMB_STEPS``.
 _MOST_DRAWS, _FEWEST_DRAWS, _DEARER, _CLIMB_STEPS = 16, 4, 1.5, 60
 
 #: Largest number of climbs at once.
 _MOST_CLIMBS = 12
 
-#: Draws that judge a Gaussian, at most and at least, and the share of the time for them.
+#: Largest and smallest number of draws behind a Gaussian's ELBO, and their share of the time.
 _MOST_JUDGES, _FEWEST_JUDGES, _JUDGING = 64, 8, 0.1
 
-#: Most latents whose whole covariance is computed.
+#: Largest number of latents for which a full covariance is computed.
 _LARGEST = 1000
 
 

@@ -20,6 +20,7 @@ from .joint import Joint
 from .laplace import Gaussian
 from .refined import Origin, Refined
 from .refined_guides import flow_guide, gaussian_guide
+from .settings import RefineSettings
 from .start import Start
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def described(joint: Joint, origin: Origin) -> dict[str, object]:
         "dtype": str(start.loc.dtype),
         "covers": origin.covers,
         "options": origin.options,
+        "settings": origin.settings.changed(),
         "start": {
             "loc": start.loc,
             "factor": start.factor,
@@ -197,7 +199,8 @@ def on_cpu(value: object) -> object:
 
 def _origin(content: dict[str, Any], joint: Joint) -> Origin:
     start = restored_start(content["start"], joint)
-    return Origin(start, bool(content["covers"]), dict(content["options"]))
+    settings = RefineSettings(**content.get("settings", {}))
+    return Origin(start, bool(content["covers"]), dict(content["options"]), settings)
 
 
 def restored_start(saved: SavedStart, joint: Joint) -> Start:

@@ -36,36 +36,38 @@ from .pace import Pace
 from .rough_gaussian import independent_gaussians
 from .score_regression import ScoreRegression
 
-#: Draws of the climbs to independent latents, their steps at most, and their share of the time.
+#: For the climbs to Gaussians with independent latents: the number of draws behind their ELBO, the
+#: largest number of steps, and their share of the time.
 _CLIMB_DRAWS, _CLIMB_STEPS, _CLIMB_SHARE = 32, 150, 0.3
 
-#: Origins of these climbs besides the start and zero, an even number: normal points.
+#: Number of normal points, an even one, from which these climbs begin besides the start and zero.
 _MORE_ORIGINS = 6
 
-#: Steps that the time for these climbs must allow: there are fewer origins otherwise, and fewer
-#: draws, down to the second number.
+#: Number of steps of these climbs that the time must allow; otherwise there are fewer origins and
+#: fewer draws. The second number is the smallest number of draws.
 _FEWEST_CLIMB_STEPS, _FEWEST_CLIMB_DRAWS = 40, 8
 
-#: Points of a climb's path at which a Gaussian is tried, at most; the share of the time for them,
-#: and the gradients that a product with the Hessian costs, roughly.
+#: Largest number of points on a climb's path at which a Gaussian is tried, their share of the time,
+#: and the rough cost of a product with the Hessian in gradients.
 _TRIED_POINTS, _TRIED_SHARE, _PRODUCT = 4, 0.2, 3
 
-#: Draws of every estimate of an ELBO, common to all Gaussians, at most, and the fewer for a first
-#: choice; and the share of the time for one such estimate.
+#: Largest number of common random draws per ELBO estimate, the number of draws that screen the
+#: starts, and the share of the time for one estimate.
 _ELBO_DRAWS, _FEW_DRAWS, _JUDGING = 512, 64, 0.03
 
-#: Number of starts that are judged by all draws, at most and at least, as few draws miss a heavy
-#: tail; and the share of the time for that.
+#: Largest and smallest number of screened starts whose ELBO is estimated with all draws, since few
+#: draws miss a heavy tail; and the share of the time for these estimates.
 _FINALISTS, _FEWEST_FINALISTS, _CHOOSING = 16, 2, 0.15
 
-#: Draws of a regression: at first at least, for each number of a row, and at most. They are doubled
-#: where the gain of a step in nats is below the last number.
+#: Number of draws of a regression: smallest at first, per number of a row, and largest. It is
+#: doubled where a step gains fewer nats than the last value.
 _FEWEST_DRAWS, _DRAWS_A_NUMBER, _MOST_DRAWS, _SMALL_GAIN = 256, 6, 2048, 0.05
 
-#: Draws in one batch.
+#: Number of draws in one batch.
 _CHUNK = 256
 
-#: Steps at most, halvings of one, and the gain in nats below which one of all draws is the last.
+#: Largest number of steps, largest number of halvings of a step, and the gain in nats below which a
+#: step with the largest number of draws is the last one.
 _STEPS, _HALVINGS, _LEAST_GAIN = 60, 6, 0.01
 
 #: Number of times that other modes are looked for, each from origins of its own.
@@ -74,10 +76,10 @@ _ROUNDS = 3
 #: Share of the time that is left for steps, however long the starts took.
 _STEPPING = 0.5
 
-#: Other modes at most, and steps of the Gaussian of each.
+#: Largest number of other modes, and the number of steps of the Gaussian at each.
 _MODES, _MODE_STEPS = 3, 6
 
-#: Of a density that costs next to nothing.
+#: Pace of a density whose cost does not matter.
 _FREE = Pace(1e-6, 0.0)
 
 

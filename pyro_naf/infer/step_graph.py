@@ -19,10 +19,9 @@ import pyro
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
-from torch.overrides import TorchFunctionMode
 
 from ..guides.pyro_internals import without_checks, without_masks_of_dice
-from ..support.calls import Args, Kwargs, Operation, Types
+from ..support.calls import Args, Intercepted, Kwargs, Operation, Types
 from .capture import check_equal, constants_to_inputs, is_followed, trace
 from .compilation import Compilation, Compiled
 from .draw_inputs import NotCaptured, functional, without_draws
@@ -148,7 +147,7 @@ class StepGraph:
         return module
 
 
-class _NoReading(TorchFunctionMode):
+class _NoReading(Intercepted):
     """Numbers read out of tensors that the graph follows: one is a tensor itself, many refused."""
 
     _MANY = frozenset(
@@ -162,9 +161,7 @@ class _NoReading(TorchFunctionMode):
         )
     )
 
-    def __torch_function__(
-        self, func: Operation, types: Types, args: Args = (), kwargs: Kwargs | None = None
-    ) -> object:
+    def call(self, func: Operation, args: Args, kwargs: Kwargs) -> object:
         first = cast(Tensor, args[0]) if args else None  # of a method, the tensor
         if func is torch.Tensor.item and first is not None and is_followed(first):
             return first.detach()
@@ -173,7 +170,7 @@ class _NoReading(TorchFunctionMode):
                 f"numbers are read out of a tensor ({func.__name__}) at {_place(None)}; "
                 "compute with the tensor itself"
             )
-        return func(*args, **(kwargs or {}))
+        return super().call(func, args, kwargs)
 
 
 class _Limited(FailedFactorsAreNaN):

@@ -9,27 +9,15 @@ from typing import NamedTuple
 
 from .diagnostics import ImportanceDiagnostics
 from .psis import khat_threshold
+from .settings import DEFAULTS, RefineSettings
 
-#: Posterior mass that a guide may lack.
-MISSED = 0.05
-
-#: Effective number of draws that weighted draws are recommended from.
-_ENOUGH = 400
-
-#: Largest distance, in standard deviations, that the weights may move a latent of a guide whose own
-#: draws are trusted; and the smaller one where the weights are less even.
-_MOVED, _MOVED_LESS = 0.1, 0.05
-
-#: Effective draws per draw from which on weights are nearly even, rather even, and not uneven.
-_NEARLY_EVEN, _EVEN, _NOT_UNEVEN = 0.95, 0.8, 0.5
-
-#: k-hat above which weights have no finite mean: nothing is told from them unless nearly even.
+#: k-hat above which weights have no finite mean and say nothing, unless they are nearly even.
 _NO_MEAN = 1.0
 
-#: Number of training steps that say nothing yet.
+#: Number of training steps below which training has hardly begun, whatever the losses say.
 _HARDLY = 100
 
-#: Steps at the end of training that are compared with as many before.
+#: Number of steps at the end of training whose mean ELBO is compared with the steps before them.
 _WINDOW = 200
 
 
@@ -81,80 +69,117 @@ def judge(
     missed: float,
     losses: Sequence[float] | None = None,
     seconds: float = 60.0,
+    *,
     options: Mapping[str, object] | None = None,
     search: Search | None = None,
+    settings: RefineSettings = DEFAULTS,
 ) -> Verdict:
-    """Judge a guide by its weights.
+    """Judge a guide by the importance weights of its draws.
 
-    :param after: diagnostics of its draws.
-    :param missed: share of the posterior's mass that other proposals find and it does not.
+    ==================== ======================================================================
+    trust                k-hat is below its threshold, the weights are even, and they move no
+                         latent far
+    trust, do not weight the weights are even or move hardly anything, but k-hat is too large
+    weight               k-hat is below its threshold, and the effective draws are many
+    do not trust         all else, and whenever modes with much mass are missed
+    ==================== ======================================================================
+
+    The threshold of k-hat is :func:`~pyro_naf.infer.psis.khat_threshold`; what is even, far, many
+    and much, the settings say.
+
+    :param after: diagnostics of the guide's draws.
+    :param missed: share of the posterior's mass that other proposals find and the guide does not.
     :param losses: negative ELBO of every training step; None where there was nothing to train.
-    :param seconds: what the refinement took.
-    :param options: those that it was given.
+    :param seconds: time that the refinement took.
+    :param options: options that the refinement was given, which are not proposed again.
     :param search: how modes were looked for.
+    :param settings: the bounds of the four words.
     """
-    verdict = _judged(after, missed, losses, seconds, options or {})
-    more = ("seconds", f"{_more(seconds):g}")
-    if search is None:
-        return verdict
-    if missed > MISSED and search.modes > 1:  # they are known: there was no time to learn them
-        return verdict._replace(options=(more,))
-    if missed > MISSED and search.given:
-        options_left = tuple(o for o in verdict.options if o[0] != "num_starts")
+    if missed > settings.largest_missed_mass:
+        return _missing(missed, seconds, options or {}, search)
+    verdict = _by_weights(after, settings)
+    if verdict is None:
+        return _refused(after, losses, seconds, options or {}, settings)
+    return verdict if search is None else _with_search(verdict, seconds, search)
+
+
+def _missing(
+    missed: float, seconds: float, options: Mapping[str, object], search: Search | None
+) -> Verdict:
+    """Say that modes are missed, and what may find them or give time to learn them."""
+    reason, advice = f"the guide misses modes with {missed:.0%} of the mass", ""
+    remedies = _unused(options, num_starts="64", tempering="0.02")
+    if search is not None and search.modes > 1:
+        remedies = _more_time(seconds)
+    elif search is not None and search.given:
+        remedies = tuple(pair for pair in remedies if pair[0] != "num_starts")
         advice = "or refine the model itself, which covers the modes found"
-        return verdict._replace(options=options_left, advice=advice)
-    if search.climbs is None or verdict.kind == "do not trust":
+    return Verdict("do not trust", reason, remedies, advice)
+
+
+def _with_search(verdict: Verdict, seconds: float, search: Search) -> Verdict:
+    """Add that modes were looked for in too short a time, where that is so."""
+    if search.climbs is None:
         return verdict
-    reason = f"{verdict.reason}, but other modes were not looked for"
     if search.climbs == 0:
+        reason = f"{verdict.reason}, but other modes were not looked for"
         return verdict._replace(reason=reason)
     count = "one climb" if search.climbs == 1 else f"{search.climbs} climbs"
     reason = f"{verdict.reason}, but other modes were looked for by {count} only"
-    return verdict._replace(reason=reason, options=(*verdict.options, more))
+    return verdict._replace(reason=reason, options=(*verdict.options, *_more_time(seconds)))
 
 
-def _judged(
+def _by_weights(after: ImportanceDiagnostics, settings: RefineSettings) -> Verdict | None:
+    """Find what the weights allow: the guide's draws, or weighted ones; None for neither."""
+    count, khat = after.num_particles, after.khat
+    even, threshold = after.ess / count, khat_threshold(count)
+    shift = 0.0 if math.isnan(after.doubt) else after.doubt
+    is_right, is_even = shift <= settings.largest_shift, even > settings.even_ess
+    if khat < threshold and is_right and is_even:
+        reason = f"the guide's draws are close to the posterior where it has mass (ESS {even:.0%})"
+        return Verdict("trust", reason)
+    if khat < threshold and after.ess >= settings.weighted_ess:
+        return Verdict(
+            "weight",
+            "take importance-weighted draws; they differ from the guide's "
+            f"(ESS {even:.0%}, {_khat(after)}, below {threshold:.2f})",
+        )
+    if khat < threshold:
+        return None
+    # Without a finite mean the weights tell nothing, unless they are nearly even.
+    is_close = even > settings.uneven_ess and shift <= settings.uneven_shift
+    has_mean = khat < _NO_MEAN and ((is_right and is_even) or is_close)
+    if has_mean or (is_right and even > settings.nearly_even_ess):
+        return Verdict(
+            "trust, do not weight",
+            f"the weights hardly move the guide's draws (ESS {even:.0%}), but a few are too large "
+            f"to be weighted by ({_khat(after)}, above {threshold:.2f})",
+        )
+    return None
+
+
+def _refused(
     after: ImportanceDiagnostics,
-    missed: float,
     losses: Sequence[float] | None,
     seconds: float,
     options: Mapping[str, object],
+    settings: RefineSettings,
 ) -> Verdict:
-    count, khat = after.num_particles, after.khat
-    even, threshold = after.ess / count, khat_threshold(count)
-    moved = 0.0 if math.isnan(after.doubt) else after.doubt
-    shown = f"k-hat {khat:.2f} +- {after.khat_se:.2f}"
-    if missed > MISSED:
-        return Verdict(
-            "do not trust",
-            f"the guide misses modes with {missed:.0%} of the mass",
-            _unused(options, num_starts="64", tempering="0.02"),
-        )
-    good = khat < threshold
-    if moved <= _MOVED and even > _EVEN and good:
-        reason = f"the guide's draws are close to the posterior where it has mass (ESS {even:.0%})"
-        return Verdict("trust", reason)
-    less_even = even > _NOT_UNEVEN and moved <= _MOVED_LESS
-    if not good and (
-        (moved <= _MOVED and even > _NEARLY_EVEN)
-        or (khat < _NO_MEAN and (less_even or (moved <= _MOVED and even > _EVEN)))
-    ):
-        reason = (
-            f"the weights hardly move the guide's draws (ESS {even:.0%}), but a few are too large "
-            f"to be weighted by ({shown}, above {threshold:.2f})"
-        )
-        return Verdict("trust, do not weight", reason)
-    if good and after.ess >= _ENOUGH:
-        reason = f"take importance-weighted draws; they differ from the guide's (ESS {even:.0%}, "
-        return Verdict("weight", f"{reason}{shown}, below {threshold:.2f})")
-    reason = f"{shown}, above {threshold:.2f}"
-    if good:
-        reason = f"the weights are worth {after.ess:.0f} draws, fewer than {_ENOUGH}"
+    """Say why a guide is not trusted, and whether time or another guide may help."""
+    threshold = khat_threshold(after.num_particles)
+    reason = f"{_khat(after)}, above {threshold:.2f}"
+    if after.khat < threshold:
+        fewest = settings.weighted_ess
+        reason = f"the weights are worth {after.ess:.0f} draws, fewer than {fewest:g}"
     if losses is not None and _is_rising(losses):
         reason += f", and {_trained(len(losses))}"
-        return Verdict("do not trust", reason, (("seconds", f"{_more(seconds):g}"),))
+        return Verdict("do not trust", reason, _more_time(seconds))
     advice = "write the model non-centred (poutine.reparam), or take exact draws by mcmc_correct"
     return Verdict("do not trust", reason, _unused(options, flow="'ddsf'"), advice)
+
+
+def _khat(after: ImportanceDiagnostics) -> str:
+    return f"k-hat {after.khat:.2f} +- {after.khat_se:.2f}"
 
 
 def _unused(options: Mapping[str, object], **proposed: str) -> tuple[tuple[str, str], ...]:
@@ -185,8 +210,8 @@ def _trained(steps: int) -> str:
     return f"only {steps} steps were made" if steps < _HARDLY else "the ELBO was still rising"
 
 
-def _more(seconds: float) -> float:
-    """Four times the seconds, in a round number."""
+def _more_time(seconds: float) -> tuple[tuple[str, str], ...]:
+    """Propose four times the seconds, in a round number."""
     more = 4 * max(seconds, 1.0)
     scale = 10 ** math.floor(math.log10(more))
-    return math.ceil(more / scale) * scale
+    return (("seconds", f"{math.ceil(more / scale) * scale:g}"),)

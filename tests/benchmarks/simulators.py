@@ -206,36 +206,35 @@ def bernoulli_glm() -> Task:
 
 def sir() -> Task:
     """An epidemic: how many of 1,000 people are infected on ten days, given two rates."""
-    logs = dist.Normal(torch.tensor([0.4, 0.125]).log(), torch.tensor([0.5, 0.2])).to_event(1)
+    logs = dist.Normal(torch.tensor([0.4, 0.125]).log(), torch.tensor([0.5, 0.2]))
 
     def counts(theta: Tensor) -> Any:
         return dist.Binomial(1000, sir_infected(theta).clamp(0, 1))
 
-    def reference(x: Tensor, count: int) -> Tensor:
-        def log_likelihood(z: Tensor) -> Tensor:
-            return counts(z.exp()).log_prob(x).sum(-1)
-
-        return weighted_population(logs, log_likelihood, count).exp()
-
-    prior = dist.LogNormal(logs.base_dist.loc, logs.base_dist.scale).to_event(1)
-    return Task(prior, lambda theta: counts(theta).sample(), reference, "sir")
+    return _of_rates("sir", logs, counts)
 
 
 def lotka_volterra() -> Task:
     """Prey and predators, ten times each, with errors of 10 %, given four rates."""
-    logs = dist.Normal(torch.tensor([-0.125, -3.0, -0.125, -3.0]), 0.5).to_event(1)
+    logs = dist.Normal(torch.tensor([-0.125, -3.0, -0.125, -3.0]), 0.5)
 
     def sizes(theta: Tensor) -> Any:
         return dist.LogNormal(lotka_volterra_sizes(theta).clamp(1e-10, 1e4).log(), 0.1)
 
+    return _of_rates("lotka_volterra", logs, sizes)
+
+
+def _of_rates(name: str, logs: Any, law: Callable[[Tensor], Any]) -> Task:
+    """A task whose rates have this normal prior on their logarithms, and its data this law."""
+
     def reference(x: Tensor, count: int) -> Tensor:
         def log_likelihood(z: Tensor) -> Tensor:
-            return sizes(z.exp()).log_prob(x).sum(-1)
+            return law(z.exp()).log_prob(x).sum(-1)
 
-        return weighted_population(logs, log_likelihood, count).exp()
+        return weighted_population(logs.to_event(1), log_likelihood, count).exp()
 
-    prior = dist.LogNormal(logs.base_dist.loc, logs.base_dist.scale).to_event(1)
-    return Task(prior, lambda theta: sizes(theta).sample(), reference, "lotka_volterra")
+    prior = dist.LogNormal(logs.loc, logs.scale).to_event(1)
+    return Task(prior, lambda theta: law(theta).sample(), reference, name)
 
 
 TASKS: dict[str, Callable[[], Task]] = {

@@ -96,9 +96,9 @@ def test_the_kind_of_a_column_is_inferred_from_where_its_values_crowd(
 ) -> None:
     torch.manual_seed(0)
     rows = values.sample([300, 1])
-    schema = kinds.infer(rows, None, None, [None], "x", [False])
+    schema = kinds.infer(rows, name="x", tables=[None], whole=[False])
     assert schema.columns[0].kind == kind
-    unchecked = kinds.infer(rows, None, "continuous", [None], "x", [False])
+    unchecked = kinds.infer(rows, name="x", tables=[None], whole=[False], said="continuous")
     assert unchecked.is_plain
 
 

@@ -23,12 +23,19 @@ from pyro.infer.autoguide import (
 )
 from pyro.optim import Adam
 
-from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, Refinement, draws, refine
+from pyro_naf.infer import (
+    AutoDDSFNormal,
+    AutoDSFNormal,
+    Refinement,
+    RefineSettings,
+    draws,
+    refine,
+)
 from pyro_naf.infer.gaussian import set_gaussian
 from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.laplace import Gaussian
 from pyro_naf.infer.refinement import affine_of
-from pyro_naf.infer.start import find_start
+from pyro_naf.infer.start import StartFinder
 
 GAUSSIANS = [
     AutoNormal,
@@ -208,11 +215,12 @@ def test_arguments_go_to_the_model() -> None:
     assert refine(guide, data, scale=0.5, steps=2, seed=0, progress=False).steps == 2
 
 
-def test_a_budget_of_seconds_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_of_seconds_ends_the_training() -> None:
     # Draws for the diagnostics take a part of it too.
-    monkeypatch.setattr("pyro_naf.infer.plans._DIAGNOSING", 0.0)
+    brief = RefineSettings(diagnosis_share=1e-9)
     guide = fitted(AutoNormal, banana, 20)
-    result = refine(guide, seconds=2.0, num_draws=20_000, seed=0, progress=False)
+    options: Any = dict(seconds=2.0, num_draws=20_000, seed=0, progress=False)
+    result = refine(guide, settings=brief, **options)
     assert result.steps > 1 and 1 < result.seconds < 30
     assert result.before.num_particles == result.after.num_particles == 64
 
@@ -470,7 +478,7 @@ def test_hundreds_of_latents_without_structure_have_a_gaussian_of_independent_on
 
     torch.manual_seed(0)
     joint = Joint(network)
-    found = find_start(network, joint, None, 1.0, 16, None, "full")
+    found = StartFinder(joint, structure="full").of_model()
     assert found.factor.shape == (210,)
     z = found.loc + found.factor * torch.randn(4000, 210)
     q = dist.Normal(found.loc, found.factor).to_event(1)

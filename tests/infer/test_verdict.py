@@ -64,7 +64,7 @@ def test_the_remedy_is_time_only_while_the_elbo_rises() -> None:
     assert judge(bad, 0.0, rising, 20.0).text().endswith("still rising; try seconds=80")
     settled = judge(bad, 0.0, noise, 20.0).text()
     assert "seconds" not in settled and "flow='ddsf'" in settled and "mcmc_correct" in settled
-    again = judge(bad, 0.0, noise, 20.0, {"flow": "ddsf"}).text()
+    again = judge(bad, 0.0, noise, 20.0, options={"flow": "ddsf"}).text()
     assert "flow" not in again.partition("non-centred")[0].replace("non-centred", "")
     assert "--flow ddsf" in judge(bad, 0.0, noise).text(command_line=True)
 

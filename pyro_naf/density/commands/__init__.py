@@ -11,17 +11,9 @@ from .. import datasets
 from ..architectures import NAMES
 from ..options import ACTIVATIONS, BASES
 from ..settings import PRECISIONS, SCHEDULES, Training
-from .fit import run_fit
+from .fit import KINDS, run_fit
 from .plot import run_plot
 from .use import run_sample, run_score
-
-#: Kinds of columns that can be said, and what they are.
-KINDS = {
-    "continuous": "columns of any numbers; by default found out",
-    "positive": "columns of positive numbers",
-    "integer": "columns of integers, or steps: probabilities of their values",
-    "categorical": "columns of classes, as all columns of text are",
-}
 
 
 def add_commands(commands: Commands) -> None:

@@ -30,6 +30,14 @@ from .files import Table
 from .plot import PICTURE, drawn
 from .use import mean_and_se
 
+#: Kinds of columns without parameters that are options of the command line, with their help.
+KINDS = {
+    "continuous": "columns of any numbers; by default found out",
+    "positive": "columns of positive numbers",
+    "integer": "columns of integers, or steps: probabilities of their values",
+    "categorical": "columns of classes, as all columns of text are",
+}
+
 #: Kinds of columns that were said, by name, or by number where there are no names.
 Kinds: TypeAlias = dict[str | int, Kind]
 
@@ -241,7 +249,7 @@ def _kinds(options: argparse.Namespace, table: Table) -> Kinds | None:
             (at,) = table.positions([name])
             found[at if table.columns is None else table.columns[at]] = kind
 
-    for kind in ("continuous", "positive", "integer", "categorical"):
+    for kind in KINDS:
         for text in getattr(options, kind) or ():
             say(text, kind)
     for kind, number in (("bounded", 2), ("periodic", 1), ("spiked", 0)):
