@@ -61,7 +61,8 @@ def test_numbers_written_with_a_unit_are_those_numbers(name: str, tmp_path: Path
     assert density.schema.columns[1].unit == unit
     expected = fitted(plain).score_samples(plain)
     np.testing.assert_allclose(density.score_samples(text), expected)
-    np.testing.assert_allclose(density.score_samples(text[:1]), expected[:1])  # known from the fit
+    one = density.score_samples(text[:1])  # the unit is known from the fit
+    np.testing.assert_allclose(one, expected[:1], rtol=1e-5)  # float32, in another batch
     density.save(tmp_path / "model.pt")
     assert FlowDensity.load(tmp_path / "model.pt").schema.columns[1].unit == unit
     given = density.condition({"c": cells[0]}), density.condition({1: values[0]})
