@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
+from torch.distributions.transforms import ComposeTransform, Transform
 
 from ..guides.pyro_internals import unconstrained_values
 from ..guides.sites import batch_depth
@@ -64,9 +65,8 @@ class BaseSpace:
 
     def log_density(self, eps: Tensor) -> Tensor:
         r""":math:`\log \pi(\epsilon)` up to a constant, ``(N,)``."""
-        u = self.transform(eps)
-        log_det = self.transform.log_abs_det_jacobian(eps, u)
-        return self.joint(self._packed(u)) + log_det.reshape(len(eps), -1).sum(-1)
+        u, log_det = _value_and_log_det(self.transform, eps)
+        return self.joint(self._packed(u)) + log_det
 
     def capture(self, count: int, gradient: bool = True) -> None:
         """Capture density and gradient at ``count`` points, the guide's map included.
@@ -211,6 +211,21 @@ class GaussianSpace:
         """Log-density ``(N,)`` up to a constant, and its gradient ``(N, D)``."""
         value, grad = self.joint.value_and_grad(self.unconstrained(x))
         return value, grad @ self.factor.to(grad)
+
+
+def _value_and_log_det(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Map x ``(N, ...)``, with log-determinants ``(N,)``: flows compute both in one pass.
+
+    Asked for the log-determinant afterwards, a composition would make its way once more.
+    """
+    if not isinstance(transform, ComposeTransform):
+        y = transform(x)
+        return y, transform.log_abs_det_jacobian(x, y).reshape(len(x), -1).sum(-1)
+    total = x.new_zeros(len(x))
+    for part in transform.parts:
+        x, log_det = _value_and_log_det(part, x)
+        total = total + log_det
+    return x, total
 
 
 def _no_transform(guide: object) -> str:

@@ -5,32 +5,20 @@ Each method returns vectors of the latents ``(num_chains, num_samples, D)``, and
 
 from __future__ import annotations
 
-import math
 import time
 from functools import partial
-from typing import TypedDict
 
 import torch
 from pyro.infer import MCMC, NUTS
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .base_space import BaseSpace, GaussianSpace
-from .chains import bulk_ess, rank_rhat, tail_ess
+from .chains import Counts, bulk_ess, rank_rhat, tail_ess
 from .hmc import Chains, sample_hmc
-
-#: Independence steps for each local step: weights for all of them are computed in one batch.
-_INDEPENDENCE_STEPS = 8
 
 #: Number of NUTS transitions, warm-up included, from which on the density is compiled.
 _LONG = 2000
-
-#: Draws of each chain whose independence proposals are weighted in one batch.
-_BLOCK = 100
-
-#: Share of local proposals to be accepted.
-_LOCAL_RATE = 0.4
 
 #: What chains in units of a Gaussian need to be kept: draws of each, a rank-normalised R-hat below
 #: the second number, and effective draws of every latent.
@@ -43,53 +31,6 @@ _AGREE, _ENOUGH, _MOST_STATES = 1.0095, 1100, 10_000
 #: Share of a time limit for chains in units of a Gaussian, and the smallest share left for chains
 #: in the base space.
 _FIRST, _LEAST = 0.4, 0.1
-
-
-class Counts(TypedDict, total=False):
-    """What chains have cost, and how they went."""
-
-    accept_rate: float
-    evaluations: int
-    divergences: int
-
-
-def independence(
-    space: BaseSpace, eps: Tensor, num_samples: int, warmup_steps: int, progress: bool
-) -> tuple[Tensor, Counts]:
-    """Run chains of independence Metropolis mixed with random walks."""
-    num_chains = len(eps)
-    space.capture(num_chains, gradient=False)
-    log_weight = space.log_weight(eps)
-    step, states, accepted = 0.5, [], 0.0
-
-    def metropolis(proposal: Tensor, its_log_weight: Tensor, log_ratio: Tensor) -> float:
-        nonlocal eps, log_weight
-        taken = torch.rand_like(log_ratio).log() < log_ratio
-        eps = torch.where(taken.reshape(-1, *[1] * (eps.dim() - 1)), proposal, eps)
-        log_weight = torch.where(taken, its_log_weight, log_weight)
-        return float(log_ratio.clamp(max=0).exp().mean())
-
-    bar = tqdm(range(-warmup_steps, num_samples), disable=not progress, desc="mcmc", unit="step")
-    for i in bar:
-        if (i + warmup_steps) % _BLOCK == 0:
-            proposals = space.normal(_BLOCK, _INDEPENDENCE_STEPS, num_chains)
-            weights = space.log_weight(proposals.flatten(0, 2)).reshape(proposals.shape[:3])
-        place = (i + warmup_steps) % _BLOCK
-        pairs = zip(proposals[place], weights[place], strict=True)
-        rate = sum(metropolis(e, w, w - log_weight) for e, w in pairs) / _INDEPENDENCE_STEPS
-        near = eps + step * space.normal(num_chains)
-        weight = space.log_weight(near)
-        change = space.log_base(near) - space.log_base(eps)
-        local_rate = metropolis(near, weight, weight - log_weight + change)
-        if i < 0:
-            gain = (i + warmup_steps + 1) ** -0.5
-            step *= math.exp(gain * (local_rate - _LOCAL_RATE))
-        else:
-            states.append(eps)
-            accepted += rate / num_samples
-    evaluations = num_samples * num_chains * (_INDEPENDENCE_STEPS + 1)
-    found = _unconstrained(space, torch.stack(states, 1))
-    return found, {"accept_rate": accepted, "evaluations": evaluations}
 
 
 def neutra(

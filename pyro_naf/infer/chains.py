@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -25,6 +26,14 @@ _NUMBERS = 2**21
 
 #: Levels of the quantiles that the effective sample size of the tails is about.
 _TAILS = (0.05, 0.95)
+
+
+class Counts(TypedDict, total=False):
+    """What chains have cost, and how they went."""
+
+    accept_rate: float
+    evaluations: int
+    divergences: int
 
 
 def rank_rhat(draws: Tensor) -> Tensor:

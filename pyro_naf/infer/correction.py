@@ -29,8 +29,9 @@ from ..support.deprecation import renamed
 from ..support.labels import entry_labels
 from ..support.tables import Shown, Table
 from .base_space import BaseSpace, find_starts
-from .chain_methods import Counts, hamiltonian, independence, neutra
-from .chains import bulk_ess, rank_rhat, stood_still, tail_ess
+from .chain_methods import hamiltonian, neutra
+from .chains import Counts, bulk_ess, rank_rhat, stood_still, tail_ess
+from .independence import independence
 from .joint import Joint
 from .posterior import Results
 from .sample import Sample

@@ -25,7 +25,14 @@ from pyro.infer.autoguide import (
 )
 
 from pyro_naf.eight_schools import REFERENCE
-from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, Correction, mcmc_correct, refine
+from pyro_naf.infer import (
+    AutoDDSFNormal,
+    AutoDSFNormal,
+    Correction,
+    Refinement,
+    mcmc_correct,
+    refine,
+)
 from pyro_naf.infer.base_space import BaseSpace
 from pyro_naf.infer.chains import bulk_ess, rank_rhat, tail_ess
 
@@ -45,13 +52,8 @@ def never(*args: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def refined() -> Any:
-    pyro.clear_param_store()
-    budget = {"steps": 500, "num_starts": 4, "num_draws": 2000}
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("pyro_naf.infer.training._JUDGING", 5000)
-        guide = refine(schools, seed=0, progress=False, **budget).guide
-    return copy.deepcopy(guide)
+def refined(eight_schools: Refinement) -> Any:
+    return copy.deepcopy(eight_schools.guide)
 
 
 @pytest.fixture(scope="module")
