@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -36,9 +37,16 @@ from .joint import Joint
 from .posterior import Results
 from .sample import Sample
 from .saving import load_correction, save_correction
+from .settings import DEFAULTS
+from .unvisited import unvisited_mass
+from .verdict import cut_short
 
 #: Effective draws below which means and R-hat itself are too rough.
 _ENOUGH = 100
+
+#: Share of the chains' time that a search for modes beside them may take; without a time limit it
+#: may take these seconds in any case.
+_SEARCH, _LEAST_SEARCH = 0.1, 2.0
 
 #: Number of entries of a site that a summary shows.
 _SHOWN = 8
@@ -65,6 +73,10 @@ class Correction(Results, Shown):
     :ivar ess_tail: site to tail effective sample size of each entry, over all chains.
     :ivar fixed: site to whether each entry is a constant of the site's support, such as the upper
         triangle of a Cholesky factor. Any other entry has to vary.
+    :ivar missed: share of the posterior's mass at modes that a short search has found and no chain
+        has visited.
+    :ivar climbs: number of climbs after which the time for that search was over; None where it was
+        enough.
     :ivar joint: the model's log-density; None for one loaded without the model.
     """
 
@@ -78,6 +90,8 @@ class Correction(Results, Shown):
     divergences: int = 0
     ess_tail: dict[str, Tensor] = field(default_factory=dict)
     fixed: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    missed: float = 0.0
+    climbs: int | None = None
     joint: Joint | None = field(default=None, repr=False)
 
     def get_samples(self) -> dict[str, Tensor]:
@@ -112,9 +126,15 @@ class Correction(Results, Shown):
 
     @property
     def verdict(self) -> str:
-        """Whether the chains agree, in one line; of modes that none has found they know nothing."""
+        """Whether the chains agree, and a search found no mode that they lack, in one line."""
         site = max(self.rhat, key=lambda name: float(self.rhat[name].nan_to_num(nan=1.0).max()))
         bad = [name for name, value in self.draws.items() if not value.isfinite().all()]
+        if self.missed > DEFAULTS.largest_missed_mass:
+            return (
+                f"do not trust: no chain has visited other modes, with {self.missed:.0%} of the "
+                "mass; refine the model itself, which covers the modes found, and correct that "
+                "guide"
+            )
         if bad:
             reason = f"draws of {bad} are not finite"
         elif still := self.still:
@@ -125,7 +145,8 @@ class Correction(Results, Shown):
         elif self.min_ess < _ENOUGH:
             reason = f"the smallest ESS is {self.min_ess:.0f}, below {_ENOUGH}"
         else:
-            return f"trust: the chains agree (R-hat below 1.01, ESS above {_ENOUGH})"
+            agree = f"the chains agree (R-hat below 1.01, ESS above {_ENOUGH})"
+            return f"trust: {agree}{cut_short(self.climbs)}"
         other = "method='hmc', " if self.method == "imh" else ""
         return f"do not trust: {reason}; try a larger num_samples, {other}or to refine the guide"
 
@@ -249,8 +270,8 @@ def mcmc_correct(
     :raises ValueError: for an argument out of range, a model with discrete latents or a subsampled
         plate, a guide for another model or for a part of its latents, or a density that is finite
         at too few of the guide's draws.
-    :warns UserWarning: for "imh" when k-hat is above 1; when an R-hat is above 1.05, and when a
-        chain stood still.
+    :warns UserWarning: for "imh" when k-hat is above 1; when an R-hat is above 1.05, when a chain
+        stood still, and when a search found modes that no chain has visited.
 
     Source: Gabrié et al. 2022 [arXiv:2105.12603]; Hoffman et al. 2019 [arXiv:1903.03704]; Hoffman,
     Radul & Sountsov 2021, *An Adaptive-MCMC Scheme for Setting Trajectory Lengths in HMC*.
@@ -280,6 +301,7 @@ def mcmc_correct(
     )
     if max_seconds is not None and method != "hmc":
         raise ValueError(f"max_seconds is a limit for method='hmc', got {method!r}")
+    began = time.monotonic()
     with nullcontext() if seed is None else poutine.seed(rng_seed=seed):
         space = BaseSpace(model, guide, args, kwargs)
         start, khat = find_starts(space, num_chains)
@@ -296,6 +318,10 @@ def mcmc_correct(
         )
         fixed = space.fixed()
     draws = space.draws(states)
+    search_seconds = _SEARCH * (time.monotonic() - began)
+    if max_seconds is None:
+        search_seconds = max(search_seconds, _LEAST_SEARCH)
+    missed, climbs = unvisited_mass(space.joint, states.flatten(0, 1), search_seconds)
     result = Correction(
         draws,
         {name: rank_rhat(value) for name, value in draws.items()},
@@ -304,10 +330,12 @@ def mcmc_correct(
         method=method,
         ess_tail={name: tail_ess(value) for name, value in draws.items()},
         fixed=fixed,
+        missed=missed,
+        climbs=climbs,
         joint=space.joint,
         **counts,
     )
-    if result.max_rhat > 1.05 or result.still:
+    if result.max_rhat > 1.05 or result.still or missed > DEFAULTS.largest_missed_mass:
         warnings.warn(result.verdict, stacklevel=2)
     return result
 

@@ -163,7 +163,7 @@ def search(
     found: list[list[Tensor]] = []  # points of all paths to each top
     climbs = futile = 0
     latest = deadline + _LATE * max(deadline - time.monotonic(), 0.0)
-    thrift = _Thrift.of(target, middle, deadline)
+    thrift = Thrift.of(target, middle, deadline)
     at_once = min(thrift.climbs, num_starts)
     while futile < num_starts and climbs < _MOST_CLIMBS * num_starts:
         numbers = range(climbs, climbs + at_once)
@@ -172,11 +172,11 @@ def search(
         for path in _paths(target, starts, deadline, -math.inf if modes else latest):
             if tops and time.monotonic() > latest:
                 break
-            led = [_leads(target, top, path[-1]) for top in tops]
+            led = [leads(target, top, path[-1]) for top in tops]
             if not any(led):
                 tops.append(path[-1])
                 found.append([])
-            found[led.index(True) if any(led) else -1].append(_spread(path))
+            found[led.index(True) if any(led) else -1].append(spread_along(path))
         for points in _highest_first(target, found[new:]):
             tried = torch.cat([tried, points])
             if modes and time.monotonic() > deadline:  # of the others the tops alone are tried
@@ -213,7 +213,7 @@ def _highest_first(target: LogDensity, paths: list[list[Tensor]]) -> list[Tensor
 
 
 @dataclass(frozen=True)
-class _Thrift:
+class Thrift:
     """What a search can afford at once: climbs, candidates for each start, points with Hessians."""
 
     climbs: int = _AT_ONCE
@@ -221,7 +221,7 @@ class _Thrift:
     hessians: int = _AT_ONCE
 
     @classmethod
-    def of(cls, target: LogDensity, middle: Tensor, deadline: float) -> _Thrift:
+    def of(cls, target: LogDensity, middle: Tensor, deadline: float) -> Thrift:
         """By the cost of a gradient, and the time until the deadline."""
         if not math.isfinite(deadline):
             return cls()
@@ -317,7 +317,7 @@ def even_softmax(log_weights: Tensor, least: float = 0.05) -> Tensor:
     return weights
 
 
-def _spread(path: Tensor) -> Tensor:
+def spread_along(path: Tensor) -> Tensor:
     """Points evenly along a path, its end among them."""
     places = torch.linspace(0, len(path) - 1, min(len(path), _TRIED_POINTS))
     return path[places.round().long()]
@@ -335,7 +335,7 @@ def distinct(target: LogDensity, gaussians: list[Gaussian]) -> list[Gaussian]:
 
 
 @torch.no_grad()
-def _leads(target: LogDensity, top: Tensor, end: Tensor) -> bool:
+def leads(target: LogDensity, top: Tensor, end: Tensor) -> bool:
     """Whether one climbs from ``end`` to ``top``; a saddle where a path has ended is no top."""
     return float(target(end[None]) - target(top[None])) < DIP and dip(target, end, top) < DIP
 

@@ -121,12 +121,25 @@ def _with_search(verdict: Verdict, seconds: float, search: Search) -> Verdict:
     """Add that modes were looked for in too short a time, where that is so."""
     if search.climbs is None:
         return verdict
-    if search.climbs == 0:
-        reason = f"{verdict.reason}, but other modes were not looked for"
-        return verdict._replace(reason=reason)
-    count = "one climb" if search.climbs == 1 else f"{search.climbs} climbs"
-    reason = f"{verdict.reason}, but other modes were looked for by {count} only"
-    return verdict._replace(reason=reason, options=(*verdict.options, *_more_time(seconds)))
+    reason = f"{verdict.reason}{cut_short(search.climbs)}"
+    options_left = (
+        verdict.options if search.climbs == 0 else (*verdict.options, *_more_time(seconds))
+    )
+    return verdict._replace(reason=reason, options=options_left)
+
+
+def cut_short(climbs: int | None) -> str:
+    """Say of a search for modes that it was cut short after that number of climbs, if it was.
+
+    >>> cut_short(1), cut_short(None)
+    (', but other modes were looked for by one climb only', '')
+    """
+    if climbs is None:
+        return ""
+    if climbs == 0:
+        return ", but other modes were not looked for"
+    count = "one climb" if climbs == 1 else f"{climbs} climbs"
+    return f", but other modes were looked for by {count} only"
 
 
 def _by_weights(after: ImportanceDiagnostics, settings: RefineSettings) -> Verdict | None:

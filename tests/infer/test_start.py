@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from models import schools
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
 
 from pyro_naf.conditioners import Structure
-from pyro_naf.infer import refine
+from pyro_naf.infer import mcmc_correct, refine
 from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.pace import Pace
 from pyro_naf.infer.sparse_gaussian import sparse_gaussians
+from pyro_naf.infer.unvisited import unvisited_mass
 
 
 def two_parts(z: Tensor) -> Tensor:
@@ -63,17 +65,42 @@ def test_a_lost_half_of_many_latents_is_told_or_found() -> None:
         assert "misses modes" in result.verdict and "seconds" in result.verdict
 
 
-def test_a_mode_that_a_given_guide_has_lost_is_told() -> None:
-    def model() -> None:
-        x = pyro.sample("x", dist.Normal(0.0, 2.0))
-        pyro.sample("y", dist.Normal(2 * x.abs(), 0.3), obs=torch.tensor(4.0))
+def two_halves() -> None:
+    """The sign of ``x`` is unknown."""
+    x = pyro.sample("x", dist.Normal(0.0, 2.0))
+    pyro.sample("y", dist.Normal(2 * x.abs(), 0.3), obs=torch.tensor(4.0))
 
-    guide = AutoNormal(model, init_loc_fn=init_to_value(values={"x": torch.tensor(2.0)}))
+
+def test_a_mode_that_a_given_guide_has_lost_is_told() -> None:
+    guide = AutoNormal(two_halves, init_loc_fn=init_to_value(values={"x": torch.tensor(2.0)}))
     guide()
     result = refine(guide, steps=3, num_draws=1000, seed=0, progress=False)
     assert result.missed == pytest.approx(0.5, abs=0.1)
     assert "misses modes with" in result.verdict and "refine the model itself" in result.verdict
     assert "num_starts" not in result.verdict
+
+
+@pytest.mark.parametrize("place, width, missed", [(2.0, 0.15, 0.5), (0.0, 2.0, 0.0)])
+def test_a_mode_that_no_chain_has_visited_is_told(
+    place: float, width: float, missed: float
+) -> None:
+    start = init_to_value(values={"x": torch.tensor(place)})
+    guide = AutoDiagonalNormal(two_halves, init_loc_fn=start, init_scale=width)
+    guide()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        result = mcmc_correct(two_halves, guide, seed=0, progress=False)
+    assert result.missed == pytest.approx(missed, abs=0.1)
+    told = "do not trust: no chain has visited other modes, with" if missed else "trust: the chains"
+    assert result.verdict.startswith(told) and bool(caught) == bool(missed)
+
+
+def test_modes_beside_chains_are_found_among_many_latents() -> None:
+    joint = Joint(sign_unknown)
+    place = torch.cat([torch.tensor([2.0]), torch.linspace(2.0, 4.0, 61)])
+    draws = place + 0.5 * torch.randn(1000, 62, generator=torch.Generator().manual_seed(0))
+    missed, climbs = unvisited_mass(joint, draws, 30.0)
+    assert missed == pytest.approx(0.5, abs=0.1) and climbs is None
 
 
 def test_a_guide_beside_which_no_modes_are_looked_for_is_not_trusted_without_a_word() -> None:
