@@ -33,7 +33,7 @@ from .flat_priors import start_flat_priors
 from .layout import Layout
 from .param_store import InStepWithStore
 from .quantiles import marginal_quantiles, normal_points, slope_sign
-from .sites import Angles, VectorizedPlates
+from .sites import Angles, Deltas, VectorizedPlates
 from .special import JointDensity, SpecialSites
 from .start_checks import refuse_local_latents, warn_of_start
 from .table import guide_table
@@ -68,7 +68,7 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
         self._init_scale, self.full_rank, self.inverse = init_scale, full_rank, inverse
         self.heavy_tails = heavy_tails
         self._transform_fn = transform_fn
-        handled = Angles()(VectorizedPlates()(model))
+        handled = Angles()(Deltas()(VectorizedPlates()(model)))
         super().__init__(handled, init_loc_fn=start_flat_priors(init_loc_fn))
 
     def _setup_prototype(self, *args: object, **kwargs: object) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import Delta
 from pyro.infer.autoguide.utils import helpful_support_errors
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
@@ -140,6 +141,17 @@ class Angles(Messenger):
             msg["fn"] = OnePeriod(msg["fn"])
 
 
+class Deltas(Messenger):
+    """Handler that makes a latent whose value a Delta fixes deterministic: it has no density."""
+
+    def _pyro_sample(self, msg: Message) -> None:
+        fn = msg["fn"]
+        if msg["is_observed"] or msg["value"] is not None or not isinstance(peel(fn)[0], Delta):
+            return
+        msg["value"], msg["is_observed"] = fn.rsample(), True
+        msg["infer"]["_deterministic"] = True
+
+
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Message]]:
     """Name and site of all sample statements of a trace, plates' choices left out."""
     for name, site in trace.nodes.items():
@@ -186,7 +198,7 @@ def _named(site: Message) -> Iterator[None]:
         with helpful_support_errors(site):
             yield
     except NotImplementedError as error:
-        if site["name"] in str(error):
+        if repr(site["name"]) in str(error):
             raise
         raise NotImplementedError(
             f"latent {site['name']!r} has the support {site['fn'].support}, to which torch knows "

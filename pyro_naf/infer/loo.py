@@ -91,7 +91,10 @@ def psis_loo(log_likelihood: Mapping[str, Tensor], log_weights: Tensor | None = 
     counted = (matrix != 0).any(0)
     matrix, labels = matrix[:, counted], [x for x, c in zip(labels, counted, strict=True) if c]
     if matrix.shape[1] < 2:
-        raise ValueError(f"LOO needs at least 2 observations, got {matrix.shape[1]}")
+        raise ValueError(
+            f"LOO needs at least 2 observations, got {matrix.shape[1]}; an event of several "
+            "numbers, as of a MultivariateNormal, is one observation"
+        )
     base = matrix.new_zeros(len(matrix)) if log_weights is None else log_weights.double().cpu()
     if len(base) != len(matrix):
         raise ValueError(

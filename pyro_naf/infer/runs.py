@@ -22,7 +22,7 @@ from ..guides.pyro_internals import (
     without_checks,
     without_start,
 )
-from ..guides.sites import Angles, Latents, latent_sites, plate_nesting
+from ..guides.sites import Angles, Deltas, Latents, latent_sites, plate_nesting
 from ..support.calls import Args, Kwargs, Model
 from .lanes import REFUSALS
 
@@ -43,7 +43,7 @@ class Runs:
     """
 
     def __init__(self, model: Model, args: Args, kwargs: Kwargs | None) -> None:
-        self.model = Angles()(without_start(model))
+        self.model = Angles()(Deltas()(without_start(model)))
         self.args, self.kwargs = args, dict(kwargs or {})
         self.nesting: int | None = None
         self.needs_gradients = False

@@ -260,8 +260,24 @@ def test_a_latent_with_a_batch_shape_and_no_plate_is_drawn_and_refined() -> None
 @pytest.mark.filterwarnings("ignore:Singular sample detected")
 def test_a_support_without_a_bijection_is_named_with_what_to_write_instead() -> None:
     def model() -> None:
-        pyro.sample("precision", dist.Wishart(torch.tensor(50.0), torch.eye(2)))
+        pyro.sample("P", dist.Wishart(torch.tensor(50.0), torch.eye(2)))  # P of PositiveDefinite
 
     torch.manual_seed(0)
-    with pytest.raises(NotImplementedError, match=r"'precision' has the support .*LKJCholesky"):
+    with pytest.raises(NotImplementedError, match=r"'P' has the support .*LKJCholesky"):
         Joint(model)
+
+
+def test_a_latent_that_a_delta_fixes_is_deterministic() -> None:
+    def model() -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        twice = pyro.sample("twice", dist.Delta(2 * mu))
+        with pyro.plate("rows", 2):
+            each = pyro.sample("each", dist.Delta(twice))
+            pyro.sample("y", dist.Normal(each, 1.0), obs=torch.tensor([1.0, 2.0]))
+
+    joint, u = Joint(model), torch.tensor([[0.3], [-1.0]])
+    plain = dist.Normal(0.0, 1.0).log_prob(u[:, 0])
+    data = dist.Normal(2 * u, 1.0).log_prob(torch.tensor([1.0, 2.0])).sum(-1)
+    torch.testing.assert_close(joint(u), plain + data)
+    found = refine(model, steps=1, compile=False, **QUICK).draws(3)
+    torch.testing.assert_close(found["each"], 2 * found["mu"][:, None].expand(3, 2))
