@@ -9,16 +9,15 @@ import time
 from functools import partial
 
 import torch
-from pyro.infer import MCMC, NUTS
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from .base_space import BaseSpace, GaussianSpace
 from .chains import Counts, bulk_ess, rank_rhat, tail_ess
-from .hmc import Chains, sample_hmc
+from .hmc import Chains, LogDensityAndGrad, sample_hmc
+from .nuts import sample_nuts
 
 #: Number of NUTS transitions, warm-up included, from which on the density is compiled.
-_LONG = 2000
+_LONG = 1000
 
 #: What chains in units of a Gaussian need to be kept: draws of each, a rank-normalised R-hat below
 #: the second number, and effective draws of every latent.
@@ -36,44 +35,25 @@ _FIRST, _LEAST = 0.4, 0.1
 def neutra(
     space: BaseSpace, start: Tensor, num_samples: int, warmup_steps: int, progress: bool
 ) -> tuple[Tensor, Counts]:
-    """Run NUTS in the guide's base space, chain after chain."""
-    count = warm = evaluations = divergences = 0
-    states, rates = [], []
-    space.capture(1)
-    if space.graph is not None and len(start) * (num_samples + warmup_steps) >= _LONG:
+    """Run NUTS in the guide's base space."""
+    space.capture(len(start))
+    if space.graph is not None and num_samples + warmup_steps >= _LONG:
         space.graph.compile()
+    target, shape = _flat(space, start), start.shape[1:]
+    found = sample_nuts(target, start.flatten(1), num_samples, warmup_steps, progress)
+    return _unconstrained(space, found.states.unflatten(-1, shape)), _counts(found)
 
-    def potential(params: dict[str, Tensor]) -> Tensor:
-        nonlocal count
-        count += 1
-        eps = params["eps"]
-        value, grad = space.value_and_grad(eps[None])
-        # A linear function with the value and the gradient that are known.
-        return -(value[0] + (grad[0] * (eps - eps.detach())).sum())
 
-    def note_warm_up(kernel: MCMCKernel, params: object, stage: str, i: int) -> None:
-        nonlocal warm
-        if stage.startswith("Warmup"):
-            warm = count
+def _flat(space: BaseSpace, like: Tensor) -> LogDensityAndGrad:
+    """Log-density and gradient at points ``(N, D)``, of a space whose points may have rows."""
+    if not len(space.rows):
+        return space.through_flows
 
-    for eps in start:
-        count = warm = 0
-        mcmc = MCMC(
-            NUTS(potential_fn=potential),
-            num_samples,
-            warmup_steps,
-            initial_params={"eps": eps},
-            disable_progbar=not progress,
-            hook_fn=note_warm_up,
-        )
-        mcmc.run()
-        states.append(mcmc.get_samples()["eps"])
-        evaluations += count - warm
-        diagnosed = mcmc.diagnostics()
-        rates += diagnosed["acceptance rate"].values()
-        divergences += sum(map(len, diagnosed["divergences"].values()))
-    found, rate = _unconstrained(space, torch.stack(states)), sum(rates) / len(rates)
-    return found, Counts(accept_rate=rate, evaluations=evaluations, divergences=divergences)
+    def value_and_grad(eps: Tensor) -> tuple[Tensor, Tensor]:
+        value, grad = space.value_and_grad(eps.reshape(-1, *like.shape[1:]))
+        return value, grad.flatten(1)
+
+    return value_and_grad
 
 
 def hamiltonian(
@@ -103,17 +83,9 @@ def hamiltonian(
     if _mixes(first) if enough is None else _are_enough(first.states):
         return _unconstrained(gaussian, first.states), _counts(first)
     shape = start.shape[1:]
-    if len(shape) == 1:
-        value_and_grad = space.through_flows
-    else:
-
-        def value_and_grad(eps: Tensor) -> tuple[Tensor, Tensor]:
-            value, grad = space.value_and_grad(eps.reshape(-1, *shape))
-            return value, grad.flatten(1)
-
     if seconds is not None:
         limit = max(seconds - (time.monotonic() - began), _LEAST * seconds)
-    found = sample(value_and_grad, start.flatten(1), *sizes, seconds=limit)
+    found = sample(_flat(space, start), start.flatten(1), *sizes, seconds=limit)
     evaluations = first.gradients + found.gradients
     if float(rank_rhat(first.states).max()) < float(rank_rhat(found.states).max()):
         states, counts = _unconstrained(gaussian, first.states), _counts(first)

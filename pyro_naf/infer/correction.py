@@ -242,8 +242,9 @@ def mcmc_correct(
     hardly draws; h is adapted in the warm-up. No gradient is needed, and all chains run at once:
     for a good guide it takes seconds.
 
-    "neutra": Pyro's :class:`~pyro.infer.NUTS` on :math:`\pi(\epsilon)`, chain after chain. It is
-    slower, and reaches where the guide has hardly any draws.
+    "neutra": the no-U-turn sampler on :math:`\pi(\epsilon)`, all chains at once
+    (:func:`~pyro_naf.infer.nuts.sample_nuts`). It is slower, and reaches where the guide has hardly
+    any draws.
 
     "hmc": Hamiltonian Monte Carlo with 64 short chains at once that tune one another
     (:func:`~pyro_naf.infer.hmc.sample_hmc`), which share the price of a gradient. It is the method

@@ -33,13 +33,13 @@ from ..support.checks import check_integers
 LogDensityAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 #: Change of the energy, in nats, from which a trajectory is divergent, as in Stan.
-_DIVERGENT = 1000.0
+DIVERGENT = 1000.0
 
 #: Most leapfrog steps of a trajectory.
 _MOST_STEPS = 256
 
 #: Parts of the warm-up after which the scales are set anew from the states since the last time.
-_RESCALED = (0.1, 0.25, 0.5, 0.75)
+RESCALED = (0.1, 0.25, 0.5, 0.75)
 
 #: Share of a time limit that the warm-up takes at most.
 _WARM_UP = 0.5
@@ -213,7 +213,7 @@ def leapfrog(
         gradients += len(position)
         velocity = velocity + 0.5 * step_size * scale * gradient
         phase = Phase(position, log_density, gradient, velocity)
-        alive = alive & ((phase.energy - energy).abs() <= _DIVERGENT)
+        alive = alive & ((phase.energy - energy).abs() <= DIVERGENT)
         # A chain without velocity and gradient rests: its density is evaluated where it is known.
         column = alive[:, None]
         phase = Phase(
@@ -277,20 +277,50 @@ class _Sampler:
         return _Move(begin, end, accept, divergent, num_steps * step_size, self.phase.position)
 
 
+class StepSize:
+    """A step size that dual averaging adapts (Hoffman & Gelman 2014, section 3.2).
+
+    :ivar value: for the next transition; ``average`` for when it is no longer adapted.
+    """
+
+    def __init__(self, value: float, target_accept: float) -> None:
+        self.value, self.target_accept = value, target_accept
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew from the present step size."""
+        self.centre = math.log(10 * self.value)
+        self.error, self.steps, self.average = 0.0, 0, self.value
+
+    def learn(self, accept: float) -> None:
+        """Take the acceptance rate of a transition into account."""
+        self.steps += 1
+        weight = 1 / (self.steps + 10)
+        self.error += weight * (self.target_accept - accept - self.error)
+        log_step = self.centre - math.sqrt(self.steps) / 0.05 * self.error
+        self.value = math.exp(log_step)
+        weight = self.steps**-0.75
+        self.average = math.exp(weight * log_step + (1 - weight) * math.log(self.average))
+
+
 class _Tuner:
     """Step size, trajectory length and scales, learnt from what all chains do in the warm-up."""
 
     def __init__(self, dim: int, warmup_steps: int, target_accept: float) -> None:
-        self.step_size, self.length = 0.5 * dim**-0.25, 1.0
+        self.step, self.length = StepSize(0.5 * dim**-0.25, target_accept), 1.0
         self.scale = torch.ones(dim, dtype=torch.double)
-        self.warmup_steps, self.target_accept = warmup_steps, target_accept
-        self.rescaled = {round(part * warmup_steps) for part in _RESCALED}
+        self.warmup_steps = warmup_steps
+        self.rescaled = {round(part * warmup_steps) for part in RESCALED}
         self.count, self.transitions = 0, 0
         self.change = self.chees = self.slope = 0.0
         self.lengths: list[float] = []
         self.window: list[Tensor] = []
         self.longest = math.inf
-        self._restart()
+
+    @property
+    def step_size(self) -> float:
+        """The step size h."""
+        return self.step.value
 
     def jittered(self) -> float:
         """Return the time of the next trajectory."""
@@ -300,7 +330,7 @@ class _Tuner:
     def learn(self, move: _Move) -> None:
         """Take a transition of the warm-up into account."""
         self.count += 1
-        self._average_step(1 / float(move.accept.clamp(min=_HOPELESS).reciprocal().mean()))
+        self.step.learn(1 / float(move.accept.clamp(min=_HOPELESS).reciprocal().mean()))
         self._ascend(move)
         self.window.append(move.state.double().cpu())
         if self.count in self.rescaled:
@@ -319,29 +349,15 @@ class _Tuner:
             direction = (x @ (direction / direction.norm().clamp(min=1e-30))) @ x / len(x)
         # Half the period of a Gaussian along its widest direction.
         self.longest = math.pi * max(1.0, math.sqrt(float(direction.norm())))
-        self.step_size = self.average_step
-        self._restart()
+        self.step.value = self.step.average
+        self.step.restart()
 
     def finish(self) -> None:
         """Take the averages of what was learnt in the last part of the warm-up."""
         if self.count:
-            self.step_size = self.average_step
+            self.step.value = self.step.average
             last = self.lengths[len(self.lengths) // 2 :]
             self.length = math.exp(sum(map(math.log, last)) / len(last))
-
-    def _restart(self) -> None:
-        """Dual averaging from the present step size (Hoffman & Gelman 2014, section 3.2)."""
-        self.centre = math.log(10 * self.step_size)
-        self.error, self.steps, self.average_step = 0.0, 0, self.step_size
-
-    def _average_step(self, accept: float) -> None:
-        self.steps += 1
-        weight = 1 / (self.steps + 10)
-        self.error += weight * (self.target_accept - accept - self.error)
-        log_step = self.centre - math.sqrt(self.steps) / 0.05 * self.error
-        self.step_size = math.exp(log_step)
-        weight = self.steps**-0.75
-        self.average_step = math.exp(weight * log_step + (1 - weight) * math.log(self.average_step))
 
     def _ascend(self, move: _Move) -> None:
         """Make a step on log T along the gradient of log ChEES, less the price of longer ones."""
