@@ -318,11 +318,11 @@ def mcmc_correct(
             space, start, None if until_enough else num_samples, warmup_steps, progress, **options
         )
         fixed = space.fixed()
+        search_seconds = _SEARCH * (time.monotonic() - began)
+        if max_seconds is None:
+            search_seconds = max(search_seconds, _LEAST_SEARCH)
+        missed, climbs = unvisited_mass(space.joint, states.flatten(0, 1), search_seconds)
     draws = space.draws(states)
-    search_seconds = _SEARCH * (time.monotonic() - began)
-    if max_seconds is None:
-        search_seconds = max(search_seconds, _LEAST_SEARCH)
-    missed, climbs = unvisited_mass(space.joint, states.flatten(0, 1), search_seconds)
     result = Correction(
         draws,
         {name: rank_rhat(value) for name, value in draws.items()},
