@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from pyro import poutine
@@ -57,7 +56,6 @@ class BaseSpace:
         self.guide, self.joint = guide, Joint(model, args, kwargs)
         self.nesting = batch_depth(GuideProposal(self.joint, guide, args, kwargs).trace)
         self.rows = guide.get_posterior(*args, **kwargs).batch_shape
-        self.graph: Graph | None = None
 
     def normal(self, *shape: int) -> Tensor:
         """Draws of the base ``(*shape, *rows, D)``."""
@@ -68,39 +66,28 @@ class BaseSpace:
         u, log_det = _value_and_log_det(self.transform, eps)
         return self.joint(self._packed(u)) + log_det
 
-    def capture(self, count: int, gradient: bool = True) -> None:
-        """Capture density and gradient at ``count`` points, the guide's map included.
+    def capture(self, count: int) -> Graph | None:
+        """Capture the joint density at ``count`` points, where that is possible and not turned off.
 
-        Without ``gradient`` the graph gives zeros in its place, and costs half.
+        The guide's map is none of the graph: the loops of its kernels are faster than any graph.
         """
-        if not is_enabled() or self.graph is not None:
-            return
-        if len(self.rows):  # the number of rows is not the number of points
+        if is_enabled():
             self.joint.capture(count)
-            return
-
-        def function(eps: Tensor) -> tuple[Tensor, Tensor]:
-            if not gradient:
-                with torch.no_grad():
-                    return self.log_density(eps), torch.zeros_like(eps)
-            with torch.enable_grad():
-                eps = eps.detach().requires_grad_()
-                value = self.log_density(eps)
-            return value.detach(), torch.autograd.grad(value.sum(), eps)[0]
-
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-                    example = self.normal(count)
-                self.graph = Graph(function, example)
-        except Exception:  # noqa: BLE001 - what cannot be captured is run as before
-            return
+        return self.joint.graph
 
     def value_and_grad(self, eps: Tensor) -> tuple[Tensor, Tensor]:
-        r""":math:`\log \pi(\epsilon)` ``(N,)`` up to a constant, and its gradient ``(N, D)``."""
-        if self.graph is not None:
-            return self.graph(eps)
+        r""":math:`\log \pi(\epsilon)` ``(N,)`` up to a constant, and its gradient, as ``eps``."""
+        if len(self.rows):
+            return self._through_rows(eps)
+        with torch.enable_grad():
+            path = Path(self.transform, eps.detach())
+            u = self._packed(path.z)
+            log_det = self.log_base(path.normal) - path.log_q
+        value, grad = self.joint.value_and_grad(u.detach())
+        total = (u * grad).sum() + log_det.sum()
+        return value + log_det.detach(), torch.autograd.grad(total, path.normal)[0]
+
+    def _through_rows(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         values, grads = [], []
         for part in eps.split(self.joint.chunk):
             with torch.enable_grad():
@@ -109,19 +96,6 @@ class BaseSpace:
             values.append(value.detach())
             grads.append(torch.autograd.grad(value.sum(), part)[0])
         return torch.cat(values), torch.cat(grads)
-
-    def through_flows(self, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`value_and_grad`, by the flows as they are and the joint density's own graph.
-
-        Where flows are large the loops of their kernels are faster than any graph.
-        """
-        with torch.enable_grad():
-            path = Path(self.transform, eps.detach())
-            u = self._packed(path.z)
-            log_det = self.log_base(path.normal) - path.log_q
-        value, grad = self.joint.value_and_grad(u.detach())
-        total = (u * grad).sum() + log_det.sum()
-        return value + log_det.detach(), torch.autograd.grad(total, path.normal)[0]
 
     def _packed(self, u: Tensor) -> Tensor:
         """Vectors of all latents ``(N, D)`` from the guide's, which may have rows."""
@@ -135,12 +109,8 @@ class BaseSpace:
     @torch.no_grad()
     def log_weight(self, eps: Tensor) -> Tensor:
         r""":math:`\log w(\epsilon)`, ``(N,)``; -inf where it is not a number."""
-        graph = self.graph
-        if graph is not None and (graph.is_compiled or len(eps) <= graph.count):
-            log_density = graph(eps)[0]
-        else:
-            parts = eps.split(self.joint.chunk)
-            log_density = torch.cat([self.log_density(part) for part in parts])
+        parts = eps.split(self.joint.chunk)
+        log_density = torch.cat([self.log_density(part) for part in parts])
         log_weight = (log_density - self.log_base(eps)).double()
         return torch.where(log_weight < math.inf, log_weight, -math.inf)
 

@@ -36,9 +36,9 @@ def neutra(
     space: BaseSpace, start: Tensor, num_samples: int, warmup_steps: int, progress: bool
 ) -> tuple[Tensor, Counts]:
     """Run NUTS in the guide's base space."""
-    space.capture(len(start))
-    if space.graph is not None and num_samples + warmup_steps >= _LONG:
-        space.graph.compile()
+    graph = space.capture(len(start))
+    if graph is not None and num_samples + warmup_steps >= _LONG:
+        graph.compile()
     target, shape = _flat(space, start), start.shape[1:]
     found = sample_nuts(target, start.flatten(1), num_samples, warmup_steps, progress)
     return _unconstrained(space, found.states.unflatten(-1, shape)), _counts(found)
@@ -46,8 +46,6 @@ def neutra(
 
 def _flat(space: BaseSpace, like: Tensor) -> LogDensityAndGrad:
     """Log-density and gradient at points ``(N, D)``, of a space whose points may have rows."""
-    if not len(space.rows):
-        return space.through_flows
 
     def value_and_grad(eps: Tensor) -> tuple[Tensor, Tensor]:
         value, grad = space.value_and_grad(eps.reshape(-1, *like.shape[1:]))

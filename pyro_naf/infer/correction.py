@@ -46,7 +46,7 @@ _ENOUGH = 100
 
 #: Share of the chains' time that a search for modes beside them may take; without a time limit it
 #: may take these seconds in any case.
-_SEARCH, _LEAST_SEARCH = 0.1, 2.0
+_SEARCH, _LEAST_SEARCH = 0.1, 4.0
 
 #: Number of entries of a site that a summary shows.
 _SHOWN = 8

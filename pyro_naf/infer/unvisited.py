@@ -26,6 +26,9 @@ _MOST_LATENTS = 200
 #: end on the slope, as in a funnel without a top.
 _CLIMBS, _STEPS = 16, 30
 
+#: Number of climbs from which on a search was not cut short.
+_ENOUGH_CLIMBS = 8
+
 #: Distance of a climb's start from the mean, in widths, beyond that of most draws, the root of the
 #: number of latents; and the half-widths of the boxes that starts are drawn from.
 _OUTSIDE, _BOXES = 3.0, (2.0, 5.0)
@@ -76,7 +79,7 @@ def modes_beside(
             modes = _gaussians(joint, groups, time.monotonic() + seconds, thrift.hessians)
         else:
             modes = []
-    return modes, count if count < _CLIMBS or is_late else None
+    return modes, count if count < _ENOUGH_CLIMBS or is_late else None
 
 
 def unvisited_mass(joint: Joint, draws: Tensor, seconds: float) -> tuple[float, int | None]:

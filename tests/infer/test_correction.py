@@ -63,7 +63,7 @@ def corrected(refined: Any) -> Correction:
 
 def test_eight_schools_are_corrected_to_their_reference(corrected: Correction) -> None:
     assert corrected.max_rhat < 1.01 and corrected.verdict.startswith("trust")
-    assert corrected.missed == 0 and "other modes" not in corrected.verdict
+    assert corrected.missed == 0
     samples = corrected.get_samples()
     columns = {"mu": samples["mu"], "tau": samples["tau"]}
     columns |= {f"theta[{i}]": samples["theta"][:, i] for i in range(8)}
