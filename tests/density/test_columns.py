@@ -126,6 +126,57 @@ def test_integers_have_probabilities_that_sum_to_one() -> None:
     assert torch.equal(drawn, drawn.round()) and float(drawn.min()) >= 0
 
 
+RANDOM = np.random.default_rng(0)
+
+#: Integers, and the bounds that their numbers of rows tell.
+WHOLE: dict[str, tuple[np.ndarray, float, float]] = {
+    "a die": (RANDOM.integers(1, 7, 400), 1, 6),
+    "answers": (RANDOM.normal(3, 1.3, 500).round().clip(1, 5), 1, 5),
+    "hours": (RANDOM.integers(0, 24, 1000), 0, 23),
+    "counts": (RANDOM.poisson(3, 1000), 0, math.inf),
+    "years": (RANDOM.integers(2010, 2021, 1000), 0, math.inf),
+    "odd numbers": (2 * RANDOM.poisson(9, 500) + 1, 1, math.inf),
+    "differences": (RANDOM.normal(0, 4, 1000).round(), -math.inf, math.inf),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_integers_are_drawn_within_the_ends_where_their_rows_stop_at_once(name: str) -> None:
+    values, low, high = WHOLE[name]
+    rows = torch.from_numpy(values.astype(float)).unsqueeze(1)
+    column = kinds.infer(rows, None, None, [None], "x", [True]).columns[0]
+    assert (column.kind, column.lower, column.upper) == ("integer", low, high)
+    drawn = column.from_real(torch.linspace(-30, 30, 61).double())
+    assert float(drawn.min()) >= low and float(drawn.max()) <= high
+    assert bool(((drawn - rows[0, 0]) % column.step == 0).all())
+    said = kinds.infer(rows, None, ("integer", -99, 3000), [None], "x", [True]).columns[0]
+    assert (said.lower, said.upper) == (-99, 3000)
+
+
+def test_a_gaussian_of_counts_has_no_heavier_tail_than_the_counts() -> None:
+    torch.manual_seed(0)
+    law = torch.distributions.Geometric(0.4)
+    density = FlowDensity(architecture="gaussian", **QUICK).fit(law.sample([2000, 1]).long())
+    counts = torch.arange(40.0)
+    exact = law.log_prob(counts)
+    found = density.log_prob(counts.unsqueeze(1)).double()
+    assert float((exact.exp() * (exact - found)).sum()) < 0.02
+    assert found[30] < exact[30] + 3
+
+
+def test_two_numbers_are_classes() -> None:
+    rng = np.random.default_rng(0)
+    size = rng.choice([1, 2], 300, p=[0.3, 0.7])
+    density = FlowDensity(architecture="gmm-1", **QUICK).fit({"x": rng.normal(size=300), "n": size})
+    assert density.note is not None and "n as categorical" in density.note
+    drawn = density.sample(2000, seed=0)
+    assert isinstance(drawn, torch.Tensor)
+    assert float((drawn[:, 1] == 1).double().mean()) == pytest.approx(
+        float((size == 1).mean()), abs=0.04
+    )
+    assert drawn[:, 1].unique().tolist() == [1.0, 2.0]
+
+
 # ------------------------------------------------------------------------------------------ classes
 
 
