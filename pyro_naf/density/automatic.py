@@ -37,9 +37,10 @@ from .candidates import FEW_ROWS, FOLDS, Candidate, candidates
 from .closed_form import CLOSED
 from .flow import NormalizingFlow
 from .given_classes import GivenClasses
+from .scoring import Scored, averaged
 from .settings import Compared, Evaluation, History, OnEvaluation, Training
 from .stacked import Folds, Stacked, stacking_weights
-from .training import Rows, log_probs, seeded, train
+from .training import Rows, seeded, train
 
 #: Rows up to which densities are chosen by cross-validation instead of validation rows.
 CROSS_VALIDATED = 4000
@@ -93,8 +94,8 @@ def fit(
     *,
     given: dict[str, object],
     overrides: dict[str, object],
+    scored: Sequence[Scored],
     weight: Tensor | None = None,
-    shift: Tensor | None = None,
     on_evaluation: OnEvaluation | None = None,
     dtype: torch.dtype = torch.float32,
     gaps: bool = False,
@@ -110,9 +111,8 @@ def fit(
     :param training: budget, seed, and how to report.
     :param given: fields of :class:`Training` that the user chose, for all flows.
     :param overrides: options of an architecture that the user chose, for all flows.
+    :param scored: the rows to be left out, or for validation, with each point of their noise.
     :param weight: of the rows, ``(N,)``; 1 by default.
-    :param shift: added to the log-densities of the rows left out, in their order, when they are
-        reported; a single number is that of all rows.
     :param gaps: cells of x are missing, here or in the rows left out.
     :param sizes: number of values of each class that x holds behind its numbers.
     :param holes: dimensions of x that rows may lack, as :func:`architectures.build` takes them.
@@ -122,7 +122,7 @@ def fit(
     """
     with seeded(training.seed):
         search = _Search(
-            rows, held_out, training, given, overrides, weight, shift, dtype, gaps, sizes, holes,
+            rows, held_out, training, given, overrides, weight, scored, dtype, gaps, sizes, holes,
             classes,
         )  # fmt: skip
         try:
@@ -143,7 +143,7 @@ class _Search:
         given: dict[str, object],
         overrides: dict[str, object],
         weight: Tensor | None,
-        shift: Tensor | None,
+        scored: Sequence[Scored],
         dtype: torch.dtype,
         gaps: bool,
         sizes: Sequence[int],
@@ -161,9 +161,8 @@ class _Search:
         )
         self.folds = 1 if held_out is not None or n < FEW_ROWS else FOLDS
         self.fold = torch.randperm(n, device=self.device) % self.folds
-        self.left_out = n if held_out is None else len(held_out[0])
-        self.shift = torch.zeros(1).double() if shift is None else shift.double().cpu()
-        self.offset = float(self.shift.mean())
+        self.scored, self.left_out = scored, len(scored[0][1])
+        self.offset = float(scored[0][1].mean())
         self.log_probs = torch.full((self.left_out, len(self.tried)), -math.inf).double()
         self.parts: dict[tuple[int, int], Density] = {}
         self.done: list[int] = []
@@ -197,8 +196,7 @@ class _Search:
                         if candidate.share:
                             self.train(part, candidate, k, kept, weight, out, on_evaluation)
                         part.eval()
-                        found = torch.cat(list(log_probs(part, out)))
-                        self.log_probs[at.cpu(), i] = found.double().cpu()
+                        self.log_probs[at.cpu(), i] = averaged(part, self.scored, at).cpu()
                         self.parts[i, k] = part
                         bar.update()
                     self.done.append(i)
@@ -319,7 +317,7 @@ class _Search:
         density = density.to(self.device, self.dtype)
         self.finish(total)
         folds = Folds(origins, self.fold.cpu()) if self.folds > 1 else None
-        return Fitted(density, parts, self.history, total + self.shift, folds)
+        return Fitted(density, parts, self.history, total, folds)
 
     def fold_weights(self, i: int) -> dict[int, float]:
         """Weight a candidate's parts; what has no steps is fitted to all rows too.
@@ -345,7 +343,7 @@ class _Search:
         """Completes the history: the comparison, and the mixture as its last evaluation."""
         history = self.history
         history.seconds = time.monotonic() - self.start
-        value = float((total + self.shift).mean())
+        value = float(total.mean())
         epoch = history.evaluations[-1]["epoch"] if history.evaluations else 0.0
         last = Evaluation(step=history.steps, epoch=epoch, seconds=history.seconds, lr=0.0)
         last |= {"train": None, "validation": value, "density": "auto", "fold": None}
@@ -364,7 +362,6 @@ class _Search:
         history.overfit = _sentence(self.overfit)
 
     def compared(self, name: str, values: Tensor) -> Compared:
-        values = values + self.shift
         error = 2 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
         return {"name": name, "mean": float(values.mean()), "2se": error}
 

@@ -13,7 +13,7 @@ REAL = ("continuous", "positive", "bounded", "periodic", "integer", "date")
 CLASSES = ("categorical", "boolean")
 KINDS = (*REAL, *CLASSES)
 
-#: Maps of a half line to the real line.
+#: Maps of a half line to the real line; the first and last are maps of an interval too.
 CURVES = ("log", "softplus", "probit")
 
 #: Distance from the bound, in units of the scale, from which on the map "probit" is computed by
@@ -33,7 +33,8 @@ class Column:
       or :math:`u = s \log(e^{t/s} - 1)` ("softplus"), which is linear from the scale s on, or
       :math:`u = \Phi^{-1}(1 - e^{-t/s})` ("probit"), which makes exponential values normal;
       mirrored below ``upper`` where ``lower`` is minus infinity
-    * bounded, within (``lower``, ``upper``): :math:`u = \log(x - l) - \log(h - x)`
+    * bounded, within (``lower``, ``upper``): :math:`u = \log(x - l) - \log(h - x)` ("log"), or
+      :math:`u = \Phi^{-1}\big((x - l) / (h - l)\big)` ("probit"), which makes uniform values normal
     * periodic: the same within one period from ``lower`` on, a point where values are few
     * integer: with uniform noise over a ``step`` added, as continuous, positive or bounded
     * categorical, boolean: none; the place of the value in ``values``
@@ -120,6 +121,10 @@ class Column:
             x = self.wrapped(x)
             tiny = torch.finfo(x.dtype).eps * (high - low) if self.kind == "periodic" else 0.0
             above, below = (x - low).clamp(min=tiny), (high - x).clamp(min=tiny)
+            if self.curve == "probit":
+                tail = torch.special.ndtri(torch.minimum(above, below) / (high - low))
+                u = torch.where(above < below, tail, -tail)
+                return u, 0.5 * (u.square() + math.log(2 * math.pi)) - math.log(high - low)
             slope = math.log(high - low) - above.log() - below.log()
             return above.log() - below.log(), slope
         u, slope = self._half_line(x - low if low > -math.inf else high - x)
@@ -140,7 +145,8 @@ class Column:
         """Map real numbers to values: the inverse of :meth:`to_real`, within the bounds."""
         low, high = self._ends
         if low > -math.inf and high < math.inf:
-            x = low + (high - low) * u.sigmoid()
+            part = torch.special.ndtr(u) if self.curve == "probit" else u.sigmoid()
+            x = low + (high - low) * part
         elif low > -math.inf:
             x = low + self._from_half_line(u)
         elif high < math.inf:

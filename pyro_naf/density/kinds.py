@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import spikes
 from .column import MANY_CLASSES, Column
-from .columns import GOLDEN, Schema
+from .columns import Schema
 from .discrete import LOOKED_AT, discrete_columns, present, values_of
 from .preparation import listed
 from .said import SPIKED, Said, kinds_said
@@ -34,6 +34,9 @@ FEW_ROWS = 30
 
 #: Bins in which the emptiest part of a period is looked for.
 BINS = 64
+
+#: Golden ratio, whose multiples fill the steps of integers evenly.
+GOLDEN = 0.6180339887498949
 
 #: Groups of neighbouring values in which integers are counted to find their bounds.
 ENDS = 12
@@ -84,9 +87,9 @@ def infer(
             column = known
         elif given is None:
             at = _spikes_found(values, whole[i]) if finds_spikes else ()
-            two = values.unique() if finds_spikes and len(values) >= FEW_ROWS else values
-            if len(two) == 2:
-                column = Column("categorical", own, values=tuple(two.double().tolist()))
+            distinct = values.unique().double().tolist()
+            if finds_spikes and len(distinct) == 2 and len(values) >= FEW_ROWS:
+                column = Column("categorical", own, values=tuple(distinct))
             else:
                 column = _spiked(values, own, at, whole[i])
         elif given[0] in SPIKED:
@@ -214,10 +217,13 @@ def _positive(values: Tensor, own: str | None, where: str) -> Column:
 
 
 def _best_curve(values: Tensor, column: Column) -> Column:
-    """Choose the map of a half line, under which values at least 0 are likeliest to be normal."""
-    mean = float(values.mean()) or 1.0
-    median = float(values.median()) or mean
-    scales = {"log": 1.0, "softplus": median, "probit": mean}
+    """Choose the map under which values of a column with bounds are likeliest to be normal."""
+    scales = {"log": 1.0, "probit": 1.0}
+    if column.lower == -math.inf or column.upper == math.inf:
+        low = column.lower > -math.inf
+        distances = values - column.lower if low else column.upper + column.step - values
+        mean = float(distances.mean()) or 1.0
+        scales = {"log": 1.0, "softplus": float(distances.median()) or mean, "probit": mean}
     tried = [replace(column, curve=curve, scale=scale) for curve, scale in scales.items()]
     return max(tried, key=lambda column: _profile(column, values))
 
@@ -242,14 +248,10 @@ def _bounded(values: Tensor, own: str | None, lower: float, upper: float, where:
     slack = 0.5 * float(gaps.min()) if len(inner) < len(values) and len(inner) else 0.0
     if len(values) and not len(inner):  # nothing but bounds
         slack = 0.5 * min(upper - lower, 1.0)
-    if lower > -math.inf and upper < math.inf:
-        return Column("bounded", own, lower, upper, slack)
-    ends = [c for c in (lower, -upper) if c > -math.inf]
-    if not ends:
+    if lower == -math.inf and upper == math.inf:
         return Column("continuous", own)
-    distances = values - lower if lower > -math.inf else upper - values
-    like = _positive(distances, own, where)
-    return Column("positive", own, lower, upper, like.slack, like.curve, like.scale)
+    kind = "bounded" if lower > -math.inf and upper < math.inf else "positive"
+    return _best_curve(values, Column(kind, own, lower, upper, slack))
 
 
 def _interval_of(values: Tensor, where: str) -> tuple[float, float]:
@@ -290,11 +292,10 @@ def _integer_within(
 ) -> Column:
     """Make a column of integers with these bounds, which may be infinite."""
     column = Column("integer", own, lower, upper, step=step)
-    if (lower > -math.inf) == (upper < math.inf):
+    if lower == -math.inf and upper == math.inf:
         return column
     noise = torch.remainder(GOLDEN * torch.arange(1, len(values) + 1).to(values), 1)
-    low, high = values - lower + step * noise, upper - values + step * noise
-    return _best_curve(low if lower > -math.inf else high, column)
+    return _best_curve(values + step * noise, column)
 
 
 def _ends_felt(values: Tensor, known: Tensor, step: float) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ COLUMNS = {
     "below a bound": Column("positive", upper=5.0, curve="softplus"),
     "with values on its bound": Column("positive", lower=0.0, slack=0.25),
     "bounded": Column("bounded", lower=-1.0, upper=3.0),
+    "positive, probit": Column("positive", lower=-1.0, curve="probit", scale=0.5),
+    "bounded, probit": Column("bounded", lower=-1.0, upper=3.0, curve="probit"),
     "periodic": Column("periodic", lower=20.0, upper=380.0),
 }
 
@@ -344,6 +347,37 @@ def test_a_column_that_others_determine_is_named() -> None:
     table = {"a": rows[:, 0], "b": rows[:, 1], "total": rows.sum(1)}
     with pytest.warns(UserWarning, match="x is determined in column total by the columns before"):
         FlowDensity(architecture="gaussian", **QUICK).fit(table)
+
+
+def test_shares_that_sum_to_one_are_named_though_they_are_modelled_by_logarithms() -> None:
+    shares = np.random.default_rng(0).dirichlet([2, 3, 5], 200)
+    with pytest.warns(UserWarning, match="x is determined in column 2 by the columns before"):
+        FlowDensity(architecture="gaussian", columns="positive", **QUICK).fit(shares)
+
+
+def test_noise_on_each_of_many_integers_fills_its_step() -> None:
+    noise = Schema([Column("integer", step=1.0)] * 40).noise(torch.device("cpu"))
+    even = (torch.arange(len(noise)).double() + 0.5) / len(noise)
+    torch.testing.assert_close(noise.sort(0).values, even.unsqueeze(1).expand(-1, 40))
+
+
+def test_a_moment_that_is_given_has_a_time_zone_or_is_written() -> None:
+    rng, days = np.random.default_rng(0), np.arange(100)
+    moments = np.datetime64("2024-01-01", "us") + days * np.timedelta64(1, "D")
+    table = {"t": moments, "x": rng.normal(size=100) + days - 60}
+    density = FlowDensity(architecture="gaussian", **QUICK).fit(table)
+    east = datetime.timezone(datetime.timedelta(hours=2))
+    given = datetime.datetime(2024, 3, 1, 14, tzinfo=east)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        means = [
+            density.condition({"t": t}).marginal([0]).sample(500, seed=0).mean()
+            for t in (given, "2024-03-01T12:00", "2024-03-01 14:00+02:00")
+        ]
+    assert means[0] == means[1] == means[2]
+    assert abs(float(means[0])) < 1
+    with pytest.raises(ValueError, match="must be one finite number or date, got 'March'"):
+        density.condition({"t": "March"})
 
 
 def test_a_distribution_of_bounded_columns_is_in_the_units_of_the_data() -> None:
