@@ -42,6 +42,7 @@ def maximised(
     law: Gaussians,
     prior: tuple[Tensor, Tensor, float],
     stop: Callable[[], bool] | None = None,
+    max_steps: int = MAX_STEPS,
 ) -> tuple[Gaussians, float]:
     """Iterate expectation and maximisation; return the Gaussians, and their mean log-likelihood.
 
@@ -52,7 +53,7 @@ def maximised(
     """
     patterns, before = Patterns(x, law), -math.inf
     gain = GAINS[min(len(law.log_weights), 2) - 1]
-    for _ in range(MAX_STEPS):
+    for _ in range(max_steps):
         updated, value = _step(patterns, weight, law, prior)
         if value - before < gain:
             break

@@ -21,11 +21,9 @@ from .mixture import ModuleDistribution
 MAX_STEPS = 200
 GAIN = 1e-5
 
-#: Number of starts, of which the one with the highest likelihood is kept.
+#: Number of starts, of which the one with the highest likelihood after its first steps goes on;
+#: where cells are missing, it is one, whose first steps have the gaps filled.
 STARTS = 5
-
-#: Starts where cells are missing, and steps that each makes with gaps filled before.
-STARTS_WITH_GAPS = 1
 FIRST_STEPS = 10
 
 #: Steps of k-means that a start is made of.
@@ -126,21 +124,25 @@ class GaussianMixture(nn.Module):
             mean, covariance = _without_tails(whole, weight, moments, degrees[:1])
         spread = covariance / self.components ** (2 / max(self.dim, 1))
         prior = (mean, spread, self.prior_rows)
-        for _ in range((STARTS_WITH_GAPS if gaps else STARTS) if self.components > 1 else 1):
-            steps = FIRST_STEPS if gaps or self.sizes else MAX_STEPS
+        for _ in range(STARTS if self.components > 1 and not gaps else 1):
             member = _clustered(_with_classes(whole, codes, self.sizes), self.components)
-            found, value = maximised(whole, weight, member, prior, steps, degrees, stop)
-            law = _gaussians(found)
-            if gaps or self.sizes:
+            first, value = maximised(whole, weight, member, prior, FIRST_STEPS, degrees, stop)
+            law = _gaussians(first)
+            if self.sizes:
                 member = weight.unsqueeze(1) * member
                 tables = expectation.class_tables(codes, member, weight, self.sizes)
                 law = replace(law, tables=tables)
-                law, value = expectation.maximised(x, weight, law, prior, stop)
+                law, value = expectation.maximised(x, weight, law, prior, stop, FIRST_STEPS)
             if value > best:
-                best = value
-                self.take(law)
+                best, chosen, begun = value, first, law
             if stop is not None and stop():
                 break
+        if gaps or self.sizes:
+            self.take(expectation.maximised(x, weight, begun, prior, stop)[0])
+            return
+        member, _, (u, _) = _expected(whole, chosen)
+        found = maximised(whole, weight, member, prior, MAX_STEPS, chosen.degrees, stop, u)[0]
+        self.take(_gaussians(found))
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the log-density ``(...)`` of x ``(..., D + M)``."""
@@ -225,6 +227,16 @@ def _terms(x: Tensor, found: Parameters) -> tuple[Tensor, Tensor]:
     return found.log_weights + log_det + values, square
 
 
+def _expected(x: Tensor, found: Parameters) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Responsibilities ``(N, K)``, log-likelihoods ``(N,)``, and means of u and its logarithm."""
+    terms, square = _terms(x, found)
+    totals = torch.logsumexp(terms, -1)
+    factors = torch.ones_like(square), torch.zeros_like(square)
+    if found.degrees is not None:
+        factors = student.factors(square, found.degrees, x.shape[1])
+    return (terms - totals[:, None]).exp(), totals, factors
+
+
 def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape[1] == 0:
         return x.new_zeros(0), x.new_zeros(0, 0)
@@ -276,6 +288,7 @@ def maximised(
     max_steps: int = MAX_STEPS,
     degrees: Tensor | None = None,
     stop: Callable[[], bool] | None = None,
+    u: Tensor | None = None,
 ) -> tuple[Parameters, float]:
     """Iterate expectation and maximisation; return the parameters, and their mean log-likelihood.
 
@@ -283,9 +296,10 @@ def maximised(
     :param prior: mean of the means, mean of the covariances, and the rows that the latter is worth.
     :param degrees: of freedom ``(K,)`` to start from; None for Gaussians.
     :param stop: asked after each step whether the time is over.
+    :param u: factors of t's ``(N, K)`` to start from; 1 by default.
     """
     before, (centre, spread, worth) = -math.inf, prior
-    u = torch.ones_like(member)
+    u = torch.ones_like(member) if u is None else u
     for _ in range(max_steps):
         member = weight.unsqueeze(1) * member
         count, pull = member.sum(0), member * u
@@ -295,14 +309,12 @@ def maximised(
         covariance = (scatter + worth * spread) / (count + worth).view(-1, 1, 1)
         log_weights = ((count + 1) / (count + 1).sum()).log()
         found = Parameters(log_weights, means, precision_factor(covariance), degrees)
-        terms, square = _terms(x, found)
-        totals = torch.logsumexp(terms, -1)
-        value, member = float(weight @ totals / weight.sum()), (terms - totals[:, None]).exp()
+        member, totals, (u, log_u) = _expected(x, found)
+        value = float(weight @ totals / weight.sum())
         if value - before < GAIN or (stop is not None and stop()):
             break
         before = value
         if degrees is not None:
-            u, log_u = student.factors(square, degrees, x.shape[1])
             some = (weight @ member).clamp(min=torch.finfo(x.dtype).tiny)
             means_of_u = (weight @ (member * part) / some for part in (u, log_u))
             degrees = student.likeliest(*means_of_u)
