@@ -163,8 +163,8 @@ class Schema:
             if any(isinstance(value, str) for value in values):
                 found[i] = code.to(real)
             else:
-                numbers = torch.tensor([float(v) for v in values], device=code.device)
-                found[i] = numbers.double()[code].to(real)
+                numbers = torch.tensor([float(v) for v in values], dtype=torch.double)
+                found[i] = numbers.to(code.device)[code].to(real)
         return torch.stack(found, -1)
 
     def noise(self, device: torch.device) -> Tensor:

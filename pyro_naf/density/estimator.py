@@ -59,7 +59,7 @@ class FlowDensity(Shown, TableDensity):
         ``comparison`` sets the Gaussian, the best Gaussian mixture, the best flow and the density
         beside each other.
     :ivar held_out: log-densities ``(N,)`` of the rows that were held out in the last fit; of the
-        first 2000 where many were, of a table with integers.
+        first 1000 where many were, of a table with integers.
     :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
     :ivar names: what messages of :meth:`fit` call the rows and the contexts.
     :ivar noise: width of the noise that was added to discrete columns before the fit, by column;

@@ -33,7 +33,7 @@ CLASSES_STEPS = 1000
 CLASSES_SHARE = 0.1
 
 #: Held-out rows of a table with integers that are scored, at most: with each point of their noise.
-MANY_SCORED = 2000
+MANY_SCORED = 1000
 
 
 class Fitting:

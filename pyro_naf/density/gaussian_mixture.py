@@ -36,9 +36,10 @@ class GaussianMixture(nn.Module):
     Or, with ``heavy_tails``, :math:`\sum_k \pi_k\, t_{\nu_k}(x; \mu_k, \Sigma_k)`, each with its
     own degrees of freedom from 1 to 100.
 
-    :meth:`start` fits it: expectation and maximisation with a prior under each covariance, whose
-    mean is the shrunk covariance of all rows over :math:`K^{2/D}`, so that a part of few rows does
-    not collapse. Nothing is left for a gradient to train.
+    :meth:`start` fits it: expectation and maximisation with a prior under each covariance, so that
+    a part of few rows does not collapse. The prior's mean is the shrunk covariance of all rows over
+    :math:`K^{2/D}` in the first steps, and then the mean covariance of the parts, which is far
+    smaller where they are far apart. Nothing is left for a gradient to train.
 
     Beside the D numbers, rows may hold M classes, by their places: they are independent given the
     component, with the probabilities :math:`\theta_{km}` (a latent class model).
@@ -137,6 +138,9 @@ class GaussianMixture(nn.Module):
                 best, chosen, begun = value, first, law
             if stop is not None and stop():
                 break
+        if self.components > 1:
+            shares = begun.log_weights.exp().view(-1, 1, 1)
+            prior = mean, (shares * begun.covariances).sum(0), self.prior_rows
         if gaps or self.sizes:
             self.take(expectation.maximised(x, weight, begun, prior, stop)[0])
             return
@@ -303,7 +307,8 @@ def maximised(
     for _ in range(max_steps):
         member = weight.unsqueeze(1) * member
         count, pull = member.sum(0), member * u
-        means = (pull.T @ x + centre) / (pull.sum(0) + 1).unsqueeze(1)
+        means = pull.T @ x + expectation.CENTRE_ROWS * centre
+        means = means / (pull.sum(0) + expectation.CENTRE_ROWS).unsqueeze(1)
         centred = x - means.unsqueeze(1)
         scatter = (pull.T.unsqueeze(-1) * centred).mT @ centred
         covariance = (scatter + worth * spread) / (count + worth).view(-1, 1, 1)

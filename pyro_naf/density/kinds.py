@@ -87,9 +87,9 @@ def infer(
             column = known
         elif given is None:
             at = _spikes_found(values, whole[i]) if finds_spikes else ()
-            distinct = values.unique().double().tolist()
-            if finds_spikes and len(distinct) == 2 and len(values) >= FEW_ROWS:
-                column = Column("categorical", own, values=tuple(distinct))
+            if finds_spikes and _are_two_classes(values):
+                classes = values.unique().double().tolist()
+                column = Column("categorical", own, values=tuple(classes))
             else:
                 column = _spiked(values, own, at, whole[i])
         elif given[0] in SPIKED:
@@ -100,6 +100,13 @@ def infer(
     schema = Schema(found)
     _check_classes(schema, name, len(rows))
     return schema
+
+
+def _are_two_classes(values: Tensor) -> bool:
+    """Whether a column takes two values, that are whole numbers or recur both."""
+    distinct, counts = values.unique(return_counts=True)
+    recur = bool((distinct == distinct.round()).all()) or int(counts.min()) >= spikes.FEW
+    return len(values) >= FEW_ROWS and len(distinct) == 2 and recur
 
 
 def _tied(values: Tensor) -> bool:

@@ -178,6 +178,9 @@ def test_two_numbers_are_classes() -> None:
         float((size == 1).mean()), abs=0.04
     )
     assert drawn[:, 1].unique().tolist() == [1.0, 2.0]
+    nearly = torch.full((100, 1), 5.0).double()
+    nearly[3] = 0.3
+    assert kinds.infer(nearly, None, None, [None], "x", [False], None, True).columns[0].is_real
 
 
 # ------------------------------------------------------------------------------------------ classes
