@@ -37,9 +37,10 @@ from .candidates import FEW_ROWS, FOLDS, Candidate, candidates
 from .closed_form import CLOSED
 from .flow import NormalizingFlow
 from .given_classes import GivenClasses
+from .scoring import Scored, averaged
 from .settings import Compared, Evaluation, History, OnEvaluation, Stop, Training
 from .stacked import Folds, Stacked, stacking_weights
-from .training import Rows, log_probs, seeded, train
+from .training import Rows, seeded, train
 
 #: Rows up to which densities are chosen by cross-validation instead of validation rows.
 CROSS_VALIDATED = 4000
@@ -91,9 +92,8 @@ class Task:
     :ivar training: budget, seed, and how to report.
     :ivar given: fields of :class:`Training` that the user chose, for all flows.
     :ivar overrides: options of an architecture that the user chose, for all flows.
+    :ivar scored: the rows to be left out, or for validation, with each point of their noise.
     :ivar weight: of the rows, ``(N,)``; 1 by default.
-    :ivar shift: added to the log-densities of the rows left out, in their order, when they are
-        reported; a single number is that of all rows.
     :ivar gaps: cells of x are missing, here or in the rows left out.
     :ivar sizes: number of values of each class that x holds behind its numbers.
     :ivar holes: dimensions of x that rows may lack, as :func:`architectures.build` takes them.
@@ -105,8 +105,8 @@ class Task:
     training: Training
     given: dict[str, object]
     overrides: dict[str, object]
+    scored: Sequence[Scored]
     weight: Tensor | None = None
-    shift: Tensor | None = None
     dtype: torch.dtype = torch.float32
     gaps: bool = False
     sizes: Sequence[int] = ()
@@ -168,9 +168,8 @@ class _Search:
         )
         self.folds = FOLDS if crossed and n >= FEW_ROWS else 1
         self.fold = torch.randperm(n, device=self.device) % self.folds
-        self.left_out = n if task.held_out is None else len(task.held_out[0])
-        self.shift = torch.zeros(1).double() if task.shift is None else task.shift.double().cpu()
-        self.offset = float(self.shift.mean())
+        _, shift = task.scored[0]
+        self.left_out, self.offset = len(shift), float(shift.mean())
         self.log_probs = torch.full((self.left_out, len(self.tried)), -math.inf).double()
         self.parts: dict[tuple[int, int], Density] = {}
         self.done: list[int] = []
@@ -205,8 +204,8 @@ class _Search:
                         if candidate.share:
                             self.train(part, candidate, split, on_evaluation)
                         part.eval()
-                        found = torch.cat(list(log_probs(part, split.out)))
-                        self.log_probs[split.at.cpu(), i] = found.double().cpu()
+                        found = averaged(part, self.task.scored, split.at)
+                        self.log_probs[split.at.cpu(), i] = found.cpu()
                         self.parts[i, split.number] = part
                         bar.update()
                     self.done.append(i)
@@ -326,7 +325,7 @@ class _Search:
         density = density.to(self.device, self.task.dtype)
         self.finish(total)
         folds = Folds(origins, self.fold.cpu()) if self.folds > 1 else None
-        return Fitted(density, parts, self.history, total + self.shift, folds)
+        return Fitted(density, parts, self.history, total, folds)
 
     def fold_weights(self, i: int) -> dict[int, float]:
         """Weight a candidate's parts; what has no steps is fitted to all rows too.
@@ -353,7 +352,7 @@ class _Search:
         """Completes the history: the comparison, and the mixture as its last evaluation."""
         history = self.history
         history.seconds = time.monotonic() - self.start
-        value = float((total + self.shift).mean())
+        value = float(total.mean())
         epoch = history.evaluations[-1]["epoch"] if history.evaluations else 0.0
         last = Evaluation(step=history.steps, epoch=epoch, seconds=history.seconds, lr=0.0)
         last |= {"train": None, "validation": value, "density": "auto", "fold": None}
@@ -372,6 +371,5 @@ class _Search:
         history.overfit = overfitting.sentence(self.overfit)
 
     def compared(self, name: str, values: Tensor) -> Compared:
-        values = values + self.shift
         error = 2 * float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
         return {"name": name, "mean": float(values.mean()), "2se": error}

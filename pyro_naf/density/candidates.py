@@ -19,6 +19,7 @@ MIXTURES: tuple[tuple[str, float | None], ...] = (
     ("gmm-2", 0.3), ("gmm-3", 0.3), ("gmm-5", 0.3), ("gmm-5", None), ("gmm-8", None),
     ("student-1", None), ("student-3", 0.3),
 )  # fmt: skip
+MANY_PARTS: tuple[str, float | None] = ("gmm-16", 3.0)
 LARGE_MIXTURES: tuple[tuple[str, float | None], ...] = (
     ("gmm-5", 0.3), ("gmm-10", None), ("student-1", None), ("student-5", None),
 )  # fmt: skip
@@ -27,7 +28,7 @@ LARGE_MIXTURES: tuple[tuple[str, float | None], ...] = (
 WITH_GAPS = ("gmm-2", "gmm-3", "gmm-5", "student-1", "student-2", "copula-1", "copula-2")
 LARGE_WITH_GAPS = ("gmm-8", "copula-3", "copula-5")
 
-#: Number of rows for each column that each Gaussian of such a mixture needs.
+#: Number of rows for each column that each Gaussian of such a mixture needs, or of many.
 ROWS_A_COLUMN = 5
 
 #: Gaussians in the marginal law of a column, in a copula, from this number of rows on.
@@ -75,13 +76,16 @@ def candidates(
     if rows < FEW_ROWS:
         return found
     if gaps:
-        mixtures = _with_gaps(rows, dim, crossed)
+        tried = _with_gaps(rows, dim, crossed)
         kinds = WITH_CLASSES if classes else CLOSED
-        return found + [c for c in mixtures if parse(c.architecture)[0] in kinds]
+        return found + [c for c in tried if parse(c.architecture)[0] in kinds]
     if context_dim == 0 or given_classes:
+        mixtures = MIXTURES if crossed else LARGE_MIXTURES
+        if crossed and parse(MANY_PARTS[0])[1] * ROWS_A_COLUMN * dim <= rows:
+            mixtures = (*mixtures, MANY_PARTS)
         found += [
             Candidate(name, {"prior_rows": worth})
-            for name, worth in (MIXTURES if crossed else LARGE_MIXTURES)
+            for name, worth in mixtures
             if parse(name)[1] * FEW_ROWS <= rows
             and (parse(name)[0] in WITH_CLASSES or not given_classes)
         ]

@@ -20,9 +20,6 @@ from .column import Column as Column
 #: Points that the noise of integer columns takes when a probability is computed.
 NOISE_POINTS = 16
 
-#: Golden-ratio steps of these points (a Kronecker sequence), from one column to the next.
-GOLDEN = 0.6180339887498949
-
 
 @dataclass
 class Encoded:
@@ -166,16 +163,18 @@ class Schema:
             if any(isinstance(value, str) for value in values):
                 found[i] = code.to(real)
             else:
-                numbers = torch.tensor([float(v) for v in values], device=code.device)
-                found[i] = numbers.double()[code].to(real)
+                numbers = torch.tensor([float(v) for v in values], dtype=torch.double)
+                found[i] = numbers.to(code.device)[code].to(real)
         return torch.stack(found, -1)
 
     def noise(self, device: torch.device) -> Tensor:
-        """Noise ``(S, I)`` over which the density of integer columns is averaged."""
-        s = torch.arange(NOISE_POINTS, dtype=torch.double, device=device).unsqueeze(1)
-        j = torch.arange(len(self.integers), dtype=torch.double, device=device)
-        rational = (s + 0.5) / NOISE_POINTS
-        return torch.where(j == 0, rational, torch.remainder(rational * 0 + s * GOLDEN**j + 0.5, 1))
+        """Noise ``(S, I)`` over which the density of integer columns is averaged.
+
+        Each column has the middles of S equal parts, in an order of its own (a Latin hypercube).
+        """
+        generator = torch.Generator().manual_seed(0)
+        order = torch.rand(len(self.integers), NOISE_POINTS, generator=generator).argsort(1)
+        return (order.T.to(device).double() + 0.5) / NOISE_POINTS
 
     def one_hot(self, codes: Tensor) -> Tensor:
         """Zeros and ones ``(..., E)``, one for each class of each column."""

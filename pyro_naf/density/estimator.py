@@ -58,7 +58,8 @@ class FlowDensity(Shown, TableDensity):
     :ivar history: of the last fit, a :class:`~pyro_naf.density.settings.History`; its
         ``comparison`` sets the Gaussian, the best Gaussian mixture, the best flow and the density
         beside each other.
-    :ivar held_out: log-densities ``(N,)`` of the rows that were held out in the last fit.
+    :ivar held_out: log-densities ``(N,)`` of the rows that were held out in the last fit; of the
+        first 1000 where many were, of a table with integers.
     :ivar columns: names of the columns, where they are known; ``context_columns`` likewise.
     :ivar names: what messages of :meth:`fit` call the rows and the contexts.
     :ivar noise: width of the noise that was added to discrete columns before the fit, by column;

@@ -20,6 +20,10 @@ GAINS = (1e-5, 1e-4)
 #: Part of a variance that is added to the variance.
 RIDGE = 1e-7
 
+#: Number of rows that the prior of a mean, the mean of all rows, is worth: where parts are far
+#: apart for their widths, a whole row would move a mean by these.
+CENTRE_ROWS = 0.01
+
 #: Number of rows that the prior of a class's probabilities, the shares among all rows, is worth.
 CLASS_ROWS = 1.0
 
@@ -43,6 +47,7 @@ def maximised(
     law: Gaussians,
     prior: tuple[Tensor, Tensor, float],
     stop: Stop | None = None,
+    max_steps: int = MAX_STEPS,
 ) -> tuple[Gaussians, float]:
     """Iterate expectation and maximisation; return the Gaussians, and their mean log-likelihood.
 
@@ -53,7 +58,7 @@ def maximised(
     """
     patterns, before = Patterns(x, law), -math.inf
     gain = GAINS[min(len(law.log_weights), 2) - 1]
-    for _ in range(MAX_STEPS):
+    for _ in range(max_steps):
         updated, value = _step(patterns, weight, law, prior)
         if value - before < gain:
             break
@@ -88,7 +93,7 @@ def _step(
         scatter = scatter + weighted.permute(1, 2, 0) @ centred.transpose(0, 1)
         scatter = scatter + group.spread(member, at)
     # The scatter about the old means, moved to the new ones, which the prior draws to the centre.
-    shift = (sums + centre - law.means) / (u + 1).unsqueeze(1)
+    shift = (sums + CENTRE_ROWS * (centre - law.means)) / (u + CENTRE_ROWS).unsqueeze(1)
     cross = sums.unsqueeze(-1) * shift.unsqueeze(-2)
     square = u.view(-1, 1, 1) * shift.unsqueeze(-1) * shift.unsqueeze(-2)
     covariances = scatter - cross - cross.mT + square

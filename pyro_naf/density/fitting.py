@@ -19,10 +19,11 @@ from .closed_form import CLOSED
 from .columns import Schema
 from .modelled import Modelled
 from .said import Said
+from .scoring import Scored, averaged
 from .settings import Evaluation, History, OnEvaluation, Training
 from .sklearn_api import SETTINGS
 from .table_density import TableDensity
-from .training import Rows, log_probs, train, untrained
+from .training import Rows, train, untrained
 
 #: Part of the rows that decides when the softmax of classes has learnt enough.
 CLASSES_VALIDATION = 0.2
@@ -30,6 +31,9 @@ CLASSES_VALIDATION = 0.2
 #: Steps of the softmax of classes, at most, and its part of the time limit.
 CLASSES_STEPS = 1000
 CLASSES_SHARE = 0.1
+
+#: Held-out rows of a table with integers that are scored, at most: with each point of their noise.
+MANY_SCORED = 1000
 
 
 class Fitting:
@@ -76,7 +80,7 @@ class Fitting:
         self._warn(whole, real, left_out=near is not None)
         density.history = density.held_out = density.folds = None
         validated = None if held_out is None else Modelled.of(density.schema, held_out, noise)
-        self._train(modelled, weight, validated)
+        self._train(modelled, weight, validated, rows if held_out is None else held_out)
 
     def _refuse_few(self, kept: int, n: int, held_out: list[Tensor] | None) -> None:
         if kept >= 2:
@@ -244,19 +248,32 @@ class Fitting:
         preparation.warn_of_outliers(real, name, named, left_out)
         if len(rows) > 1:
             preparation.warn_of_outliers(rows[1], density.names[1], density.context_columns)
-        preparation.warn_of_dependence(real, name, named)
+        numbers = [i for i in schema.real if i not in schema.spiked]
+        preparation.warn_of_dependence(rows[0][:, numbers], name, [called[i] for i in numbers])
+        if not schema.is_plain:
+            preparation.warn_of_dependence(real, name, named)
 
-    def _train(self, rows: Modelled, weight: Tensor | None, held_out: Modelled | None) -> None:
+    def _train(
+        self,
+        rows: Modelled,
+        weight: Tensor | None,
+        held_out: Modelled | None,
+        left_out: list[Tensor],
+    ) -> None:
+        """Trains on rows as they are modelled.
+
+        :param left_out: rows of the table that are, or will be, left out of a fit.
+        """
         density, schema, dtype = self.density, self.density.schema, self.density.dtype
         if density.head is not None:
-            history = self._train_classes(rows, weight, held_out)
+            history, out = self._train_classes(rows, weight, held_out)
             if not density.has_flow:
                 density.history = history
+                density.held_out = None if out is None else self._shift(out)
                 return
         data, validation = self._standardised(rows), None
         if held_out is not None:
             validation = self._standardised(held_out)
-        shift = self._shift(rows if held_out is None else held_out)
         if parse(density.architecture)[0] == "auto":
             density.flow = None
             options = self.options
@@ -264,16 +281,17 @@ class Fitting:
                 left = options.max_seconds - (time.monotonic() - self.start)
                 options = replace(options, max_seconds=max(left, 0.1))
             task = automatic.Task(
-                data, validation, options, self.given, density.overrides, weight, shift, dtype,
+                data, validation, options, self.given, density.overrides,
+                scored=self._scored(left_out, cut=held_out is not None), weight=weight, dtype=dtype,
                 gaps=self.gaps, sizes=schema.sizes if density.together else (),
                 holes=density.holes, classes=density.given_classes,
             )  # fmt: skip
             automatic.fit(task, self._keep, self.on_evaluation)
             return
-        self._train_flow(data, validation, weight, float(shift.mean()))
+        offset = self._shift(rows if held_out is None else held_out).mean()
+        self._train_flow(data, validation, weight, float(offset))
         if validation is not None:
-            found = torch.cat(list(log_probs(density.flow, validation))).double()
-            density.held_out = found + shift
+            density.held_out = averaged(density.flow, self._scored(left_out, cut=True))
 
     def _train_flow(
         self, data: Rows, validation: Rows | None, weight: Tensor | None, offset: float
@@ -308,6 +326,18 @@ class Fitting:
         self.density.history, self.density.held_out = found.history, found.held_out
         self.density.folds = found.folds
 
+    def _scored(self, rows: list[Tensor], cut: bool) -> list[Scored]:
+        """Rows to be scored: as they are modelled with each of the points of noise on integers.
+
+        :param cut: keep the first rows alone, where there are many and noise on them.
+        """
+        density, schema = self.density, self.density.schema
+        points = schema.noise(density.loc.device)[: None if schema.integers else 1]
+        if cut and schema.integers:
+            rows = [t[:MANY_SCORED] for t in rows]
+        each = [Modelled.of(schema, rows, point) for point in points]
+        return [(self._standardised(e), self._shift(e)) for e in each]
+
     @torch.no_grad()
     def _shift(self, rows: Modelled) -> Tensor:
         """Return what rows add to the flow's log-density, ``(N,)``: slopes, and classes."""
@@ -320,8 +350,11 @@ class Fitting:
 
     def _train_classes(
         self, rows: Modelled, weight: Tensor | None, held_out: Modelled | None
-    ) -> History:
-        """Trains the softmax of the classes, until rows left out say that it has learnt enough."""
+    ) -> tuple[History, Modelled | None]:
+        """Trains the softmax of the classes, until rows left out say that it has learnt enough.
+
+        :return: what is known of the training, and the rows that were left out of it.
+        """
         if held_out is None:
             generator = torch.Generator().manual_seed(self.options.seed)
             out = torch.rand(len(rows), generator=generator) < CLASSES_VALIDATION
@@ -337,7 +370,7 @@ class Fitting:
             seed=self.options.seed, progress=False,
         )  # fmt: skip
         validation = None if held_out is None else self._classes_of(held_out)
-        return train(head, self._classes_of(rows), validation, training, weight=weight)
+        return train(head, self._classes_of(rows), validation, training, weight=weight), held_out
 
     def _classes_of(self, rows: Modelled) -> list[Tensor]:
         dtype = self.density.dtype

@@ -22,11 +22,9 @@ from .settings import Stop
 MAX_STEPS = 200
 GAIN = 1e-5
 
-#: Number of starts, of which the one with the highest likelihood is kept.
+#: Number of starts, of which the one with the highest likelihood after its first steps goes on;
+#: where cells are missing, it is one, whose first steps have the gaps filled.
 STARTS = 5
-
-#: Starts where cells are missing, and steps that each makes with gaps filled before.
-STARTS_WITH_GAPS = 1
 FIRST_STEPS = 10
 
 #: Steps of k-means that a start is made of.
@@ -39,9 +37,10 @@ class GaussianMixture(nn.Module):
     Or, with ``heavy_tails``, :math:`\sum_k \pi_k\, t_{\nu_k}(x; \mu_k, \Sigma_k)`, each with its
     own degrees of freedom from 1 to 100.
 
-    :meth:`start` fits it: expectation and maximisation with a prior under each covariance, whose
-    mean is the shrunk covariance of all rows over :math:`K^{2/D}`, so that a part of few rows does
-    not collapse. Nothing is left for a gradient to train.
+    :meth:`start` fits it: expectation and maximisation with a prior under each covariance, so that
+    a part of few rows does not collapse. The prior's mean is the shrunk covariance of all rows over
+    :math:`K^{2/D}` in the first steps, and then the mean covariance of the parts, which is far
+    smaller where they are far apart. Nothing is left for a gradient to train.
 
     Beside the D numbers, rows may hold M classes, by their places: they are independent given the
     component, with the probabilities :math:`\theta_{km}` (a latent class model).
@@ -121,23 +120,30 @@ class GaussianMixture(nn.Module):
             mean, covariance = _without_tails(whole, weight, moments, degrees[:1])
         spread = covariance / self.components ** (2 / max(self.dim, 1))
         prior = (mean, spread, self.prior_rows)
-        for _ in range((STARTS_WITH_GAPS if gaps else STARTS) if self.components > 1 else 1):
-            steps = FIRST_STEPS if gaps or self.sizes else MAX_STEPS
+        for _ in range(STARTS if self.components > 1 and not gaps else 1):
             member = _clustered(_with_classes(whole, codes, self.sizes), self.components)
-            found, value = maximised(
-                whole, weight, member, prior, max_steps=steps, degrees=degrees, stop=stop
+            first, value = maximised(
+                whole, weight, member, prior, max_steps=FIRST_STEPS, degrees=degrees, stop=stop
             )
-            law = _gaussians(found)
-            if gaps or self.sizes:
+            law = _gaussians(first)
+            if self.sizes:
                 member = weight.unsqueeze(1) * member
                 tables = expectation.class_tables(codes, member, weight, self.sizes)
                 law = replace(law, tables=tables)
-                law, value = expectation.maximised(x, weight, law, prior, stop)
+                law, value = expectation.maximised(x, weight, law, prior, stop, FIRST_STEPS)
             if value > best:
-                best = value
-                self.take(law)
+                best, chosen, begun = value, first, law
             if stop is not None and stop():
                 break
+        if self.components > 1:
+            shares = begun.log_weights.exp().view(-1, 1, 1)
+            prior = mean, (shares * begun.covariances).sum(0), self.prior_rows
+        if gaps or self.sizes:
+            self.take(expectation.maximised(x, weight, begun, prior, stop)[0])
+            return
+        member, _, (u, _) = _expected(whole, chosen)
+        found, _ = maximised(whole, weight, member, prior, degrees=chosen.degrees, stop=stop, u=u)
+        self.take(_gaussians(found))
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the log-density ``(...)`` of x ``(..., D + M)``."""
@@ -222,6 +228,16 @@ def _terms(x: Tensor, found: Parameters) -> tuple[Tensor, Tensor]:
     return found.log_weights + log_det + values, square
 
 
+def _expected(x: Tensor, found: Parameters) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Responsibilities ``(N, K)``, log-likelihoods ``(N,)``, and means of u and its logarithm."""
+    terms, square = _terms(x, found)
+    totals = torch.logsumexp(terms, -1)
+    factors = torch.ones_like(square), torch.zeros_like(square)
+    if found.degrees is not None:
+        factors = student.factors(square, found.degrees, x.shape[1])
+    return (terms - totals[:, None]).exp(), totals, factors
+
+
 def _moments(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape[1] == 0:
         return x.new_zeros(0), x.new_zeros(0, 0)
@@ -274,6 +290,7 @@ def maximised(
     max_steps: int = MAX_STEPS,
     degrees: Tensor | None = None,
     stop: Stop | None = None,
+    u: Tensor | None = None,
 ) -> tuple[Parameters, float]:
     """Iterate expectation and maximisation; return the parameters, and their mean log-likelihood.
 
@@ -281,26 +298,26 @@ def maximised(
     :param prior: mean of the means, mean of the covariances, and the rows that the latter is worth.
     :param degrees: of freedom ``(K,)`` to start from; None for Gaussians.
     :param stop: asked after each step whether the time is over.
+    :param u: factors of t's ``(N, K)`` to start from; 1 by default.
     """
     before, (centre, spread, worth) = -math.inf, prior
-    u = torch.ones_like(member)
+    u = torch.ones_like(member) if u is None else u
     for _ in range(max_steps):
         member = weight.unsqueeze(1) * member
         count, pull = member.sum(0), member * u
-        means = (pull.T @ x + centre) / (pull.sum(0) + 1).unsqueeze(1)
+        means = pull.T @ x + expectation.CENTRE_ROWS * centre
+        means = means / (pull.sum(0) + expectation.CENTRE_ROWS).unsqueeze(1)
         centred = x - means.unsqueeze(1)
         scatter = (pull.T.unsqueeze(-1) * centred).mT @ centred
         covariance = (scatter + worth * spread) / (count + worth).view(-1, 1, 1)
         log_weights = ((count + 1) / (count + 1).sum()).log()
         found = Parameters(log_weights, means, precision_factor(covariance), degrees)
-        terms, square = _terms(x, found)
-        totals = torch.logsumexp(terms, -1)
-        value, member = float(weight @ totals / weight.sum()), (terms - totals[:, None]).exp()
+        member, totals, (u, log_u) = _expected(x, found)
+        value = float(weight @ totals / weight.sum())
         if value - before < GAIN or (stop is not None and stop()):
             break
         before = value
         if degrees is not None:
-            u, log_u = student.factors(square, degrees, x.shape[1])
             some = (weight @ member).clamp(min=torch.finfo(x.dtype).tiny)
             means_of_u = (weight @ (member * part) / some for part in (u, log_u))
             degrees = student.likeliest(*means_of_u)

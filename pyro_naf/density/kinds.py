@@ -35,6 +35,20 @@ FEW_ROWS = 30
 #: Bins in which the emptiest part of a period is looked for.
 BINS = 64
 
+#: Golden ratio, whose multiples fill the steps of integers evenly.
+GOLDEN = 0.6180339887498949
+
+#: Groups of neighbouring values in which integers are counted to find their bounds.
+ENDS = 12
+
+#: Probability that no row lies beyond the last integer, below which that is a bound; and where the
+#: other end of a scale is one.
+CHANCES_OF_ENDS = (1e-3, 0.05)
+
+#: Number of rows at a bound, as a part of the largest group's, for values that are counted by
+#: themselves and in groups.
+SHARES_OF_ENDS = (0.1, 0.25)
+
 #: Number of values for each row below which a column of an integer dtype is one of integers.
 TIED = 0.9
 
@@ -74,7 +88,11 @@ def infer(
             column = known
         elif given is None:
             at = _spikes_found(values, whole[i]) if finds_spikes else ()
-            column = _spiked(values, own, at, whole[i])
+            if finds_spikes and _are_two_classes(values):
+                classes = values.unique().double().tolist()
+                column = Column("categorical", own, values=tuple(classes))
+            else:
+                column = _spiked(values, own, at, whole[i])
         elif given[0] in SPIKED:
             column = _spiked(values, own, _spikes(given, values, known, where), whole[i])
         else:
@@ -83,6 +101,13 @@ def infer(
     schema = Schema(found)
     _check_classes(schema, name, len(rows))
     return schema
+
+
+def _are_two_classes(values: Tensor) -> bool:
+    """Whether a column takes two values, that are whole numbers or recur both."""
+    distinct, counts = values.unique(return_counts=True)
+    recur = bool((distinct == distinct.round()).all()) or int(counts.min()) >= spikes.FEW
+    return len(values) >= FEW_ROWS and len(distinct) == 2 and recur
 
 
 def _tied(values: Tensor) -> bool:
@@ -149,7 +174,13 @@ def _of_kind(
         classes = tuple(present(values).unique().tolist())
         return Column(kind, own, values=classes)
     if kind == "integer":
-        return _integer(present(values), own)
+        values = present(values)
+        if not numbers:
+            return _integer(values, own)
+        lower, upper = numbers
+        _refuse_outside((values < lower) | (values > upper), where, f"from {lower:g} to {upper:g}")
+        step = values_of(values.double())[1] or 1.0
+        return _integer_within(values.double(), own, step, lower, upper)
     if kind == "positive":
         return _positive(values, own, where)
     if kind == "bounded":
@@ -190,11 +221,18 @@ def _positive(values: Tensor, own: str | None, where: str) -> Column:
     values = present(values)
     positive = values[values > 0]
     slack = 0.5 * float(positive.min()) if len(positive) < len(values) and len(positive) else 0.0
-    scale = float(values.median()) or float(values.mean()) or 1.0
-    tried = [
-        Column("positive", own, lower=0.0, slack=slack, curve=curve, scale=scale)
-        for curve in ("log", "softplus")
-    ]
+    return _best_curve(values, Column("positive", own, lower=0.0, slack=slack))
+
+
+def _best_curve(values: Tensor, column: Column) -> Column:
+    """Choose the map under which values of a column with bounds are likeliest to be normal."""
+    scales = {"log": 1.0, "probit": 1.0}
+    if column.lower == -math.inf or column.upper == math.inf:
+        low = column.lower > -math.inf
+        distances = values - column.lower if low else column.upper + column.step - values
+        mean = float(distances.mean()) or 1.0
+        scales = {"log": 1.0, "softplus": float(distances.median()) or mean, "probit": mean}
+    tried = [replace(column, curve=curve, scale=scale) for curve, scale in scales.items()]
     return max(tried, key=lambda column: _profile(column, values))
 
 
@@ -218,14 +256,10 @@ def _bounded(values: Tensor, own: str | None, lower: float, upper: float, where:
     slack = 0.5 * float(gaps.min()) if len(inner) < len(values) and len(inner) else 0.0
     if len(values) and not len(inner):  # nothing but bounds
         slack = 0.5 * min(upper - lower, 1.0)
-    if lower > -math.inf and upper < math.inf:
-        return Column("bounded", own, lower, upper, slack)
-    ends = [c for c in (lower, -upper) if c > -math.inf]
-    if not ends:
+    if lower == -math.inf and upper == math.inf:
         return Column("continuous", own)
-    distances = values - lower if lower > -math.inf else upper - values
-    like = _positive(distances, own, where)
-    return Column("positive", own, lower, upper, like.slack, like.curve, like.scale)
+    kind = "bounded" if lower > -math.inf and upper < math.inf else "positive"
+    return _best_curve(values, Column(kind, own, lower, upper, slack))
 
 
 def _interval_of(values: Tensor, where: str) -> tuple[float, float]:
@@ -253,21 +287,61 @@ def _integer(values: Tensor, own: str | None, at: Sequence[float] = ()) -> Colum
     if at:
         values = present(spikes.rest_of(values, at, step))
         known = values_of(values)[0]
-    like = Column("continuous", own) if len(known) < 2 else _inferred_integer(known, values, own)
-    return Column("integer", own, like.lower, like.upper, like.slack, like.curve, like.scale, step)
+    if len(known) < 2:
+        return Column("integer", own, step=step)
+    lower, upper = _ends_felt(values.double(), known, step)
+    if lower == -math.inf and upper == math.inf:  # multiples of the step, which no bound anchors
+        step = float(math.gcd(round(step), round(float(known[0])))) if step >= 1 else step
+    return _integer_within(values.double(), own, step, lower, upper)
 
 
-def _inferred_integer(known: Tensor, values: Tensor, own: str | None) -> Column:
-    """Make a column of integers: counts from 0 on have a lower bound; others none."""
-    if not bool(values.min() >= 0):
-        return Column("continuous", own)
-    scale = max(float(values.double().median()), 1.0)
-    tried = [
-        Column("positive", own, lower=0.0, curve=curve, scale=scale)
-        for curve in ("log", "softplus")
-    ]
-    middle = values.double() + 0.5 * float(known.diff().min())
-    return max(tried, key=lambda column: _profile(column, middle))
+def _integer_within(
+    values: Tensor, own: str | None, step: float, lower: float, upper: float
+) -> Column:
+    """Make a column of integers with these bounds, which may be infinite."""
+    column = Column("integer", own, lower, upper, step=step)
+    if lower == -math.inf and upper == math.inf:
+        return column
+    noise = torch.remainder(GOLDEN * torch.arange(1, len(values) + 1).to(values), 1)
+    return _best_curve(values + step * noise, column)
+
+
+def _ends_felt(values: Tensor, known: Tensor, step: float) -> tuple[float, float]:
+    """Bounds of integers that their numbers of rows tell; counts have the lower bound 0.
+
+    Numbers far from 0, such as years, are given none: the next one is only not there yet.
+
+    :param known: the values that the column can take, ascending.
+    """
+    lower, upper = float(known[0]), float(known[-1])
+    zero = lower % step if lower >= 0 else -math.inf
+    count = torch.bincount(((values - lower) / step).round().long())
+    if len(count) < 3 or min(abs(lower), abs(upper)) > upper - lower:
+        return zero, math.inf
+    width = max(1, len(count) // ENDS)
+    beyond = [_expected_beyond(c, width) for c in (count, count.flip(0))]
+    alone, other = (-math.log(chance) for chance in CHANCES_OF_ENDS)
+    both = width == 1 and max(beyond) > alone
+    below, above = (b > (other if both else alone) for b in beyond)
+    return (lower if below else zero), (upper if above else math.inf)
+
+
+def _expected_beyond(count: Tensor, width: int) -> float:
+    """Extrapolate how many rows lie just before the first value, where no bound is.
+
+    The logarithm of three numbers of rows, the first half a standard error lower and the second one
+    higher, is continued as a parabola that does not rise. It is 0 where the first number is small.
+
+    :param count: rows with each value ``(M,)``, from the end on.
+    :param width: number of values that are counted together.
+    """
+    groups = [float(group.sum()) for group in count.split(width)]
+    first, second, third = groups[:3]
+    if first < SHARES_OF_ENDS[width > 1] * max(groups) or not second:
+        return 0.0
+    first = first - 0.5 * first**0.5
+    ratio = min(first / (second + 0.5 * second**0.5), 1.0)
+    return first * ratio * min(ratio * third / second, 1.0)
 
 
 def _refuse_outside(outside: Tensor, where: str, expected: str) -> None:

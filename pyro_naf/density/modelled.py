@@ -29,13 +29,17 @@ class Modelled:
     log_slope: Tensor
 
     @classmethod
-    def of(cls, schema: Schema, rows: Sequence[Tensor], generator: torch.Generator) -> Modelled:
-        """Rows ``(N, P)`` and, where there is one, a context, with noise on integer columns."""
-        noise = None
-        if schema.integers:
-            shape = (len(rows[0]), len(schema.integers))
-            noise = torch.rand(shape, generator=generator, dtype=torch.double).to(rows[0].device)
-        found = schema.encode(rows[0], noise)
+    def of(
+        cls, schema: Schema, rows: Sequence[Tensor], noise: torch.Generator | Tensor
+    ) -> Modelled:
+        """Rows ``(N, P)`` and, where there is one, a context, with noise on I integer columns.
+
+        :param noise: what draws it, or ``(I,)``, one point for all rows.
+        """
+        shape = (len(rows[0]), len(schema.integers))
+        if isinstance(noise, torch.Generator):
+            noise = torch.rand(shape, generator=noise, dtype=torch.double).to(rows[0].device)
+        found = schema.encode(rows[0], noise.expand(shape))
         context = rows[1] if len(rows) > 1 else None
         return cls(found.real, found.codes, context, found.log_slope)
 

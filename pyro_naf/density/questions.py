@@ -19,7 +19,7 @@ from .columns import Encoded, Schema, beside
 from .said import place_of
 from .stacked import of_closed_form
 from .table_density import TableDensity
-from .tables import DAY, EPOCH, SECOND
+from .tables import DAY, EPOCH, SECOND, naive
 
 Density = TypeVar("Density", bound=TableDensity)
 
@@ -62,11 +62,11 @@ def places(density: TableDensity, at: Sequence[int]) -> list[int]:
     return real + [len(schema.real) + schema.coded.index(at[j]) for j in own.coded]
 
 
-def noises(density: TableDensity) -> list[Tensor | None]:
-    """Return the points of the noise on integers over which densities are averaged."""
-    if not density.schema.integers:
-        return [None]
-    return list(density.schema.noise(density.loc.device))
+def noises(density: TableDensity, rows: Tensor) -> list[Tensor | None]:
+    """Return the points of the noise on the integers that rows ``(N, P)`` hold."""
+    integers = rows[:, density.schema.integers]
+    points = density.schema.noise(density.loc.device)
+    return list(points) if not integers.isnan().all() else list(points[:1])
 
 
 def imputed(density: TableDensity, rows: Tensor, number: int) -> Tensor:
@@ -76,7 +76,7 @@ def imputed(density: TableDensity, rows: Tensor, number: int) -> Tensor:
     """
     parts = parts_of(density)
     # The noise that makes an integer a real number has the law that the other cells leave.
-    each = [encoded(density, rows, s) for s in noises(density)]
+    each = [encoded(density, rows, s) for s in noises(density, rows)]
     shifts = [torch.where(e.inside, e.log_slope, -math.inf) for e in each]
     if not torch.stack(shifts).isfinite().any(0).all():
         raise ValueError("x lies outside the bounds of its columns: nothing can be imputed there")
@@ -102,7 +102,7 @@ def condition(density: Density, given: Mapping[str, object] | Mapping[int, objec
     at, rest, row = given_row(density, given)
     parts, row = parts_of(density), row.to(density.loc.device)
     found: list[Part] = []
-    for s in noises(density):
+    for s in noises(density, row):
         e = encoded(density, row, s)
         if e.inside.all():
             shift = float(e.log_slope)
@@ -149,12 +149,18 @@ def _number(value: object, column: Column, name: str) -> float:
         known = ", ".join(map(str, column.values[:10]))
         raise ValueError(f"given[{name!r}] must be one of {known}, got {value!r}")
     try:
-        if isinstance(value, str) and (read := numerals.measured([value])) is not None:
+        if (
+            isinstance(value, str)
+            and column.kind != "date"
+            and (read := numerals.measured([value])) is not None
+        ):
             return read.values[0]
         if isinstance(value, datetime.timedelta | np.timedelta64):
             return float(np.asarray(value, "timedelta64[us]") / SECOND)
+        if column.kind == "date" and isinstance(value, str):
+            value = datetime.datetime.fromisoformat(value)
         if isinstance(value, datetime.date | np.datetime64):
-            moment = np.asarray(value, "datetime64[us]")
+            moment = np.asarray(naive(value), "datetime64[us]")
             return float((moment - EPOCH) / DAY)
         number = float(cast(SupportsFloat, value))
     except (TypeError, ValueError):

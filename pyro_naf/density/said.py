@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
-from .column import KINDS
+from .column import KINDS, Column
 from .columns import Schema
 
 #: Kinds of columns that a user says: one for all, or by name or by number, or one for each.
@@ -15,7 +16,7 @@ Kind: TypeAlias = str | tuple[str | float, ...]
 Said: TypeAlias = Kind | list[Kind] | Mapping[str, Kind] | Mapping[int, Kind]
 
 #: Parameters of each kind, in the order in which they are given.
-PARAMETERS = {"positive": 0, "bounded": 2, "periodic": 1}
+PARAMETERS = {"positive": 0, "bounded": 2, "periodic": 1, "integer": 2}
 
 #: What a user may say of a column beside its kind: that it has spikes.
 SPIKED = ("zero-inflated", "spiked")
@@ -40,12 +41,13 @@ def described(schema: Schema, said: Said | None, names: Sequence[str] | None) ->
     if isinstance(said, str):
         return None
     told = kinds_said(said, names, len(schema.columns), "x")
-    parts = []
-    for kind in KINDS:
-        at = [i for i, c in enumerate(schema.columns) if c.kind == kind and i not in told]
-        at = [i for i in at if i not in schema.spiked]
-        if at and kind != "continuous":
-            parts.append(f"{', '.join(schema.called(i) for i in at)} as {kind}")
+    parts, alike = [], dict[str, list[str]]()
+    found = [(KINDS.index(c.kind), i) for i, c in enumerate(schema.columns) if i not in told]
+    for _, i in sorted(found):
+        column = schema.columns[i]
+        if column.kind != "continuous" and i not in schema.spiked:
+            alike.setdefault(_described_kind(column), []).append(schema.called(i))
+    parts += [f"{', '.join(names)} as {kind}" for kind, names in alike.items()]
     for i in schema.spiked:
         if i not in told:
             column = schema.columns[i]
@@ -56,6 +58,13 @@ def described(schema: Schema, said: Said | None, names: Sequence[str] | None) ->
     if not parts:
         return None
     return f"took {'; '.join(parts)}: where that is wrong, say columns={{name: kind}}"
+
+
+def _described_kind(column: Column) -> str:
+    if column.kind == "integer" and column.upper < math.inf:
+        low = f"from {column.lower:g} " if column.lower > -math.inf else ""
+        return f"integer {low}to {column.upper:g}"
+    return column.kind
 
 
 def kinds_said(
@@ -92,7 +101,8 @@ def kinds_said(
         ):
             raise ValueError(
                 f"columns[{key!r}] must be one of {', '.join(KINDS)}, zero-inflated, ('bounded', "
-                f"lower, upper), ('periodic', period) or ('spiked', value, ...), got {value!r}"
+                "lower, upper), ('integer', lower, upper), ('periodic', period) or ('spiked', "
+                f"value, ...), got {value!r}"
             )
         try:
             found[at] = (kind, [float(number) for number in numbers])

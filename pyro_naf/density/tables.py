@@ -209,7 +209,10 @@ def _classes(
     places = {str(value): float(place) for place, value in enumerate(column.values)}
     for at, cell in enumerate(cells):
         if cell is not None and cell not in places:
-            raise ValueError(f"{where} holds {cell!r} in row {at}; the fit had {_shown(column)}")
+            raise ValueError(
+                f"{where} holds {cell!r} in row {at}; the fit had {_shown(column)}: leave such "
+                "rows out, or fit a pandas.Categorical that names all levels"
+            )
     return _Read(np.array([np.nan if c is None else places[c] for c in cells]), column)
 
 
@@ -276,7 +279,7 @@ def _of_objects(array: np.ndarray, where: str) -> np.ndarray:
         return found
     if all_are(datetime.date, np.datetime64):
         dates = np.full(len(array), "NaT", "datetime64[us]")
-        dates[~missing] = np.array([_naive(value) for value in seen], "datetime64[us]")
+        dates[~missing] = np.array([naive(value) for value in seen], "datetime64[us]")
         return dates
     if all_are(datetime.timedelta, np.timedelta64):
         spans = np.full(len(array), "NaT", "timedelta64[us]")
@@ -298,7 +301,7 @@ def _plain(value: object) -> object:
     return str(value) if hasattr(value, "closed_left") else value
 
 
-def _naive(moment: datetime.date | np.datetime64) -> datetime.date | np.datetime64:
+def naive(moment: datetime.date | np.datetime64) -> datetime.date | np.datetime64:
     """Convert a date, or a moment to UTC without its time zone."""
     if not isinstance(moment, datetime.datetime) or moment.tzinfo is None:
         return moment

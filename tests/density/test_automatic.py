@@ -185,6 +185,26 @@ def test_new_rows_are_compared_with_the_rows_that_each_fold_left_out(tmp_path: A
     assert density.anomaly_score(fresh)[0] == pytest.approx(below / 81)
 
 
+@pytest.mark.parametrize("name", ["auto", "gaussian"])
+def test_held_out_rows_of_integers_are_scored_as_any_rows(name: str) -> None:
+    rows = torch.poisson(torch.full((120, 3), 2.0), generator=torch.Generator().manual_seed(0))
+    validation = rows[80:].long()
+    density = FlowDensity(architecture=name, validation=validation, max_steps=2, **QUICK)
+    density.fit(rows[:80].long())
+    assert density.held_out is not None and density.history is not None
+    found = density.score_samples(validation)
+    np.testing.assert_allclose(density.held_out.numpy(), found, rtol=1e-4)
+    if name == "auto":
+        assert density.history.comparison[-1]["mean"] == pytest.approx(found.mean(), rel=1e-4)
+
+
+def test_rows_of_classes_alone_have_p_values() -> None:
+    rng = np.random.default_rng(0)
+    table = {"a": rng.choice(["x", "y", "z"], 600, p=[0.6, 0.38, 0.02])}
+    found = FlowDensity(**QUICK).fit(table).anomaly_score({"a": ["x", "y", "z"]})
+    np.testing.assert_allclose(found, [1.0, 0.4, 0.02], atol=0.1)
+
+
 def test_before_a_fit_it_says_that_it_is_not_fitted() -> None:
     for density in (FlowDensity(), FlowDensity(2)):
         for call in (density.score_samples, density.log_prob, density.score):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ COLUMNS = {
     "below a bound": Column("positive", upper=5.0, curve="softplus"),
     "with values on its bound": Column("positive", lower=0.0, slack=0.25),
     "bounded": Column("bounded", lower=-1.0, upper=3.0),
+    "positive, probit": Column("positive", lower=-1.0, curve="probit", scale=0.5),
+    "bounded, probit": Column("bounded", lower=-1.0, upper=3.0, curve="probit"),
     "periodic": Column("periodic", lower=20.0, upper=380.0),
 }
 
@@ -124,6 +127,62 @@ def test_integers_have_probabilities_that_sum_to_one() -> None:
     assert float((exact.exp() * (exact - found)).sum()) < 0.05
     drawn = density.sample(500)
     assert torch.equal(drawn, drawn.round()) and float(drawn.min()) >= 0
+
+
+RANDOM = np.random.default_rng(0)
+
+#: Integers, and the bounds that their numbers of rows tell.
+WHOLE: dict[str, tuple[np.ndarray, float, float]] = {
+    "a die": (RANDOM.integers(1, 7, 400), 1, 6),
+    "answers": (RANDOM.normal(3, 1.3, 500).round().clip(1, 5), 1, 5),
+    "hours": (RANDOM.integers(0, 24, 1000), 0, 23),
+    "counts": (RANDOM.poisson(3, 1000), 0, math.inf),
+    "years": (RANDOM.integers(2010, 2021, 1000), 0, math.inf),
+    "odd numbers": (2 * RANDOM.poisson(9, 500) + 1, 1, math.inf),
+    "differences": (RANDOM.normal(0, 4, 1000).round(), -math.inf, math.inf),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_integers_are_drawn_within_the_ends_where_their_rows_stop_at_once(name: str) -> None:
+    values, low, high = WHOLE[name]
+    rows = torch.from_numpy(values.astype(float)).unsqueeze(1)
+    column = kinds.infer(rows, name="x", tables=[None], whole=[True]).columns[0]
+    assert (column.kind, column.lower, column.upper) == ("integer", low, high)
+    drawn = column.from_real(torch.linspace(-30, 30, 61).double())
+    assert float(drawn.min()) >= low and float(drawn.max()) <= high
+    assert bool(((drawn - rows[0, 0]) % column.step == 0).all())
+    said = kinds.infer(
+        rows, name="x", tables=[None], whole=[True], said=("integer", -99, 3000)
+    ).columns[0]
+    assert (said.lower, said.upper) == (-99, 3000)
+
+
+def test_a_gaussian_of_counts_has_no_heavier_tail_than_the_counts() -> None:
+    torch.manual_seed(0)
+    law = torch.distributions.Geometric(0.4)
+    density = FlowDensity(architecture="gaussian", **QUICK).fit(law.sample([2000, 1]).long())
+    counts = torch.arange(40.0)
+    exact = law.log_prob(counts)
+    found = density.log_prob(counts.unsqueeze(1)).double()
+    assert float((exact.exp() * (exact - found)).sum()) < 0.02
+    assert found[30] < exact[30] + 3
+
+
+def test_two_numbers_are_classes() -> None:
+    rng = np.random.default_rng(0)
+    size = rng.choice([1, 2], 300, p=[0.3, 0.7])
+    density = FlowDensity(architecture="gmm-1", **QUICK).fit({"x": rng.normal(size=300), "n": size})
+    assert density.note is not None and "n as categorical" in density.note
+    drawn = density.sample(2000, seed=0)
+    assert isinstance(drawn, torch.Tensor)
+    assert float((drawn[:, 1] == 1).double().mean()) == pytest.approx(
+        float((size == 1).mean()), abs=0.04
+    )
+    assert drawn[:, 1].unique().tolist() == [1.0, 2.0]
+    nearly = torch.full((100, 1), 5.0).double()
+    nearly[3] = 0.3
+    assert kinds.infer(nearly, None, None, [None], "x", [False], None, True).columns[0].is_real
 
 
 # ------------------------------------------------------------------------------------------ classes
@@ -293,6 +352,37 @@ def test_a_column_that_others_determine_is_named() -> None:
     table = {"a": rows[:, 0], "b": rows[:, 1], "total": rows.sum(1)}
     with pytest.warns(UserWarning, match="x is determined in column total by the columns before"):
         FlowDensity(architecture="gaussian", **QUICK).fit(table)
+
+
+def test_shares_that_sum_to_one_are_named_though_they_are_modelled_by_logarithms() -> None:
+    shares = np.random.default_rng(0).dirichlet([2, 3, 5], 200)
+    with pytest.warns(UserWarning, match="x is determined in column 2 by the columns before"):
+        FlowDensity(architecture="gaussian", columns="positive", **QUICK).fit(shares)
+
+
+def test_noise_on_each_of_many_integers_fills_its_step() -> None:
+    noise = Schema([Column("integer", step=1.0)] * 40).noise(torch.device("cpu"))
+    even = (torch.arange(len(noise)).double() + 0.5) / len(noise)
+    torch.testing.assert_close(noise.sort(0).values, even.unsqueeze(1).expand(-1, 40))
+
+
+def test_a_moment_that_is_given_has_a_time_zone_or_is_written() -> None:
+    rng, days = np.random.default_rng(0), np.arange(100)
+    moments = np.datetime64("2024-01-01", "us") + days * np.timedelta64(1, "D")
+    table = {"t": moments, "x": rng.normal(size=100) + days - 60}
+    density = FlowDensity(architecture="gaussian", **QUICK).fit(table)
+    east = datetime.timezone(datetime.timedelta(hours=2))
+    given = datetime.datetime(2024, 3, 1, 14, tzinfo=east)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        means = [
+            density.condition({"t": t}).marginal([0]).sample(500, seed=0).mean()
+            for t in (given, "2024-03-01T12:00", "2024-03-01 14:00+02:00")
+        ]
+    assert means[0] == means[1] == means[2]
+    assert abs(float(means[0])) < 1
+    with pytest.raises(ValueError, match="must be one finite number or date, got 'March'"):
+        density.condition({"t": "March"})
 
 
 def test_a_distribution_of_bounded_columns_is_in_the_units_of_the_data() -> None:

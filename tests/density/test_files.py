@@ -228,7 +228,10 @@ def test_columns_written_as_integers_are_such(tmp_path: Path, capsys: Any) -> No
         "n,x,sold\n" + "".join(f"{i % 3},{i * i % 31 / 7},{i % 2}\n" for i in range(60))
     )
     assert cli.main(["fit", str(path), "--model", "gaussian", "--no-picture", "--output", out]) == 0
-    assert "took n, sold as integer: where that is wrong, say --cont" in capsys.readouterr().err
+    assert (
+        "took n as integer from 0 to 2; sold as integer: where that is wrong, say --cont"
+        in capsys.readouterr().err
+    )
     assert cli.main(["sample", out, "-n", "5", "--output", "-"]) == 0
     for line in capsys.readouterr().out.splitlines()[-5:]:
         assert line.split(",")[0].lstrip("-").isdigit()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_naf.conditioners import MADE
 from pyro_naf.density.flow import finite_draws
+from pyro_naf.density.gaussian_mixture import GaussianMixture
 from pyro_naf.density.linear import Diagonal, LULinear, Reversal
 from pyro_naf.density.mixture import AutoregressiveMixture
 from pyro_naf.density.recurrent import RecurrentConditioner
@@ -152,3 +153,16 @@ def test_what_cannot_be_drawn_at_all_is_an_error() -> None:
     for raises in (True, False):
         with pytest.raises(RootNotFoundError):
             finite_draws(Overflows(-1.0, raises), 4)
+
+
+def test_clusters_that_are_small_beside_their_distances_keep_their_widths() -> None:
+    torch.manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [0.0, 1.0], [100.0, 0.0]])
+    law = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.ones(3)),
+        torch.distributions.Independent(torch.distributions.Normal(centres, 0.1), 1),
+    )
+    mixture = GaussianMixture(2, 3, prior_rows=0.3)
+    mixture.start(law.sample([1000]))
+    new = law.sample([2000])
+    assert float((law.log_prob(new) - mixture.log_prob(new)).mean()) < 0.05
