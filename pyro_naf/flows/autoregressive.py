@@ -9,7 +9,7 @@ another at the cost of a few passes; both are exact and differentiable.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from pyro.distributions import constraints
@@ -33,16 +33,8 @@ _INVERSE = frozenset({"_inv_call", "_inverse"})
 _LOG_DET = frozenset({"log_abs_det_jacobian"})
 
 
-class Sort(Protocol):
-    """Brings the last axis of a tensor into autoregressive order, or back from it."""
-
-    def __call__(self, x: Tensor, back: bool = False) -> Tensor:
-        """Sort ``x`` ``(..., D)``."""
-        ...
-
-
 class Parts(NamedTuple):
-    """A pass and what it computes on the way, each ``(..., D)`` in the order of ``sort``.
+    """A pass and what it computes on the way, each ``(..., D)`` in the order of :meth:`sort`.
 
     The pseudo-parameters phi ``(..., D, P)`` depend on preceding dimensions; y and its log-slope on
     the same dimension of x and phi alone.
@@ -52,11 +44,12 @@ class Parts(NamedTuple):
     phi: Tensor
     y: Tensor
     log_slope: Tensor
-    sort: Sort
+    #: The conditioner that has the order; None where all is in the order of the dimensions.
+    ordered: Ordered | None
 
-
-def _as_it_is(x: Tensor, back: bool = False) -> Tensor:
-    return x
+    def sort(self, t: Tensor, back: bool = False) -> Tensor:
+        """Bring the last axis of a tensor into the order of the parts, or ``back`` from it."""
+        return t if self.ordered is None else self.ordered.sort(t, back)
 
 
 class AutoregressiveFlow(TransformModule):
@@ -183,13 +176,13 @@ class AutoregressiveFlow(TransformModule):
         context = () if self.context is None else (self.context,)
         arn = self.arn
         if not (isinstance(arn, Ordered) and is_unchanged(arn)) or arn.is_natural:
-            phi, sort = arn(x, *context), _as_it_is
+            phi, ordered = arn(x, *context), None
         else:
             # Sorting x and y is cheaper than sorting the pseudo-parameters.
-            x, sort = arn.sort(x), arn.sort
+            x, ordered = arn.sort(x), arn
             phi = arn(x, *context, in_order=True)
         y, log_slope = self.transformer(x, phi)
-        return Parts(x, phi, y, log_slope, sort)
+        return Parts(x, phi, y, log_slope, ordered)
 
     def _inverse(self, y: Tensor) -> Tensor:
         self._check(y, "y")
@@ -246,6 +239,8 @@ class AutoregressiveFlow(TransformModule):
             raise ValueError(
                 f"{name} must have shape (..., {self.input_dim}), got {tuple(x.shape)}"
             )
+        if torch.compiler.is_compiling():  # which cannot follow the hash of a module of Pyro
+            return
         parameter = next(self.parameters(), None)
         if parameter is None or (
             x.device == parameter.device and torch.is_autocast_enabled(x.device.type)

@@ -182,7 +182,8 @@ def test_two_numbers_are_classes() -> None:
     assert drawn[:, 1].unique().tolist() == [1.0, 2.0]
     nearly = torch.full((100, 1), 5.0).double()
     nearly[3] = 0.3
-    assert kinds.infer(nearly, None, None, [None], "x", [False], None, True).columns[0].is_real
+    found = kinds.infer(nearly, name="x", tables=[None], whole=[False], finds_spikes=True)
+    assert found.columns[0].is_real
 
 
 # ------------------------------------------------------------------------------------------ classes

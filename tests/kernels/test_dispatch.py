@@ -39,7 +39,7 @@ def test_the_eager_kernel_of_earlier_versions_is_the_automatic_choice() -> None:
 
 @pytest.mark.parametrize("factory", [*FACTORIES, lambda **kw: deep_sigmoidal_flow(2, **kw)])
 def test_an_unknown_kernel_is_named(factory: Callable[..., object]) -> None:
-    message = "kernel must be one of auto, plain, compiled, triton, got 'fast'"
+    message = "kernel must be one of auto, ready, plain, compiled, triton, got 'fast'"
     with pytest.raises(ValueError, match=re.escape(message)):
         factory(kernel="fast")
 
