@@ -104,6 +104,21 @@ WITH_HOLES = (
 #: Names that take no number.
 UNNUMBERED = ("auto", "gaussian", "made", "made-mog", "attention-mog")
 
+#: The architectures of the NAF paper's table, and of later work, as they stand in it.
+TABLE = (
+    "made",
+    "made-mog",
+    "maf-affine-5",
+    "maf-affine-10",
+    "maf-mog-5",
+    "tan",
+    "maf-dsf-5",
+    "maf-ddsf-5",
+    "maf-ddsf-10",
+    "bnaf",
+    "nsf-ar",
+)
+
 
 def build(
     name: str,

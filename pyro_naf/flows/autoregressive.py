@@ -34,10 +34,10 @@ _LOG_DET = frozenset({"log_abs_det_jacobian"})
 
 
 class Parts(NamedTuple):
-    """A pass and what it computes on the way, each ``(..., D)`` in the order of :meth:`sort`.
+    """A pass and what it computes on the way, with the dimensions in the order of :meth:`sort`.
 
-    The pseudo-parameters phi ``(..., D, P)`` depend on preceding dimensions; y and its log-slope on
-    the same dimension of x and phi alone.
+    x, y and the log-slope are ``(..., D)``, the pseudo-parameters phi ``(..., D, P)``. Those depend
+    on preceding dimensions; y and its log-slope on the same dimension of x and phi alone.
     """
 
     x: Tensor
@@ -90,7 +90,7 @@ class AutoregressiveFlow(TransformModule):
     bijective = True
     sign = +1
     autoregressive = True
-    #: Whether a subclass maps otherwise than by :meth:`in_parts` as it is here.
+    #: Whether a subclass has methods of its own in place of those that make the map.
     has_own_map: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -162,8 +162,8 @@ class AutoregressiveFlow(TransformModule):
     def in_parts(self, x: Tensor) -> Parts:
         """One pass, past the cache, with what it computes on the way.
 
-        An infinite x_t is its own image, with log-slope zero, and its successors see a zero: a
-        density is zero there, and not NaN.
+        An infinite x_t is its own image, its log-slope is that at zero, and its successors see a
+        zero: a density is zero there, and not NaN.
         """
         self._check(x, "x")
         infinite = x.isinf()

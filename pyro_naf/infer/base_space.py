@@ -16,7 +16,7 @@ from ..support.calls import Args, Model
 from .capture import Graph, is_enabled
 from .joint import Joint
 from .laplace import cholesky
-from .path_gradient import Path
+from .path_gradient import FlowPath
 from .pointwise import deterministic
 from .proposals import GuideProposal
 from .psis import pareto_khat, smooth
@@ -80,7 +80,7 @@ class BaseSpace:
         if len(self.rows):
             return self._through_rows(eps)
         with torch.enable_grad():
-            path = Path(self.transform, eps.detach())
+            path = FlowPath(self.transform, eps.detach())
             u = self._packed(path.z)
             log_det = self.log_base(path.normal) - path.log_q
         value, grad = self.joint.value_and_grad(u.detach())

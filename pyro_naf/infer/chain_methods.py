@@ -78,7 +78,8 @@ def hamiltonian(
     limit = None if seconds is None else _FIRST * seconds
     points = gaussian.points(space.unconstrained(start))
     first = sample(gaussian.value_and_grad, points, *sizes, seconds=limit)
-    if _mixes(first) if enough is None else _are_enough(first.states):
+    suffice = _mixes if enough is None else _are_enough
+    if not first.divergences and suffice(first.states):
         return _unconstrained(gaussian, first.states), _counts(first)
     shape = start.shape[1:]
     if seconds is not None:
@@ -94,12 +95,12 @@ def hamiltonian(
     return states, counts
 
 
-def _mixes(chains: Chains) -> bool:
-    """Whether so many draws as were asked for nearly agree, and no trajectory diverged."""
-    if chains.divergences or chains.states.shape[1] < _FEWEST_STATES:
+def _mixes(states: Tensor) -> bool:
+    """Whether chains of the length that was asked for nearly agree."""
+    if states.shape[1] < _FEWEST_STATES:
         return False
-    agree = float(rank_rhat(chains.states).max()) < _NEARLY_AGREE
-    return agree and float(bulk_ess(chains.states).min()) >= _FEW
+    agree = float(rank_rhat(states).max()) < _NEARLY_AGREE
+    return agree and float(bulk_ess(states).min()) >= _FEW
 
 
 def _are_enough(states: Tensor) -> bool:

@@ -6,6 +6,7 @@ is loaded in milliseconds and needs no compiler. A compilation that fails leaves
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -13,6 +14,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +26,9 @@ from torch import Tensor
 from ..support import libraries
 
 _GRAPH, _LIBRARY, _CALLS = "graph.pt", "graph.so", "graph.json"
+
+#: Seconds after which the folder of a worker is taken to be abandoned.
+_ABANDONED = 3600.0
 
 #: Settings of the compiler that save half of its time: the instructions that the processor lists
 #: are taken to work without a trial, and headers, 11 s once, are not prepared for later graphs.
@@ -52,16 +58,19 @@ class Compilation:
         self.device = inputs[0].device.type if inputs else "cpu"
         what = (code, _kinds(inputs), torch.get_num_threads())
         self.library = libraries.folder(*what) / _LIBRARY
+        self.worker: _Worker | None = None
         if libraries.is_there(self.library):
-            _running.pop(self.library, None)
-        elif self.library not in _running:
+            return
+        _end_idle(but=self.library)
+        if self.library not in _running:
             content = {"code": code, "kinds": _kinds(inputs), "threads": torch.get_num_threads()}
-            _running[self.library] = _Worker(content, self.library)
-        self.worker = _running.get(self.library)
+            _running[self.library] = _Worker(content, self.library.parent)
+        self.worker = _running[self.library]
+        self.worker.users.add(self)
 
     def has_ended(self) -> bool:
-        """Whether :meth:`load` may be called."""
-        return self.worker is None or self.worker.process.poll() is not None
+        """Whether :meth:`load` may be called; never where a fork has left the worker behind."""
+        return self.worker is None or self.worker.has_ended()
 
     def load(self) -> Compiled:
         """Compile the graph: a function of a list of inputs with the strides of the examples.
@@ -70,7 +79,6 @@ class Compilation:
         """
         if self.worker is not None:
             self.worker.end()
-            _running.pop(self.library, None)
         if not libraries.is_there(self.library):
             raise RuntimeError("the graph could not be compiled")
         runner = getattr(torch._C._aoti, f"AOTIModelContainerRunner{self.device.title()}")
@@ -80,36 +88,66 @@ class Compilation:
 class _Worker:
     """A process that compiles, in a group with its own children, and the folder it works in."""
 
-    def __init__(self, content: dict[str, object], library: Path) -> None:
-        target = library.parent
+    def __init__(self, content: dict[str, object], target: Path) -> None:
+        self.users = weakref.WeakSet[Compilation]()
+        self.pid = os.getpid()
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
         # Beside the target, which the folder is renamed to.
-        work = tempfile.TemporaryDirectory(
-            prefix=".", dir=target.parent, ignore_cleanup_errors=True
-        )
-        torch.save(content, Path(work.name) / _GRAPH)
-        command = [sys.executable, "-W", "ignore", "-m", __name__, work.name, str(target)]
-        null = subprocess.DEVNULL
-        self.process = subprocess.Popen(
-            command, stdin=null, stdout=null, stderr=null, start_new_session=True
-        )
+        work = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
+        try:
+            torch.save(content, work / _GRAPH)
+            command = [sys.executable, "-W", "ignore", "-m", __name__, str(work), str(target)]
+            null = subprocess.DEVNULL
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True
+            )
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         # At the latest when this process exits.
-        self.end = weakref.finalize(self, _end, self.process, work)
+        self.end = weakref.finalize(self, _end, self.process, work, self.pid)
+
+    def has_ended(self) -> bool:
+        return self.pid == os.getpid() and self.process.poll() is not None
 
 
-#: Compilations by their libraries. They outlive the fit that began them, as a short one ends
-#: before: the next fit of the same graph takes them over.
+#: Workers by the libraries they make. A short fit ends before its compilation, which goes on: the
+#: next fit of the same graph takes it over, and the next compilation of another graph ends it.
 _running: dict[Path, _Worker] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_running.clear)
 
 
-def _end(process: subprocess.Popen[bytes], work: tempfile.TemporaryDirectory[str]) -> None:
-    if process.poll() is None:
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-        process.wait()
-    work.cleanup()
+def _end_idle(but: Path) -> None:
+    """End the workers that have ended themselves, and those that nobody waits for."""
+    for library, worker in list(_running.items()):
+        if worker.has_ended() or (library != but and not worker.users):
+            worker.end()
+            del _running[library]
+
+
+def _end(process: subprocess.Popen[bytes], work: Path, pid: int) -> None:
+    if os.getpid() != pid:  # a fork has no part in it
+        return
+    with contextlib.suppress(OSError):
+        if process.poll() is None:
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+    process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove folders of workers that were killed more than an hour ago."""
+    for folder in cache.glob(".*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(folder)
 
 
 def _kinds(inputs: Sequence[Tensor]) -> list[Kind]:
@@ -144,17 +182,32 @@ def main(folder: str, target: str) -> None:
     The folder becomes the target, with nothing in it but the library.
     """
     work = Path(folder)
-    content = torch.load(work / _GRAPH, weights_only=True)
-    torch.set_num_threads(content["threads"])
-    _compile(content["code"], content["kinds"], work / _LIBRARY)
-    for calls in work.glob("*.wrapper.json"):  # of operators that have no function in C
-        calls.rename(work / _CALLS)
-    for other in work.iterdir():
-        if other.name not in (_LIBRARY, _CALLS):
-            shutil.rmtree(other) if other.is_dir() else other.unlink()
-    # Another process may have been faster: its folder is as good.
-    if not Path(target).exists():
-        work.rename(target)
+    threading.Thread(target=_end_with_parent, args=(work,), daemon=True).start()
+    try:
+        content = torch.load(work / _GRAPH, weights_only=True)
+        torch.set_num_threads(content["threads"])
+        _compile(content["code"], content["kinds"], work / _LIBRARY)
+        for calls in work.glob("*.wrapper.json"):  # of operators that have no function in C
+            calls.rename(work / _CALLS)
+        for other in work.iterdir():
+            if other.name not in (_LIBRARY, _CALLS):
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
+        work.chmod(0o755)  # others may share the cache
+        # Another process may have been faster: its folder is as good.
+        if not (Path(target) / _LIBRARY).exists():
+            shutil.rmtree(target, ignore_errors=True)
+            work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _end_with_parent(work: Path) -> None:
+    """Wait until the parent has gone, however it ended, and go as well."""
+    sys.stdin.buffer.read()
+    shutil.rmtree(work, ignore_errors=True)
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ def fit_gaussian(
         The first is from the priors' medians, the others by turns from uniform points of [-2, 2] or
         [-5, 5] in unconstrained space, and from 3 to 10 widths around a mode.
     :param temperature: fits :math:`p^{1/T}`, which is wider.
-    :param max_seconds: time for the search for modes; half as long again goes to the last Gaussian.
+    :param max_seconds: time for the search for modes; as long again goes to the last climb and the
+        last Gaussian.
     :return: the guide, whose location has shape ``(D,)`` in unconstrained space, and a Gaussian for
         p itself at every mode that was found, the best first; without those that are negligible.
     :raises ValueError: as :class:`~pyro_naf.infer.joint.Joint`, when the log-density is finite at

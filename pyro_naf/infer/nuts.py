@@ -42,7 +42,7 @@ def sample_nuts(
     :param log_density_and_grad: maps positions ``(N, D)`` to log-densities ``(N,)``, up to a
         constant, and their gradients ``(N, D)``.
     :param start: positions of the chains ``(num_chains, D)``, where both are finite.
-    :return: :class:`~pyro_naf.infer.hmc.Chains`, whose gradients are those after the warm-up.
+    :return: ``Chains`` as of HMC, whose gradients are those after the warm-up.
 
     >>> torch.manual_seed(0)
     <torch._C.Generator object at ...>

@@ -68,7 +68,7 @@ def _layers(transforms: Iterable[Transform]) -> Iterator[Transform]:
             yield transform
 
 
-class Path:
+class FlowPath:
     r"""Draws z of :math:`z = T(\epsilon)` from those of a standard normal, and log q(z).
 
     What the flows compute on the way is kept in one autograd graph, for the score.
@@ -76,13 +76,14 @@ class Path:
     :param transform: T, of vectors ``(N, D)``.
     :param normal: :math:`\epsilon` ``(N, D)``.
 
-    >>> path = Path(torch.distributions.AffineTransform(1.0, 2.0, event_dim=1), torch.ones(1, 1))
+    >>> affine = torch.distributions.AffineTransform(1.0, 2.0, event_dim=1)
+    >>> path = FlowPath(affine, torch.ones(1, 1))
     >>> path.z, path.score()
     (tensor([[3.]], grad_fn=<AddBackward0>), tensor([[-0.5000]]))
     """
 
     def __init__(self, transform: Transform, normal: Tensor) -> None:
-        x = self.normal = normal.requires_grad_(torch.is_grad_enabled())
+        x = self.normal = normal.detach().requires_grad_(torch.is_grad_enabled())
         log_q = normal.square().sum(-1) / -2 - normal.shape[-1] * _LOG_ROOT_TWO_PI
         self._steps: list[tuple[Transform, Tensor, Parts | None]] = []
         for layer in _layers([transform]):
@@ -102,7 +103,10 @@ class Path:
         r""":math:`\nabla_z \log q(z)` with T held fixed, ``(N, D)``, no gradient.
 
         :param tolerance: as in :func:`score`.
+        :raises RuntimeError: for a path that was made without gradients.
         """
+        if not self.normal.requires_grad:
+            raise RuntimeError("the score needs a FlowPath that was made with gradients enabled")
         s = -self.normal.detach()
         for layer, x, parts in self._steps:
             if parts is None:
@@ -113,7 +117,7 @@ class Path:
 
 
 def _has_parts(layer: Transform) -> TypeGuard[AutoregressiveFlow]:
-    """Whether it is a flow that maps as :class:`AutoregressiveFlow` does."""
+    """Whether a layer is a flow that maps as :class:`AutoregressiveFlow` does."""
     return isinstance(layer, AutoregressiveFlow) and not layer.has_own_map
 
 

@@ -152,8 +152,8 @@ def refine(
         the ends of the climbs, eight at most, that precede the Gaussian.
     :param compile: capture the log-density as a graph and, where the budget makes it worth while,
         compile that in another process. PYRO_NAF_COMPILE=0 in the environment turns both off as
-        well. The flows' loops in C++ are used where an earlier call has compiled them; with four
-        cores they are compiled beside a refinement, for the next.
+        well. The flows' loops in C++ are used as soon as they are there: where no earlier call has
+        compiled them they are compiled at the same time, if there is more than one core.
     :param checkpoint: file for the state of training and, at the end, the result, which
         :meth:`Refinement.load` reads. An older one stands until the new one is whole, and no code
         in it is run.

@@ -74,7 +74,10 @@ _STEPS, _HALVINGS, _LEAST_GAIN = 60, 6, 0.01
 _ROUNDS = 3
 
 #: Share of the time that is left for steps, however long the starts took.
-_STEPPING = 0.5
+_STEPPING = 0.25
+
+#: Time for other modes, in units of the time for the first.
+_OTHERS = 0.25
 
 #: Largest number of other modes, and the number of steps of the Gaussian at each.
 _MODES, _MODE_STEPS = 3, 6
@@ -151,15 +154,15 @@ def sparse_gaussians(
 ) -> tuple[list[SparseGaussian], int | None]:
     """Find that Gaussian, and the Gaussians of other modes that climbs have led to, best first.
 
-    The other modes take a quarter as long again at most, and what the best one has left. The second
-    value is the number of climbs where they are fewer than were to be made.
+    Where starts have taken all of the seconds, steps and other modes take a quarter as long each.
+    The second value is the number of climbs where they are fewer than were to be made.
     """
     begin = time.monotonic()
     fit = _Fit(target, structure, middle, pace, seconds, None)
     starts = list(fit.starts(begin + seconds))
     deadline = max(begin + seconds, time.monotonic() + _STEPPING * seconds)
     best = fit.best(starts, _STEPS, deadline)
-    others = fit.other_modes(best, starts, time.monotonic() + 0.25 * seconds)
+    others = fit.other_modes(best, starts, time.monotonic() + _OTHERS * seconds)
     return fit.with_mass([best, *others], begin + seconds), fit.climbs
 
 
@@ -305,7 +308,7 @@ class _Fit:
         for _ in range(_ROUNDS):
             fresh = [
                 self._risen(self.scored(start, few=False), _MODE_STEPS, deadline)
-                for start in self._apart(known, starts, deadline)[:_MODES]
+                for start in self._apart(known, starts, deadline)[: _MODES - len(found)]
             ]
             new = self._apart(known, fresh, deadline)
             known += fresh
@@ -331,10 +334,10 @@ class _Fit:
     def _apart(
         self, known: list[SparseGaussian], others: list[SparseGaussian], deadline: float
     ) -> list[SparseGaussian]:
-        """Those of the others, the best first, that no way without a dip joins to one before.
+        """Return the Gaussians separated by a dip from every known and every better one.
 
-        The way leads from means or from the tops above them. Tops that the time did not suffice for
-        are not known to be apart.
+        The density dips between their means and between the tops above those. Nothing is returned
+        once time is over: tops that no climb has reached are not known to be apart.
         """
         others = sorted(others, key=lambda g: -g.elbo)
         means = [g.loc.to(self.middle) for g in (*known, *others)]
@@ -345,6 +348,8 @@ class _Fit:
         kept = lines[: len(known)]
         found = []
         for line, other in zip(lines[len(known) :], others, strict=True):
+            if time.monotonic() > deadline:
+                break
             if len(line) == 2 and all(self._dips(line, k) for k in kept):
                 kept.append(line)
                 found.append(other)

@@ -16,7 +16,7 @@ from .budget import Budget
 from .diagnostics import growing, pareto_khat
 from .gaussian import LogDensity
 from .mixture import Pool, Pushed
-from .path_gradient import Path
+from .path_gradient import FlowPath
 from .progress import Progress
 
 #: Steps over which the ELBO is averaged to see whether it still rises.
@@ -283,7 +283,7 @@ class Training:
         # Looking must not change what training does next.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             for count in growing(_JUDGING):
-                path = Path(transform, self._normal(count))
+                path = FlowPath(transform, self._normal(count))
                 found.append((self.target(path.z) - path.log_q).double().cpu())
                 if time.monotonic() - start > limit:
                     break
@@ -292,7 +292,7 @@ class Training:
         return _Candidate(float(log_w.mean()), khat, [w.clone() for w in self.weights])
 
     def _climb(self) -> Tensor:
-        path = Path(self.guide.get_transform(), self._normal(self.num_particles))
+        path = FlowPath(self.guide.get_transform(), self._normal(self.num_particles))
         loss = _mean(path.log_q - self.estimate(path.z))
         self.losses.append(loss.item())
         return loss
@@ -328,13 +328,13 @@ class Training:
     def _land(self) -> Tensor:
         count = self.num_particles
         base = torch.cat([self._normal(count), self._wide(max(count // 2, 2))])
-        path = Path(self.guide.get_transform(), base)
+        path = FlowPath(self.guide.get_transform(), base)
         z, log_q = path.z, path.log_q
         # At the wider draws, where the density may not be finite, it is not differentiated.
         log_p = self.estimate(torch.cat([z[:count], z[count:].detach()]))
         loss = _mean((log_q - log_p)[:count])
         self.losses.append(loss.item())
-        # It has the gradient of log q(z) at fixed z.
+        # This stand-in has the gradient of log q(z) at fixed z.
         fixed = log_q - (path.score(_TOLERANCE) * z).sum(-1)
         log_w = (log_p - log_q).detach()
         part = (_CLOSE / log_w[:count].var()).clamp(max=1).nan_to_num(nan=0.0)

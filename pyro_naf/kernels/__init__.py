@@ -56,6 +56,13 @@ def check_kernel(name: str, argument: str = "kernel") -> str:
     return name
 
 
+def _waits_for_loops(x: Tensor) -> bool:
+    """Whether the loops would have to be compiled first; torch.compile needs none."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not library.is_built()
+
+
 def choose(name: str, spec: SigmoidSpec, x: Tensor, phi: Tensor) -> Kernel:
     """Choose the kernel for these tensors, of the name or of what the environment has in its place.
 
@@ -64,7 +71,7 @@ def choose(name: str, spec: SigmoidSpec, x: Tensor, phi: Tensor) -> Kernel:
     """
     if VARIABLE in os.environ:
         name = check_kernel(os.environ[VARIABLE] or name, VARIABLE)
-    if name == "plain" or (name == "ready" and x.device.type == "cpu" and not library.is_built()):
+    if name == "plain" or (name == "ready" and _waits_for_loops(x)):
         return PLAIN
     if name == "triton":
         triton.check_runs(x.device)

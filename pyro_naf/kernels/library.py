@@ -12,6 +12,7 @@ import functools
 import os
 import shutil
 import threading
+import time
 import warnings
 from itertools import product
 from pathlib import Path
@@ -22,6 +23,9 @@ from . import prebuilt
 #: Past what users may set for Inductor's kernels: sums are rounded as they are written.
 FLAGS = ("-fno-unsafe-math-optimizations", "-fno-finite-math-only", "-ffp-contract=fast")
 
+#: Seconds after which it is looked again whether another process has compiled the loops.
+_LOOK = 5.0
+
 
 def available() -> bool:
     """Whether the loops are there or can be compiled; says so once where they cannot."""
@@ -30,11 +34,12 @@ def available() -> bool:
 
 def is_built() -> bool:
     """Whether the loops need no compiling: they came with the wheel, or a process compiled them."""
-    return library.cache_info().currsize > 0 or _were_built()
+    return library.cache_info().currsize > 0 or _were_built(int(time.monotonic() / _LOOK))
 
 
-@functools.cache
-def _were_built() -> bool:
+@functools.lru_cache(maxsize=1)
+def _were_built(_: int) -> bool:
+    """Whether there is a library; asked anew at another time."""
     return prebuilt.find(prebuilt.FOLDER) is not None or libraries.is_there(place())
 
 

@@ -26,9 +26,11 @@ def folder(*what: object) -> Path:
 
 def is_there(library: Path) -> bool:
     """Whether there is a library, which no other user has put there."""
-    if not library.exists():
+    try:
+        owner = library.stat().st_uid
+    except OSError:  # not there, or in a folder that another user has closed
         return False
-    return not hasattr(os, "getuid") or library.stat().st_uid == os.getuid()
+    return not hasattr(os, "getuid") or owner == os.getuid()
 
 
 @functools.cache

@@ -11,25 +11,10 @@ import torch
 from torch import Tensor
 
 from pyro_naf.density import architectures
-from pyro_naf.density.architectures import build, parse
+from pyro_naf.density.architectures import TABLE, build, parse
 from pyro_naf.density.flow import NormalizingFlow
 
 SMALL = {"hidden_dims": (12, 12), "hidden_units": 4, "components": 3}
-
-#: The architectures of the NAF paper's table, and of later work, as they stand in it.
-TABLE = (
-    "made",
-    "made-mog",
-    "maf-affine-5",
-    "maf-affine-10",
-    "maf-mog-5",
-    "tan",
-    "maf-dsf-5",
-    "maf-ddsf-5",
-    "maf-ddsf-10",
-    "bnaf",
-    "nsf-ar",
-)
 
 SCORED = [*TABLE, "maf-nsf-2", "iaf-affine-2", "iaf-dsf-2", "attention-ddsf", "attention-mog"]
 DRAWN = [name for name in SCORED if name != "bnaf"]

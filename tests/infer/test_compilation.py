@@ -35,3 +35,20 @@ def test_a_compilation_that_is_broken_off_leaves_no_files(cache: Path) -> None:
     worker.end()
     assert not list(cache.iterdir())
     assert worker.process.poll() is not None
+
+
+def test_a_compilation_nobody_waits_for_ends_when_another_begins(cache: Path) -> None:
+    first = Compilation(CODE, [torch.ones(4)]).worker
+    second = Compilation(CODE, [torch.ones(5)])
+    assert first is not None and first.process.poll() is not None
+    assert second.worker is not None and second.worker.process.poll() is None
+    second.worker.end()
+
+
+def test_a_fork_leaves_the_compilation_of_its_parent_alone(cache: Path) -> None:
+    compilation = Compilation(CODE, [torch.ones(6)])
+    assert compilation.worker is not None
+    compilation.worker.pid -= 1  # as a fork sees the worker
+    assert not compilation.has_ended()
+    compilation.worker.pid += 1
+    compilation.worker.end()

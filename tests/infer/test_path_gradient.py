@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from models import correlated, schools
@@ -11,10 +13,11 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.importance import vectorized_importance_weights
 from pyro.optim import Adam
+from torch import Tensor
 
 from pyro_naf import affine_autoregressive_flow
 from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
-from pyro_naf.infer.path_gradient import score
+from pyro_naf.infer.path_gradient import FlowPath, score
 
 GUIDES = [AutoDSFNormal, AutoDDSFNormal, lambda m, **k: AutoFlowNormal(m, _affine, **k)]
 
@@ -81,3 +84,38 @@ def test_path_gradient_vanishes_draw_by_draw_where_the_guide_is_the_posterior() 
     guide.scale_tril = factor / factor.diagonal()[:, None]
     assert gradients(correlated, guide, 16, path=True).abs().max() < 1e-5
     assert gradients(correlated, guide, 16, path=False).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("heavy_tails", [False, True])
+@pytest.mark.parametrize("guide_type", [AutoDSFNormal, AutoDDSFNormal])
+def test_draws_of_a_path_have_the_density_and_score_of_the_dense_jacobian(
+    guide_type: Any, heavy_tails: bool
+) -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(4).double(), 1.0).to_event(1))
+
+    guide = guide_type(model, heavy_tails=heavy_tails, full_rank=True)
+    guide()
+    for weight in guide.flow.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)
+    transform, normal = guide.get_transform(), torch.randn(3, 4).double()
+    path = FlowPath(transform, normal)
+
+    def log_det(eps: Tensor) -> Tensor:
+        return transform.log_abs_det_jacobian(eps, transform(eps)).sum()
+
+    for eps, z, log_q, score_ in zip(normal, path.z, path.log_q, path.score(1e-14), strict=True):
+        jacobian = torch.autograd.functional.jacobian(lambda e: transform(e[None])[0], eps)
+        by_eps = torch.autograd.functional.jacobian(log_det, eps[None])[0]
+        torch.testing.assert_close(z, transform(eps[None])[0])
+        exact = dist.Normal(0.0, 1.0).log_prob(eps).sum() - torch.linalg.slogdet(jacobian)[1]
+        torch.testing.assert_close(log_q, exact)
+        torch.testing.assert_close(score_, torch.linalg.solve(jacobian.T, -eps - by_eps))
+
+
+def test_a_path_without_gradients_has_no_score() -> None:
+    affine = torch.distributions.AffineTransform(1.0, 2.0, event_dim=1)
+    with torch.no_grad():
+        path = FlowPath(affine, torch.ones(2, 1))
+    with pytest.raises(RuntimeError, match="made with gradients"):
+        path.score()
