@@ -84,7 +84,7 @@ class FlowPath:
 
     def __init__(self, transform: Transform, normal: Tensor) -> None:
         x = self.normal = normal.detach().requires_grad_(torch.is_grad_enabled())
-        log_q = normal.square().sum(-1) / -2 - normal.shape[-1] * _LOG_ROOT_TWO_PI
+        log_q = x.square().sum(-1) / -2 - x.shape[-1] * _LOG_ROOT_TWO_PI
         self._steps: list[tuple[Transform, Tensor, Parts | None]] = []
         for layer in _layers([transform]):
             parts = layer.in_parts(x) if _has_parts(layer) else None

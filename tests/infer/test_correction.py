@@ -176,6 +176,18 @@ def test_weights_are_those_of_model_and_guide(kind: Any) -> None:
         assert float(found[i]) == pytest.approx(float(log_p - log_q), abs=2e-3)
 
 
+def test_gradients_in_the_base_space_are_those_of_its_density() -> None:
+    guide = AutoDSFNormal(schools)
+    guide()
+    space = BaseSpace(schools, guide, (), {})
+    eps = space.normal(5)
+    value, grad = space.value_and_grad(eps)
+    exact = space.log_density(eps.requires_grad_())
+    torch.testing.assert_close(value, exact.detach(), rtol=1e-4, atol=1e-4)
+    (slope,) = torch.autograd.grad(exact.sum(), eps)
+    torch.testing.assert_close(grad, slope, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("method", ["imh", "neutra", "hmc"])
 def test_draws_have_the_shapes_of_sites_and_are_those_of_the_seed(
     method: str, monkeypatch: pytest.MonkeyPatch

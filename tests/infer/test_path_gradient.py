@@ -100,16 +100,19 @@ def test_draws_of_a_path_have_the_density_and_score_of_the_dense_jacobian(
         weight.data += 0.3 * torch.randn_like(weight)
     transform, normal = guide.get_transform(), torch.randn(3, 4).double()
     path = FlowPath(transform, normal)
+    (slopes,) = torch.autograd.grad(path.log_q.sum(), path.normal, retain_graph=True)
 
     def log_det(eps: Tensor) -> Tensor:
         return transform.log_abs_det_jacobian(eps, transform(eps)).sum()
 
-    for eps, z, log_q, score_ in zip(normal, path.z, path.log_q, path.score(1e-14), strict=True):
+    parts = normal, path.z, path.log_q, slopes, path.score(1e-14)
+    for eps, z, log_q, slope, score_ in zip(*parts, strict=True):
         jacobian = torch.autograd.functional.jacobian(lambda e: transform(e[None])[0], eps)
         by_eps = torch.autograd.functional.jacobian(log_det, eps[None])[0]
         torch.testing.assert_close(z, transform(eps[None])[0])
         exact = dist.Normal(0.0, 1.0).log_prob(eps).sum() - torch.linalg.slogdet(jacobian)[1]
         torch.testing.assert_close(log_q, exact)
+        torch.testing.assert_close(slope, -eps - by_eps)
         torch.testing.assert_close(score_, torch.linalg.solve(jacobian.T, -eps - by_eps))
 
 
