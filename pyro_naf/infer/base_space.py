@@ -8,7 +8,6 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
-from torch.distributions.transforms import ComposeTransform, Transform
 
 from ..guides.pyro_internals import unconstrained_values
 from ..guides.sites import batch_depth
@@ -62,9 +61,9 @@ class BaseSpace:
         return self.base.sample((*shape, *self.rows))
 
     def log_density(self, eps: Tensor) -> Tensor:
-        r""":math:`\log \pi(\epsilon)` up to a constant, ``(N,)``."""
-        u, log_det = _value_and_log_det(self.transform, eps)
-        return self.joint(self._packed(u)) + log_det
+        r""":math:`\log \pi(\epsilon)` up to a constant, ``(N,)``, without gradients."""
+        path = FlowPath(self.transform, eps)
+        return self.joint(self._packed(path.z)) + _total(path.log_det)
 
     def capture(self, count: int) -> Graph | None:
         """Capture the joint density at ``count`` points, where that is possible and not turned off.
@@ -77,24 +76,15 @@ class BaseSpace:
 
     def value_and_grad(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`\log \pi(\epsilon)` ``(N,)`` up to a constant, and its gradient, as ``eps``."""
-        if len(self.rows):
-            return self._through_rows(eps)
-        with torch.enable_grad():
-            path = FlowPath(self.transform, eps.detach())
-            u = self._packed(path.z)
-            log_det = self.log_base(path.normal) - path.log_q
-        value, grad = self.joint.value_and_grad(u.detach())
-        total = (u * grad).sum() + log_det.sum()
-        return value + log_det.detach(), torch.autograd.grad(total, path.normal)[0]
-
-    def _through_rows(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         values, grads = [], []
         for part in eps.split(self.joint.chunk):
             with torch.enable_grad():
-                part = part.detach().requires_grad_()
-                value = self.log_density(part)
-            values.append(value.detach())
-            grads.append(torch.autograd.grad(value.sum(), part)[0])
+                path = FlowPath(self.transform, part)
+                u, log_det = self._packed(path.z), _total(path.log_det)
+            value, grad = self.joint.value_and_grad(u.detach())
+            values.append(value + log_det.detach())
+            total = (u * grad).sum() + log_det.sum()
+            grads.append(torch.autograd.grad(total, path.normal)[0])
         return torch.cat(values), torch.cat(grads)
 
     def _packed(self, u: Tensor) -> Tensor:
@@ -104,7 +94,7 @@ class BaseSpace:
 
     def log_base(self, eps: Tensor) -> Tensor:
         r""":math:`\log N(\epsilon; 0, I)`, ``(N,)``."""
-        return self.base.log_prob(eps).reshape(len(eps), -1).sum(-1)
+        return _total(self.base.log_prob(eps))
 
     @torch.no_grad()
     def log_weight(self, eps: Tensor) -> Tensor:
@@ -183,19 +173,9 @@ class GaussianSpace:
         return value, grad @ self.factor.to(grad)
 
 
-def _value_and_log_det(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Map x ``(N, ...)``, with log-determinants ``(N,)``: flows compute both in one pass.
-
-    Asked for the log-determinant afterwards, a composition would make its way once more.
-    """
-    if not isinstance(transform, ComposeTransform):
-        y = transform(x)
-        return y, transform.log_abs_det_jacobian(x, y).reshape(len(x), -1).sum(-1)
-    total = x.new_zeros(len(x))
-    for part in transform.parts:
-        x, log_det = _value_and_log_det(part, x)
-        total = total + log_det
-    return x, total
+def _total(log_det: Tensor) -> Tensor:
+    """Sum log-determinants ``(N, *rows)`` over rows: ``(N,)``."""
+    return log_det.reshape(len(log_det), -1).sum(-1)
 
 
 def _no_transform(guide: object) -> str:

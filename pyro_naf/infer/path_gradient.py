@@ -69,12 +69,16 @@ def _layers(transforms: Iterable[Transform]) -> Iterator[Transform]:
 
 
 class FlowPath:
-    r"""Draws z of :math:`z = T(\epsilon)` from those of a standard normal, and log q(z).
+    r"""Draws z of :math:`z = T(\epsilon)` from those of a standard normal, and their densities.
 
     What the flows compute on the way is kept in one autograd graph, for the score.
 
     :param transform: T, of vectors ``(N, D)``.
     :param normal: :math:`\epsilon` ``(N, D)``.
+    :ivar normal: the same, from which the graph begins.
+    :ivar z: draws ``(N, D)``.
+    :ivar log_det: :math:`\log|\det \partial z/\partial\epsilon|`, ``(N,)``.
+    :ivar log_q: log-density of the draws, ``(N,)``.
 
     >>> affine = torch.distributions.AffineTransform(1.0, 2.0, event_dim=1)
     >>> path = FlowPath(affine, torch.ones(1, 1))
@@ -84,20 +88,20 @@ class FlowPath:
 
     def __init__(self, transform: Transform, normal: Tensor) -> None:
         x = self.normal = normal.detach().requires_grad_(torch.is_grad_enabled())
-        log_q = x.square().sum(-1) / -2 - x.shape[-1] * _LOG_ROOT_TWO_PI
+        log_det = torch.zeros_like(x[..., 0])
         self._steps: list[tuple[Transform, Tensor, Parts | None]] = []
         for layer in _layers([transform]):
             parts = layer.in_parts(x) if _has_parts(layer) else None
             self._steps.append((layer, x, parts))
             if parts is None:
                 x, before = layer(x), x
-                log_det = layer.log_abs_det_jacobian(before, x)
-                log_q = log_q - _sum_rightmost(log_det, 1 - layer.domain.event_dim)
+                added = layer.log_abs_det_jacobian(before, x)
+                log_det = log_det + _sum_rightmost(added, 1 - layer.domain.event_dim)
             else:
                 x = parts.sort(parts.y, back=True)
-                log_q = log_q - parts.log_slope.sum(-1)
-        #: The draws ``(N, D)``, and their log-density ``(N,)``.
-        self.z, self.log_q = x, log_q
+                log_det = log_det + parts.log_slope.sum(-1)
+        log_base = self.normal.square().sum(-1) / -2 - x.shape[-1] * _LOG_ROOT_TWO_PI
+        self.z, self.log_det, self.log_q = x, log_det, log_base - log_det
 
     def score(self, tolerance: float | None = None) -> Tensor:
         r""":math:`\nabla_z \log q(z)` with T held fixed, ``(N, D)``, no gradient.
