@@ -339,6 +339,8 @@ class _Fit:
         The density dips between their means and between the tops above those. Nothing is returned
         once time is over: tops that no climb has reached are not known to be apart.
         """
+        if not others:
+            return []
         others = sorted(others, key=lambda g: -g.elbo)
         means = [g.loc.to(self.middle) for g in (*known, *others)]
         paths = climb(self.target, torch.stack(means), deadline=deadline)
