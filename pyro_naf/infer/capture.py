@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from ..support.calls import Args, Kwargs, Types
 from .compilation import Compilation, is_enabled
 from .lanes import FailedFactorsAreNaN
+from .simplification import simplified
 
 __all__ = ["Graph", "check_equal", "constants_to_inputs", "is_enabled", "trace"]
 
@@ -59,13 +60,17 @@ class Graph:
             module = _traced(function, example, _Constants())
         except _ConstantWritten:
             module = _traced(function, example, FailedFactorsAreNaN())
-        self.constants = constants_to_inputs(module)
-        self.module: Callable[..., tuple[Tensor, Tensor]] = module
-        self._code = module.code
         self.worker: Compilation | None = None
         self.is_compiled = False
         self._like = example
-        self._check(function)
+        self.module: Callable[..., tuple[Tensor, Tensor]]
+        simple = simplified(module)
+        try:
+            self._take(simple, function)
+        except RuntimeError:
+            if simple is module:
+                raise
+            self._take(module, function)
 
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Values ``(N,)`` and gradients ``(N, D)`` at any number N of points ``(N, D)``."""
@@ -112,7 +117,10 @@ class Graph:
             return
         self.module, self.is_compiled = compiled, True
 
-    def _check(self, function: ValueAndGrad) -> None:
+    def _take(self, module: fx.GraphModule, function: ValueAndGrad) -> None:
+        """Take a graph that agrees with the function at other points."""
+        self.constants = constants_to_inputs(module)
+        self.module, self._code = module, module.code
         u = _fresh(self._like)
         check_equal(self._part(u), function(u))
 
