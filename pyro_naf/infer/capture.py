@@ -8,6 +8,7 @@ the next process. Whatever fails leaves the slower way in place.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import cast
 
@@ -192,15 +193,18 @@ def constants_to_inputs(module: fx.GraphModule) -> list[Tensor]:
     """Turn the tensors that a graph holds into its last inputs; returns them."""
     graph = module.graph
     constants: list[Tensor] = []
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    last, taken = inputs[-1], {node.target for node in inputs}
+    names = (name for i in itertools.count() if (name := f"constant_{i}") not in taken)
     places: dict[object, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op != "get_attr":
             continue
         if node.target not in places:
             with graph.inserting_after(last):
-                last = places[node.target] = graph.placeholder(f"constant_{len(constants)}")
-            constants.append(getattr(module, node.target))
+                last = places[node.target] = graph.placeholder(next(names))
+            last.meta["val"] = getattr(module, node.target)
+            constants.append(last.meta["val"])
         node.replace_all_uses_with(places[node.target])
         graph.erase_node(node)
     graph.eliminate_dead_code()

@@ -97,6 +97,7 @@ def without_draws(
             uses.append(i)
     for i, node in enumerate(draws):
         copies[node] = rest.placeholder(f"draw_{i}")
+        copies[node].meta.update(node.meta)
     for node in nodes:
         if node in needed and node not in copies:
             copies[node] = rest.node_copy(node, copies.__getitem__)

@@ -26,6 +26,7 @@ from .capture import check_equal, constants_to_inputs, is_followed, trace
 from .compilation import Compilation, Compiled
 from .draw_inputs import NotCaptured, functional, without_draws
 from .lanes import FailedFactorsAreNaN
+from .simplification import simplified
 
 #: Largest number of torch's operations in a step that is captured: recording one takes a
 #: millisecond or two.
@@ -59,6 +60,9 @@ class StepGraph:
         _refuse_trainable(self.constants)
         module = functional(module, examples)
         self.draw, self.uses, self.module = without_draws(module, len(examples))
+        #: Constants of the simplified graph that the user's code does not have.
+        self.numbers: list[Tensor] = []
+        self.module = self._simplified(self.module)
         self.compilation: Compilation | None = None
         self._compiled: Compiled | None = None
 
@@ -97,10 +101,24 @@ class StepGraph:
                 return
 
     def _values(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return the inputs of the graph without draws: those it uses, and the draws."""
+        """Return the inputs of the graph without draws: those it uses, draws, and constants."""
         values = [*self.params.values(), *(t.contiguous() for t in inputs), *self.constants]
         draws = self.draw(*values)
-        return [*(values[i] for i in self.uses), *draws]
+        return [*(values[i] for i in self.uses), *draws, *self.numbers]
+
+    @torch.no_grad()
+    def _simplified(self, module: fx.GraphModule) -> fx.GraphModule:
+        """Simplify the graph, where the result agrees with it."""
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            values = self._values(self._inputs)
+        simple = simplified(module)
+        numbers = constants_to_inputs(simple)
+        try:
+            check_equal(simple(*values, *numbers), module(*values))
+        except RuntimeError:
+            return module
+        self.numbers = numbers
+        return simple
 
     def _switch(self, values: list[Tensor]) -> None:
         """Take the compiled graph, if there is one and it agrees with the captured one."""
