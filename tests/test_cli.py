@@ -11,11 +11,14 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 import pyro_naf
 from pyro_naf import cli, eight_schools
+from pyro_naf.cli.data import load_data
 from pyro_naf.cli.report import FILES, RefinementReport
 from pyro_naf.infer import Refinement
+from pyro_naf.support.command_line import CommandError
 
 QUICK = ["--fit-steps", "30", "--steps", "5", "--num-samples", "200", "--no-progress"]
 
@@ -228,6 +231,51 @@ def test_arrays_arrive_as_tensors_of_their_kind(here, dtype):
     np.savez(here / "data.npz", **arrays)
     arguments = ["--data", "data.npz", "--dtype", dtype, *QUICK]
     assert cli.main(["refine", "user_models:kinds", *arguments]) == 0
+
+
+TABLE = """school,treated,size,score,day,gap
+north,True,3,3.5,2020-01-01,
+south,False,2,2.5,2020-01-02,1.0
+north,False,4,1.5,2020-01-03,2.0
+"""
+
+
+def test_columns_of_a_table_arrive_as_the_arguments_that_have_their_names(here):
+    (here / "rows.csv").write_text(TABLE)
+    seen = {}
+
+    def model(school, treated, size, score):
+        seen.update(school=school, treated=treated, size=size, score=score)
+
+    data = load_data("rows.csv", model, torch.float64)
+    model(**data)
+    assert seen["school"].tolist() == [0, 1, 0]
+    assert seen["treated"].tolist() == [True, False, False]
+    assert seen["size"].dtype == torch.int64
+    assert seen["score"].dtype == torch.float64 and seen["score"].tolist() == [3.5, 2.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("gap", "column 'gap' of rows.csv has 1 missing cells"),
+        ("day", "column 'day' of rows.csv holds dates; give the model numbers"),
+        ("x", "no column of rows.csv has the name of an argument of the model: the columns are"),
+    ],
+)
+def test_columns_that_no_model_can_take_are_refused(here, argument, message):
+    (here / "rows.csv").write_text(TABLE)
+    model = eval(f"lambda {argument}: None")
+    with pytest.raises(CommandError, match=message):
+        load_data("rows.csv", model, torch.float64)
+
+
+def test_a_model_is_fitted_to_a_table(here, capsys):
+    x = np.linspace(-1.0, 1.0, 20)
+    rows = "\n".join(f"{a},{1 + 2 * a + 0.1 * np.sin(40 * a)},text" for a in x)
+    (here / "rows.csv").write_text(f"x,y,more\n{rows}\n")
+    assert cli.main(["refine", "user_models:line", "--data", "rows.csv", *QUICK]) == 0
+    assert "after" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

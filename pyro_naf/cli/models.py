@@ -17,9 +17,10 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from pyro_naf.cli.data import load_data
 from pyro_naf.cli.report import first_four
 from pyro_naf.examples import eight_schools
-from pyro_naf.support.command_line import CommandError, describe, first_line, member, numpy_file
+from pyro_naf.support.command_line import CommandError, describe
 
 
 @dataclass
@@ -44,7 +45,7 @@ def load_problem(options: argparse.Namespace, dtype: torch.dtype) -> Problem:
             eight_schools.funnel,
         )
     model = import_model(options.model)
-    data = load_data(options.data, dtype) if options.data is not None else {}
+    data = load_data(options.data, model, dtype) if options.data is not None else {}
     try:
         inspect.signature(model).bind(**data)
     except TypeError as error:
@@ -102,44 +103,3 @@ def _import_file(path: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-def load_data(path: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Load the arrays of a .npz file as tensors, floating-point ones in ``dtype``."""
-    data: dict[str, torch.Tensor] = {}
-    reading = None
-    try:
-        with numpy_file(path) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise CommandError(f"{path} is not an .npz file but a single array")
-            for reading in archive.files:
-                array = member(archive, reading)
-                data[reading] = _to_tensor(array, f"{reading!r} in {path}", dtype)
-    except (OSError, CommandError):
-        raise
-    except Exception as error:  # what a reader of foreign bytes may raise is written nowhere
-        if reading is None:
-            raise CommandError(f"{path} is not a whole .npz file") from None
-        raise CommandError(f"cannot read {reading!r} in {path}: {first_line(error)}") from None
-    return data
-
-
-def _to_tensor(array: object, what: str, dtype: torch.dtype) -> torch.Tensor:
-    if not isinstance(array, np.ndarray) or (kind := array.dtype.kind) not in "fiub":
-        named = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise CommandError(f"{what} must hold real numbers, integers or booleans, not {named}")
-    if array.size == 0:
-        raise CommandError(f"{what} is empty, of shape {array.shape}")
-    if kind == "b":
-        return torch.from_numpy(np.ascontiguousarray(array))
-    if kind in "iu":
-        if array.max() > np.iinfo(np.int64).max:
-            raise CommandError(f"{what} holds integers beyond 64 bits")
-        return torch.from_numpy(array.astype(np.int64))
-    nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
-    if nan or infinite:
-        raise CommandError(f"{what} holds {nan} NaN and {infinite} infinite values")
-    tensor = torch.from_numpy(array.astype(np.float64)).to(dtype)
-    if not tensor.isfinite().all():
-        raise CommandError(f"{what} holds values too large for {dtype}; try --dtype float64")
-    return tensor

@@ -56,7 +56,12 @@ def add_refine(commands: Commands) -> None:
     )
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="module:function or file.py:function")
-    add("--data", metavar="FILE.npz", help="the model's keyword arguments, one array each")
+    add(
+        "--data",
+        metavar="FILE",
+        help="the model's arguments by name: arrays of an .npz file, or columns of a table (.csv, "
+        ".parquet, .xlsx and others)",
+    )
     add("--flow", choices=["dsf", "ddsf"], default="dsf", help="default: %(default)s")
     add("--steps", type=at_least(1), metavar="N", help="largest number of training steps")
     add("--seconds", type=positive, metavar="S", help="time for the flow; default: 60 or less")

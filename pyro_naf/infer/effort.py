@@ -15,7 +15,7 @@ _COMPILING = 30.0
 
 #: Share of the seconds that capturing the density may take, and the price of capturing in gradients
 #: at one point; both are mostly Python for each operation.
-_CAPTURING, _CAPTURE = 0.15, 80
+_CAPTURING, _CAPTURE = 0.15, 120
 
 #: Smallest number of training steps for which the number of draws is kept: with fewer steps the
 #: draws are halved, as long as that makes a step cheaper by a fifth.
