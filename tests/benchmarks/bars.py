@@ -50,13 +50,14 @@ def speed_bars(results: Results, kernels: Sequence[str]) -> Iterator[Bar]:
     """Those of speed.py, for every kernel measured."""
     for kernel in kernels:
         dsf, ddsf2, ddsf4 = (named(f, kernel) for f in ("DSF", "DDSF 2", "DDSF 4"))
-        for hidden, limit, stretch in ((100, 0.8, 0.55), (512, 0.9, 0.75)):
+        for hidden, limit, stretch in ((100, 0.75, 0.5), (512, 0.75, 0.5)):
             ratios = results.ratios(TRAINING, hidden, dsf, "Pyro NAF")
             yield Bar(f"{dsf} / Pyro NAF, {TRAINING}, hidden {hidden}", ratios, limit, stretch)
         for cell, flow, limit, stretch in (
-            (Cell(43, 2048, 100), dsf, 1.9, 1.3),
-            (Cell(43, 2048, 512), dsf, 1.3, 1.08),
-            (Cell(43, 2048, 100), ddsf2, 5.0, 3.0),
+            (Cell(43, 2048, 100), dsf, 1.5, 1.2),
+            (Cell(43, 2048, 512), dsf, 1.2, 1.05),
+            (Cell(43, 2048, 100), ddsf2, 3.5, 2.5),
+            (Cell(43, 2048, 512), ddsf2, 3.5, 2.5),
             (Cell(43, 256, 100), ddsf4, 12.0, 6.0),
         ):
             yield _against_conditioners(results, cell, flow, limit, stretch)
