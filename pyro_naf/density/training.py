@@ -32,9 +32,6 @@ EVALUATE_EVERY = (100, 1000)
 #: Options that a checkpoint must agree on, beside those that the run derives others from.
 SAME = ("lr", "weight_decay", "schedule", "clip", "polyak", "patience", "precision", "seed")
 
-#: What older checkpoints hold beside; a budget may be another when a run goes on.
-BUDGET = ("max_steps", "max_seconds")
-
 Rows = Sequence[Tensor]  # x (N, D), and with a context c (N, C)
 
 
@@ -332,9 +329,7 @@ class _Run:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        ours, theirs = self.identity(), dict(state["identity"])
-        for name in BUDGET:
-            theirs.pop(name, None)
+        ours, theirs = self.identity(), state["identity"]
         if ours != theirs:
             differs = ", ".join(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))
             raise ValueError(

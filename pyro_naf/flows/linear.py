@@ -83,30 +83,25 @@ def factor_of(
     *,
     precision: Tensor | None = None,
     covariance: Tensor | None = None,
-    cholesky: Tensor | None = None,
 ) -> Tensor:
     r"""Compute a factor S ``(D, D)``, in a structure's pattern, of a covariance S S^T.
 
     It is exact where the Gaussian has the structure. Where a covariance has not, the result is the
     Gaussian q of the structure that is closest in :math:`\mathrm{KL}(p \| q)`: each latent has p's
-    conditional given its parents. Of a precision or its factor, what lies outside of the pattern
-    is dropped.
+    conditional given its parents. Of a precision, what lies outside of the pattern is dropped.
 
     :param precision: symmetric and positive definite, ``(D, D)``.
     :param covariance: or its inverse.
-    :param cholesky: or the lower triangular L of ``precision[e][:, e] = L L^T`` with rows and
-        columns in order of elimination, ``e = structure.order.flip(0)``.
-    :raises ValueError: when not exactly one of the three is given, and for one of another size or
+    :raises ValueError: when not exactly one of the two is given, and for one of another size or
         that is not positive definite.
 
     Source: Schaefer, Katzfuss & Owhadi 2021 [arXiv:2004.14455], for the closest Gaussian.
     """
-    given = {"precision": precision, "covariance": covariance, "cholesky": cholesky}
+    given = {"precision": precision, "covariance": covariance}
     chosen = [(name, matrix) for name, matrix in given.items() if matrix is not None]
     if len(chosen) != 1:
         raise ValueError(
-            "exactly one of precision, covariance and cholesky must be given, got "
-            f"{[name for name, _ in chosen]}"
+            f"exactly one of precision and covariance must be given, got {[n for n, _ in chosen]}"
         )
     ((name, matrix),) = chosen
     if matrix.shape != (structure.dim, structure.dim):
@@ -117,7 +112,7 @@ def factor_of(
     order = structure.order.to(matrix.device)
     if name == "covariance":
         return _closest(structure, matrix)
-    lower = matrix if name == "cholesky" else _cholesky(matrix, order.flip(0), name)
+    lower = _cholesky(matrix, order.flip(0), name)
     parents = structure.parents.to(matrix.device)[order][:, order]
     return _from_conditionals(lower.flip(0, 1).mT, parents, order)
 

@@ -84,9 +84,7 @@ class AffineMap(PyroModule):
         return self.centre + self.frame @ self.loc, self.frame @ self._inner_factor()
 
     @torch.no_grad()
-    def set_affine(
-        self, loc: Tensor, factor: Tensor | None = None, *, precision: Tensor | None = None
-    ) -> None:
+    def set_affine(self, loc: Tensor, factor: Tensor) -> None:
         """Make this the outermost map, and the unit in which it is trained from now on.
 
         An optimiser's step is then the same part of the posterior's width in every direction,
@@ -96,17 +94,7 @@ class AffineMap(PyroModule):
         :param factor: scale ``(D,)``, or lower triangular factor ``(D, D)`` with ``full_rank``. A
             guide with a structure takes both, and of any other factor the Gaussian of the
             structure that is closest.
-        :param precision: instead of a factor, for a guide with a structure: the inverse ``(D, D)``
-            of the covariance.
-        :raises ValueError: when not exactly one of the two is given, or for a precision without a
-            structure.
         """
-        if precision is not None and factor is None and self.structure is not None:
-            factor = factor_of(self.structure, precision=precision)
-        elif precision is not None or factor is None:
-            raise ValueError(
-                "set_affine takes a factor, or for a guide with a structure a precision instead"
-            )
         if self.structure is not None:
             factor = _with_pattern(self.structure, factor)
         self.centre.copy_(loc)

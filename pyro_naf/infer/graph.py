@@ -139,9 +139,7 @@ def structure_of(
     return structure
 
 
-def hessian(
-    target: LogDensity, z: Tensor, directions: Tensor | None = None, chunk: int = _CHUNK
-) -> Tensor:
+def hessian(target: LogDensity, z: Tensor, directions: Tensor | None = None) -> Tensor:
     """Products of the Hessian at z ``(D,)`` with ``directions`` ``(M, D)``, shape ``(M, D)``.
 
     Without directions all columns, which is the Hessian ``(D, D)``. Each product is a row of one
@@ -153,12 +151,10 @@ def hessian(
             [-0., -2.]])
     """
     directions = torch.eye(len(z)).to(z) if directions is None else directions
-    return _hessian(target, z, directions, chunk)[0]
+    return _hessian(target, z, directions)[0]
 
 
-def _hessian(
-    target: LogDensity, z: Tensor, directions: Tensor, chunk: int = _CHUNK
-) -> tuple[Tensor, float]:
+def _hessian(target: LogDensity, z: Tensor, directions: Tensor) -> tuple[Tensor, float]:
     """Return the products, and the relative size from which on an entry is more than rounding.
 
     Where a backward pass cuts the graph, second derivatives are zero and nothing is raised: they
@@ -169,14 +165,14 @@ def _hessian(
     total = directions.sum(0, keepdim=True)
     expected = _difference_products(target, z[None], total)
     try:
-        products = hessian_products(target, points, directions, chunk)
+        products = hessian_products(target, points, directions)
         error = (products.sum(0) - expected[0]).abs().max()
         trusted = not bool(error > 0.1 * expected.abs().max())  # NaN is told elsewhere
     except RuntimeError:
         trusted = False
     if trusted:
         return products, eps**0.6  # 4e-10 in float64, 7e-5 in float32
-    parts = zip(points.split(chunk), directions.split(chunk), strict=True)
+    parts = zip(points.split(_CHUNK), directions.split(_CHUNK), strict=True)
     return torch.cat([_difference_products(target, *part) for part in parts]), eps**0.4
 
 

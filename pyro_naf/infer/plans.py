@@ -155,8 +155,8 @@ class _Plan:
         origins = sizes(self.origin, self._shortest())
         for origin in origins:
             guide = flow_guide(origin)
-            has_pattern = guide.structure is not None and start.pattern is not None
-            guide.set_affine(start.loc, start.pattern if has_pattern else start.factor)
+            pattern = start.pattern if guide.structure is not None else None
+            guide.set_affine(start.loc, start.factor if pattern is None else pattern)
             training = self._affordable(guide, origin, is_last=origin is origins[-1])
             if training is not None:
                 return training

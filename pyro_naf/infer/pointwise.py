@@ -60,15 +60,14 @@ def observed_data(joint: Joint) -> dict[str, Tensor]:
     return {n: torch.as_tensor(s["value"]) for n, s in observed_sites(example(joint)).items()}
 
 
-def deterministic(joint: Joint, values: Values, trace: Trace = None) -> dict[str, Tensor]:
+def deterministic(joint: Joint, values: Values) -> dict[str, Tensor]:
     """Values ``(N, ...)`` of ``pyro.deterministic`` sites at draws of the latents.
 
     Those that depend on a discrete latent, which is summed out, have no value and are left out.
     """
-    trace = example(joint) if trace is None else trace
     shapes = {
         name: torch.as_tensor(site["value"]).shape
-        for name, site in sample_sites(trace)
+        for name, site in sample_sites(example(joint))
         if is_deterministic(site)
     }
     if not shapes:

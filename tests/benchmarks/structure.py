@@ -30,7 +30,8 @@ from pyro_naf.infer.diagnostics import pareto_khat
 from pyro_naf.infer.graph import find_structure
 from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.laplace import LogDensity
-from pyro_naf.infer.sparse_gaussian import fit_sparse_gaussian
+from pyro_naf.infer.pace import Pace
+from pyro_naf.infer.sparse_gaussian import sparse_gaussians
 
 DRAWS = 64
 CLIP = 10.0
@@ -134,7 +135,9 @@ def compare(name: str, posterior: Any, seconds: float, which: list[str]) -> None
     structure = find_structure(target, middle)
     found = time.process_time() - start
     start = time.process_time()
-    gaussian = fit_sparse_gaussian(target, structure, middle)
+    (gaussian, *_), _ = sparse_gaussians(
+        target, structure, middle, seconds=math.inf, pace=Pace.of(target, middle)
+    )
     fitted = time.process_time() - start
     shape = f"{structure.dim} | {structure.mean_ancestors:.1f} | {structure.share:.3f}"
     prefix = f"| {name} | {shape} | {found:.1f} | {gaussian.elbo:.2f}, {fitted:.0f} s"

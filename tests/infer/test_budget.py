@@ -26,7 +26,7 @@ from pyro_naf.infer.refined_guides import sizes
 from pyro_naf.infer.refinement import affordable_particles
 from pyro_naf.infer.results import Origin
 from pyro_naf.infer.rough_gaussian import fit_roughly
-from pyro_naf.infer.sparse_gaussian import fit_sparse_gaussian
+from pyro_naf.infer.sparse_gaussian import sparse_gaussians
 from pyro_naf.infer.start import Start
 from pyro_naf.infer.training import Training
 
@@ -206,7 +206,7 @@ def test_starts_of_a_dear_density_are_as_many_as_the_time_allows(clock: Clock, d
     middle = torch.full((dim,), 3.0)
     pace = Pace.of(target, middle)
     begin = clock.now
-    found = fit_sparse_gaussian(target, structure, middle, seconds=20.0, pace=pace)
+    (found,), _ = sparse_gaussians(target, structure, middle, seconds=20.0, pace=pace)
     # What is made in any case: a step of 256 draws, and the estimates of its ELBO.
     assert clock.now - begin < 20.0 + 2.56 + 7 * 1.5
     torch.testing.assert_close(found.loc, torch.zeros(dim).double(), rtol=0, atol=1e-2)

@@ -46,7 +46,6 @@ def patch_split(
     train: np.ndarray,
     test: np.ndarray,
     rows: tuple[int, int, int] = ROWS,
-    seed: int = 42,
 ) -> Split:
     """Patches from all but 20 of the training images, from those 20, and from the test images.
 
@@ -55,7 +54,7 @@ def patch_split(
     """
     if len(train) <= VALIDATION_IMAGES:
         raise DataError(f"more than {VALIDATION_IMAGES} images are needed, got {len(train)}")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(42)
     shuffled = train[rng.permutation(len(train))]
     parts = (shuffled[VALIDATION_IMAGES:], shuffled[:VALIDATION_IMAGES], test)
     return Split(*(patches(images, n, rng) for images, n in zip(parts, rows, strict=True)))
