@@ -23,6 +23,7 @@ ROOMS = [
     "flows",
     "transforms",
     "",
+    "training",
     "examples",
     "eight_schools",
     "guides",

@@ -19,7 +19,6 @@ mixtures of t's, which take none, are left out.
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,10 +27,13 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..files.archive import plain
-from . import overfitting, parallel
+from ..support.seeding import seeded
+from ..training import parallel
+from ..training.limits import Limits
+from ..training.progress import Progress
+from . import overfitting
 from .architectures import build, parse
 from .candidates import FEW_ROWS, FOLDS, Candidate, candidates
 from .closed_form import CLOSED
@@ -40,7 +42,7 @@ from .given_classes import GivenClasses
 from .scoring import Scored, averaged
 from .settings import Compared, Evaluation, History, OnEvaluation, Stop, Training
 from .stacked import Folds, Stacked, stacking_weights
-from .training import Rows, seeded, train
+from .training import Rows, train
 
 #: Rows up to which densities are chosen by cross-validation instead of validation rows.
 CROSS_VALIDATED = 4000
@@ -132,7 +134,7 @@ def fit(
     :param keep: is given what was found, also when an exception or Ctrl-C ends the search after the
         first density.
     """
-    with seeded(task.training.seed):
+    with seeded(task.training.seed + parallel.rank()):
         search = _Search(task)
         try:
             search.run(on_evaluation)
@@ -174,7 +176,8 @@ class _Search:
         self.parts: dict[tuple[int, int], Density] = {}
         self.done: list[int] = []
         self.cut: set[int] = set()
-        self.history, self.start = History(), time.monotonic()
+        self.history = History()
+        self.limits = Limits(None, task.training.max_seconds)
         self.overfit: list[tuple[float, float]] = []
 
     def splits(self) -> Iterator[_Split]:
@@ -193,7 +196,7 @@ class _Search:
     def run(self, on_evaluation: OnEvaluation | None) -> None:
         total = self.folds * len(self.tried)
         shown = self.task.training.progress and parallel.rank() == 0 and self.folds > 1
-        with tqdm(total=total, desc="fit", unit="density", disable=not shown) as bar:
+        with Progress(shown, name="fit") as bar:
             for i, candidate in enumerate(self.tried):
                 if self.done and self.spent(candidate):
                     continue
@@ -207,7 +210,7 @@ class _Search:
                         found = averaged(part, self.task.scored, split.at)
                         self.log_probs[split.at.cpu(), i] = found.cpu()
                         self.parts[i, split.number] = part
-                        bar.update()
+                        bar.at(candidate.architecture, len(self.parts) / total, {})
                     self.done.append(i)
                 except RuntimeError as error:  # of a flow: the others stand
                     if i == 0:
@@ -216,11 +219,11 @@ class _Search:
 
     def spent(self, candidate: Candidate) -> bool:
         """Whether the time limit is over, or the part of it for what is not trained."""
-        limit = self.task.training.max_seconds
-        part = 1.0 if candidate.share else MIXTURES_SHARE
-        if limit is None:
+        if self.limits.seconds is None:
             return False
-        return parallel.same(time.monotonic() - self.start) > part * limit  # as all processes say
+        part = 1.0 if candidate.share else MIXTURES_SHARE
+        # All processes must agree on it.
+        return parallel.same(self.limits.passed()) > part * self.limits.seconds
 
     def make(self, candidate: Candidate) -> Density:
         task = self.task
@@ -300,8 +303,8 @@ class _Search:
 
     def seconds_for(self, candidate: Candidate, k: int) -> float:
         """Return the time that one flow gets: a share of what is left for it and those after it."""
-        assert self.task.training.max_seconds is not None
-        left = FLOWS_SHARE * self.task.training.max_seconds - (time.monotonic() - self.start)
+        assert self.limits.seconds is not None
+        left = FLOWS_SHARE * self.limits.seconds - self.limits.passed()
         after = self.tried[self.tried.index(candidate) :]
         rest = candidate.share * (self.folds - k) + self.folds * sum(c.share for c in after[1:])
         return parallel.same(max(left * candidate.share / rest, 1e-3))
@@ -351,7 +354,7 @@ class _Search:
     def finish(self, total: Tensor) -> None:
         """Completes the history: the comparison, and the mixture as its last evaluation."""
         history = self.history
-        history.seconds = time.monotonic() - self.start
+        history.seconds = self.limits.passed()
         value = float(total.mean())
         epoch = history.evaluations[-1]["epoch"] if history.evaluations else 0.0
         last = Evaluation(step=history.steps, epoch=epoch, seconds=history.seconds, lr=0.0)

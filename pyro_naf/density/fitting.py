@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ..training.limits import Limits
 from . import automatic, kinds, preparation, said, tables
 from .architectures import WITH_CLASSES, WITH_HOLES, check_options, parse
 from .arrays import RowsLike, TableLike
@@ -20,7 +20,7 @@ from .columns import Schema
 from .modelled import Modelled
 from .said import Said
 from .scoring import Scored, averaged
-from .settings import Evaluation, History, OnEvaluation, Training
+from .settings import History, OnEvaluation, Training
 from .sklearn_api import SETTINGS
 from .table_density import TableDensity
 from .training import Rows, train, untrained
@@ -57,7 +57,7 @@ class Fitting:
         self.said = cast("Said | None", self.given.pop("columns", None))
         make: Callable[..., Training] = Training
         self.options = make(**self.given)
-        self.start = time.monotonic()
+        self.limits = Limits(None, self.options.max_seconds)
 
     def run(self, x: TableLike, context: RowsLike | None, sample_weight: RowsLike | None) -> None:
         """Fits the density to rows, as ``FlowDensity.fit`` says."""
@@ -278,8 +278,7 @@ class Fitting:
             density.flow = None
             options = self.options
             if options.max_seconds is not None:
-                left = options.max_seconds - (time.monotonic() - self.start)
-                options = replace(options, max_seconds=max(left, 0.1))
+                options = replace(options, max_seconds=max(self.limits.left(), 0.1))
             task = automatic.Task(
                 data, validation, options, self.given, density.overrides,
                 scored=self._scored(left_out, cut=held_out is not None), weight=weight, dtype=dtype,
@@ -297,24 +296,19 @@ class Fitting:
         self, data: Rows, validation: Rows | None, weight: Tensor | None, offset: float
     ) -> None:
         """Trains a named architecture, and remembers what is known when Ctrl-C ends it."""
-        density, flow, seen = self.density, self.density.flow, list[Evaluation]()
+        density, flow, history = self.density, self.density.flow, History()
         flow.start(data[0], data[1] if len(data) > 1 else None, weight)
         if next(flow.parameters(), None) is None:
             density.history = untrained(flow, data, validation, offset)
             return
 
-        def evaluated(entry: Evaluation) -> None:
-            seen.append(entry)
-            if self.on_evaluation is not None:
-                self.on_evaluation(entry)
-
         try:
             density.history = train(
-                flow, data, validation, self.options, evaluated,
+                flow, data, validation, self.options, self.on_evaluation, history=history,
                 offset=offset, model=density.description(), weight=weight,
             )  # fmt: skip
         except KeyboardInterrupt:
-            density.history = History.interrupted(seen) if seen else None
+            density.history = history if history.evaluations else None
             raise
 
     def _standardised(self, rows: Modelled) -> list[Tensor]:

@@ -155,22 +155,6 @@ class History:
     comparison: list[Compared] = field(default_factory=list)
     overfit: str | None = None
 
-    @classmethod
-    def interrupted(cls, evaluations: list[Evaluation]) -> History:
-        """Sum up a run that was interrupted after these evaluations, at least one."""
-        last, values = (
-            evaluations[-1],
-            [v for e in evaluations if (v := e["validation"]) is not None],
-        )
-        best = evaluations[values.index(max(values))] if values else last
-        return cls(
-            evaluations,
-            steps=last["step"],
-            seconds=last["seconds"],
-            best_step=best["step"],
-            stopped="interrupted",
-        )
-
     @property
     def best(self) -> Evaluation:
         """The evaluation of the weights that were kept."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import parallel
+from ..training import parallel
+from ..training.steps import guarded_step
 
 if TYPE_CHECKING:
     from .settings import Training
@@ -113,11 +114,8 @@ class Stepper:
 
     def _compute(self, rows: Sequence[Tensor]) -> None:
         loss = self._gradient(rows)
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.options.clip)
-        bad = parallel.any_of(~(torch.isfinite(norm) & torch.isfinite(loss)))
-        # As torch's GradScaler does it: fused kernels look at this number and leave all as it is.
-        self.adam.found_inf = bad.float()  # type: ignore[attr-defined]
-        self.adam.step()
+        clip = self.options.clip
+        bad = guarded_step(self.adam, self.weights, loss, clip, agreed=parallel.any_of)
         finite = torch.where(bad, 0, loss).double()
         self.sums += torch.stack([finite, (~bad).double(), bad.double()])
         self.in_a_row.add_(1).mul_(bad)

@@ -10,12 +10,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..files.archive import plain
 from ..files.atomic import check_file
-from . import parallel
-from .checkpoints import load_checkpoint, save_checkpoint
+from ..files.stored import load, save
+from ..support.seeding import generators, seeded, set_generators
+from ..training import parallel
+from ..training.averages import Average, copies, newest
+from ..training.checkpoints import Interval
+from ..training.limits import Limits
+from ..training.progress import Progress
+from ..training.steps import cosine, refuse_bad_steps, warm_up
 from .flow import evaluating
 from .settings import Evaluation, History, OnEvaluation, Training
 from .steps import Stepper
@@ -23,11 +28,14 @@ from .steps import Stepper
 #: Steps between two looks at the device: what happens there is known to the host that much later.
 LOOK_EVERY = 50
 
-#: Steps in a row without a finite loss and gradient after which training gives up.
-MAX_BAD_STEPS = 50
-
 #: Steps between two evaluations on the validation rows: an epoch, but within these bounds.
 EVALUATE_EVERY = (100, 1000)
+
+#: Number of steps in which the learning rate rises to the whole one.
+WARM_UP = 100
+
+#: Kind and version of a checkpoint's file.
+CHECKPOINT = ("checkpoint", 2)
 
 #: Options that a checkpoint must agree on, beside those that the run derives others from.
 SAME = ("lr", "weight_decay", "schedule", "clip", "polyak", "patience", "precision", "seed")
@@ -45,6 +53,7 @@ def train(
     offset: float = 0.0,
     model: dict[str, object] | None = None,
     weight: Tensor | None = None,
+    history: History | None = None,
 ) -> History:
     """Maximise the mean log-density of the rows; leave the best weights in the module.
 
@@ -62,14 +71,17 @@ def train(
     :param model: numbers and strings that say what the module is, which a checkpoint to resume from
         must agree on.
     :param weight: of the rows, ``(N,)``; 1 by default.
+    :param history: is filled in and returned; what is known of a run that Ctrl-C ends stands there.
     :raises RuntimeError: when 50 steps in a row have no finite loss and gradient, or no likelihood
         that was validated was finite.
     :raises ValueError: when the checkpoint to resume from is of another run.
     """
-    with torch.enable_grad(), seeded(training.seed), _matmul_precision(training.precision):
+    precision = _matmul_precision(training.precision)
+    with torch.enable_grad(), seeded(training.seed + parallel.rank()), precision:
         run = _Run(
-            module, rows, validation, training, offset=offset, model=model or {}, weight=weight
-        )
+            module, rows, validation, training, history or History(),
+            offset=offset, model=model or {}, weight=weight,
+        )  # fmt: skip
         return run.run(on_evaluation)
 
 
@@ -109,13 +121,14 @@ class _Run:
         rows: Rows,
         validation: Rows | None,
         training: Training,
+        history: History,
         *,
         offset: float,
         model: dict[str, object],
         weight: Tensor | None,
     ) -> None:
         self.module, self.rows, self.validation, self.options = module, rows, validation, training
-        self.model = model
+        self.history, self.model = history, model
         self.weights: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         if not self.weights:
             raise ValueError("the module has nothing to train")
@@ -127,19 +140,19 @@ class _Run:
         )
         epochs = training.max_epochs
         limits = [training.max_steps, None if epochs is None else epochs * self.steps_per_epoch]
-        self.max_steps = min((limit for limit in limits if limit is not None), default=None)
-        if self.max_steps is None and training.max_seconds is None:
-            self.max_steps = min(max(100 * self.steps_per_epoch, 2000), 50_000)
+        max_steps = min((limit for limit in limits if limit is not None), default=None)
+        if max_steps is None and training.max_seconds is None:
+            max_steps = min(max(100 * self.steps_per_epoch, 2000), 50_000)
+        self.limits = Limits(max_steps, training.max_seconds)
         self.stepper = Stepper(module, self.weights, rows, self.batch, training, weight)
-        self.average = [p.detach().clone() for p in self.weights]
-        self.best = [p.detach().clone() for p in self.weights]
+        self.average, self.best = Average(self.weights), copies(self.weights)
         self.best_value, self.factor, self.offset = -math.inf, 1.0, offset
-        self.history = History()
-        self.start = self.last_checkpoint = time.monotonic()
+        self.gpus = [rows[0].device.index] if rows[0].is_cuda else []
+        self.writes = Interval(training.checkpoint_seconds, last=self.limits.start)
         if training.checkpoint is not None:
             found = check_file(training.checkpoint).exists()
             if training.resume and parallel.same(found):
-                self.load_state(load_checkpoint(training.checkpoint))
+                self.load_state(load(training.checkpoint, *CHECKPOINT)["state"])
 
     # ------------------------------------------------------------------------------------ the loop
 
@@ -147,6 +160,9 @@ class _Run:
         self.module.train()
         try:
             self.loop(on_evaluation)
+        except KeyboardInterrupt:
+            self.history.stopped = "interrupted"
+            raise
         finally:  # an interrupted run leaves the best weights so far
             with torch.no_grad():
                 torch._foreach_copy_(self.weights, self.best)
@@ -159,19 +175,16 @@ class _Run:
     def loop(self, on_evaluation: OnEvaluation | None) -> None:
         history, options = self.history, self.options
         show = options.progress and parallel.rank() == 0
-        with tqdm(
-            total=self.max_steps, initial=history.steps, desc="fit", unit="step", disable=not show
-        ) as bar:
+        with Progress(show, options.max_seconds, "fit", self.fraction) as bar:
             while history.stopped == "budget" and self.fraction < 1:
                 if history.steps % self.steps_per_epoch == 0 or not self.stepper.has_order:
                     self.stepper.new_order(options.seed, history.steps // self.steps_per_epoch)
                 self.stepper.step(history.steps % self.steps_per_epoch, self.learning_rate)
                 history.steps += 1
-                self.average_weights()
-                bar.update()
+                self.average.add(newest(options.polyak, history.steps))
                 if history.steps % LOOK_EVERY == 0:
                     self.look()
-                    bar.set_postfix_str(self.describe(), refresh=False)
+                    bar.at("", self.fraction, self.shown())
                 if history.steps % self.evaluate_every == 0:
                     self.evaluate(on_evaluation)
             if not history.evaluations or history.evaluations[-1]["step"] != history.steps:
@@ -201,38 +214,23 @@ class _Run:
 
     @property
     def fraction(self) -> float:
-        """How much of the budget is spent, from 0 to 1."""
-        parts = [0.0]
-        if self.max_steps is not None:
-            parts.append(self.history.steps / self.max_steps)
-        if self.options.max_seconds is not None:
-            self.history.seconds = time.monotonic() - self.start
-            # All processes must agree on when to stop.
-            parts.append(parallel.same(self.history.seconds) / self.options.max_seconds)
-        return max(parts)
+        """How much of the budget is spent, from 0 to 1: all processes must agree on it."""
+        seconds = 0.0 if self.limits.seconds is None else parallel.same(self.limits.passed())
+        return self.limits.part(self.history.steps, seconds)
 
     @property
     def learning_rate(self) -> float:
-        # A warm-up: Adam's first steps, in units of the rate, are all of full length.
-        warm_up = min(1.0, (self.history.steps + 1) / 100)
-        if self.options.schedule == "cosine":
-            return self.options.lr * warm_up * 0.5 * (1 + math.cos(math.pi * min(self.fraction, 1)))
-        return self.options.lr * warm_up * self.factor
-
-    @torch.no_grad()
-    def average_weights(self) -> None:
-        # The average starts short and grows to its full length: no bias towards the start.
-        decay = min(self.options.polyak, self.history.steps / (self.history.steps + 9))
-        torch._foreach_lerp_(self.average, self.weights, 1 - decay)
+        falls = self.options.schedule == "cosine"
+        factor = cosine(self.fraction) if falls else self.factor
+        return self.options.lr * warm_up(self.history.steps, WARM_UP) * factor
 
     def look(self) -> None:
         """Wait for the device; learn of the losses since, and of steps without a finite one."""
-        if self.stepper.look() >= MAX_BAD_STEPS:
-            raise RuntimeError(
-                f"{MAX_BAD_STEPS} steps in a row without a finite loss and gradient, up to step "
-                f"{self.history.steps}: the likelihood is not finite; try a smaller lr, or look "
-                "for outliers in the data"
-            )
+        refuse_bad_steps(
+            self.stepper.look(),
+            f"up to step {self.history.steps}",
+            "the likelihood is not finite; try a smaller lr, or look for outliers in the data",
+        )
         self.history.skipped = self.stepper.skipped
 
     # ------------------------------------------------------------------------------ evaluation
@@ -241,7 +239,7 @@ class _Run:
         """Validate the averaged weights, keep the best, write a checkpoint when it is due."""
         self.look()
         history = self.history
-        history.seconds = time.monotonic() - self.start
+        history.seconds = self.limits.passed()
         value, train = self.validate(), self.stepper.take_mean()
         history.evaluations.append(
             {
@@ -256,7 +254,7 @@ class _Run:
         if value is None or value > self.best_value:
             self.best_value = -math.inf if value is None else value
             history.best_step = history.steps
-            torch._foreach_copy_(self.best, self.average)
+            torch._foreach_copy_(self.best, self.average.values)
         stale = sum(e["step"] > history.best_step for e in history.evaluations)
         if stale >= self.options.patience:
             history.stopped = "patience"
@@ -271,34 +269,31 @@ class _Run:
         """Mean log-density of the validation rows under the averaged weights."""
         if self.validation is None:
             return None
-        present = [p.detach().clone() for p in self.weights]
-        with torch.no_grad():
-            torch._foreach_copy_(self.weights, self.average)
-            total = torch.zeros((), dtype=torch.double, device=self.device)
+        total = torch.zeros((), dtype=torch.double, device=self.device)
+        with self.average.in_place():
             for values in log_probs(self.module, parallel.part(self.validation)):
                 total += values.double().sum()
-            torch._foreach_copy_(self.weights, present)
         value = float(parallel.sum_over(total)) / len(self.validation[0]) + self.offset
         return value if math.isfinite(value) else -math.inf
 
-    def describe(self) -> str:
-        """Return the last likelihoods and the time left, for the progress bar."""
-        last = self.history.evaluations[-1] if self.history.evaluations else {}
-        shown = [f"{k} {last[k]:.3f}" for k in ("train", "validation") if last.get(k) is not None]
-        fraction = max(self.fraction, 1e-9)
-        left = int((time.monotonic() - self.start) * (1 - fraction) / fraction)
-        return ", ".join([*shown, f"left {left // 60}:{left % 60:02d}"])
+    def shown(self) -> dict[str, str]:
+        """Return the step and the last likelihoods, for the progress bar."""
+        last = self.history.evaluations[-1] if self.history.evaluations else Evaluation()
+        known = {"train": last.get("train"), "validation": last.get("validation")}
+        shown = {name: f"{value:.3f}" for name, value in known.items() if value is not None}
+        return {"step": str(self.history.steps)} | shown
 
     # ------------------------------------------------------------------------------ checkpoints
 
     def write_checkpoint(self) -> None:
-        due = time.monotonic() - self.last_checkpoint >= self.options.checkpoint_seconds
-        if self.options.checkpoint is None or not parallel.same(due):
+        if self.options.checkpoint is None or not parallel.same(self.writes.is_over()):
             return
-        state = self.state()  # of all processes
-        if parallel.rank() == 0:
-            save_checkpoint(self.options.checkpoint, state)
-        self.last_checkpoint = time.monotonic()
+        with self.writes.writing():
+            state = self.state()  # of all processes
+            if parallel.rank() == 0:
+                kind, version = CHECKPOINT
+                content = {"kind": f"pyro_naf {kind}", "version": version, "state": state}
+                save(self.options.checkpoint, content)
 
     def identity(self) -> dict[str, object]:
         """Return what a checkpoint must agree on to be of this run."""
@@ -318,12 +313,14 @@ class _Run:
             "identity": self.identity(),
             # Permutations are drawn by the constructor, and kept in buffers.
             "module": {name: t.detach() for name, t in self.module.state_dict().items()},
-            "average": self.average,
+            "average": self.average.values,
             "best": self.best,
             "best_value": self.best_value,
             "factor": self.factor,
             "stepper": self.stepper.state(),
-            "generators": {k: parallel.gathered(t) for k, t in _generators(self.device).items()},
+            "generators": dict(
+                zip(("cpu", "cuda"), map(parallel.gathered, generators(self.gpus)), strict=False)
+            ),
             "history": vars(self.history),
         }
 
@@ -336,41 +333,20 @@ class _Run:
                 f"checkpoint {self.options.checkpoint} is of another run: it differs in {differs}"
             )
         self.module.load_state_dict(state["module"])
-        torch._foreach_copy_(self.average, state["average"])
+        torch._foreach_copy_(self.average.values, state["average"])
         torch._foreach_copy_(self.best, state["best"])
         self.best_value, self.factor = state["best_value"], state["factor"]
         self.stepper.load_state(state["stepper"])
-        self.history = History(**state["history"])
-        self.start = time.monotonic() - self.history.seconds
+        vars(self.history).update(state["history"])
+        self.limits.spend(self.history.seconds)
         self.stepper.new_order(self.options.seed, self.history.steps // self.steps_per_epoch)
-        own = {name: states[parallel.rank()] for name, states in state["generators"].items()}
-        _restore_generators(own, self.device)
+        own = [states[parallel.rank()] for states in state["generators"].values()]
+        set_generators(own, self.gpus)
 
 
 def _fingerprint(rows: Rows) -> list[list[int]]:
     # The sum of the bits is exact in whatever order it is taken.
     return [[*t.shape, int(t.double().view(torch.long).sum())] for t in rows]
-
-
-def _generators(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """torch's global generators, which dropout draws from, seeded; put back afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed + parallel.rank())
-        yield
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions.transforms import AffineTransform, ComposeTransform, Transform
 
 from ..support.calls import Args, Kwargs, Model
+from ..support.seeding import kept
 from .base import FlowNormal
 from .contexts import (
     ContextAffine,
@@ -216,7 +217,7 @@ class AmortisedFlowNormal(FlowNormal):
         model = poutine.block(self.model, self._prototype_hide_fn)
         # The model's draws are thrown away, and the generator is put back: a call's draws do not
         # depend on which rows came in earlier calls.
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with kept():
             trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
         frames = [f for _, site in trace.iter_stochastic_nodes() for f in site["cond_indep_stack"]]
         return {f.name: f for f in frames if f.name in self._prototype_frames}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 
+from ..training.limits import Limits
+from ..training.steps import cosine
 from .settings import DEFAULTS, RefineSettings
 
 #: Largest share of the seconds that is kept for dear diagnostics after training.
@@ -15,7 +16,7 @@ _MOST_KEPT = 0.4
 _STATE = ("kept", "several", "landing", "end", "fraction", "steps_climbing", "top", "middle")
 
 
-class Budget:
+class Budget(Limits):
     """Steps and seconds: iterating gives the phase of every step until they are spent.
 
     Another iteration goes on where one was broken off.
@@ -36,8 +37,8 @@ class Budget:
     def __init__(
         self, steps: int | None, seconds: float | None, settings: RefineSettings = DEFAULTS
     ) -> None:
-        self.steps, self.seconds, self.settings, self.elapsed = steps, seconds, settings, 0.0
-        self.start = time.monotonic()
+        super().__init__(steps, seconds)
+        self.settings, self.elapsed = settings, 0.0
         self.kept = settings.kept_share
         #: Whether the guide is one for several modes; set when that is known.
         self.several = False
@@ -49,12 +50,6 @@ class Budget:
         """Keep at least these seconds for what follows training, as far as that is possible."""
         if self.seconds is not None:
             self.kept = max(min(seconds / self.seconds, _MOST_KEPT), self.settings.kept_share)
-
-    def left(self) -> float:
-        """Seconds until the end of the whole call; infinite without a limit."""
-        if self.seconds is None:
-            return math.inf
-        return max(self.seconds - (time.monotonic() - self.start), 0.0)
 
     def left_for_training(self) -> float:
         """Seconds until the end of training; infinite without a limit."""
@@ -75,12 +70,11 @@ class Budget:
     def __iter__(self) -> Iterator[str]:
         phase = "landed"
         while True:
-            before, self.elapsed = self.elapsed, time.monotonic() - self.start
+            before, self.elapsed = self.elapsed, self.passed()
             last = 0.0 if phase == "landed" else self.elapsed - before
-            self.fraction = self.step / self.steps if self.steps is not None else 0.0
-            if self.seconds is not None:
-                ends = self.elapsed + (0.0 if last < 0.01 * self.seconds else last)
-                self.fraction = max(self.fraction, ends / ((1 - self.kept) * self.seconds))
+            is_short = self.seconds is None or last < 0.01 * self.seconds
+            ends = self.elapsed + (0.0 if is_short else last)
+            self.fraction = self.part(self.step, ends / (1 - self.kept))
             if self.fraction >= self.end and (self.step or self.seconds is not None):
                 end, phase = self.end, "landed"
                 yield phase
@@ -99,11 +93,7 @@ class Budget:
     def state(self) -> dict[str, object]:
         """Return what a checkpoint needs, in a step that has just been made."""
         spent = {name: getattr(self, name) for name in _STATE}
-        return spent | {"step": self.step + 1, "spent": time.monotonic() - self.start}
-
-    def spend(self, seconds: float) -> None:
-        """Count the seconds of an earlier process."""
-        self.start -= seconds
+        return spent | {"step": self.step + 1, "spent": self.passed()}
 
     def load_state(self, state: dict[str, object]) -> None:
         """Take over the steps and the phase of an earlier process."""
@@ -128,4 +118,4 @@ class Budget:
         if self.landing is None:
             return 1.0
         part = (self.fraction - self.landing) / max(self.end - self.landing, 1e-9)
-        return self.top * 0.5 * (1 + math.cos(math.pi * min(max(part, 0.0), 1.0)))
+        return self.top * cosine(part)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,6 +16,7 @@ from ..files.archive import plain
 from ..files.atomic import check_file
 from ..files.stored import ModelFileError, load, save
 from ..support.seeding import seeded
+from ..training.checkpoints import Interval
 from .autoguides import AutoFlowNormal
 from .budget import Budget
 from .diagnostics import ImportanceDiagnostics
@@ -38,10 +38,6 @@ from .saving import (
 from .settings import RefineSettings
 from .start import Start
 from .training import Training
-
-#: Smallest time between two checkpoints, in multiples of what writing the last one took: at most
-#: a twentieth of the time goes into files.
-_PRICE = 20.0
 
 #: Relative difference of log-densities at the same points from which on the model, or its data, is
 #: taken to be another. Single precision and other orders of a sum differ by less.
@@ -102,14 +98,13 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str], seconds: float, asked: dict[str, Any]) -> None:
         if not 0 <= seconds < math.inf:
             raise ValueError(f"checkpoint_seconds must be at least 0 and finite, got {seconds}")
-        self.path, self.seconds = Path(path), seconds
+        self.path, self.writes = Path(path), Interval(seconds)
         short = {name: _short(value) for name, value in asked.items()}
         self.asked = cast("dict[str, object]", plain("call", short))
         self.content: dict[str, Any] | None = None
         if check_file(path).exists():
             self.content = load(self.path, "refinement", VERSION)
             self._check_call(self.content.get("call"))
-        self.last, self.price = -math.inf, 0.0
 
     def _check_call(self, call: object) -> None:
         if not isinstance(call, dict):
@@ -166,10 +161,14 @@ class Checkpoint:
 
     def write(self, plan: Reached, training: Training) -> None:
         """Write what a plan has reached, where that is due."""
-        begin = time.monotonic()
-        if self.seconds and begin - self.last < max(self.seconds, _PRICE * self.price):
+        if not self.writes.is_over():
             return
-        content = described(plan.joint, plan.origin) | {
+        with self.writes.writing():
+            content = self._content(plan, training)
+            save(self.path, {name: on_cpu(item) for name, item in content.items()})
+
+    def _content(self, plan: Reached, training: Training) -> dict[str, object]:
+        return described(plan.joint, plan.origin) | {
             "call": self.asked,
             "density at": _density_at(plan.start),
             "before": tensors(plan.before),
@@ -182,9 +181,6 @@ class Checkpoint:
             "training": training.state(),
             "has_flow": type(training.guide) is not AutoFlowNormal,
         }
-        save(self.path, {name: on_cpu(item) for name, item in content.items()})
-        self.last = time.monotonic()
-        self.price = self.last - begin
 
     def finish(self, result: Refined) -> None:
         """Write the result in place of the state, unless Ctrl-C has broken training off."""

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 
 from ..support.seeding import seeded
+from ..training.progress import Progress
 from .arguments import check_arguments
 from .autoguides import AutoFlowNormal
 from .budget import Budget
@@ -15,7 +16,6 @@ from .checkpoints import Checkpoint
 from .effort import SECONDS, STEPS, capture
 from .gaussian import free_name
 from .plans import Call, refine_from
-from .progress import Progress
 from .refined import Previous, Refined
 
 

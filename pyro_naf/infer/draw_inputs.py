@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor, fx
 
+from ..support.seeding import kept
 from .capture import trace
 
 
@@ -22,7 +23,7 @@ class NotCaptured(RuntimeError):
 def functional(module: fx.GraphModule, examples: Sequence[Tensor]) -> fx.GraphModule:
     """Rewrite the graph without writes in place but those that fill a new tensor with draws."""
     if any(_writes(node) and not _fills(node) for node in module.graph.nodes):
-        with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.no_grad(), kept():
             copies = [t.detach().clone() for t in examples]
             module = trace(torch.func.functionalize(module), *copies)
     for node in module.graph.nodes:

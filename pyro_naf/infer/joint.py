@@ -21,6 +21,7 @@ from torch import Tensor
 from ..guides.sites import Latents, Site, find_sites, site_log_probs, split
 from ..support.autograd import Context
 from ..support.calls import Args, Kwargs, Model
+from ..support.seeding import kept
 from .capture import Graph, check_equal
 from .exploration import (
     chunk_size,
@@ -80,7 +81,7 @@ class Joint(Runs):
         self.graph: Graph | None = None
         # What is found out about the model leaves the user's generators alone; that it can be
         # differentiated is known where the caller needs no gradients too.
-        generators = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+        generators = kept()
         with generators, torch.enable_grad():
             self._explore(init_loc_fn)
 

@@ -17,6 +17,8 @@ import pyro
 import torch
 from torch import Tensor
 
+from ..support.seeding import kept
+from ..training.progress import Progress
 from .autoguides import AutoFlowNormal
 from .better import finds_more, is_better, is_good, is_worse
 from .budget import Budget
@@ -26,7 +28,6 @@ from .effort import FEWEST_PARTICLES
 from .graph import LEAST_DIM
 from .laplace import Gaussian
 from .mixture import Pool, Pushed, missed_mass, several, widened
-from .progress import Progress
 from .proposals import GaussianProposal, GuideProposal
 from .refined import Origin, Previous, Refined
 from .refined_guides import flow_guide, forget, gaussian_guide, sizes, start_at
@@ -110,7 +111,7 @@ class _Plan:
             covers, self.before = found.stage != "one mode", found.before
         else:
             # How many draws that takes must not change what training does.
-            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            with kept():
                 gaussian = GaussianProposal(self.joint, Gaussian(start.loc, start.factor, math.nan))
                 self.before = diagnose(gaussian, options["num_draws"], self.limit)
             has_several = len(start.modes) > 1 and several(
@@ -253,7 +254,7 @@ class _Plan:
         if self.ended == "interrupted" or pool.ess < _POOR_POOL:
             self.stage = "one mode"
             return training
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with kept():
             found = self._weighed(training.guide, _JUDGES, self.limit)
             law = Pushed(training.guide.get_posterior())
             missed = missed_mass(

@@ -23,6 +23,7 @@ from ..guides.flat_priors import FlatPriors
 from ..guides.pyro_internals import log_prob_sum
 from ..guides.sites import masked_out, sample_sites
 from ..support.calls import Args, Kwargs
+from ..support.seeding import kept
 from .joint import Joint
 from .lanes import REFUSALS, Values, vmapped, vmapped_with_help
 
@@ -51,7 +52,7 @@ def observed_sites(trace: Trace) -> dict[str, Message]:
 def example(joint: Joint) -> Trace:
     """Trace of a run at the start of a joint density, discrete latents drawn and not enumerated."""
     start = {name: value[0] for name, value in joint.constrained(joint.start[None]).items()}
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
+    with kept(), torch.no_grad():
         return joint.trace(start, lambda _: joint.model)
 
 

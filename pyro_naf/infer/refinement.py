@@ -13,6 +13,7 @@ from ..conditioners import Structure
 from ..kernels import library
 from ..support.deprecation import renamed
 from ..support.seeding import seeded
+from ..training.progress import Progress
 from .arguments import check_arguments, refuse_swallowed
 from .budget import Budget
 from .capture import is_enabled
@@ -32,7 +33,6 @@ from .given_guides import affine_of
 from .graph import check_structure
 from .mixture import missed_mass, several
 from .plans import Call, refine_from
-from .progress import Progress
 from .refined import Refined
 from .results import Refinement
 from .settings import DEFAULTS, RefineSettings

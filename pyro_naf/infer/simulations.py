@@ -14,8 +14,8 @@ from torch import Tensor
 from ..support.calls import Args, Kwargs
 from ..support.checks import check_integers
 from ..support.seeding import seeded
+from ..training.early_stopping import EarlyStopping
 from .autoguides import AutoFlowNormal
-from .early_stopping import EarlyStopping
 from .forward_kl import start_at
 
 #: Gain of an epoch, in nats, below which the linear map alone is trained at half the rate, and how

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..conditioners import Structure
 from ..support.calls import Args, Model
+from ..training.progress import Progress
 from .gaussian import distinct, find_gaussian, raise_for_start, search
 from .given_guides import affine_in_order, density_of_guide, fitted_gaussian
 from .graph import structure_of
 from .joint import Joint
 from .laplace import Gaussian, cholesky, matched_normal
 from .mean_field import falling, fit_mean_field
-from .progress import Progress
 from .rough_gaussian import fit_roughly
 from .settings import DEFAULTS, RefineSettings
 from .sparse_gaussian import SparseGaussian, sparse_gaussians

@@ -22,6 +22,7 @@ from torch._ops import OpOverload
 
 from ..guides.pyro_internals import without_checks, without_masks_of_dice
 from ..support.calls import Args, Intercepted, Kwargs, Operation, Types
+from ..support.seeding import kept
 from .capture import check_equal, constants_to_inputs, is_followed, trace
 from .compilation import Compilation, Compiled
 from .draw_inputs import NotCaptured, functional, without_draws
@@ -94,7 +95,7 @@ class StepGraph:
         """Begin to compile the graph in another process; calls switch over when it has ended."""
         if self.compilation is None and not self.is_compiled:
             try:
-                with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                with kept():
                     values = self._values(self._inputs)
                 self.compilation = Compilation(self.module.code, values)
             except (OSError, RuntimeError):  # no process, or no room on disk

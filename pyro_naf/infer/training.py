@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..support.seeding import kept
+from ..training.averages import Average, copies
+from ..training.progress import Progress
+from ..training.steps import guarded_step, refuse_bad_steps, warm_up
 from .autoguides import AutoFlowNormal
 from .budget import Budget
 from .diagnostics import growing, pareto_khat
 from .gaussian import LogDensity
 from .mixture import Pool, Pushed
 from .path_gradient import FlowPath
-from .progress import Progress
 
 #: Steps over which the ELBO is averaged to see whether it still rises.
 _WINDOW = 250
-
-#: Steps in a row without a finite loss and gradient after which training gives up.
-_MAX_BAD_STEPS = 50
 
 #: In the landing some draws are wider than the guide, by up to so much over the root of D. Their
 #: radius exceeds the root of D, that of the guide's own, by up to so many units of its base.
@@ -41,6 +41,12 @@ _UNEVEN = (-10.0, 1.0)
 #: The weight, in learning, of draws of the Gaussian with the moments of all modes. Where x_1 lies
 #: between modes nothing else holds the conditional of x_2, and the few draws there fly off.
 _AROUND = 0.05
+
+#: Largest norm of a gradient, and the number of steps in which the learning rate rises.
+_CLIP, _WARM_UP = 10.0, 50
+
+#: Share of the newest weights in the average of a landing: the last hundred steps or so.
+_NEWEST = 0.01
 
 #: Width of a layer up to which its learning rate is the whole one.
 _WIDE = 32
@@ -70,7 +76,7 @@ _LEVEL = 0.005
 
 
 #: What is kept of training as it is.
-_STATE = ("losses", "skipped", "skipped_in_a_row", "average", "own")
+_STATE = ("losses", "skipped", "skipped_in_a_row", "own")
 
 #: What the progress bar calls a phase.
 _PHASES = {"climb": "climbing", "land": "landing", "learn": "learning", "balance": "balancing"}
@@ -136,7 +142,7 @@ class Training:
         self.estimate = estimate or target
         self.num_particles, self.learning_rate = num_particles, learning_rate
         self.weights = list(guide.parameters())
-        self.average: list[Tensor] = []
+        self.average: Average | None = None
         self._begin()
         self.own: tuple[Tensor, ...] = ()
         self.candidates: list[_Candidate] = []
@@ -156,7 +162,7 @@ class Training:
         took = []
         for group in self.adam.param_groups:
             group["lr"] = 0.0
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with kept():
             for phase in phases:
                 took.append(self._seconds_of(phase))  # it warms up
                 if took[-1] < most:
@@ -206,7 +212,8 @@ class Training:
                 continue
             self._set_rate(faster * budget.rate)
             if self._step(losses[phase]()) and phase != "climb":
-                self._add_to_average()
+                self.average = self.average or Average(self.weights)
+                self.average.add(_NEWEST)
             if phase == "climb" and self._plateau(budget):
                 budget.land()
             if len(self.losses) % 20 == 1:
@@ -220,6 +227,7 @@ class Training:
             "guide": {name: t.detach() for name, t in self.guide.state_dict().items()},
             "adam": self.adam.state_dict(),
             "candidates": [c._asdict() for c in self.candidates],
+            "average": [] if self.average is None else self.average.values,
             **{name: getattr(self, name) for name in _STATE},
         }
 
@@ -230,7 +238,9 @@ class Training:
         self.adam.load_state_dict(state["adam"])
         for name in _STATE:
             setattr(self, name, state[name])
-        self.average = [t.to(like.device) for t in self.average]
+        if state["average"]:
+            self.average = Average(self.weights)
+            torch._foreach_copy_(self.average.values, state["average"])
         self.own = tuple(t.to(like) for t in self.own)
         self.candidates = [
             _Candidate(c["elbo"], c["khat"], [t.to(like.device) for t in c["weights"]])
@@ -239,7 +249,7 @@ class Training:
 
     def _set_rate(self, part: float) -> None:
         """Give every group of weights its part of the learning rate, which rises at first."""
-        rate = self.learning_rate * part * min(1.0, (len(self.losses) + 1) / 50)
+        rate = self.learning_rate * part * warm_up(len(self.losses), _WARM_UP)
         for share, group in zip(self.rates, self.adam.param_groups, strict=True):
             group["lr"] = share * rate
 
@@ -270,18 +280,16 @@ class Training:
             level = [c for c in self.candidates if c.elbo >= best - _LEVEL]
             torch._foreach_copy_(self.weights, min(level, key=lambda c: c.khat).weights)
 
-    @torch.no_grad()
     def _take_average(self) -> None:
-        if self.average:
-            torch._foreach_copy_(self.weights, self.average)
-            self.average = []
+        if self.average is not None:
+            self.average.take()
+            self.average = None
 
     @torch.no_grad()
     def _judged(self, budget: Budget) -> _Candidate:
         transform, found = self.guide.get_transform(), []
         start, limit = time.monotonic(), _PART_JUDGING * (budget.seconds or _SECONDS)
-        # Looking must not change what training does next.
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with kept():  # looking must not change what training does next
             for count in growing(_JUDGING):
                 path = FlowPath(transform, self._normal(count))
                 found.append((self.target(path.z) - path.log_q).double().cpu())
@@ -289,7 +297,7 @@ class Training:
                     break
         log_w = torch.cat(found).nan_to_num(nan=-math.inf, posinf=-math.inf)
         khat = pareto_khat(log_w) if log_w.isfinite().any() else math.inf
-        return _Candidate(float(log_w.mean()), khat, [w.clone() for w in self.weights])
+        return _Candidate(float(log_w.mean()), khat, copies(self.weights))
 
     def _climb(self) -> Tensor:
         path = FlowPath(self.guide.get_transform(), self._normal(self.num_particles))
@@ -354,25 +362,15 @@ class Training:
         grads = torch.autograd.grad(loss, self.weights, allow_unused=True)
         for weight, grad in zip(self.weights, grads, strict=True):
             weight.grad = grad
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, 10.0)
-        if math.isfinite(self.losses[-1]) and math.isfinite(norm):
-            self.adam.step()
-            self.skipped_in_a_row = 0
-            return True
-        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
-        if self.skipped_in_a_row == _MAX_BAD_STEPS:
-            raise RuntimeError(
-                f"{_MAX_BAD_STEPS} steps in a row without a finite loss and gradient (last loss "
-                f"{self.losses[-1]}); the model's log-density is not finite near the guide"
-            )
-        return False
-
-    @torch.no_grad()
-    def _add_to_average(self) -> None:
-        if not self.average:
-            self.average = [weight.clone() for weight in self.weights]
-        # The last hundred steps or so.
-        torch._foreach_lerp_(self.average, self.weights, 0.01)
+        is_bad = bool(guarded_step(self.adam, self.weights, torch.tensor(self.losses[-1]), _CLIP))
+        self.skipped += is_bad
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_bad else 0
+        refuse_bad_steps(
+            self.skipped_in_a_row,
+            f"last loss {self.losses[-1]}",
+            "the model's log-density is not finite near the guide",
+        )
+        return not is_bad
 
     def _plateau(self, budget: Budget) -> bool:
         """Whether the last window's mean ELBO is not above the one's before by its noise."""

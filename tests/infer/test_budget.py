@@ -21,7 +21,6 @@ from pyro_naf.infer.budget import Budget
 from pyro_naf.infer.diagnostics import growing
 from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.pace import Pace
-from pyro_naf.infer.progress import Progress
 from pyro_naf.infer.refined_guides import sizes
 from pyro_naf.infer.refinement import affordable_particles
 from pyro_naf.infer.results import Origin
@@ -29,6 +28,7 @@ from pyro_naf.infer.rough_gaussian import fit_roughly
 from pyro_naf.infer.sparse_gaussian import sparse_gaussians
 from pyro_naf.infer.start import Start
 from pyro_naf.infer.training import Training
+from pyro_naf.training.progress import Progress
 
 
 class Clock:

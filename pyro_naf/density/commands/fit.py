@@ -19,7 +19,8 @@ import pyro_naf
 
 from ...files.atomic import ReplacedFolder
 from ...support.command_line import CommandError
-from .. import datasets, discrete, parallel, preparation
+from ...training import parallel
+from .. import datasets, discrete, preparation
 from ..architectures import unused_options
 from ..estimator import FlowDensity
 from ..options import Options

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import torch
 
 from ...support.command_line import CommandError
-from .. import parallel, preparation
+from ...training import parallel
+from .. import preparation
 from ..architectures import parse
 from ..closed_form import CLOSED
 from ..estimator import FlowDensity

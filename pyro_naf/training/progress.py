@@ -1,4 +1,4 @@
-"""One progress bar for a whole refinement: it names the phase, and says what time is left."""
+"""One progress bar for a whole call: it names the phase, and says what time is left."""
 
 from __future__ import annotations
 
@@ -16,16 +16,25 @@ class Progress:
 
     :param is_shown: whether there is a bar at all.
     :param seconds: time for all of it, where that is limited.
+    :param name: what the bar is of.
+    :param done: part that an earlier process has done.
 
     >>> with Progress(is_shown=False) as progress:
     ...     progress.phase("looking for modes")
     ...     progress.at("climbing", 0.5, {"ELBO": "-3.14"})
     """
 
-    def __init__(self, is_shown: bool, seconds: float | None = None) -> None:
-        self.seconds, self._start = seconds, time.monotonic()
-        self._name = ""
-        self._bar = tqdm(total=100.0, disable=not is_shown, desc="refine", bar_format=_FORMAT)
+    def __init__(
+        self,
+        is_shown: bool,
+        seconds: float | None = None,
+        name: str = "refine",
+        done: float = 0.0,
+    ) -> None:
+        self.name, self.seconds, self._start = name, seconds, time.monotonic()
+        self._done = done
+        self._phase = ""
+        self._bar = tqdm(total=100.0, disable=not is_shown, desc=name, bar_format=_FORMAT)
 
     def __enter__(self) -> Progress:
         return self
@@ -37,7 +46,7 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         if error is None and not self._bar.disable:
-            self._bar.set_description_str("refine, done", refresh=False)
+            self._bar.set_description_str(f"{self.name}, done", refresh=False)
             self._bar.update(self._bar.total - self._bar.n)
         self._bar.close()
 
@@ -53,11 +62,13 @@ class Progress:
         if self.seconds is not None:
             fraction = max(fraction, elapsed / self.seconds)
         fraction = min(fraction, 1.0)
-        left = f", {tqdm.format_interval(elapsed / fraction - elapsed)} left" if fraction else ""
-        self._bar.set_description_str(f"refine, {name}{left}", refresh=False)
+        here = fraction - self._done
+        left = f", {tqdm.format_interval(elapsed / here * (1 - fraction))} left" if here > 0 else ""
+        phase = f", {name}" if name else ""
+        self._bar.set_description_str(f"{self.name}{phase}{left}", refresh=False)
         if shown:
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update(max(100.0 * fraction - self._bar.n, 0.0))
-        if name != self._name:
-            self._name = name
+        if name != self._phase:
+            self._phase = name
             self._bar.refresh()

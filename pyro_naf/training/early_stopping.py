@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from .averages import Average, newest
+from .steps import guarded_step
 
 #: Decay of the averaged weights at each step; they are what is validated and kept.
 _DECAY = 0.99
@@ -76,7 +78,7 @@ class EarlyStopping:
         for part in self.training[torch.randperm(len(self.training))].split(self.batch_size):
             total += averaged.step(self.loss(part)) * len(part)
         self.train.append(total / len(self.training))
-        with averaged.in_place(), torch.no_grad():
+        with averaged.average.in_place(), torch.no_grad():
             parts = self.validation.split(_AT_ONCE)
             value = sum(float(self.loss(p)) * len(p) for p in parts) / len(self.validation)
             if value < self.best:
@@ -89,8 +91,7 @@ class _Averaged:
     """Adam on weights, and their average."""
 
     def __init__(self, weights: Sequence[Tensor], lr: float, weight_decay: float) -> None:
-        self.weights = [*weights]
-        self.average = [w.detach().clone() for w in weights]
+        self.average = Average(weights)
         groups = [
             {"params": [w for w in weights if w.dim() > 1], "weight_decay": weight_decay},
             {"params": [w for w in weights if w.dim() <= 1], "weight_decay": 0.0},
@@ -101,27 +102,14 @@ class _Averaged:
         """One step down the loss, unless its gradient is not finite; the loss."""
         self.adam.zero_grad()
         loss.backward()
-        if torch.nn.utils.clip_grad_norm_(self.weights, _CLIP).isfinite():
-            self.adam.step()
+        guarded_step(self.adam, self.average.weights, loss, _CLIP)
         self.adam.zero_grad()
         self.steps += 1
-        decay = min(_DECAY, self.steps / (self.steps + 9))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.weights, 1 - decay)
+        self.average.add(newest(_DECAY, self.steps))
         return float(loss.detach())
 
     def slower(self) -> None:
         """Go on at half the rate from weights that were loaded."""
         for group in self.adam.param_groups:
             group["lr"] /= 2
-        self.average = [w.detach().clone() for w in self.weights]
-        self.steps = 0
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Put the average into the guide, inside of the block."""
-        present = [w.detach().clone() for w in self.weights]
-        with torch.no_grad():
-            torch._foreach_copy_(self.weights, self.average)
-            yield
-            torch._foreach_copy_(self.weights, present)
+        self.average, self.steps = Average(self.average.weights), 0

@@ -1,0 +1,1 @@
+"""What the training of guides and of densities has in common."""
