@@ -123,12 +123,16 @@ class ConditionalAffineAutoregressiveFlow(ConditionalAutoregressiveFlow):
 class ConditionalDeepSigmoidalFlow(ConditionalAutoregressiveFlow):
     """:class:`DeepSigmoidalFlow` with a context; same arguments.
 
+    A row of the context for each row of x:
+
     >>> import torch
     >>> from pyro_naf.conditioners import MADE
+    >>> c, x = torch.randn(5, 2), torch.randn(5, 3)
     >>> made = MADE(3, [16], num_params=24, context_dim=2)
-    >>> flow = ConditionalDeepSigmoidalFlow(made, hidden_units=8).condition(torch.randn(2))
-    >>> flow(torch.randn(5, 3)).shape
-    torch.Size([5, 3])
+    >>> flow = ConditionalDeepSigmoidalFlow(made, hidden_units=8).condition(c)
+    >>> y = flow(x)
+    >>> torch.allclose(flow.inv(y), x, atol=1e-4)
+    True
     """
 
     __init__ = _twin_of(DeepSigmoidalFlow)
@@ -137,8 +141,8 @@ class ConditionalDeepSigmoidalFlow(ConditionalAutoregressiveFlow):
 class ConditionalDeepDenseSigmoidalFlow(ConditionalAutoregressiveFlow):
     """:class:`DeepDenseSigmoidalFlow` with a context; same arguments.
 
-    >>> import torch
     >>> from pyro_naf.conditioners import MADE
+    >>> import torch
     >>> made = MADE(3, [16], num_params=56, context_dim=2)
     >>> flow = ConditionalDeepDenseSigmoidalFlow(made, hidden_units=8).condition(torch.randn(2))
     >>> flow(torch.randn(5, 3)).shape

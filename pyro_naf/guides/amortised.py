@@ -18,7 +18,7 @@ from torch.distributions.transforms import AffineTransform, ComposeTransform, Tr
 
 from ..support.calls import Args, Kwargs, Model
 from ..support.seeding import kept
-from .base import FlowNormal
+from .base import FlowNormal, Form
 from .contexts import (
     ContextAffine,
     align,
@@ -59,15 +59,8 @@ class AmortisedFlowNormal(FlowNormal):
         create_plates: Callable[..., pyro.plate | Sequence[pyro.plate]] | None = None,
     ) -> None:
         check_context_arguments(context_fn, context_dim)
-        super().__init__(
-            model,
-            transform_fn,
-            full_rank=full_rank,
-            inverse=inverse,
-            heavy_tails=heavy_tails,
-            init_loc_fn=init_loc_fn,
-            init_scale=init_scale,
-        )
+        form = Form(full_rank, inverse, heavy_tails)
+        super().__init__(model, transform_fn, form, init_loc_fn, init_scale)
         self.context_fn, self.context_dim = context_fn, context_dim
         self.create_plates = create_plates
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import cast
+from typing import NamedTuple, cast
 
 import pyro
 import pyro.distributions as dist
@@ -14,7 +14,6 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.distributions.torch_transform import TransformModule
 from pyro.infer.autoguide.guides import AutoContinuous
-from pyro.infer.autoguide.initialization import init_to_median
 from pyro.nn.module import PyroParam
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.runtime import Message
@@ -39,6 +38,14 @@ from .start_checks import refuse_local_latents, warn_of_start
 from .table import guide_table
 
 
+class Form(NamedTuple):
+    """How the flow is put together with loc, scale and a normal."""
+
+    full_rank: bool
+    inverse: bool
+    heavy_tails: bool
+
+
 class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
     r"""The posterior approximated by :math:`z = \mathrm{loc} + S f(\epsilon)`, f any flow.
 
@@ -56,17 +63,14 @@ class FlowNormal(Shown, AffineMap, InStepWithStore, AutoContinuous):
         self,
         model: Model,
         transform_fn: Callable[..., TransformModule],
-        *,
-        full_rank: bool = False,
-        inverse: bool = False,
-        heavy_tails: bool = False,
-        init_loc_fn: Callable[..., Tensor] = init_to_median,
-        init_scale: float = 0.1,
+        form: Form,
+        init_loc_fn: Callable[..., Tensor],
+        init_scale: float,
     ) -> None:
         if not init_scale > 0:
             raise ValueError(f"init_scale must be positive, got {init_scale}")
-        self._init_scale, self.full_rank, self.inverse = init_scale, full_rank, inverse
-        self.heavy_tails = heavy_tails
+        self._init_scale = init_scale
+        self.full_rank, self.inverse, self.heavy_tails = form
         self._transform_fn = transform_fn
         handled = Angles()(Deltas()(VectorizedPlates()(model)))
         super().__init__(handled, init_loc_fn=start_flat_priors(init_loc_fn))

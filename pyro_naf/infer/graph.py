@@ -29,14 +29,14 @@ SCALES = (0.1, 1.0, 0.5, 2.0)
 #: Points that are drawn at a scale before it is given up, where the Hessian is not finite.
 _TRIALS = 3
 
+#: Fewest latents, and largest share of a full autoregressive map, with which a structure pays.
+LEAST_DIM, LARGEST_SHARE = 30, 0.6
+
 #: Number of latents from which on the columns of further Hessians are added up.
 COLOURED_FROM = 500
 
 #: Products of a Hessian with a vector in one batch.
 _CHUNK = 256
-
-#: Fewest latents, and largest share of a full autoregressive map, with which a structure pays.
-LEAST_DIM, LARGEST_SHARE = 30, 0.6
 
 
 def find_structure(

@@ -47,6 +47,22 @@ class Previous:
     covers: bool
 
 
+class _After:
+    """A number of the diagnostics after refinement, under its name there."""
+
+    def __init__(self, doc: str) -> None:
+        self.__doc__ = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, result: Refined | None, owner: type) -> float:
+        if result is None:  # of the class, as help() asks for it
+            return self  # type: ignore[return-value]
+        found: float = getattr(result.after, self.name)
+        return found
+
+
 @dataclass(frozen=True, repr=False)
 class Refined(GuideResults, Shown):
     """What was found, with what its weights say of it; :class:`Refinement` explains the fields."""
@@ -68,30 +84,11 @@ class Refined(GuideResults, Shown):
         """Number of training steps."""
         return len(self.losses)
 
-    @property
-    def elbo(self) -> float:
-        """ELBO after refinement."""
-        return self.after.elbo
-
-    @property
-    def elbo_se(self) -> float:
-        """Standard error of :attr:`elbo`."""
-        return self.after.elbo_se
-
-    @property
-    def khat(self) -> float:
-        """k-hat after refinement."""
-        return self.after.khat
-
-    @property
-    def ess(self) -> float:
-        """Effective sample size after refinement."""
-        return self.after.ess
-
-    @property
-    def log_evidence(self) -> float:
-        """Importance-sampled log evidence after refinement."""
-        return self.after.log_evidence
+    elbo = _After("ELBO after refinement.")
+    elbo_se = _After("Standard error of :attr:`elbo`.")
+    khat = _After("k-hat after refinement.")
+    ess = _After("Effective sample size after refinement.")
+    log_evidence = _After("Importance-sampled log evidence after refinement.")
 
     @property
     def judgement(self) -> Verdict:

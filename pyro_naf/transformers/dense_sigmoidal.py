@@ -44,7 +44,7 @@ class DeepDenseSigmoidal(SigmoidalTransformer):
         spread: float = 0.25,
         kernel: str = "auto",
     ) -> None:
-        super().__init__(hidden_units, num_layers, min_slope, spread, kernel)
+        super().__init__(hidden_units, min_slope, spread, kernel, num_layers=num_layers)
         widths = [hidden_units] * (num_layers - 1)
         self.w = nn.ParameterList(torch.randn(out, hidden_units) / 2 for out in [*widths, 1])
         self.u = nn.ParameterList(torch.randn(hidden_units, width) / 2 for width in widths)

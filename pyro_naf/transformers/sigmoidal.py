@@ -37,12 +37,3 @@ class DeepSigmoidal(SigmoidalTransformer):
     >>> y.shape, bool(torch.isfinite(y).all()), bool(log_slope.abs().max() < 0.1)
     (torch.Size([3]), True, True)
     """
-
-    def __init__(
-        self,
-        hidden_units: int = 16,
-        min_slope: float = 1e-3,
-        spread: float = 0.25,
-        kernel: str = "auto",
-    ) -> None:
-        super().__init__(hidden_units, 1, min_slope, spread, kernel)

@@ -44,7 +44,13 @@ class SigmoidalTransformer(Transformer):
         cls.has_kernels &= formula.isdisjoint(redefined(cls, SigmoidalTransformer))
 
     def __init__(
-        self, hidden_units: int, num_layers: int, min_slope: float, spread: float, kernel: str
+        self,
+        hidden_units: int = 16,
+        min_slope: float = 1e-3,
+        spread: float = 0.25,
+        kernel: str = "auto",
+        *,
+        num_layers: int = 1,
     ) -> None:
         super().__init__()
         check_integers(hidden_units=(hidden_units, 1), num_layers=(num_layers, 1))

@@ -27,12 +27,12 @@ class Measured(NamedTuple):
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
-
     @classmethod
     def of(cls, values: Collection[float]) -> Measured:
         return cls(statistics.median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
 
 
 def clock(task: Task, device: str) -> float:
