@@ -119,7 +119,7 @@ class _AutoStackNormal(AutoFlowNormal):
     _conditional_factory: Callable[..., TransformModule]
     _flow: type[DeepSigmoidalFlow] | type[DeepDenseSigmoidalFlow]
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: Model,
         *,

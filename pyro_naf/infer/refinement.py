@@ -58,7 +58,7 @@ _CALL = (
 
 
 @renamed(learning_rate="lr")
-def refine(
+def refine(  # noqa: PLR0913
     guide: AutoGuide | Callable[..., object] | Start,
     *args: object,
     flow: str = "dsf",

@@ -184,7 +184,7 @@ def softmax_mix(h, log_dh, e, matrix):
 
 
 @triton.jit
-def ascend(
+def ascend(  # noqa: PLR0913
     x, phi, phi_p, biases, matrices, exists, depth,
     L: tl.constexpr, SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr,
     UNITS: tl.constexpr, DTYPE: tl.constexpr, LANES: tl.constexpr,
@@ -205,7 +205,7 @@ def ascend(
 
 
 @triton.jit
-def evaluate(
+def evaluate(  # noqa: PLR0913
     x, phi, phi_p, biases, matrices, exists,
     L: tl.constexpr, SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr,
     UNITS: tl.constexpr, DTYPE: tl.constexpr, LANES: tl.constexpr,
@@ -223,7 +223,7 @@ def evaluate(
 
 
 @triton.jit
-def descend(
+def descend(  # noqa: PLR0913
     m, log_dm, g_h, g_log_dh, phi, phi_p, biases, matrices, exists,
     grad_phi, grad_phi_p, grad_matrices, layer,
     L: tl.constexpr, SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr,
@@ -281,7 +281,7 @@ def mix_gradients(h, log_dh, e, matrix, g_m, g_log_dm):
 
 
 @triton.jit(**UNALIGNED)
-def forward_kernel(
+def forward_kernel(  # noqa: PLR0913
     x, x_b, x_d, phi, phi_b, phi_d, phi_p, biases, matrices, y, log_slope, y_b, y_d, batch, dim,
     L: tl.constexpr, SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr,
     UNITS: tl.constexpr, DTYPE: tl.constexpr, LANES: tl.constexpr,
@@ -299,7 +299,7 @@ def forward_kernel(
 
 
 @triton.jit(**UNALIGNED)
-def backward_kernel(
+def backward_kernel(  # noqa: PLR0913
     x, x_b, x_d, phi, phi_b, phi_d, phi_p, biases, matrices,
     grad_y, grad_y_b, grad_y_d, grad_l, grad_l_b, grad_l_d,
     grad_x, grad_x_b, grad_x_d, grad_phi, grad_phi_b, grad_phi_d, grad_phi_p, grad_matrices,
@@ -342,7 +342,7 @@ def backward_kernel(
 
 
 @triton.jit(**UNALIGNED)
-def inverse_kernel(
+def inverse_kernel(  # noqa: PLR0913
     y, y_b, y_d, phi, phi_b, phi_d, phi_p, biases, matrices, root, error, x_b, x_d, batch, dim,
     L: tl.constexpr, SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr,
     UNITS: tl.constexpr, DTYPE: tl.constexpr, EPS: tl.constexpr, EVALUATIONS: tl.constexpr,

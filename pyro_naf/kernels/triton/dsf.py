@@ -66,7 +66,7 @@ def sigmoidal(x, a, b, w):
 
 
 @triton.jit(**UNALIGNED)
-def forward_kernel(
+def forward_kernel(  # noqa: PLR0913
     x, x_b, x_d, phi, phi_b, phi_d, phi_p, biases, y, log_slope, y_b, y_d, batch, dim,
     SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr, UNITS: tl.constexpr,
     DTYPE: tl.constexpr, LANES: tl.constexpr,
@@ -83,7 +83,7 @@ def forward_kernel(
 
 
 @triton.jit(**UNALIGNED)
-def backward_kernel(
+def backward_kernel(  # noqa: PLR0913
     x, x_b, x_d, phi, phi_b, phi_d, phi_p, biases,
     grad_y, grad_y_b, grad_y_d, grad_l, grad_l_b, grad_l_d,
     grad_x, grad_x_b, grad_x_d, grad_phi, grad_phi_b, grad_phi_d, grad_phi_p, batch, dim,
@@ -116,7 +116,7 @@ def backward_kernel(
 
 
 @triton.jit(**UNALIGNED)
-def inverse_kernel(
+def inverse_kernel(  # noqa: PLR0913
     y, y_b, y_d, phi, phi_b, phi_d, phi_p, biases, root, error, x_b, x_d, batch, dim,
     SHIFT: tl.constexpr, FLOOR: tl.constexpr, K: tl.constexpr, UNITS: tl.constexpr,
     DTYPE: tl.constexpr, EPS: tl.constexpr, EVALUATIONS: tl.constexpr, LANES: tl.constexpr,

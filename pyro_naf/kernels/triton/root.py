@@ -16,7 +16,7 @@ def start(lo, hi, EPS: tl.constexpr):
 
 
 @triton.jit
-def search(
+def search(  # noqa: PLR0913
     x, lo, hi, step, last_step, error, running, y, value, log_slope, EPS: tl.constexpr
 ):  # fmt: skip
     """One step of the lanes that are still running: the arguments up to ``running``, moved on.
