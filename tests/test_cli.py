@@ -17,7 +17,7 @@ import pyro_naf
 from pyro_naf import cli, eight_schools
 from pyro_naf.cli.data import load_data
 from pyro_naf.cli.report import FILES, RefinementReport
-from pyro_naf.infer import Refinement
+from pyro_naf.infer import Refinement, RefineSettings
 from pyro_naf.support.command_line import CommandError
 
 QUICK = ["--fit-steps", "30", "--steps", "5", "--num-samples", "200", "--no-progress"]
@@ -118,7 +118,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "user_exits.py").write_text("raise SystemExit('no')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 5000)
+    monkeypatch.setattr("pyro_naf.infer.refinement.DEFAULTS", RefineSettings(judging_draws=5000))
     monkeypatch.setattr(RefinementReport, "has_arviz", False)
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("user_")]:

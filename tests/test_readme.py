@@ -9,6 +9,8 @@ from typing import Any
 import pyro
 import pytest
 
+from pyro_naf.infer import RefineSettings
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HOW_TO = sorted((ROOT / "tutorials" / "how_to").glob("*.md"))
@@ -51,7 +53,7 @@ def run(snippet: str, names: dict[str, Any]) -> None:
 def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYRO_NAF_COMPILE", "0")
-    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 2000)
+    monkeypatch.setattr("pyro_naf.infer.refinement.DEFAULTS", RefineSettings(judging_draws=2000))
     monkeypatch.setattr("pyro_naf.infer.base_space._POOL", 2000)
     monkeypatch.setattr("pyro_naf.density.gaussian_mixture.STARTS", 1)
     monkeypatch.setattr("pyro_naf.density.gaussian_mixture.MAX_STEPS", 50)

@@ -16,10 +16,10 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 #: Run before a notebook: less of what it leaves to the defaults, which takes most of its time.
 SMALLER_DEFAULTS = """
-from pyro_naf.infer import mcmc_correct, refine, training
+from pyro_naf.infer import RefineSettings, mcmc_correct, refine, refinement
 mcmc_correct.__wrapped__.__kwdefaults__.update(num_samples=250, warmup_steps=150)
 refine.__wrapped__.__kwdefaults__.update(num_starts=4)
-training._JUDGING = 5000
+refinement.DEFAULTS = RefineSettings(judging_draws=5000)
 del mcmc_correct, refine, training
 """
 

@@ -50,7 +50,7 @@ def go_on(
         budget.spend(found.budget["spent"])
         covers = found.stage != "one mode"
     if is_enabled():
-        capture(start.joint, options["num_particles"], seconds)
+        capture(start.joint, options["num_particles"], seconds, settings)
     with seeded(seed), Progress(progress, seconds) as bar:
         previous = Previous(_copy(result.guide), result.guide, result.after, covers)
         call = Call(budget, options, settings, bar, checkpoint=file, previous=previous, found=found)

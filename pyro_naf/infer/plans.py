@@ -24,10 +24,10 @@ from .better import finds_more, is_better, is_good, is_worse
 from .budget import Budget
 from .checkpoints import Checkpoint, Found
 from .diagnostics import ImportanceDiagnostics, diagnose
-from .effort import FEWEST_PARTICLES
 from .graph import LEAST_DIM
 from .laplace import Gaussian
 from .mixture import Pool, Pushed, missed_mass, several, widened
+from .objective import Objective
 from .proposals import GaussianProposal, GuideProposal
 from .refined import Origin, Previous, Refined
 from .refined_guides import flow_guide, forget, gaussian_guide, sizes, start_at
@@ -64,7 +64,7 @@ class Call:
     :ivar bar: the progress bar.
     :ivar good_ends: whether a Gaussian that fits already is returned at once.
     :ivar fewest_particles: draws of a step are halved down to these, twice at most, where steps
-        would be few.
+        would be few; by default to those of the settings.
     :ivar checkpoint: what the state of training is written to.
     :ivar previous: an earlier refinement, whose guide is trained further.
     :ivar found: what a killed process had reached.
@@ -75,7 +75,7 @@ class Call:
     settings: RefineSettings
     bar: Progress
     good_ends: bool = False
-    fewest_particles: int = FEWEST_PARTICLES
+    fewest_particles: int | None = None
     checkpoint: Checkpoint | None = None
     previous: Previous | None = None
     found: Found | None = None
@@ -173,16 +173,17 @@ class _Plan:
         training, count = self._training(guide), origin.options["num_particles"]
         if self.budget.seconds is not None:
             wanted = self._wanted(is_last)
-            fewest = max(self.call.fewest_particles, count // 4) if is_last else count
+            asked = self.call.fewest_particles or self.settings.fewest_particles
+            fewest = max(asked, count // 4) if is_last else count
             while True:
                 steps = self._steps(training)
-                fewer = training.num_particles // 2
+                fewer = training.objective.num_particles // 2
                 if not _HOPELESS < steps < wanted or fewer < fewest:
                     break
-                training.num_particles = fewer
+                training.objective.num_particles = fewer
             if steps < wanted and guide.structure is None:
                 return None
-        options = origin.options | {"num_particles": training.num_particles}
+        options = origin.options | {"num_particles": training.objective.num_particles}
         self.origin = replace(origin, options=options)
         return training
 
@@ -281,7 +282,7 @@ class _Plan:
         joint, options = self.joint, self.origin.options
         estimate = joint.minibatch if joint.subsampled else joint
         rate, particles = options["learning_rate"], options["num_particles"]
-        return Training(guide, joint, rate, particles, pool, estimate)
+        return Training(Objective(guide, joint, particles, pool, estimate), rate)
 
     def run(self, training: Training, until: float = 1.0) -> None:
         """Train for a part of the budget, or until Ctrl-C."""

@@ -20,7 +20,6 @@ from .capture import is_enabled
 from .checkpoints import Checkpoint
 from .diagnostics import diagnose
 from .effort import (
-    FEWEST_PARTICLES,
     SECONDS,
     STEPS,
     affordable_particles,
@@ -202,11 +201,11 @@ def refine(  # noqa: PLR0913
     if checkpoint is not None:
         call = locals()
         file = Checkpoint(checkpoint, checkpoint_seconds, {name: call[name] for name in _CALL})
-    compiles = compile and is_enabled() and is_worth_compiling(steps, seconds)
+    compiles = compile and is_enabled() and is_worth_compiling(steps, seconds, settings)
     with seeded(seed), Progress(progress, seconds) as bar:
         bar.phase("running the model")
         joint, gaussian = density_of(guide, args, kwargs)
-        fewest = num_particles or FEWEST_PARTICLES
+        fewest = num_particles
         found = None if file is None else file.found(joint)
         if isinstance(found, Refined):
             return Refinement.of(found)
@@ -215,7 +214,7 @@ def refine(  # noqa: PLR0913
             num_particles = found.options["num_particles"]
         num_particles = num_particles or affordable_particles(joint, budget)
         if compile and is_enabled():
-            capture(joint, num_particles, seconds)
+            capture(joint, num_particles, seconds, settings)
             if joint.graph is not None and compiles:
                 joint.graph.compile()
         if compiles and num_cores() > 1:

@@ -19,7 +19,20 @@ Share = Annotated[float, Bounds(0.0, 1.0)]
 Positive = Annotated[float, Bounds(0.0)]
 Finite = Annotated[float, Bounds(-math.inf)]
 Count = Annotated[int, Bounds(1)]
+Hundreds = Annotated[int, Bounds(100)]
 Thousands = Annotated[int, Bounds(1000)]
+
+#: Settings of which the first must not exceed the second.
+_ORDERED = (
+    ("fewest_particles", "most_particles"),
+    ("fewest_steps", "fewest_steps_large"),
+    ("uneven_shift", "largest_shift"),
+    ("uneven_ess", "even_ess"),
+    ("even_ess", "nearly_even_ess"),
+)
+
+#: Shares that must leave time for training beside ``kept_share``.
+_BEFORE_TRAINING = ("search_share", "fit_share", "rough_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +69,25 @@ class RefineSettings:
         constant rate; in the rest the rate falls. Between 0 and 1.
     :ivar trial_share: part of the time for training in which a guide tries to reach several modes
         from one, where draws of Gaussians at the modes are worth little; between 0 and 1.
+    :ivar capturing_share: share after which the log-density is not captured as a graph.
+    :ivar compiling_seconds: ``seconds`` from which on the log-density is compiled in another
+        process, and four times of which on a single core: compiling takes 10 to 20 seconds.
+    :ivar most_particles: number of draws for each gradient where the time allows it; at least 1.
+    :ivar fewest_particles: number of draws down to which these are halved where steps would be
+        few; at least 1.
+    :ivar many_steps: number of training steps from which on draws are not halved; at least 1.
     :ivar fewest_steps: number of training steps below which there is no flow, only a Gaussian; at
         least 1.
     :ivar fewest_steps_large: the same for a large flow of 30 latents or more, in whose place a
         small one is trained; at least 1.
+    :ivar plateau_steps: number of steps whose mean ELBO must exceed the preceding mean by its noise
+        for the climb to go on; at least 1.
+    :ivar judging_draws: number of draws for the ELBO and k-hat of the weights after each landing;
+        at least 100.
+    :ivar judging_share: share after which no further of these draws are made.
+    :ivar landing_khat: k-hat above which the guide lands again, where time allows it; a number.
+    :ivar level_elbo: difference of ELBOs, in nats, up to which the weights with the smaller k-hat
+        are kept; positive.
 
     *The end.*
 
@@ -86,7 +114,7 @@ class RefineSettings:
 
     :raises TypeError: for a value that is no number, or no integer where a number of things is
         meant.
-    :raises ValueError: for a value out of its range, naming it.
+    :raises ValueError: for a value out of its range, or out of order with another, naming it.
 
     Weights are recommended from 1,000 effective draws on:
 
@@ -112,8 +140,18 @@ class RefineSettings:
 
     climb_share: Share = 0.5
     trial_share: Share = 0.25
+    capturing_share: Share = 0.15
+    compiling_seconds: Positive = 30.0
+    most_particles: Count = 64
+    fewest_particles: Count = 8
+    many_steps: Count = 1000
     fewest_steps: Count = 300
     fewest_steps_large: Count = 2000
+    plateau_steps: Count = 250
+    judging_draws: Hundreds = 50_000
+    judging_share: Share = 0.03
+    landing_khat: Finite = 0.6
+    level_elbo: Positive = 0.005
 
     kept_share: Share = 0.15
     diagnosis_share: Share = 0.06
@@ -132,6 +170,18 @@ class RefineSettings:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             _check(name, getattr(self, name), *get_args(hint))
+        for low, high in _ORDERED:
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(
+                    f"{low} must not exceed {high}, got {getattr(self, low)} and "
+                    f"{getattr(self, high)}; set both"
+                )
+        for name in _BEFORE_TRAINING:
+            if getattr(self, name) + self.kept_share >= 1:
+                raise ValueError(
+                    f"{name} and kept_share must leave time for training, with a sum below 1, got "
+                    f"{getattr(self, name)} and {self.kept_share}"
+                )
 
     def changed(self) -> dict[str, float]:
         """Return the values that differ from their defaults, by name."""

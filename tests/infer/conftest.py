@@ -9,7 +9,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
 
-from pyro_naf.infer import Refinement, refine
+from pyro_naf.infer import Refinement, RefineSettings, refine
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def eight_schools() -> Refinement:
     for _ in range(200):
         svi.step()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("pyro_naf.infer.training._JUDGING", 5000)
+        patched.setattr("pyro_naf.infer.refinement.DEFAULTS", RefineSettings(judging_draws=5000))
         result = refine(guide, steps=1000, seed=0, num_draws=20_000, progress=False)
     pyro.clear_param_store()
     return result

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from zoo import ZOO, default_dtype, reference_log_joint
 
-from pyro_naf.infer import refine
+from pyro_naf.infer import RefineSettings, refine
 from pyro_naf.infer.joint import Joint
 
 #: Cases whose evidence is in reach of a short refinement, with its steps.
@@ -29,7 +29,7 @@ SHORT = {
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Torch says where vmap falls back on loops; that is no fault of a model."""
-    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 5000)
+    monkeypatch.setattr("pyro_naf.infer.refinement.DEFAULTS", RefineSettings(judging_draws=5000))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*performance drop.*")
         yield

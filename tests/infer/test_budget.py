@@ -184,10 +184,10 @@ def test_fewer_draws_make_time_for_more_steps(clock: Clock) -> None:
     trained = []
 
     def run(self: Training, *_: Any) -> None:
-        trained.append((type(self.guide), self.num_particles))
+        trained.append((type(self.guide), self.objective.num_particles))
 
     def seconds(self: Training, most: float) -> float:
-        return 0.01 * self.num_particles
+        return 0.01 * self.objective.num_particles
 
     with (
         mock.patch.object(Training, "seconds_of_a_step", seconds),

@@ -16,7 +16,7 @@ import torch
 
 import pyro_naf
 from pyro_naf.files.stored import ModelFileError
-from pyro_naf.infer import Refinement, refine
+from pyro_naf.infer import Refinement, RefineSettings, refine
 
 
 def model(y: Any = 1.0) -> None:
@@ -45,8 +45,8 @@ JUDGING = 2000
 KILLED = """
 import os, signal, sys
 from test_checkpoints import JUDGING, OPTIONS, model
-from pyro_naf.infer import refine, training
-training._JUDGING = JUDGING
+from pyro_naf.infer import RefineSettings, refine, refinement
+refinement.DEFAULTS = RefineSettings(judging_draws=JUDGING)
 replace, names = os.replace, []
 
 def killed(*files):  # the new file is whole then, and has a name of its own
@@ -62,13 +62,13 @@ refine(model, **OPTIONS, checkpoint=sys.argv[1])
 
 @pytest.fixture(autouse=True)
 def judged_by_fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", JUDGING)
+    monkeypatch.setattr("pyro_naf.infer.refinement.DEFAULTS", RefineSettings(judging_draws=JUDGING))
 
 
 @pytest.fixture(scope="module")
 def whole() -> Refinement:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("pyro_naf.infer.training._JUDGING", JUDGING)
+        patched.setattr("pyro_naf.infer.refinement.DEFAULTS", RefineSettings(judging_draws=JUDGING))
         return refine(model, **OPTIONS)
 
 

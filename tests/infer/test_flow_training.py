@@ -16,11 +16,12 @@ import torch
 from models import banana
 from torch import Tensor
 
-from pyro_naf.infer import AutoDSFNormal, refine
+from pyro_naf.infer import AutoDSFNormal, RefineSettings, refine
 from pyro_naf.infer.gaussian import even_softmax
 from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.laplace import Gaussian
 from pyro_naf.infer.mixture import Pool, Pushed
+from pyro_naf.infer.objective import Loss, Objective
 from pyro_naf.infer.training import Budget, Training
 
 
@@ -34,7 +35,8 @@ def guide_away_from_its_start(inverse: bool = False) -> AutoDSFNormal:
     return guide
 
 
-def gradient(training: Training, loss: Tensor) -> Tensor:
+def gradient(training: Training, loss: Loss | Tensor) -> Tensor:
+    loss = loss.stand_in if isinstance(loss, Loss) else loss
     grads = torch.autograd.grad(loss, training.weights, allow_unused=True)
     return torch.cat([g.reshape(-1) for g in grads if g is not None])
 
@@ -44,7 +46,7 @@ def training_of(guide: AutoDSFNormal, law: Any, num_particles: int) -> Training:
     draws = law.sample((4000,)).detach()
     factor = 1.5 * torch.linalg.cholesky(draws.T.cov())
     pool = Pool(law.log_prob, [Gaussian(draws.mean(0), factor, math.nan)])
-    return Training(guide, law.log_prob, 1e-2, num_particles, pool)
+    return Training(Objective(guide, law.log_prob, num_particles, pool), 1e-2)
 
 
 @pytest.mark.parametrize("phase, noisy", [("land", "climb"), ("balance", "learn")])
@@ -52,8 +54,8 @@ def test_no_gradient_is_left_where_the_guide_is_the_posterior(phase: str, noisy:
     guide = guide_away_from_its_start(inverse=phase == "balance")
     posterior = copy.deepcopy(guide).get_posterior()
     training = training_of(guide, posterior, num_particles=16)
-    assert gradient(training, getattr(training, f"_{phase}")()).abs().max() < 1e-9
-    assert gradient(training, getattr(training, f"_{noisy}")()).abs().max() > 1e-2
+    assert gradient(training, training.objective.of(phase, 0)).abs().max() < 1e-9
+    assert gradient(training, training.objective.of(noisy, 0)).abs().max() > 1e-2
 
 
 def test_measuring_a_step_changes_nothing() -> None:
@@ -70,7 +72,7 @@ def test_measuring_a_step_changes_nothing() -> None:
 def test_wide_layers_learn_slowly() -> None:
     guide = AutoDSFNormal(banana, hidden_dims=[64], full_rank=True)
     guide()
-    training = Training(guide, lambda z: -z.square().sum(-1), 1e-2, 4)
+    training = Training(Objective(guide, lambda z: -z.square().sum(-1), 4), 1e-2)
     groups = dict(zip(training.rates, training.adam.param_groups, strict=True))
     assert groups.keys() == {1.0, 0.5}  # 64 inputs are twice as many as have the whole rate
     slow = {weight.shape for weight in groups[0.5]["params"]}
@@ -88,10 +90,10 @@ def test_balancing_descends_the_variance_of_the_log_weights() -> None:
             weight.add_(0.003 * torch.randn_like(weight))
     law = near.get_posterior()
     training = training_of(guide, law, num_particles=50)
-    theirs = training.pool.draw(100)
-    with mock.patch.object(training.pool, "draw", return_value=theirs):
-        found = gradient(training, training._balance())
-    z = torch.cat([theirs[0], training.own[0]])
+    theirs = training.objective.pool.draw(100)
+    with mock.patch.object(training.objective.pool, "draw", return_value=theirs):
+        found = gradient(training, training.objective.balance(0))
+    z = torch.cat([theirs[0], training.objective.own[0]])
     log_w = law.log_prob(z) - guide.get_posterior().log_prob(z)
     assert (log_w - log_w.median()).abs().max() < 1  # within the bounds
     exact = gradient(training, 0.5 * log_w.var(correction=0))
@@ -103,9 +105,9 @@ def test_the_guide_s_own_draws_are_made_anew_once_in_some_steps() -> None:
     assert guide.latent_dim == 2
     training = training_of(guide, copy.deepcopy(guide).get_posterior(), num_particles=4)
     made = []
-    for _ in range(6):
-        training._balance()
-        made.append(training.own[0])
+    for step in range(6):
+        training.objective.balance(step)
+        made.append(training.objective.own[0])
     pairs = itertools.pairwise(made)
     assert [a is b for a, b in pairs] == [True, False, True, False, True]
 
@@ -157,7 +159,7 @@ def test_a_dear_density_is_judged_by_fewer_draws_where_seconds_are_counted() -> 
         time.sleep(0.02)
         return -z.square().sum(-1)
 
-    training = Training(guide, slow, 1e-2, 4)
+    training = Training(Objective(guide, slow, 4), 1e-2)
     training._judged(Budget(None, 0.1))
     assert sum(counts) == 64
     counts.clear()
@@ -198,9 +200,11 @@ def test_wider_draws_fit_the_tails_that_khat_depends_on(monkeypatch: pytest.Monk
         scale = pyro.sample("scale", dist.HalfCauchy(torch.tensor(5.0).double()))
         pyro.sample("y", dist.Normal(loc[..., None], scale[..., None]).to_event(1), obs=y)
 
+    fewer = RefineSettings(judging_draws=5000)
+
     def heaviest() -> float:
         """The log-weight that a thousandth of draws twice as wide as the guide's exceeds."""
-        budget: Any = {"steps": 800, "num_draws": 1000, "num_starts": 4}
+        budget: Any = {"steps": 800, "num_draws": 1000, "num_starts": 4, "settings": fewer}
         guide = refine(model, seed=0, progress=False, **budget).guide
         posterior = guide.get_posterior()
         with torch.no_grad():
@@ -208,8 +212,7 @@ def test_wider_draws_fit_the_tails_that_khat_depends_on(monkeypatch: pytest.Monk
             log_weights = Joint(model)(z) - posterior.log_prob(z)
         return float(log_weights.quantile(0.999) - log_weights.median())
 
-    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 5000)
     with_wider = heaviest()
-    monkeypatch.setattr("pyro_naf.infer.training._huber", lambda w, *_: torch.zeros_like(w))
+    monkeypatch.setattr("pyro_naf.infer.objective._huber", lambda w, *_: torch.zeros_like(w))
     # k-hat itself varies by half from seed to seed: here 2.3 against 9.9.
     assert with_wider < 0.75 * heaviest()

@@ -21,6 +21,7 @@ from pyro.infer.autoguide import (
     AutoNormal,
     init_to_value,
 )
+from pyro.infer.util import is_validation_enabled
 from pyro.optim import Adam
 
 from pyro_naf.infer import (
@@ -48,7 +49,7 @@ GAUSSIANS = [
 
 @pytest.fixture(autouse=True)
 def judged_by_fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 5000)
+    monkeypatch.setattr("pyro_naf.infer.refinement.DEFAULTS", RefineSettings(judging_draws=5000))
 
 
 def fitted(kind: Any, model: Any, steps: int = 300, lr: float = 2e-2) -> Any:
@@ -230,14 +231,17 @@ def test_steps_without_a_finite_loss_are_skipped_and_counted() -> None:
 
     def model() -> None:
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        calls["n"] += 1
-        broken = calls["n"] % 10 == 0 and torch.is_grad_enabled()
+        calls["n"] += is_training()
+        broken = is_training() and calls["n"] % 10 == 0
         pyro.factor("f", x * math.nan if broken else torch.zeros_like(x))
+
+    def is_training() -> bool:  # what else runs the model checks its values
+        return torch.is_grad_enabled() and not is_validation_enabled()
 
     start = fitted(AutoNormal, model, 5)
     # A graph would hold one run of this model, which is another one every time.
     result = refine(start, steps=40, compile=False, seed=0, progress=False)
-    assert 1 <= result.skipped <= 8
+    assert result.skipped == 4
     assert math.isfinite(result.elbo)
 
 
@@ -397,8 +401,8 @@ def test_tempering_starts_from_guides_of_every_kind(kind: Any) -> None:
 
 
 def test_training_stops_on_a_plateau(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_naf.infer.training._WINDOW", 50)
-    monkeypatch.setattr("pyro_naf.infer.training._GOOD", math.inf)  # one landing
+    once = RefineSettings(judging_draws=5000, plateau_steps=50, landing_khat=1e9)  # one landing
+    monkeypatch.setattr("pyro_naf.infer.refinement.DEFAULTS", once)
     result = refine(
         correlated, steps=4000, num_particles=16, num_starts=4, num_draws=5000, progress=False
     )

@@ -38,6 +38,7 @@ from pyro_naf.infer import (
     ForwardKL,
     Posterior,
     Refinement,
+    RefineSettings,
     compare,
     mcmc_correct,
     psis_loo,
@@ -340,7 +341,7 @@ def test_refining_further_is_never_worse_and_leaves_the_first_result(eight: Refi
 
 
 def test_ctrl_c_returns_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 2000)
+    monkeypatch.setattr("pyro_naf.infer.refinement.DEFAULTS", RefineSettings(judging_draws=2000))
     step = Training._step
 
     def interrupted(self: Training, loss: Tensor) -> bool:

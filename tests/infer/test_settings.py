@@ -26,6 +26,14 @@ def model() -> None:
         ({"fewest_steps": 10.0}, TypeError, "fewest_steps must be a whole number"),
         ({"largest_shift": "0.1"}, TypeError, "largest_shift must be a number above 0, got '0.1'"),
         ({"good_khat": math.inf}, ValueError, "good_khat must be a finite number, got inf"),
+        (
+            {"largest_shift": 0.01},
+            ValueError,
+            "uneven_shift must not exceed largest_shift, got 0.05 and 0.01; set both",
+        ),
+        ({"even_ess": 0.99}, ValueError, "even_ess must not exceed nearly_even_ess, got 0.99"),
+        ({"fewest_steps": 5000}, ValueError, "fewest_steps must not exceed fewest_steps_large"),
+        ({"kept_share": 0.95}, ValueError, "search_share and kept_share must leave time for tr"),
         ({"weighted_ess": True}, TypeError, "weighted_ess must be a number above 0, got True"),
     ],
 )
@@ -42,14 +50,13 @@ def test_settings_of_another_kind_are_refused() -> None:
         refine(model, settings=given, progress=False)
 
 
-def test_the_verdict_follows_the_settings_in_the_file_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pyro_naf.infer.training._JUDGING", 500)
+def test_the_verdict_follows_the_settings_in_the_file_too(tmp_path: Path) -> None:
     options: Any = dict(steps=2, num_draws=500, num_starts=2, seed=0)
     options |= dict(compile=False, progress=False)
-    usual = refine(model, **options)
-    strict = RefineSettings(weighted_ess=1e6, largest_shift=1e-9)
+    usual = refine(model, settings=RefineSettings(judging_draws=500), **options)
+    strict = RefineSettings(
+        weighted_ess=1e6, largest_shift=1e-9, uneven_shift=1e-9, judging_draws=500
+    )
     path = tmp_path / "run.pt"
     found = refine(model, settings=strict, checkpoint=path, **options)
     assert usual.verdict.startswith("trust")

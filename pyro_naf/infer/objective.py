@@ -1,0 +1,184 @@
+"""What the training of a flow guide descends: four losses, of four phases."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .autoguides import AutoFlowNormal
+from .gaussian import LogDensity
+from .mixture import Pool, Pushed
+from .path_gradient import FlowPath
+
+#: In the landing some draws of the base are multiplied by 1 to 1 + this number over the root of D.
+#: The length of a draw, about the root of D, is so raised by up to this number.
+_WIDER = 1.5
+
+#: With a pool, the number of draws of the pool and of the guide, each in multiples of those for
+#: climbing; and the learning rate in multiples of climbing's. It is higher as there is less noise:
+#: no draw depends on the weights.
+_FROM_POOL, FASTER = 2, 3.0
+
+#: Bounds of the log-weights in balancing, below and above the median log-weight of the pool. Far
+#: below lie draws of the guide between modes. Far above lie draws of a mode that the guide lacks:
+#: at the bound their gradient is the forward divergence's.
+_UNEVEN = (-10.0, 1.0)
+
+#: Weight, in learning, of draws of the Gaussian with the moments of all modes. Where x_1 lies
+#: between modes no draw of the pool trains the conditional of x_2, and the guide's few draws there
+#: would be thrown far away.
+_AROUND = 0.05
+
+#: Relative error of the scores that the landing takes, far below their noise.
+_TOLERANCE = 1e-3
+
+#: Bounds of the log-weight of a wider draw, below and above the median: k-hat depends on the large
+#: weights alone.
+_OUTLYING = (-0.1, 1.0)
+
+#: Variance of the log-weights up to which the wider draws count in full; above it they count in
+#: inverse proportion. Where the guide cannot reach a part of the posterior, such as the neck of a
+#: funnel, that part must not govern the fit.
+_CLOSE = 1e-3
+
+
+class Loss(NamedTuple):
+    """A loss as it is reported, and a stand-in whose gradient is what weights follow."""
+
+    stand_in: Tensor
+    value: float
+
+
+class Objective:
+    r"""The losses of a guide.
+
+    Where the posterior has one mode, two phases follow one another, as the budget says:
+
+    * *climb*: ascends the ELBO.
+    * *land*: ascends it by its path gradient (sticking the landing), while the rate falls to zero
+      and the weights are averaged. Added is the log-variance divergence
+      :math:`\tfrac12 \mathrm{Var}_r[\log p(z) - \log q(z)]`, which is zero, with a gradient of no
+      variance, at q = p for every distribution r (Richter et al. 2020 [arXiv:2010.10436]). Here r
+      is the guide with a wider base. The ELBO sees the tails only as often as the guide's draws
+      fall there; where they do not, the flow is arbitrary, and a few weights that are off make
+      k-hat large. Deviations are bounded (Huber's loss), and it counts in full only where the fit
+      is close already.
+
+    Where it has several, the ELBO is no guide: once they are apart, only draws that pass between
+    them tell it how their weights should change, and its gradient loses one. Then two other phases
+    take their place, of a guide whose density is one pass (``inverse``), so that each of its
+    conditionals is a mixture:
+
+    * *learn*: maximises the likelihood of a pool of draws of the posterior, which are found by
+      weighing Gaussians at its modes, and a little that of draws around all of them.
+    * *balance*: descends the log-variance divergence, r being half that pool and half the guide
+      with a wider base. Its gradient holds draws fixed, so that a mode's weight is set by all that
+      lie in it. As any r will do, the guide's draws serve several steps: the next ones are made
+      after 1 + D / 2, as the price of an inverse grows with D.
+
+    :param guide: trained in place.
+    :param target: the log-density p of its latent vectors, of the posterior up to a factor.
+    :param num_particles: draws for each gradient.
+    :param pool: draws of the posterior, where it has several modes; the guide must be ``inverse``.
+    :param estimate: unbiased estimates of the log-density for the gradients, by default itself.
+    """
+
+    def __init__(
+        self,
+        guide: AutoFlowNormal,
+        target: LogDensity,
+        num_particles: int,
+        pool: Pool | None = None,
+        estimate: LogDensity | None = None,
+    ) -> None:
+        self.guide, self.target, self.pool = guide, target, pool
+        self.num_particles, self.estimate = num_particles, estimate or target
+        self.phases = ("climb", "land") if pool is None else ("learn", "balance")
+        self.own: tuple[Tensor, ...] = ()
+
+    def of(self, phase: str, step: int) -> Loss:
+        """Compute the loss of a phase, in a step of this number."""
+        if phase == "balance":
+            return self.balance(step)
+        losses = {"climb": self.climb, "land": self.land, "learn": self.learn}
+        return losses[phase]()
+
+    def climb(self) -> Loss:
+        """Minus the ELBO."""
+        path = FlowPath(self.guide.get_transform(), self.normal(self.num_particles))
+        loss = _mean(path.log_q - self.estimate(path.z))
+        return Loss(loss, loss.item())
+
+    def learn(self) -> Loss:
+        """Minus the log-likelihood of draws of the pool, and of some around them."""
+        assert self.pool is not None
+        count = _FROM_POOL * self.num_particles
+        z, log_p = self.pool.draw(count)
+        around = self.pool.around.draw(self.normal(max(count // 16, 1)))
+        log_q = self.guide.get_posterior().log_prob(torch.cat([z, around]))
+        stand_in = -log_q[:count].mean() - _AROUND * log_q[count:].mean()
+        return Loss(stand_in, _mean(log_q[:count].detach() - log_p).item())
+
+    def balance(self, step: int) -> Loss:
+        """Return a stand-in with the gradient of the log-variance divergence at fixed draws."""
+        assert self.pool is not None
+        count = _FROM_POOL * self.num_particles
+        posterior = self.guide.get_posterior()
+        if step % (1 + self.guide.latent_dim // 2) == 0 or not self.own:
+            with torch.no_grad():
+                z = Pushed(posterior).draw(self._wide(count))
+                self.own = z, self.target(z)
+        pairs = zip(self.pool.draw(count), self.own, strict=True)
+        z, log_p = (torch.cat(pair) for pair in pairs)
+        log_q = posterior.log_prob(z)
+        with torch.no_grad():
+            log_w = log_p - log_q
+            value = _mean(-log_w[count:]).item()
+            deviations = _huber(log_w, log_w[:count], _UNEVEN)
+        return Loss(-((deviations - deviations.mean()) * log_q).mean(), value)
+
+    def land(self) -> Loss:
+        """Return a stand-in with the path gradient, and that of the log-variance divergence."""
+        count = self.num_particles
+        base = torch.cat([self.normal(count), self._wide(max(count // 2, 2))])
+        path = FlowPath(self.guide.get_transform(), base)
+        z, log_q = path.z, path.log_q
+        # At the wider draws, where the density may not be finite, it is not differentiated.
+        log_p = self.estimate(torch.cat([z[:count], z[count:].detach()]))
+        loss = _mean((log_q - log_p)[:count])
+        # This stand-in has the gradient of log q(z) at fixed z.
+        fixed = log_q - (path.score(_TOLERANCE) * z).sum(-1)
+        log_w = (log_p - log_q).detach()
+        part = (_CLOSE / log_w[:count].var()).clamp(max=1).nan_to_num(nan=0.0)
+        outer = _huber(log_w[count:], log_w[count:], _OUTLYING)
+        stand_in = loss - fixed[:count].mean() - part * (outer * fixed[count:]).mean()
+        return Loss(stand_in, loss.item())
+
+    def normal(self, count: int) -> Tensor:
+        """Draw points ``(count, D)`` of the base."""
+        return torch.randn(count, self.guide.latent_dim).to(self.guide.loc)
+
+    def _wide(self, count: int) -> Tensor:
+        normal = self.normal(count)
+        return normal * (1 + _WIDER / normal.shape[-1] ** 0.5 * torch.rand_like(normal[:, :1]))
+
+
+def _mean(losses: Tensor) -> Tensor:
+    """Mean over the draws of finite density; infinite where fewer than half of them are.
+
+    A draw where the model has no density has no gradient either. The other draws go on.
+    """
+    finite = losses.isfinite()
+    if 2 * int(finite.sum()) < len(losses):
+        return losses.mean()
+    return torch.where(finite, losses, 0.0).sum() / finite.sum()
+
+
+def _huber(log_weights: Tensor, typical: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Deviations ``(N,)`` from the median of the typical ones, bounded; zero where they are NaN."""
+    finite = typical[typical.isfinite()]
+    if not len(finite):
+        return torch.zeros_like(log_weights)
+    return (log_weights - finite.median()).clamp(*bounds).nan_to_num(nan=0.0)
