@@ -13,8 +13,8 @@ from .order import Ordered
 from .protocol import Sweep
 from .structure import Structure
 
-#: Latents share one batched product where the smaller number of inputs is at least this share of
-#: the larger, or this many inputs smaller: a few zeros cost less than many small products.
+#: Smallest ratio of numbers of inputs with which latents share one batched product, and the
+#: difference up to which they always do: a few zeros cost less than many small products.
 _LEAST_SHARE, _FEWER = 0.7, 3
 
 

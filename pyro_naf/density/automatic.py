@@ -4,9 +4,9 @@ A Gaussian, mixtures of Gaussians and of Student's t's, and two flows that start
 Gaussian are fitted: where rows are few, each to the rows outside of one fold after another; where
 they are many, once, beside validation rows. The likelihood that each gives the rows left out
 decides its weight in a mixture of all of them (Smyth & Wolpert 1998, Stacked density estimation).
-No flow is fitted again: one of a fold has learnt from four fifths of the rows, and the five
-together from all. Gaussians and mixtures, which take no time, have a sixth part, fitted to all
-rows, that weighs as much as the five.
+No flow is fitted again: the flow of a fold has learnt from four fifths of the rows, and the five
+flows together from all. Gaussians and mixtures, which take no time, have a sixth part: it is fitted
+to all rows and has as much weight as the five.
 
 Classes that are not missing are a context of flows, and of mixtures that are fitted to both
 (:mod:`pyro_naf.density.given_classes`).
@@ -129,7 +129,7 @@ class Task:
 def fit(
     task: Task, keep: Callable[[Fitted], None], on_evaluation: OnEvaluation | None = None
 ) -> None:
-    """Fits and weights the candidates.
+    """Fit and weight the candidates.
 
     :param keep: is given what was found, also when an exception or Ctrl-C ends the search after the
         first density.
@@ -251,7 +251,7 @@ class _Search:
         weight: Tensor | None,
         stop: Stop | None = None,
     ) -> None:
-        """Fits what is not trained: mixtures to some of very many rows, which tell no more."""
+        """Fit what is not trained; a mixture of very many rows is fitted to some of them."""
         every = candidate.architecture == "gaussian" and not kept[0].isnan().any()
         step = 1 if every else max(1, len(kept[0]) // MIXTURE_ROWS)
         context = kept[1][::step] if len(kept) > 1 else None
@@ -265,7 +265,7 @@ class _Search:
         split: _Split,
         on_evaluation: OnEvaluation | None,
     ) -> None:
-        """Trains a flow within its part of the time that is left."""
+        """Train a flow within its part of the time that is left."""
         given = self.task.given
         chosen = {**candidate.training, **given}
         if {"max_epochs", "max_seconds"} & {*given} and "max_steps" not in given:
@@ -333,7 +333,7 @@ class _Search:
     def fold_weights(self, i: int) -> dict[int, float]:
         """Weight a candidate's parts; what has no steps is fitted to all rows too.
 
-        But for what the time limit has cut off: its fit to all rows would be cut off sooner.
+        A candidate that the time limit has cut off is not fitted again: all rows take longer.
         """
         shares = dict.fromkeys(range(self.folds), 1 / self.folds)
         if self.tried[i].share or self.folds == 1 or i in self.cut:
@@ -352,7 +352,7 @@ class _Search:
         return chosen, stacking_weights(self.log_probs[:, chosen], weight)
 
     def finish(self, total: Tensor) -> None:
-        """Completes the history: the comparison, and the mixture as its last evaluation."""
+        """Add the comparison to the history, and the mixture as its last evaluation."""
         history = self.history
         history.seconds = self.limits.passed()
         value = float(total.mean())

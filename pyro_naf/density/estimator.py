@@ -41,8 +41,7 @@ class FlowDensity(Shown, TableDensity):
     Cells may be missing (NaN, None, NaT) in tables without a context: by default, and with the
     architectures of Gaussians and t's ("gaussian", "gmm-K", "student-K", "copula-K"), the
     likelihood of the cells seen is what is fitted and scored. Classes are then part of the mixture
-    (of "gmm-K" and "copula-K"): independent of the other columns given the Gaussian that a row is
-    of.
+    (of "gmm-K" and "copula-K"): within each Gaussian they are independent of the other columns.
 
     scikit-learn takes it for an estimator, whose y is the context: ``clone``, ``Pipeline``,
     ``cross_val_score`` and ``GridSearchCV`` over any argument work.
@@ -90,7 +89,7 @@ class FlowDensity(Shown, TableDensity):
         on_evaluation: OnEvaluation | None = None,
         **settings: object,
     ) -> FlowDensity:
-        """Fits the density to rows, and returns itself.
+        """Fit the density to rows, and return it.
 
         A named architecture goes on from its present weights. The weights with the best likelihood
         of the validation rows are kept, also when an exception or Ctrl-C ends the fit. The rows are
@@ -195,7 +194,7 @@ class FlowDensity(Shown, TableDensity):
         weighted ones (:mod:`pyro_naf.density.weighted`), with a warning where too few count.
 
         :param num_samples: S >= 1 draws of each row.
-        :param seed: of the draws; by default they are from torch's generator.
+        :param seed: seeds the draws; by default they come from torch's generator.
         :return: ``(S, N, P)``: a tensor for a tensor, and else a numpy array.
         :raises ValueError: as :meth:`score`; or when the density has a context.
 
@@ -262,7 +261,7 @@ class FlowDensity(Shown, TableDensity):
         return WeightedDensity(self, by, rest, row, num_particles)
 
     def _asked(self, what: str, num_particles: int = 1) -> None:
-        """Refuses questions to what is not fitted, or depends on a context."""
+        """Refuse questions to what is not fitted, or depends on a context."""
         check_integers(num_particles=(num_particles, 1))
         self._fitted()
         if self.context_dim:

@@ -60,7 +60,7 @@ class Fitting:
         self.limits = Limits(None, self.options.max_seconds)
 
     def run(self, x: TableLike, context: RowsLike | None, sample_weight: RowsLike | None) -> None:
-        """Fits the density to rows, as ``FlowDensity.fit`` says."""
+        """Fit the density to rows, as ``FlowDensity.fit`` says."""
         density = self.density
         self._find_columns(x)
         whole = density.checked_rows(x, context, *density.names, gaps=self.gaps)
@@ -94,7 +94,7 @@ class Fitting:
         )
 
     def _find_columns(self, x: TableLike) -> None:
-        """Learns the schema from rows: what the columns are called, and of which kinds."""
+        """Learn the schema from rows: what the columns are called, and of which kinds."""
         name, table = self.density.names[0], tables.matrix(x, self.density.names[0])
         self.density.from_table = table.names is not None
         if table.names is not None:
@@ -135,7 +135,7 @@ class Fitting:
         return not self.gaps and plain and kind in (WITH_HOLES if not found else WITH_HOLES[1:])
 
     def _check_gaps(self, rows: Tensor) -> None:
-        """Refuses what is not finite, but missing cells where the density takes them."""
+        """Refuse what is not finite, but missing cells where the density takes them."""
         density, name = self.density, self.density.names[0]
         closed = parse(density.architecture)[0] in ("auto", *CLOSED)
         try:
@@ -158,7 +158,7 @@ class Fitting:
             )
 
     def _check_classes(self, rows: Tensor, schema: Schema) -> None:
-        """Refuses missing cells beside classes where these are no part of the mixture."""
+        """Refuse missing cells beside classes where these are no part of the mixture."""
         kind = parse(self.density.architecture)[0]
         if not (self.gaps and schema.coded) or kind in ("auto", *WITH_CLASSES):
             return
@@ -239,7 +239,7 @@ class Fitting:
             density.context_scale.copy_(scale)
 
     def _warn(self, rows: list[Tensor], real: Tensor, left_out: bool) -> None:
-        """Warns of what a density does badly with: atoms, outliers, dependence."""
+        """Warn of what a density does badly with: atoms, outliers, dependence."""
         density, schema, name = self.density, self.density.schema, self.density.names[0]
         called = [schema.called(i) for i in range(density.width)]
         plain = [i for i in schema.real if i not in schema.integers]
@@ -260,7 +260,7 @@ class Fitting:
         held_out: Modelled | None,
         left_out: list[Tensor],
     ) -> None:
-        """Trains on rows as they are modelled.
+        """Train on rows as they are modelled.
 
         :param left_out: rows of the table that are, or will be, left out of a fit.
         """
@@ -295,7 +295,7 @@ class Fitting:
     def _train_flow(
         self, data: Rows, validation: Rows | None, weight: Tensor | None, offset: float
     ) -> None:
-        """Trains a named architecture, and remembers what is known when Ctrl-C ends it."""
+        """Train a named architecture, and keep what is known when Ctrl-C ends the fit."""
         density, flow, history = self.density, self.density.flow, History()
         flow.start(data[0], data[1] if len(data) > 1 else None, weight)
         if next(flow.parameters(), None) is None:
@@ -345,7 +345,7 @@ class Fitting:
     def _train_classes(
         self, rows: Modelled, weight: Tensor | None, held_out: Modelled | None
     ) -> tuple[History, Modelled | None]:
-        """Trains the softmax of the classes, until rows left out say that it has learnt enough.
+        """Train the softmax of the classes, until rows left out say that it has learnt enough.
 
         :return: what is known of the training, and the rows that were left out of it.
         """

@@ -174,7 +174,7 @@ class GaussianMixture(nn.Module):
 
     @torch.no_grad()
     def take(self, law: incomplete.Gaussians) -> None:
-        """Becomes this mixture of as many Gaussians."""
+        """Become this mixture of as many Gaussians."""
         self.log_weights.copy_(law.log_weights)
         self.means.copy_(law.means)
         self.factors.copy_(precision_factor(law.covariances))

@@ -29,7 +29,7 @@ class NormalScores(Linear):
     F is the distribution function of a mixture of Gaussians, :math:`\Phi` of the standard
     normal law: under a normal law of z, the columns have these mixtures as marginals (a Gaussian
     copula). Where all Gaussians of a column are six standard deviations away, the map goes on as a
-    line. Nothing is left for a gradient to train.
+    line. No parameter is trained by gradients.
 
     NaN, a missing cell, stays NaN. What follows the D columns, classes, stays as it is.
 
@@ -135,7 +135,7 @@ def _score(x: Tensor, log_weights: Tensor, means: Tensor, scales: Tensor) -> tup
     below = (weights * torch.special.ndtr(u)).sum(-1)
     above = (weights * torch.special.ndtr(-u)).sum(-1)
     low = below < above
-    # The smaller of both tails, which has no rounding error of the larger.
+    # From the smaller of both tails, which is computed without cancellation.
     tail = torch.where(low, below, above).clamp(min=torch.finfo(x.dtype).tiny)
     z = torch.special.ndtri(tail)
     z = torch.where(low, z, -z)

@@ -219,7 +219,7 @@ def warn_of_atoms(rows: Tensor, name: str, columns: Sequence[str], at: Sequence[
 
 
 def _warn_of_one_value(column: Tensor, where: str, discrete: bool) -> None:
-    """Warns where one value, such as zero, recurs among others that do not."""
+    """Warn where one value, such as zero, recurs among others that do not."""
     seen = present(column)
     values, counts = seen.unique(return_counts=True)
     most = int(counts.max()) if len(counts) else 0

@@ -42,7 +42,8 @@ class Training:
         CUDA device and alone. A step that cannot be recorded is run as usual, with a warning.
     :param seed: of the batches and of dropout.
     :param checkpoint: file that the state is written to, so that a killed run can go on.
-    :param checkpoint_seconds: time between two checkpoints, which are written after evaluations.
+    :param checkpoint_seconds: time between two checkpoints, at least, and 20 times what writing
+        one takes; they are written after evaluations.
     :param resume: go on from ``checkpoint``, with the same options but for the budget; from the
         start where there is none.
     :param progress: show a progress bar.

@@ -152,7 +152,7 @@ class Stepper:
 
 
 class _Recorder:
-    """Runs a step a few times, records it as a CUDA graph, and from then on replays that.
+    """A step that is run a few times, recorded as a CUDA graph, and replayed from then on.
 
     A step of a flow is hundreds of small kernels, which a GPU runs faster than Python starts them.
     All happens on one stream of its own: autograd remembers the stream on which it first met a
@@ -166,7 +166,7 @@ class _Recorder:
         self.runs = 0
 
     def run(self, step: Callable[[], None], before: Callable[[], None]) -> bool:
-        """One step; says whether it was run. False: it cannot be recorded, and never will be.
+        """Run one step; return whether that was possible. False: it can never be recorded.
 
         :param before: called before recording, which must start without the step's old tensors.
         """

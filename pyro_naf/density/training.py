@@ -25,10 +25,11 @@ from .flow import evaluating
 from .settings import Evaluation, History, OnEvaluation, Training
 from .steps import Stepper
 
-#: Steps between two looks at the device: what happens there is known to the host that much later.
+#: Number of steps between two looks at the device; the host learns of a step's loss as late.
 LOOK_EVERY = 50
 
-#: Steps between two evaluations on the validation rows: an epoch, but within these bounds.
+#: Smallest and largest number of steps between two evaluations on the validation rows; within
+#: these bounds it is an epoch.
 EVALUATE_EVERY = (100, 1000)
 
 #: Number of steps in which the learning rate rises to the whole one.
@@ -66,8 +67,8 @@ def train(
     :param rows: ``(x,)`` or ``(x, context)`` on the module's device, N rows each.
     :param validation: the same for validation; None trains to the end of the budget.
     :param on_evaluation: is given each entry of ``History.evaluations`` as it is made.
-    :param offset: added to all log-likelihoods that are reported: those of standardised rows
-        differ by a constant from those of the data.
+    :param offset: added to all log-likelihoods that are reported: log-densities of standardised
+        rows differ by a constant from log-densities of the data.
     :param model: numbers and strings that say what the module is, which a checkpoint to resume from
         must agree on.
     :param weight: of the rows, ``(N,)``; 1 by default.

@@ -91,7 +91,7 @@ def check_broadcast(context_rows: Sequence[int], latent_rows: Sequence[int]) -> 
 
 
 def warn_of_raw(context: Tensor) -> None:
-    """Warn of columns far from unit scale, in which networks of tanh units are blind."""
+    """Warn of columns far from unit scale, where tanh units see only the sign."""
     size = context.detach().double().pow(2).reshape(-1, context.shape[-1]).mean(0).sqrt()
     if bool((size > _RAW).any()):
         warnings.warn(
@@ -102,9 +102,9 @@ def warn_of_raw(context: Tensor) -> None:
 
 
 def warn_of_untrained(context_fn: Callable[..., Tensor] | None, args: Args, kwargs: Kwargs) -> None:
-    """Warn of a function around a module: the guide does not see its weights, nobody trains them.
+    """Warn of a function around a module, whose weights the guide does not see or train.
 
-    One that registers them itself, by ``pyro.module``, is left alone.
+    No warning is given for a function that registers the module itself, by ``pyro.module``.
     """
     if context_fn is None or isinstance(context_fn, nn.Module):
         return

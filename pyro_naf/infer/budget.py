@@ -9,7 +9,7 @@ from ..training.limits import Limits
 from ..training.steps import cosine
 from .settings import DEFAULTS, RefineSettings
 
-#: Largest share of the seconds that is kept for dear diagnostics after training.
+#: Largest share of the seconds that is kept for diagnostics of an expensive density.
 _MOST_KEPT = 0.4
 
 #: Attributes of a budget that a checkpoint holds, beside the limits, the steps and the start.
@@ -19,15 +19,16 @@ _STATE = ("kept", "several", "landing", "end", "fraction", "steps_climbing", "to
 class Budget(Limits):
     """Steps and seconds: iterating gives the phase of every step until they are spent.
 
-    Another iteration goes on where one was broken off.
+    A second iteration goes on where the first was broken off.
 
     ``rate`` is 1 until the landing and falls to 0 there. The landing begins when :meth:`land` is
     called, or when the time for climbing is over, ``climb_share`` of the settings. At its end the
     phase is "landed", which is no step; :meth:`land_again` goes on from there. With ``several``
-    modes all is one descent of the rate, learning while it is above a half, then balancing.
+    modes the rate falls from the first step on: the phase is "learn" while it is above a half, and
+    then "balance".
 
-    A number of steps alone is made in any case. Where time is limited, no step begins that would
-    last beyond the end of training, going by the step before.
+    Without a time limit all steps are made. With one, no step begins that would end after training
+    should, if it takes as long as the preceding step.
 
     :param steps: training steps at most.
     :param seconds: time for the whole call, which began when the budget was made.
@@ -62,7 +63,7 @@ class Budget(Limits):
         self.middle = self.part_of_rest(self.settings.climb_share)
 
     def part_of_rest(self, part: float) -> float:
-        """Fraction of the budget at which this part of what is left for training will be over."""
+        """Fraction of the budget that is spent once this part of the remaining time is over."""
         if self.seconds is None:
             return part
         return 1 - (1 - part) * self.left_for_training() / ((1 - self.kept) * self.seconds)

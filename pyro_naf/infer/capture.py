@@ -31,7 +31,7 @@ __all__ = ["Graph", "check_equal", "constants_to_inputs", "is_enabled", "trace"]
 #: Relative difference from the function itself that a graph may have, by dtype.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 
-#: Points evaluated to check a graph, which it was not captured with.
+#: Seed of the points that a graph is checked at, which differ from those it was captured with.
 _SEED = 1
 
 ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -132,10 +132,10 @@ def _traced(function: ValueAndGrad, example: Tensor, mode: TorchDispatchMode) ->
 
 
 class _Constants(FailedFactorsAreNaN):
-    """Computes what depends on no input while a graph is captured, once and for all.
+    """A mode that computes what depends on no input once, while a graph is captured.
 
-    So a model may read numbers out of its data, and transform it, at no cost for the graph. New
-    tensors stay in the graph: values may be written into them.
+    A model may so read numbers out of its data, and transform the data, at no cost for the graph.
+    New tensors stay in the graph: values may be written into them.
     """
 
     def __torch_dispatch__(

@@ -12,8 +12,8 @@ from torch import Tensor
 #: Pairs of steps and changes of the gradient that a direction is made of.
 _MEMORY = 10
 
-#: The weak Wolfe conditions: a step rises by this part of what the slope promises, and the slope
-#: falls to this part.
+#: The weak Wolfe conditions: the smallest rise of a step in units of what the slope predicts, and
+#: the largest slope after it in units of the slope before.
 _RISE, _FALL = 1e-4, 0.9
 
 #: A climb ends where the entries of the gradient, the entries of a step, or the rise of a step are
@@ -33,8 +33,8 @@ def climb(
 ) -> list[Tensor]:
     """Climb by L-BFGS from each start: points ``(N, D)``, ever higher; empty if lost.
 
-    Each climb has its own line search, by bisection (Lewis & Overton 2013); what they share is the
-    evaluation. A point where density or gradient are not finite is a wall that it turns back from.
+    Each climb has its own line search, by bisection (Lewis & Overton 2013); all are evaluated in
+    one batch. A line search turns back from points where density or gradient are not finite.
 
     :param target: a log-density, ``(S, D)`` to ``(S,)``, of each row on its own.
     :param starts: shape ``(S, D)``.
@@ -117,7 +117,7 @@ def _evaluated(target: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, T
             value = target(z)
         (grad,) = torch.autograd.grad(value.sum(), z)
     except (RuntimeError, ValueError):
-        # Far out, what is no scale any more or cannot be factorised raises, for all rows at once.
+        # Far out a scale may be 0 or a matrix singular. The error it raises is one for all rows.
         if len(z) == 1:
             return z.new_full((1,), -torch.inf), torch.zeros_like(z)
         rows = [_evaluated(target, row[None]) for row in z.detach()]

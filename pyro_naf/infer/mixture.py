@@ -19,7 +19,7 @@ from .laplace import Gaussian, LogDensity, cholesky
 #: Default number of draws from a mixture of Gaussians.
 DRAWS = 20_000
 
-#: Each Gaussian is a part of the mixture with these widths, as modes have wider tails.
+#: Widths of each Gaussian in the mixture, in units of its own, as modes have wider tails.
 _WIDTHS = (1.0, 2.0)
 
 #: Smallest number of draws of each part of a mixture.
@@ -139,10 +139,10 @@ def missed_mass(
 
 
 class Pool:
-    """Draws of the posterior, roughly: of proposals, with weights that leave none alone.
+    """Approximate draws of the posterior: weighted draws of proposals, of which none dominates.
 
-    One more proposal is the Gaussian with the moments that the others have found: what lies between
-    and around modes, another mode too, has draws nearby.
+    One more proposal is the Gaussian with the moments that the others have found: it has draws
+    between and around the modes, and at modes that the others lack.
 
     :ivar around: the Gaussian with the moments of all.
     :ivar ess: effective number of draws that the weights are worth, before they are evened.

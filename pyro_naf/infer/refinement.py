@@ -18,7 +18,6 @@ from .arguments import check_arguments, refuse_swallowed
 from .budget import Budget
 from .capture import is_enabled
 from .checkpoints import Checkpoint
-from .diagnostics import diagnose
 from .effort import (
     SECONDS,
     STEPS,
@@ -27,27 +26,12 @@ from .effort import (
     is_worth_compiling,
     num_cores,
 )
-from .gaussian import fit_gaussian
-from .given_guides import affine_of
 from .graph import check_structure
-from .mixture import missed_mass, several
 from .plans import Call, refine_from
 from .refined import Refined
 from .results import Refinement
 from .settings import DEFAULTS, RefineSettings
 from .start import Start, StartFinder, density_of
-
-#: Names that were importable from here before.
-__all__ = [
-    "Refinement",
-    "Start",
-    "affine_of",
-    "diagnose",
-    "fit_gaussian",
-    "missed_mass",
-    "refine",
-    "several",
-]
 
 #: Options that a call must repeat to go on from a checkpoint.
 _CALL = (
@@ -99,7 +83,7 @@ def refine(  # noqa: PLR0913
     conditionals are mixtures, and the ELBO, which loses modes, is not used. The guide starts with
     the mean, covariance and marginals of draws of the posterior, found by weighing Gaussians at the
     modes, and learns from them for half the budget; then the log-variance divergence under these
-    and its own draws makes it exact (:class:`~pyro_naf.infer.training.Training`). Its draws cost
+    and its own draws makes it exact (:class:`~pyro_naf.infer.objective.Objective`). Its draws cost
     the flow's inverse.
 
     The fitted guide and the model's own parameters are left as they are; the new guide's weights

@@ -7,10 +7,8 @@ from dataclasses import fields
 
 from ..support.calls import Model
 from .continuing import go_on
-from .refined import Origin, Previous, Refined
+from .refined import Refined
 from .saving import load_refinement, save_refinement
-
-__all__ = ["Origin", "Previous", "Refinement"]
 
 
 class Refinement(Refined):
@@ -22,8 +20,8 @@ class Refinement(Refined):
 
     :ivar guide: the refined guide.
     :ivar before: :class:`~pyro_naf.infer.ImportanceDiagnostics` of the fitted guide.
-    :ivar after: the same of the refined one; ``elbo``, ``elbo_se``, ``khat``, ``ess`` and
-        ``log_evidence`` are its.
+    :ivar after: diagnostics of the refined guide; ``elbo``, ``elbo_se``, ``khat``, ``ess`` and
+        ``log_evidence`` are its numbers.
     :ivar losses: negative ELBO of every step; where several modes are learnt from draws, the mean
         of log q - log p over those.
     :ivar skipped: number of steps skipped because loss or gradient was not finite.
@@ -33,7 +31,7 @@ class Refinement(Refined):
     :ivar density: how the model's log-density was evaluated in the end: "captured and compiled",
         "captured", "vmapped", "vmapped with help" or "one draw after another", the fastest first.
     :ivar joint: the model's log-density; None for one loaded without the model.
-    :ivar origin: where it began, and its options, to go on with.
+    :ivar origin: the start and the options of the call, which going on and loading need.
     :ivar ended: why it ended: "good" where the Gaussian fits so well that no flow was trained, "no
         further gain" where no flow was better than the Gaussian, which is returned, "interrupted"
         by Ctrl-C, or "budget".
@@ -59,7 +57,7 @@ class Refinement(Refined):
         The guide is never worse than this one, by the noise of two ELBOs.
 
         :param seconds: time for the whole call. With neither, 60 seconds or 4000 steps.
-        :param steps: at most so many further steps.
+        :param steps: largest number of further steps.
         :param seed: seeds torch's generators for the duration of the call.
         :param progress: show a progress bar.
         :param checkpoint: file for the state of training and, at the end, the new result. When the

@@ -107,7 +107,7 @@ class Training:
         until: float = 1.0,
         after_step: Callable[[Training], None] = lambda training: None,
     ) -> None:
-        """Trains until the guide is good, or the budget is spent.
+        """Train until the guide is good, or the budget is spent.
 
         :param until: the fraction of the budget after which training is broken off; a further call
             goes on.

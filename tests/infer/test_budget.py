@@ -19,11 +19,11 @@ from pyro_naf.infer import AutoDSFNormal, refine
 from pyro_naf.infer.autoguides import AutoFlowNormal
 from pyro_naf.infer.budget import Budget
 from pyro_naf.infer.diagnostics import growing
+from pyro_naf.infer.effort import affordable_particles
 from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.pace import Pace
+from pyro_naf.infer.refined import Origin
 from pyro_naf.infer.refined_guides import sizes
-from pyro_naf.infer.refinement import affordable_particles
-from pyro_naf.infer.results import Origin
 from pyro_naf.infer.rough_gaussian import fit_roughly
 from pyro_naf.infer.sparse_gaussian import sparse_gaussians
 from pyro_naf.infer.start import Start

@@ -33,9 +33,9 @@ from pyro_naf.infer import (
     refine,
 )
 from pyro_naf.infer.gaussian import set_gaussian
+from pyro_naf.infer.given_guides import affine_of
 from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.laplace import Gaussian
-from pyro_naf.infer.refinement import affine_of
 from pyro_naf.infer.start import StartFinder
 
 GAUSSIANS = [
