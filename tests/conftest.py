@@ -58,6 +58,7 @@ SLOW_TESTS = {
     "test_a_pandas_frame_goes_in_and_comes_out",
     "test_arrays_give_arrays_and_tensors_of_any_dtype_tensors",
     "test_compiled_flow_agrees_with_the_eager_one",
+    "test_drawing_leaves_pyplot_alone",
     "test_density_integrates_to_one",
     "test_draws_are_in_the_units_of_the_data",
     "test_draws_pass_a_two_sample_test_as_often_as_fresh_data",
@@ -76,6 +77,7 @@ SLOW_TESTS = {
     "test_second_derivatives_of_the_inverse_are_right",
     "test_second_derivatives_of_the_log_density_are_right",
     "test_tables_that_do_not_fit_the_schema_are_refused",
+    "test_the_site_is_built_without_a_warning_and_is_whole",
     "test_training_raises_the_elbo",
 }
 

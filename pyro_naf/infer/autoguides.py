@@ -112,7 +112,7 @@ class AutoFlowNormal(AmortisedFlowNormal):
 
 
 class _AutoStackNormal(AutoFlowNormal):
-    """A stack of flows, in natural and reversed order by turns."""
+    """A stack of flows, alternately in natural and reversed order."""
 
     _asked_structure: str | Structure
     _factory: Callable[..., TransformModule]
@@ -179,9 +179,9 @@ class _AutoStackNormal(AutoFlowNormal):
 class AutoDSFNormal(_AutoStackNormal):
     """A stack of deep sigmoidal flows behind a trainable loc and scale.
 
-    The flows run through the latents in natural and reversed order by turns. With a structure they
-    run in its order, each latent reads its ancestors only, and the affine map has this pattern too:
-    nothing is lost, and hundreds of latents are no obstacle (see
+    The flows run through the latents alternately in natural and reversed order. With a structure,
+    they run in its order, each latent reads its ancestors only, and the affine map has this pattern
+    too: nothing is lost, and hundreds of latents are no obstacle (see
     :class:`~pyro_naf.conditioners.Structure`).
 
     :param model: as in :class:`AutoFlowNormal`.
@@ -240,7 +240,7 @@ class AutoDDSFNormal(_AutoStackNormal):
 
 
 class _Stack:
-    """Flows in natural and reversed order by turns; a class, so that guides can be pickled."""
+    """Flows alternately in natural and reversed order; a class, so that guides can be pickled."""
 
     def __init__(self, factory: Callable[..., TransformModule], num_transforms: int) -> None:
         check_integers(num_transforms=(num_transforms, 1))

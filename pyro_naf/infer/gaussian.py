@@ -81,9 +81,9 @@ def fit_gaussian(
 
     :param model: any model that Pyro's NUTS takes; finite discrete latents are summed out.
     :param args: its arguments, as are ``kwargs``.
-    :param num_starts: the search for modes ends when so many climbs in a row have found no new one.
-        The first is from the priors' medians, the others by turns from uniform points of [-2, 2] or
-        [-5, 5] in unconstrained space, and from 3 to 10 widths around a mode.
+    :param num_starts: number of climbs in a row without a new mode that ends the search for modes.
+        The first climb is from the priors' medians. The others are alternately from uniform points
+        of [-2, 2] or [-5, 5] in unconstrained space, and from 3 to 10 widths around a mode.
     :param temperature: fits :math:`p^{1/T}`, which is wider.
     :param max_seconds: time for the search for modes; as long again goes to the last climb and the
         last Gaussian.

@@ -57,26 +57,26 @@ class Objective:
     Where the posterior has one mode, two phases follow one another, as the budget says:
 
     * *climb*: ascends the ELBO.
-    * *land*: ascends it by its path gradient (sticking the landing), while the rate falls to zero
-      and the weights are averaged. Added is the log-variance divergence
-      :math:`\tfrac12 \mathrm{Var}_r[\log p(z) - \log q(z)]`, which is zero, with a gradient of no
-      variance, at q = p for every distribution r (Richter et al. 2020 [arXiv:2010.10436]). Here r
-      is the guide with a wider base. The ELBO sees the tails only as often as the guide's draws
-      fall there; where they do not, the flow is arbitrary, and a few weights that are off make
-      k-hat large. Deviations are bounded (Huber's loss), and it counts in full only where the fit
-      is close already.
+    * *land*: ascends the ELBO by its path gradient (sticking the landing), while the rate falls to
+      zero and the weights are averaged. Added is the log-variance divergence
+      :math:`\tfrac12 \mathrm{Var}_r[\log p(z) - \log q(z)]`: at q = p it is zero for every
+      distribution r, with a gradient of no variance (Richter et al. 2020 [arXiv:2010.10436]). Here
+      r is the guide with a wider base. The ELBO alone fits the tails only as often as draws of the
+      guide fall there; elsewhere the flow is arbitrary, and a few wrong weights make k-hat large.
+      Deviations are bounded (Huber's loss), and the divergence counts in full only where the fit is
+      close already.
 
-    Where it has several, the ELBO is no guide: once they are apart, only draws that pass between
-    them tell it how their weights should change, and its gradient loses one. Then two other phases
-    take their place, of a guide whose density is one pass (``inverse``), so that each of its
-    conditionals is a mixture:
+    Where the posterior has several modes, the ELBO loses modes: once they are apart, only draws
+    between them tell its gradient how much mass each should have. Two other phases take the place
+    of these, for a guide whose density is one pass (``inverse``), so that each of its conditionals
+    is a mixture:
 
-    * *learn*: maximises the likelihood of a pool of draws of the posterior, which are found by
-      weighing Gaussians at its modes, and a little that of draws around all of them.
-    * *balance*: descends the log-variance divergence, r being half that pool and half the guide
-      with a wider base. Its gradient holds draws fixed, so that a mode's weight is set by all that
-      lie in it. As any r will do, the guide's draws serve several steps: the next ones are made
-      after 1 + D / 2, as the price of an inverse grows with D.
+    * *learn*: maximises the likelihood of a pool of draws of the posterior, found by weighting
+      Gaussians at its modes, and, with a small weight, of draws around all modes.
+    * *balance*: descends the log-variance divergence, where r is half that pool and half the guide
+      with a wider base. The gradient holds the draws fixed, so that all draws in a mode determine
+      the mode's mass. As any r will do, draws of the guide serve 1 + D / 2 steps: the cost of the
+      inverse that makes them grows with D.
 
     :param guide: trained in place.
     :param target: the log-density p of its latent vectors, of the posterior up to a factor.

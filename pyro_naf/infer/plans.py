@@ -256,7 +256,7 @@ class _Plan:
             self.stage = "one mode"
             return training
         with kept():
-            found = self._weighed(training.guide, _JUDGES, self.limit)
+            found = self._diagnosed(training.guide, _JUDGES, self.limit)
             law = Pushed(training.guide.get_posterior())
             missed = missed_mass(
                 self.joint, law, found.log_evidence, self.others, _JUDGES, self.limit
@@ -305,7 +305,7 @@ class _Plan:
         guide, previous = training.guide, self.previous
         self.call.bar.phase("weighting draws")
         limit = min(self.limit, max(self.budget.left() / 2, 0.0))
-        after = self._weighed(guide, self.origin.options["num_draws"], limit)
+        after = self._diagnosed(guide, self.origin.options["num_draws"], limit)
         if previous is None:
             no_gain = is_worse(after, self.before, self.settings)
             # A few draws between modes cost the ELBO much, and the evidence little.
@@ -320,7 +320,9 @@ class _Plan:
                 self.ended = "no further gain"
         return self.result(guide, after, training, self.ended)
 
-    def _weighed(self, guide: AutoFlowNormal, count: int, seconds: float) -> ImportanceDiagnostics:
+    def _diagnosed(
+        self, guide: AutoFlowNormal, count: int, seconds: float
+    ) -> ImportanceDiagnostics:
         joint = self.joint
         return diagnose(GuideProposal(joint, guide, joint.args, joint.kwargs), count, seconds)
 
@@ -333,7 +335,7 @@ class _Plan:
     ) -> Refined:
         """Return the result: the guide, and what it lacks of the posterior's mass."""
         joint, budget = self.joint, self.budget
-        # Where the density is too dear for all draws of the diagnostics it is for these as well.
+        # A density too expensive for all draws of the diagnostics is too expensive for these too.
         count = min(self.settings.mixture_draws, round(0.4 * after.num_particles))
         law = Pushed(guide.get_posterior())
         patience = min(budget.left(), self._time_for_a_diagnosis())

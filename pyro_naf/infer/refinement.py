@@ -81,10 +81,10 @@ def refine(  # noqa: PLR0913
 
     Where there are several modes the flow runs the other way (``inverse``), so that its
     conditionals are mixtures, and the ELBO, which loses modes, is not used. The guide starts with
-    the mean, covariance and marginals of draws of the posterior, found by weighing Gaussians at the
-    modes, and learns from them for half the budget; then the log-variance divergence under these
-    and its own draws makes it exact (:class:`~pyro_naf.infer.objective.Objective`). Its draws cost
-    the flow's inverse.
+    the mean, covariance and marginals of draws of the posterior, found by weighting Gaussians at
+    the modes, and learns from them for half the budget; then the log-variance divergence under
+    these and its own draws makes it exact (:class:`~pyro_naf.infer.objective.Objective`). Its draws
+    cost the flow's inverse.
 
     The fitted guide and the model's own parameters are left as they are; the new guide's weights
     enter the param store under a name of their own.
@@ -133,7 +133,7 @@ def refine(  # noqa: PLR0913
         30 latents, "full", an adjacency or a :class:`~pyro_naf.conditioners.Structure`, as in
         :class:`~pyro_naf.infer.AutoDSFNormal`. From 60 latents on modes are
         the ends of the climbs, eight at most, that precede the Gaussian.
-    :param compile: capture the log-density as a graph and, where the budget makes it worth while,
+    :param compile: capture the log-density as a graph and, where the budget makes it worthwhile,
         compile that in another process. PYRO_NAF_COMPILE=0 in the environment turns both off as
         well. The flows' loops in C++ are used as soon as they are there: where no earlier call has
         compiled them they are compiled at the same time, if there is more than one core.

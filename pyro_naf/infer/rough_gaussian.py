@@ -1,4 +1,4 @@
-"""A Gaussian for a log-density that is too dear for a search: one climb of its ELBO."""
+"""A Gaussian for a log-density too expensive for a search: one climb of its ELBO."""
 
 from __future__ import annotations
 

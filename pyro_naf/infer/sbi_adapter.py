@@ -84,7 +84,7 @@ class ConditionalDensity(nn.Module):
     """The density of parameters given data, in units of a training set.
 
     :param factory: makes a conditional flow of D, the width of a context, and an order.
-    :param num_transforms: number of flows, in natural and reversed order by turns.
+    :param num_transforms: number of flows, alternately in natural and reversed order.
     :param embedding: maps standardised data to contexts.
     :param theta: parameters ``(N, D)``.
     :param x: data ``(N, ...)``.

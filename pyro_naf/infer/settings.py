@@ -54,7 +54,8 @@ class RefineSettings:
     :ivar starts_beside: number of climbs in a row without a new mode that ends that search; at
         least 1.
     :ivar fit_share: share for a Gaussian of many latents, in place of the search for modes.
-    :ivar rough_share: share for a Gaussian of a density so dear that no search can be afforded.
+    :ivar rough_share: share for a Gaussian of a density so expensive that there is no time for a
+        search.
     :ivar many_latents: number of latents from which on climbs towards one Gaussian replace the
         search for modes; at least 1.
     :ivar independent_latents: number of latents from which on a Gaussian of independent latents is

@@ -34,7 +34,7 @@ class SimulationFit:
     """What :func:`fit_simulations` did.
 
     :ivar train: mean negative log-density of the training rows in each epoch.
-    :ivar validation: that of the validation rows after each epoch.
+    :ivar validation: mean negative log-density of the validation rows after each epoch.
     :ivar best_epoch: the epoch, from zero, whose weights the guide has.
     """
 
@@ -66,12 +66,12 @@ def fit_simulations(
     .. math:: \min - \frac1N \sum_i \log q(z_i; c(y_i))
 
     over simulated pairs of latents and data: the loss of :class:`~pyro_naf.infer.ForwardKL`, for a
-    simulator that is dear or that ran elsewhere. A new guide starts with the mean and the standard
-    deviation of the latents; what is linear in the context is trained first, as long as an epoch
-    gains 0.01 nats, and then all, so that a normal posterior is not overfitted. Weights decay, and
-    the average of Adam's weights with the best likelihood of rows that were held out is kept: after
-    a sixth of ``patience`` without a better one training goes on from there at half the rate.
-    Simulations that failed, whose context is not finite, are left out.
+    simulator that is expensive or that ran elsewhere. A new guide starts with the mean and the
+    standard deviation of the latents; what is linear in the context is trained first, as long as an
+    epoch gains 0.01 nats, and then all, so that a normal posterior is not overfitted. Weights
+    decay, and of the averages of Adam's weights the one with the best likelihood of held-out rows
+    is kept. After a sixth of ``patience`` without a better one, training goes on from there at half
+    the rate. Simulations that failed, whose context is not finite, are left out.
 
     :param guide: an :class:`~pyro_naf.infer.AutoFlowNormal` (or ``AutoDSFNormal``,
         ``AutoDDSFNormal``) with a ``context_fn``. One that was called before goes on from its

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -62,23 +62,29 @@ class EarlyStopping:
         """
         chosen, since = set(names), 0
         weights = [w for n, w in self.module.named_parameters() if n in chosen and w.requires_grad]
-        averaged = _Averaged(weights, lr, weight_decay)
+        groups = [
+            {"params": [w for w in weights if w.dim() > 1], "weight_decay": weight_decay},
+            {"params": [w for w in weights if w.dim() <= 1], "weight_decay": 0.0},
+        ]
+        self.adam = torch.optim.AdamW(groups, lr=lr, fused=True)
+        self.average, self.steps = Average(weights), 0
         while since < patience and len(self.values) < self.max_epochs:
             before = self.best
-            self.epoch(averaged)
+            self.epoch()
             since = 0 if before - self.best > enough else since + 1
             if since and since % wait == 0:
                 self.module.load_state_dict(self.state)
-                averaged.slower()
+                for group in self.adam.param_groups:
+                    group["lr"] /= 2
+                self.average, self.steps = Average(weights), 0
         self.module.load_state_dict(self.state)
 
-    def epoch(self, averaged: _Averaged) -> None:
+    def epoch(self) -> None:
         """One pass through the training rows, and the validation of the averaged weights."""
-        total = 0.0
-        for part in self.training[torch.randperm(len(self.training))].split(self.batch_size):
-            total += averaged.step(self.loss(part)) * len(part)
+        order = self.training[torch.randperm(len(self.training))]
+        total = sum(self.step(part) * len(part) for part in order.split(self.batch_size))
         self.train.append(total / len(self.training))
-        with averaged.average.in_place(), torch.no_grad():
+        with self.average.in_place(), torch.no_grad():
             parts = self.validation.split(_AT_ONCE)
             value = sum(float(self.loss(p)) * len(p) for p in parts) / len(self.validation)
             if value < self.best:
@@ -86,30 +92,13 @@ class EarlyStopping:
                 self.state = copy.deepcopy(self.module.state_dict())
         self.values.append(value)
 
-
-class _Averaged:
-    """Adam on weights, and their average."""
-
-    def __init__(self, weights: Sequence[Tensor], lr: float, weight_decay: float) -> None:
-        self.average = Average(weights)
-        groups = [
-            {"params": [w for w in weights if w.dim() > 1], "weight_decay": weight_decay},
-            {"params": [w for w in weights if w.dim() <= 1], "weight_decay": 0.0},
-        ]
-        self.adam, self.steps = torch.optim.AdamW(groups, lr=lr, fused=True), 0
-
-    def step(self, loss: Tensor) -> float:
-        """One step down the loss, unless its gradient is not finite; the loss."""
+    def step(self, rows: Tensor) -> float:
+        """Make a step down the loss, unless its gradient is not finite; return the loss."""
         self.adam.zero_grad()
+        loss = self.loss(rows)
         loss.backward()
-        guarded_step(self.adam, self.average.weights, loss, _CLIP)
+        guarded_step(self.adam, self.average.weights, loss.detach(), _CLIP)
         self.adam.zero_grad()
         self.steps += 1
         self.average.add(newest(_DECAY, self.steps))
         return float(loss.detach())
-
-    def slower(self) -> None:
-        """Go on at half the rate from weights that were loaded."""
-        for group in self.adam.param_groups:
-            group["lr"] /= 2
-        self.average, self.steps = Average(self.average.weights), 0
