@@ -6,7 +6,7 @@ the operation's arguments. It returns the result, or None where the operation st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 from torch._ops import OpOverload
@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from .graph_writing import WRITTEN_OUT, Number, Value, Writer, aten, groups, is_value, without
 
 Rule = Callable[..., Value | None]
+Operand = Value | Number
 
 _to_copy, _unsafe_view = aten._to_copy, aten._unsafe_view  # noqa: SLF001 - as graphs name them
 
@@ -82,7 +83,7 @@ def _filled(number: Number | None = None, place: int = 0) -> Rule:
     return rule
 
 
-def _copy(to: Writer, like: Tensor, x: Value | Number, **kwargs: object) -> Value | None:
+def _copy(to: Writer, like: Tensor, x: Operand, **kwargs: object) -> Value | None:
     """Take another dtype."""
     if like.device != to.device or not isinstance(x, (Value, bool, int, float)):
         return None
@@ -133,11 +134,11 @@ def _log_sum_exp(
 # Arithmetic
 
 
-def _number(x: Value | Number) -> Number | None:
+def _number(x: Operand) -> Number | None:
     return x.number if isinstance(x, Value) else x
 
 
-def _kept(to: Writer, like: Tensor, x: Value | Number) -> Value | None:
+def _kept(to: Writer, like: Tensor, x: Operand) -> Value | None:
     """Give the argument as the result, where it has its dtype."""
     if not is_value(x) or x.dtype != like.dtype or not like.is_floating_point():
         return None
@@ -150,14 +151,12 @@ def _neg(to: Writer, like: Tensor, x: Value) -> Value:
     return to.pointwise(aten.neg.default, like, x)
 
 
-def _negated(to: Writer, like: Tensor, x: Value | Number) -> Value | None:
+def _negated(to: Writer, like: Tensor, x: Operand) -> Value | None:
     kept = _kept(to, like, x)
     return None if kept is None else _neg(to, like, kept)
 
 
-def _by_number(
-    to: Writer, target: OpOverload, like: Tensor, x: Value | Number, y: Value | Number
-) -> Value:
+def _by_number(to: Writer, target: OpOverload, like: Tensor, x: Operand, y: Operand) -> Value:
     """Write an operation on two, with a number for a second whose entries are one."""
     number, kept = _number(y), _kept(to, like, x)
     if number is None or kept is None or kept.number is not None:
@@ -165,30 +164,29 @@ def _by_number(
     return to.pointwise(target, like, kept, number)
 
 
-def _mul(to: Writer, like: Tensor, x: Value | Number, y: Value | Number) -> Value:
+def _simpler(
+    to: Writer, like: Tensor, x: Operand, y: Operand, rules: Mapping[Number, Rule]
+) -> Value | None:
+    """Write what is simpler where one of the two is a number of a rule; None where none is."""
     for a, b in ((x, y), (y, x)):
-        same = {1: _kept, -1: _negated}.get(_number(a))  # type: ignore[arg-type]
-        found = same and same(to, like, b)
-        if found is not None:
+        rule = rules.get(number) if (number := _number(a)) is not None else None
+        if rule is not None and (found := rule(to, like, b)) is not None:
             return found
-    return _by_number(to, aten.mul.Tensor, like, x, y)
+    return None
 
 
-def _add(
-    to: Writer, like: Tensor, x: Value | Number, y: Value | Number, alpha: Number = 1
-) -> Value:
+def _mul(to: Writer, like: Tensor, x: Operand, y: Operand) -> Value:
+    found = _simpler(to, like, x, y, {1: _kept, -1: _negated})
+    return found or _by_number(to, aten.mul.Tensor, like, x, y)
+
+
+def _add(to: Writer, like: Tensor, x: Operand, y: Operand, alpha: Number = 1) -> Value:
     if alpha != 1:
         return to.pointwise(aten.add.Tensor, like, x, y, alpha=alpha)
-    for a, b in ((x, y), (y, x)):
-        found = _kept(to, like, b) if _number(a) == 0 else None
-        if found is not None:
-            return found
-    return _by_number(to, aten.add.Tensor, like, x, y)
+    return _simpler(to, like, x, y, {0: _kept}) or _by_number(to, aten.add.Tensor, like, x, y)
 
 
-def _sub(
-    to: Writer, like: Tensor, x: Value | Number, y: Value | Number, alpha: Number = 1
-) -> Value:
+def _sub(to: Writer, like: Tensor, x: Operand, y: Operand, alpha: Number = 1) -> Value:
     if alpha != 1:
         return to.pointwise(aten.sub.Tensor, like, x, y, alpha=alpha)
     found = _kept(to, like, x) if _number(y) == 0 else None
@@ -200,8 +198,8 @@ def _sub(
 def _div(
     to: Writer,
     like: Tensor,
-    x: Value | Number,
-    y: Value | Number,
+    x: Operand,
+    y: Operand,
     rounding_mode: str | None = None,
 ) -> Value:
     if rounding_mode is not None:
@@ -214,7 +212,7 @@ def _div(
     return found or _by_number(to, aten.div.Tensor, like, x, y)
 
 
-def _pow(to: Writer, like: Tensor, x: Value | Number, y: Value | Number) -> Value:
+def _pow(to: Writer, like: Tensor, x: Operand, y: Operand) -> Value:
     found = _kept(to, like, x) if _number(y) == 1 else None
     if found is not None:
         return found
