@@ -170,7 +170,7 @@ def test_an_archive_that_would_unpack_to_far_more_is_refused(tmp_path: Path) -> 
     with modest(), pytest.raises(CommandError, match=r"cannot be read: it would unpack to 29\d+ b"):
         read_table(str(path))
     with modest(), pytest.raises(CommandError, match=r"cannot read 'x' .*: it would unpack to"):
-        load_data(str(path), torch.float32)
+        load_data(str(path), dict, torch.float32)
 
 
 @pytest.mark.parametrize("shape", [(10**13, 1), (2**62, 4), (2**27, 1)])
@@ -198,7 +198,7 @@ def test_damaged_data_of_a_model_are_read_or_refused(tmp_path: Path) -> None:
         path.write_bytes(damaged(whole, random.Random(seed)))
         with modest():
             try:
-                data = load_data(str(path), torch.float32)
+                data = load_data(str(path), dict, torch.float32)
                 assert all(isinstance(t, torch.Tensor) for t in data.values())
             except CommandError as error:
                 refused(error)
