@@ -43,6 +43,8 @@ class Loo(Shown):
     :ivar pointwise: the terms ``(n,)``; ``khat`` the k-hat of each, below ``threshold`` where the
         term can be relied on.
     :ivar labels: names of the observations, such as ``y[3]``.
+    :ivar spoiled: number of observations whose k-hat is too high because of the weights that the
+        draws have as a guide's, and would be low enough for draws of the posterior like these.
     """
 
     elpd: float
@@ -52,10 +54,11 @@ class Loo(Shown):
     khat: Tensor = field(repr=False)
     threshold: float
     labels: tuple[str, ...] = ()
+    spoiled: int = 0
 
     @property
     def unreliable(self) -> list[str]:
-        """Observations whose k-hat is above the threshold: fit the model again without them."""
+        """Observations whose k-hat is above the threshold."""
         high = (self.khat > self.threshold).nonzero().flatten().tolist()
         return [self.labels[i] if self.labels else str(i) for i in high]
 
@@ -67,10 +70,22 @@ class Loo(Shown):
             shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
             note = (
                 f"k-hat is above {self.threshold:.2f} for {len(bad)} of {len(self.khat)} "
-                f"observations ({shown}): fit the model again without them"
+                f"observations ({shown}): {self._remedy(len(bad))}"
             )
         row = ["LOO", f"{self.elpd:.2f}", f"{self.se:.2f}", f"{self.p_loo:.2f}"]
         return Table(["", "elpd", "se", "p_loo"], [row], [note])
+
+    def _remedy(self, bad: int) -> str:
+        """What to do about observations whose k-hat is too high."""
+        without, better = "fit the model again without them", "refine it for longer, or correct it"
+        if self.spoiled == 0:
+            return without
+        if self.spoiled == bad:
+            return f"the guide is too far from the posterior; {better} by mcmc_correct"
+        return (
+            f"for {self.spoiled} because the guide is too far from the posterior ({better} by "
+            f"mcmc_correct); for the others, {without}"
+        )
 
 
 def psis_loo(log_likelihood: Mapping[str, Tensor], log_weights: Tensor | None = None) -> Loo:
@@ -103,9 +118,12 @@ def psis_loo(log_likelihood: Mapping[str, Tensor], log_weights: Tensor | None = 
         )
     # A draw at which an observation is impossible has no weight where that is left out either.
     ratios = torch.where(matrix.isfinite(), base[:, None] - matrix, -math.inf)
+    threshold, spoiled = khat_threshold(len(matrix)), 0
     terms, khats = [], []
     for ratio, ll in zip(ratios.T, matrix.T, strict=True):
         khats.append(pareto_khat(ratio))
+        if log_weights is not None and khats[-1] > threshold:
+            spoiled += pareto_khat(torch.where(ll.isfinite(), -ll, -math.inf)) <= threshold
         terms.append((smooth(ratio) + ll).nan_to_num(nan=-math.inf).logsumexp(0))
     pointwise, khat = torch.stack(terms), torch.tensor(khats, dtype=torch.double)
     whole = (matrix + smooth(base)[:, None]).logsumexp(0)
@@ -115,8 +133,9 @@ def psis_loo(log_likelihood: Mapping[str, Tensor], log_weights: Tensor | None = 
         p_loo=float((whole - pointwise).sum()),
         pointwise=pointwise,
         khat=khat,
-        threshold=khat_threshold(len(matrix)),
+        threshold=threshold,
         labels=tuple(labels),
+        spoiled=spoiled,
     )
 
 

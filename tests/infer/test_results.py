@@ -248,6 +248,21 @@ def test_loo_is_that_of_exact_refits_even_where_the_guide_is_too_wide(scale: flo
     assert found.elpd == pytest.approx(exact_loo(y), abs=0.03)
 
 
+def test_loo_says_whether_the_guide_or_an_observation_is_at_fault() -> None:
+    y = torch.cat([torch.randn(9), torch.tensor([9.0])])
+    x = y.sum() / 11 + torch.randn(4000, 3) / 11**0.5
+    log_likelihood = {"y": dist.Normal(x[:, :1], 1.0).log_prob(y)}
+    of_posterior = psis_loo(log_likelihood)
+    assert of_posterior.unreliable == ["y[9]"] and of_posterior.spoiled == 0
+    assert "(y[9]): fit the model again without them" in str(of_posterior)
+
+    far = torch.distributions.Exponential(0.8).sample((4000,))  # weights of k-hat 1.25
+    of_guide = psis_loo(log_likelihood, far)
+    assert len(of_guide.unreliable) == 10 and of_guide.spoiled == 9
+    assert "for 9 because the guide is too far from the posterior" in str(of_guide)
+    assert "without them" not in str(psis_loo({"y": log_likelihood["y"][:, :9]}, far))
+
+
 def test_predictions_of_new_rows_have_their_mean_and_variance(normal: Refinement) -> None:
     found = normal.predictive(torch.zeros(3), num_samples=20_000, seed=0)
     assert found["y"].shape == (20_000, 3) and found["square"].shape == (20_000,)
