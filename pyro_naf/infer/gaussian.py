@@ -154,9 +154,9 @@ def search(
 ) -> tuple[Tensor, list[Gaussian], int]:
     """Points along paths of L-BFGS to modes ``(N, D)``, and the best Gaussian of each mode's path.
 
-    The third value is the number of climbs. The search ends when ``num_starts`` climbs in a row,
-    the first counted, have found no new mode, or at the deadline, a value of
-    :func:`time.monotonic`.
+    The third value is the number of climbs whose ends were looked at. The search ends when
+    ``num_starts`` climbs in a row, the first counted, have found no new mode, or at the deadline, a
+    value of :func:`time.monotonic`.
     """
     tried = middle[None][:0]
     modes: list[Gaussian] = []
@@ -170,24 +170,30 @@ def search(
         numbers = range(climbs, climbs + at_once)
         starts = torch.stack([_start(target, i, middle, modes, thrift.candidates) for i in numbers])
         known, new = len(modes), len(tops)
-        for path in _paths(target, starts, deadline, -math.inf if modes else latest):
+        paths = _paths(target, starts, deadline, -math.inf if modes else latest)
+        unseen = len(paths)  # what time cuts off has not been looked at
+        for path in paths:
             if tops and time.monotonic() > latest:
                 break
+            unseen -= 1
             led = [leads(target, top, path[-1]) for top in tops]
             if not any(led):
                 tops.append(path[-1])
                 found.append([])
             found[led.index(True) if any(led) else -1].append(spread_along(path))
-        for points in _highest_first(target, found[new:]):
+        ends = _highest_first(target, found[new:])
+        for i, parts in enumerate(ends):
+            points = torch.cat(parts)
             tried = torch.cat([tried, points])
             if modes and time.monotonic() > deadline:  # of the others the tops alone are tried
                 points = points[-1:]
             if modes and time.monotonic() > latest:
+                unseen += sum(map(len, ends[i:]))
                 break
             if best := best_of(target, points, normal, deadline, thrift.hessians):
                 best = match(target, best, normal, steps=10, deadline=deadline)
                 modes = distinct(target, [*modes, best])
-        climbs += len(numbers)
+        climbs += len(numbers) - unseen
         futile = 1 if len(modes) > known else futile + len(numbers)
         if time.monotonic() > deadline:
             break
@@ -207,10 +213,9 @@ def _paths(target: LogDensity, starts: Tensor, deadline: float, latest: float) -
 
 
 @torch.no_grad()
-def _highest_first(target: LogDensity, paths: list[list[Tensor]]) -> list[Tensor]:
+def _highest_first(target: LogDensity, paths: list[list[Tensor]]) -> list[list[Tensor]]:
     """Points of the paths to each top, those of the highest top first."""
-    points = [torch.cat(parts) for parts in paths]
-    return sorted(points, key=lambda z: -float(target(z[-1:])))
+    return sorted(paths, key=lambda parts: -float(target(parts[-1][-1:])))
 
 
 @dataclass(frozen=True)

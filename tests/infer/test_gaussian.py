@@ -16,7 +16,7 @@ from pyro_naf.infer import fit_gaussian, importance_diagnostics
 from pyro_naf.infer.climbs import climb
 from pyro_naf.infer.gaussian import search
 from pyro_naf.infer.joint import Joint
-from pyro_naf.infer.laplace import Gaussian, laplace, match, matched_normal
+from pyro_naf.infer.laplace import Gaussian, best_of, laplace, match, matched_normal
 
 
 def test_a_gaussian_posterior_is_found_exactly() -> None:
@@ -205,3 +205,26 @@ def test_a_search_that_time_breaks_off_climbs_to_one_top_at_least(
     _, modes, _ = search(target, torch.zeros(12), matched_normal(64, scale), 16, deadline=0.8)
     off = (modes[0].loc - 3) @ rotation / scale
     assert off.abs().max() < 0.2
+
+
+def test_climbs_that_time_cuts_off_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, ends = 0.0, 0
+
+    def target(z: Tensor) -> Tensor:
+        nonlocal clock
+        clock += 0.01
+        return -(z.square().sum(-1) - 4).square()
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        nonlocal clock, ends
+        clock, ends = clock + 1.0, ends + 1
+        return best_of(*args, **kwargs)
+
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+    monkeypatch.setattr("pyro_naf.infer.gaussian.best_of", slow)
+    normal, middle = matched_normal(64, torch.zeros(2)), torch.ones(2)
+    _, modes, climbs = search(target, middle, normal, 16, deadline=2.0)
+    assert modes and ends <= climbs < 8
+    clock = 0.0
+    _, _, climbs = search(target, middle, normal, 16, deadline=1000.0)
+    assert climbs >= 16
