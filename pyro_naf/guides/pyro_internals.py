@@ -6,7 +6,8 @@ under :func:`torch.vmap` and :func:`torch.fx.experimental.proxy_tensor.make_fx` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +19,10 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.infer.util import Dice
 from pyro.nn.module import PyroModule
+from pyro.ops import packed
+from pyro.ops.contract import _partition_terms, contract_tensor_tree
 from pyro.ops.einsum import torch_log
+from pyro.ops.rings import LogRing
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
@@ -95,6 +99,42 @@ def log_prob_sum(trace: Trace, max_plate_nesting: int | None) -> Tensor:
         if max_plate_nesting is None:
             return trace.log_prob_sum()
         return TraceEinsumEvaluator(trace, True, max_plate_nesting).log_prob(trace)
+
+
+def log_probs_apart(
+    trace: Trace, max_plate_nesting: int, names: Collection[str]
+) -> dict[str, Tensor] | None:
+    """Log-density of every element of observed sites, enumerated sites summed out for each.
+
+    :param names: the observed sites.
+    :return: site to a tensor of its batch shape, or one that broadcasts to that; None where an
+        enumerated site joins elements, or two of the sites, by the structure of the model.
+    """
+    with without_checks(), _differentiable_logarithm():
+        evaluator = TraceEinsumEvaluator(trace, True, max_plate_nesting)
+        plates, dims = evaluator.ordering, evaluator._enum_dims  # noqa: SLF001
+        site_of = {trace.nodes[name]["packed"]["log_prob"]: name for name in plates}
+        found: dict[str, Tensor] = {}
+        for terms, _ in _partition_terms(LogRing(), list(site_of), dims):
+            together = {site_of[term]: term for term in terms}
+            seen = [name for name in together if name in names]
+            if not seen:
+                continue
+            if len(seen) > 1 or any(plates[seen[0]] - plates[name] for name in together):
+                return None
+            alone = dict(together)
+            data = together[seen[0]]
+            alone[seen[0]] = torch.zeros_like(data)
+            alone[seen[0]]._pyro_dims = data._pyro_dims  # noqa: SLF001
+            values = []
+            for part in (together, alone):
+                tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+                for name, term in part.items():
+                    tree.setdefault(plates[name], []).append(term)
+                ((value,),) = contract_tensor_tree(tree, dims).values()
+                values.append(packed.unpack(value, trace.symbol_to_dim))
+            found[seen[0]] = values[0] - values[1]
+        return found
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class Loo(Shown):
         return Table(["", "elpd", "se", "p_loo"], [row], [note])
 
     def _remedy(self, bad: int) -> str:
-        """What to do about observations whose k-hat is too high."""
+        """Say what to do about observations whose k-hat is too high."""
         without, better = "fit the model again without them", "refine it for longer, or correct it"
         if self.spoiled == 0:
             return without

@@ -20,7 +20,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ..guides.flat_priors import FlatPriors
-from ..guides.pyro_internals import log_prob_sum
+from ..guides.pyro_internals import log_prob_sum, log_probs_apart
 from ..guides.sites import masked_out, sample_sites
 from ..support.calls import Args, Kwargs
 from ..support.seeding import kept
@@ -146,40 +146,91 @@ class Simulated(Messenger):
 def _summed_out(
     joint: Joint, values: Values, shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
-    """Log-likelihoods of models with discrete latents: one run for each observation, alone."""
-    count = len(next(iter(values.values())))
-    places = [(name, i) for name, shape in shapes.items() for i in range(shape.numel())]
-
-    def density(chosen: Mapping[str, Tensor], draws: Values) -> Tensor:
-        many = len(next(iter(draws.values())))
-        masks = {name: mask.expand(many, *mask.shape) for name, mask in chosen.items()}
-
-        def function(z: Values) -> dict[str, Tensor]:
-            only = _Only({name: z[f"_only {name}"] for name in chosen})
-            return {"sum": log_prob_sum(joint.trace(z, only), joint.nesting)}
-
-        lanes = {**draws, **{f"_only {name}": mask for name, mask in masks.items()}}
-        return joint.over_draws(function, lanes)["sum"]
-
-    none = {name: torch.zeros(shape, dtype=torch.bool) for name, shape in shapes.items()}
-    prior = density(none, values)
-    columns: dict[str, list[Tensor]] = {name: [] for name in shapes}
-    for name, i in places:
-        only = torch.zeros(shapes[name].numel(), dtype=torch.bool)
-        only[i] = True
-        columns[name].append(density({**none, name: only.reshape(shapes[name])}, values) - prior)
+    """Log-likelihoods of models with discrete latents."""
     some = {name: value[:_LOOKED_AT] for name, value in values.items()}
-    together = density({name: ~mask for name, mask in none.items()}, some) - prior[:_LOOKED_AT]
-    apart = sum(torch.stack(column).sum(0)[:_LOOKED_AT] for column in columns.values())
-    if not torch.allclose(together, torch.as_tensor(apart), rtol=_INDEPENDENT, atol=_INDEPENDENT):
-        raise ValueError(
-            f"observations of {sorted(shapes)} depend on one another through the discrete latents "
-            f"{joint.discrete}, which are summed out, so that none has a log-likelihood of its own"
+    whole = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
+    together = _of_chosen(joint, some, {name: mask[None] for name, mask in whole.items()})[:, 0]
+    for way in (_by_structure, _one_by_one):
+        looked_at = way(joint, some, shapes)
+        if looked_at is None:
+            continue
+        apart = sum(value.reshape(len(value), -1).sum(1) for value in looked_at.values())
+        if torch.allclose(together, torch.as_tensor(apart), rtol=_INDEPENDENT, atol=_INDEPENDENT):
+            found = way(joint, values, shapes)
+            assert found is not None
+            return found
+    raise ValueError(
+        f"observations of {sorted(shapes)} depend on one another through the discrete latents "
+        f"{joint.discrete}, which are summed out, so that none has a log-likelihood of its own"
+    )
+
+
+def _by_structure(
+    joint: Joint, values: Values, shapes: Mapping[str, torch.Size]
+) -> dict[str, Tensor] | None:
+    """Log-likelihoods by one run, where the plates tell that each is a sum of its own."""
+    assert joint.nesting is not None
+    nesting, joined = joint.nesting, False
+
+    def function(z: Values) -> dict[str, Tensor]:
+        nonlocal joined
+        found = log_probs_apart(joint.trace(z), nesting, shapes)
+        joined = found is None or any(
+            found[name].numel() != shape.numel() for name, shape in shapes.items()
         )
+        if found is None or joined:
+            return {"joined": torch.zeros(())}
+        return {name: found[name].reshape(shape) for name, shape in shapes.items()}
+
+    found = joint.over_draws(function, values)
+    return None if joined else found
+
+
+def _one_by_one(
+    joint: Joint, values: Values, shapes: Mapping[str, torch.Size]
+) -> dict[str, Tensor]:
+    """Log-likelihoods by one run for each observation, the others hidden by masks."""
+    total = sum(shape.numel() for shape in shapes.values())
+    at_once = max(1, joint.chunk // len(next(iter(values.values()))))
+    columns = []
+    for first in range(0, total, at_once):
+        places = torch.arange(first, min(first + at_once, total))
+        chosen = torch.zeros(len(places), total, dtype=torch.bool)
+        chosen[torch.arange(len(places)), places] = True
+        parts = chosen.split([shape.numel() for shape in shapes.values()], 1)
+        masks = {
+            name: part.reshape(len(places), *shape)
+            for part, (name, shape) in zip(parts, shapes.items(), strict=True)
+        }
+        columns.append(_of_chosen(joint, values, masks))
+    parts = torch.cat(columns, 1).split([shape.numel() for shape in shapes.values()], 1)
     return {
-        name: torch.stack(column, 1).reshape(count, *shapes[name])
-        for name, column in columns.items()
+        name: part.reshape(len(part), *shape)
+        for part, (name, shape) in zip(parts, shapes.items(), strict=True)
     }
+
+
+def _of_chosen(joint: Joint, values: Values, chosen: Mapping[str, Tensor]) -> Tensor:
+    """Log-likelihood ``(N, M)`` at N draws of the observations in each of M masks, together.
+
+    :param chosen: observed site to its masks ``(M, *shape)``.
+    """
+
+    def function(z: Values) -> dict[str, Tensor]:
+        only = _Only({name: z[f"_only {name}"] for name in chosen})
+        return {"sum": log_prob_sum(joint.trace(z, only), joint.nesting)}
+
+    none = {name: torch.zeros_like(mask[:1]) for name, mask in chosen.items()}
+    count = len(next(iter(values.values())))
+
+    def density(masks: Mapping[str, Tensor]) -> Tensor:
+        many = len(next(iter(masks.values())))
+        lanes = {name: value.repeat_interleave(many, 0) for name, value in values.items()}
+        for name, mask in masks.items():
+            lanes[f"_only {name}"] = mask.repeat(count, *[1] * (mask.dim() - 1))
+        return joint.over_draws(function, lanes)["sum"].reshape(count, many)
+
+    return density(chosen) - density(none)
 
 
 def predictive(joint: Joint, values: Values, args: Args, kwargs: Kwargs) -> dict[str, Tensor]:

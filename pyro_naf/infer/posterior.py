@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -118,7 +119,8 @@ class Results:
         are resampled by their weights, where k-hat allows that (attribute ``resampled``).
 
         :param predictive: also draw the data anew at each draw.
-        :param log_likelihood: also give the log-likelihood of each observation.
+        :param log_likelihood: also give the log-likelihood of each observation; left out, with a
+            warning, where discrete latents join the observations.
         :raises ImportError: without ArviZ.
         """
         joint = self._known_joint()
@@ -135,7 +137,10 @@ class Results:
         groups: dict[str, dict[str, Tensor]] = {"sample_stats": stats}
         observed = pointwise.observed_data(joint)
         if log_likelihood and observed:
-            groups["log_likelihood"] = pointwise.log_likelihood(joint, latents)
+            try:
+                groups["log_likelihood"] = pointwise.log_likelihood(joint, latents)
+            except ValueError as error:
+                warnings.warn(f"the group log_likelihood is left out: {error}", stacklevel=2)
         if predictive:
             with seeded(seed):
                 drawn = pointwise.predictive(joint, latents, joint.args, joint.kwargs)

@@ -217,15 +217,66 @@ def test_log_likelihood_knows_masks_events_and_local_discrete_latents() -> None:
 
 
 def test_observations_that_discrete_latents_join_have_no_likelihood_of_their_own() -> None:
+    runs = 0
+
+    def model() -> None:
+        nonlocal runs
+        runs += 1
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        with pyro.plate("rows", 40):
+            pyro.sample("y", dist.Normal(x + 3 * k, 1.0), obs=torch.linspace(0.0, 3.0, 40))
+
+    posterior = Posterior(model, AutoNormal(pyro.poutine.block(model, hide=["k"])))
+    runs = 0
+    with pytest.raises(ValueError, match=r"depend on one another through .* \['k'\]"):
+        posterior.loo(100)
+    assert runs < 20
+    with pytest.warns(UserWarning, match="log_likelihood is left out: observations of .* depend"):
+        exported = posterior.to_arviz(100)
+    assert "posterior" in exported and "log_likelihood" not in exported
+
+
+def test_log_likelihood_of_a_mixture_takes_few_runs_whatever_its_rows() -> None:
+    y, seen = torch.randn(300), torch.arange(300) % 50 > 0
+    runs = 0
+
+    def model() -> None:
+        nonlocal runs
+        runs += 1
+        p = pyro.sample("p", dist.Beta(2.0, 2.0))
+        pyro.sample("other", dist.Normal(p, 1.0), obs=torch.tensor(1.0))
+        with pyro.plate("parts", 2):
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 150, dim=-2), pyro.plate("columns", 2, dim=-1):
+            k = pyro.sample("k", dist.Bernoulli(p))
+            with pyro.poutine.mask(mask=seen.reshape(150, 2)):
+                pyro.sample("y", dist.Normal(mu[k.long()], 1.0), obs=y.reshape(150, 2))
+
+    posterior = Posterior(model, AutoNormal(pyro.poutine.block(model, hide=["k"])))
+    runs, found = 0, posterior.log_likelihood(60)
+    assert runs < 20
+    draws = posterior._sample(60, 0).flat
+    parts = dist.Categorical(torch.stack([1 - draws["p"], draws["p"]], -1)[:, None])
+    of_rows = dist.MixtureSameFamily(parts, dist.Normal(draws["mu"][:, None], 1.0)).log_prob(y)
+    expected = torch.where(seen, of_rows, 0.0).reshape(60, 150, 2)
+    torch.testing.assert_close(found["y"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found["other"], dist.Normal(draws["p"], 1.0).log_prob(torch.ones(1)))
+
+
+def test_log_likelihood_where_only_the_numbers_show_that_observations_are_apart() -> None:
     def model() -> None:
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
         k = pyro.sample("k", dist.Bernoulli(0.3))
-        with pyro.plate("rows", 2):
-            pyro.sample("y", dist.Normal(x + 3 * k, 1.0), obs=torch.tensor([0.0, 3.0]))
+        pyro.sample("z", dist.Normal(x + 0 * k, 1.0), obs=torch.tensor(0.5))
+        with pyro.plate("rows", 3):
+            pyro.sample("y", dist.Normal(x + 0 * k, 1.0), obs=torch.arange(3.0))
 
     posterior = Posterior(model, AutoNormal(pyro.poutine.block(model, hide=["k"])))
-    with pytest.raises(ValueError, match=r"depend on one another through .* \['k'\]"):
-        posterior.loo(100)
+    x, found = posterior._sample(60, 0).flat["x"], posterior.log_likelihood(60)
+    expected = dist.Normal(x[:, None], 1.0).log_prob(torch.arange(3.0))
+    torch.testing.assert_close(found["y"], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found["z"], dist.Normal(x, 1.0).log_prob(torch.tensor(0.5)))
 
 
 def exact_loo(y: Tensor) -> float:
