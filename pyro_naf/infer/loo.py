@@ -81,9 +81,9 @@ class Loo(Shown):
         if self.spoiled == 0:
             return without
         if self.spoiled == bad:
-            return f"the guide is too far from the posterior; {better} by mcmc_correct"
+            return f"the guide is too far from the posterior without them; {better} by mcmc_correct"
         return (
-            f"for {self.spoiled} because the guide is too far from the posterior ({better} by "
+            f"for {self.spoiled} because the guide is too far from the posterior then ({better} by "
             f"mcmc_correct); for the others, {without}"
         )
 
