@@ -6,6 +6,7 @@ quadrature reach it. The models stand in the modules imported below, by theme.
 
 from __future__ import annotations
 
+import zoo_applied  # noqa: F401
 import zoo_discrete  # noqa: F401
 import zoo_habits  # noqa: F401
 import zoo_hierarchy  # noqa: F401
