@@ -13,7 +13,7 @@ REAL = ("continuous", "positive", "bounded", "periodic", "integer", "date")
 CLASSES = ("categorical", "boolean")
 KINDS = (*REAL, *CLASSES)
 
-#: Maps of a half line to the real line; the first and last are maps of an interval too.
+#: Maps of a half line, or of an interval, to the real line.
 CURVES = ("log", "softplus", "probit")
 
 #: Distance from the bound, in units of the scale, from which on the map "probit" is computed by
@@ -34,15 +34,22 @@ class Column:
       :math:`u = \Phi^{-1}(1 - e^{-t/s})` ("probit"), which makes exponential values normal;
       mirrored below ``upper`` where ``lower`` is minus infinity
     * bounded, within (``lower``, ``upper``): :math:`u = \log(x - l) - \log(h - x)` ("log"), or
-      :math:`u = \Phi^{-1}\big((x - l) / (h - l)\big)` ("probit"), which makes uniform values normal
+      the difference of "softplus" of both distances, which is linear but for the scale s at each
+      bound, or :math:`u = \Phi^{-1}\big((x - l) / (h - l)\big)` ("probit"), which makes uniform
+      values normal
     * periodic: the same within one period from ``lower`` on, a point where values are few
     * integer: with uniform noise over a ``step`` added, as continuous, positive or bounded
     * categorical, boolean: none; the place of the value in ``values``
+
+    A bound may be soft: beyond it the density fades, as the inverse square of the distance. With
+    the width w, the distance z from the bound becomes :math:`(z + \sqrt{z^2 + 4 w^2}) / 2` in the
+    formulas above. Values are drawn within the bounds nevertheless.
 
     A column of numbers may have ``spikes``, which are classes (:mod:`pyro_naf.density.spikes`); the
     map is then that of the rest.
 
     :param unit: what the table writes beside its numbers: %, a currency, s for durations.
+    :param soft: widths of the lower and the upper bound; 0 for a hard one.
     :param slack: number by which bounds are moved out, so that values on them have an image.
     :raises ValueError: for an unknown kind, or numbers that make no map.
     """
@@ -58,13 +65,19 @@ class Column:
     values: tuple[float | str, ...] = ()
     unit: str = ""
     spikes: tuple[float, ...] = ()
+    soft: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(self.values))
         object.__setattr__(self, "spikes", tuple(sorted(map(float, self.spikes))))
+        object.__setattr__(self, "soft", (float(self.soft[0]), float(self.soft[1])))
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        numbers = self.slack >= 0 and 0 < self.scale < math.inf and 0 <= self.step < math.inf
+        numbers = (
+            min(self.slack, *self.soft) >= 0
+            and 0 < self.scale < math.inf
+            and 0 <= self.step < math.inf
+        )
         if not (self.lower < self.upper and numbers) or self.curve not in CURVES:
             raise ValueError(f"column {self.name!r} has bounds or a scale that make no map")
         if self.kind in CLASSES and (not self.values or self.spikes):
@@ -104,7 +117,10 @@ class Column:
         low, high = self._ends
         if self.kind == "periodic":
             return torch.ones_like(x, dtype=torch.bool)
-        return (x > low) & (x < high) | x.isnan()
+        if max(self.soft) == 0:
+            return (x > low) & (x < high) | x.isnan()
+        within = (x > low) | (self.soft[0] > 0), (x < high) | (self.soft[1] > 0)
+        return within[0] & within[1] & ~x.isinf() | x.isnan()
 
     def wrapped(self, x: Tensor) -> Tensor:
         """Values of a periodic column within their period; others as they are."""
@@ -117,18 +133,44 @@ class Column:
         low, high = self._ends
         if low == -math.inf and high == math.inf:
             return x, torch.zeros_like(x)
-        if low > -math.inf and high < math.inf:
-            x = self.wrapped(x)
-            tiny = torch.finfo(x.dtype).eps * (high - low) if self.kind == "periodic" else 0.0
-            above, below = (x - low).clamp(min=tiny), (high - x).clamp(min=tiny)
-            if self.curve == "probit":
-                tail = torch.special.ndtri(torch.minimum(above, below) / (high - low))
-                u = torch.where(above < below, tail, -tail)
-                return u, 0.5 * (u.square() + math.log(2 * math.pi)) - math.log(high - low)
-            slope = math.log(high - low) - above.log() - below.log()
-            return above.log() - below.log(), slope
-        u, slope = self._half_line(x - low if low > -math.inf else high - x)
-        return (u if low > -math.inf else -u), slope
+        if low == -math.inf or high == math.inf:
+            mirrored = low == -math.inf
+            t, fading = _softened(high - x if mirrored else x - low, self.soft[mirrored])
+            u, slope = self._half_line(t)
+            return (-u if mirrored else u), slope + fading
+        x = self.wrapped(x)
+        above, below, fading = self._distances(x)
+        if self.kind == "periodic":
+            tiny = torch.finfo(x.dtype).eps * (high - low)
+            above, below = above.clamp(min=tiny), below.clamp(min=tiny)
+        _, length = self._lengths
+        if self.curve == "probit":
+            tail = torch.special.ndtri(torch.minimum(above, below) / length)
+            u = torch.where(above < below, tail, -tail)
+            slope = 0.5 * (u.square() + math.log(2 * math.pi)) - math.log(length)
+        elif self.curve == "log":
+            u = above.log() - below.log()
+            slope = math.log(length) - above.log() - below.log()
+        else:
+            (up, rising), (down, falling) = self._half_line(above), self._half_line(below)
+            u, slope = up - down, torch.logaddexp(rising, falling)
+        return u, slope + fading
+
+    @property
+    def _lengths(self) -> tuple[float, float]:
+        """Distance of the upper bound from the lower, softened by one of them and by both."""
+        low, high = self._ends
+        first = 0.5 * (high - low + math.hypot(high - low, 2 * self.soft[0]))
+        return first, 0.5 * (first + math.hypot(first, 2 * self.soft[1]))
+
+    def _distances(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Distances from the lower and the upper bound, and the logarithm of their slope."""
+        (low, high), (first, length) = self._ends, self._lengths
+        t, lower = _softened(x - low, self.soft[0])
+        rounded = (first - (high - low)) - (t - (x - low))  # 0 if the lower bound is hard
+        below, upper = _softened((high - x) + rounded, self.soft[1])
+        above = t / (1 + self.soft[1] ** 2 / (length * below)) if self.soft[1] else t
+        return above, below, lower + upper
 
     def _half_line(self, t: Tensor) -> tuple[Tensor, Tensor]:
         if self.curve == "log":
@@ -145,17 +187,30 @@ class Column:
         """Map real numbers to values: the inverse of :meth:`to_real`, within the bounds."""
         low, high = self._ends
         if low > -math.inf and high < math.inf:
-            part = torch.special.ndtr(u) if self.curve == "probit" else u.sigmoid()
-            x = low + (high - low) * part
+            t, below = self._parts(u)
+            if self.soft[1]:
+                t = t + self.soft[1] ** 2 * t / (self._lengths[1] * below)
+            x = low + _hardened(t, self.soft[0])
         elif low > -math.inf:
-            x = low + self._from_half_line(u)
+            x = low + _hardened(self._from_half_line(u), self.soft[0])
         elif high < math.inf:
-            x = high - self._from_half_line(-u)
+            x = high - _hardened(self._from_half_line(-u), self.soft[1])
         else:
             x = u
         if self.step > 0:
             return self._rounded(x)
         return x.clamp(min=self.lower, max=self.upper)
+
+    def _parts(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances from the lower and the upper of two bounds, by their images."""
+        (_, length), scale = self._lengths, self.scale
+        if self.curve == "softplus":  # with E = exp(-|u| / s): (e^(t/s) - 1) = E (e^((l-t)/s) - 1)
+            e, widest = (-u.abs() / scale).exp(), math.exp(length / scale)
+            root = ((1 - e).square() + 4 * e * widest).sqrt()
+            t = scale * (2 * e * (widest - 1) / (root + 1 + e)).log1p()
+            return torch.where(u < 0, t, length - t), torch.where(u < 0, length - t, t)
+        part = torch.special.ndtr if self.curve == "probit" else torch.sigmoid
+        return length * part(u), length * part(-u)
 
     def _from_half_line(self, u: Tensor) -> Tensor:
         if self.curve == "log":
@@ -171,6 +226,25 @@ class Column:
             anchor = self.upper
         x = anchor + self.step * torch.floor((x - anchor) / self.step + 1e-9)
         return x.clamp(min=self.lower, max=self.upper)
+
+
+def _softened(z: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    r"""Distances :math:`t = (z + \sqrt{z^2 + 4 w^2}) / 2` from a soft bound, and log-slopes.
+
+    >>> t, _ = _softened(torch.tensor([-3.0, 0.0, 3.0]), 2.0)
+    >>> t.tolist(), _hardened(t, 2.0).tolist()
+    ([1.0, 2.0, 4.0], [-3.0, 0.0, 3.0])
+    """
+    if width == 0:
+        return z, torch.zeros_like(z)
+    root = torch.hypot(z, torch.full_like(z, 2 * width))
+    t = torch.where(z < 0, 2 * width**2 / (root - z), 0.5 * (z + root))
+    return t, t.log() - root.log()
+
+
+def _hardened(t: Tensor, width: float) -> Tensor:
+    """Undo :func:`_softened`."""
+    return t - width**2 / t if width else t
 
 
 def _exponential_score(a: Tensor) -> Tensor:

@@ -186,7 +186,8 @@ class Schema:
     def content(self) -> list[dict[str, object]]:
         """Return the columns as a file holds them."""
         return [
-            {**asdict(c), "values": list(c.values), "spikes": list(c.spikes)} for c in self.columns
+            {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(c).items()}
+            for c in self.columns
         ]
 
     @classmethod

@@ -6,13 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import spikes
 from .column import MANY_CLASSES, Column
 from .columns import Schema
+from .curves import best_curve, worth_their_ends
 from .discrete import LOOKED_AT, discrete_columns, present, values_of
+from .ends import End, ends_of, ends_of_integers
 from .preparation import listed
 from .said import SPIKED, Said, kinds_said
 
@@ -22,6 +25,10 @@ CHANCE = 0.01
 
 #: The smallest value, in units of the median, up to which values are said to come near zero.
 NEAR_ZERO = 0.25
+
+#: Distance of an end from zero, in mean distances of the rows next to it, from which on the end is
+#: not zero.
+OFF_ZERO = 10.0
 
 #: The intervals that a column of shares or percentages fills, and the part of it at each end that
 #: must hold one row in a hundred.
@@ -37,17 +44,6 @@ BINS = 64
 
 #: Golden ratio, whose multiples fill the steps of integers evenly.
 GOLDEN = 0.6180339887498949
-
-#: Groups of neighbouring values in which integers are counted to find their bounds.
-ENDS = 12
-
-#: Probability that no row lies beyond the last integer, below which that is a bound; and where the
-#: other end of a scale is one.
-CHANCES_OF_ENDS = (1e-3, 0.05)
-
-#: Number of rows at a bound, as a part of the largest group's, for values that are counted by
-#: themselves and in groups.
-SHARES_OF_ENDS = (0.1, 0.25)
 
 #: Number of values for each row below which a column of an integer dtype is one of integers.
 TIED = 0.9
@@ -98,7 +94,7 @@ def infer(
         else:
             column = _of_kind(given, cells, own, known, where)
         found.append(replace(column, unit=units[i]) if units else column)
-    schema = Schema(found)
+    schema = Schema(worth_their_ends(found, rows))
     _check_classes(schema, name, len(rows))
     return schema
 
@@ -132,7 +128,7 @@ def _spiked(values: Tensor, own: str | None, at: Sequence[float], whole: bool) -
     high = at[-1] if bool(rest.max() < at[-1]) and _is_bound(at[-1] - rest) else math.inf
     if low == -math.inf and high == math.inf:
         return replace(_inferred(rest, own), spikes=at)
-    return replace(_bounded(rest, own, low, high, ""), spikes=at)
+    return replace(_bounded(rest, own, End(low), End(high), ""), spikes=at)
 
 
 def _spikes_found(values: Tensor, whole: bool) -> Sequence[float]:
@@ -180,31 +176,40 @@ def _of_kind(
         lower, upper = numbers
         _refuse_outside((values < lower) | (values > upper), where, f"from {lower:g} to {upper:g}")
         step = values_of(values.double())[1] or 1.0
-        return _integer_within(values.double(), own, step, lower, upper)
+        return _integer_within(values.double(), own, step, End(lower), End(upper))
     if kind == "positive":
-        return _positive(values, own, where)
+        _refuse_outside(values < 0, where, "at least 0, to be positive")
+        return _bounded(values, own, End(0.0), End(math.inf), where)
     if kind == "bounded":
         lower, upper = numbers or _interval_of(values, where)
-        return _bounded(values, own, lower, upper, where)
+        return _bounded(values, own, End(lower), End(upper), where)
     if kind == "periodic":
         return _periodic(present(values), own, numbers[0], where)
     return Column(kind, own)
 
 
 def _inferred(values: Tensor, own: str | None) -> Column:
-    """Continuous, positive or within a usual interval, as the values tell."""
+    """Continuous, positive or bounded, as the values tell."""
     values = values.double()
-    if len(values) < FEW_ROWS or not bool(values.min() >= 0) or not bool(values.max() > 0):
+    if len(values) < FEW_ROWS or not bool(values.max() > values.min()):
         return Column("continuous", own)
-    for lower, upper in INTERVALS:
-        if bool(values.max() <= upper):
-            edge, inner = END * (upper - lower), (values > lower) & (values < upper)
-            if not inner.any():
-                break
-            low, high = (values < lower + edge).double(), (values > upper - edge).double()
-            if min(float(low.mean()), float(high.mean())) >= AT_END:
-                return _bounded(values, own, lower, upper, "")
-    return _positive(values, own, "") if _is_bound(values) else Column("continuous", own)
+    few = bool(discrete_columns(values.unsqueeze(1)))
+    lower, upper = (End(-math.inf), End(math.inf)) if few else ends_of(values)
+    if bool(values.min() >= 0):
+        for low, high in INTERVALS:
+            if bool(values.max() <= high) and _fills(values, low, high):
+                return _bounded(values, own, End(low), End(high), "")
+        if _is_bound(values) and not lower.place > OFF_ZERO * lower.gap:
+            lower = End(0.0)
+    return _bounded(values, own, lower, upper, "")
+
+
+def _fills(values: Tensor, low: float, high: float) -> bool:
+    """Whether values within an interval lie near both of its ends."""
+    edge = END * (high - low)
+    parts = ((values < low + edge).double(), (values > high - edge).double())
+    inner = bool(((values > low) & (values < high)).any())
+    return inner and min(float(part.mean()) for part in parts) >= AT_END
 
 
 def _is_bound(distances: Tensor) -> bool:
@@ -215,51 +220,26 @@ def _is_bound(distances: Tensor) -> bool:
     return felt and bool(distances.min() <= NEAR_ZERO * distances.median())
 
 
-def _positive(values: Tensor, own: str | None, where: str) -> Column:
-    values = values.double()
-    _refuse_outside(values < 0, where, "at least 0, to be positive")
-    values = present(values)
-    positive = values[values > 0]
-    slack = 0.5 * float(positive.min()) if len(positive) < len(values) and len(positive) else 0.0
-    return _best_curve(values, Column("positive", own, lower=0.0, slack=slack))
-
-
-def _best_curve(values: Tensor, column: Column) -> Column:
-    """Choose the map under which values of a column with bounds are likeliest to be normal."""
-    scales = {"log": 1.0, "probit": 1.0}
-    if column.lower == -math.inf or column.upper == math.inf:
-        low = column.lower > -math.inf
-        distances = values - column.lower if low else column.upper + column.step - values
-        mean = float(distances.mean()) or 1.0
-        scales = {"log": 1.0, "softplus": float(distances.median()) or mean, "probit": mean}
-    tried = [replace(column, curve=curve, scale=scale) for curve, scale in scales.items()]
-    return max(tried, key=lambda column: _profile(column, values))
-
-
-def _profile(column: Column, values: Tensor) -> float:
-    """Mean log-likelihood of values under a Gaussian of their images, up to a constant."""
-    u, slope = column.to_real(values)
-    found = float(slope.mean() - u.std(correction=0).log())
-    return found if math.isfinite(found) else -math.inf
-
-
-def _bounded(values: Tensor, own: str | None, lower: float, upper: float, where: str) -> Column:
-    values = values.double()
-    if not lower < upper:
-        raise ValueError(f"{where} must have a lower bound below the upper, got {lower}, {upper}")
+def _bounded(values: Tensor, own: str | None, lower: End, upper: End, where: str) -> Column:
+    """Make a column with these ends, either of which may be infinite."""
+    values, low, high = values.double(), lower.place, upper.place
+    if not low < high:
+        raise ValueError(f"{where} must have a lower bound below the upper, got {low}, {high}")
     _refuse_outside(
-        (values < lower) | (values > upper), where, f"from {lower:g} to {upper:g}, its bounds"
+        (values < low) | (values > high), where, f"from {low:g} to {high:g}, its bounds"
     )
-    values = present(values)
-    inner = values[(values > lower) & (values < upper)]
-    gaps = torch.minimum(inner - lower, upper - inner)
-    slack = 0.5 * float(gaps.min()) if len(inner) < len(values) and len(inner) else 0.0
-    if len(values) and not len(inner):  # nothing but bounds
-        slack = 0.5 * min(upper - lower, 1.0)
-    if lower == -math.inf and upper == math.inf:
+    if not (lower.is_there or upper.is_there):
         return Column("continuous", own)
-    kind = "bounded" if lower > -math.inf and upper < math.inf else "positive"
-    return _best_curve(values, Column(kind, own, lower, upper, slack))
+    values = present(values)
+    inner = values[(values > low) & (values < high)]
+    gaps = torch.minimum(inner - low, high - inner)
+    on_hard = ((values == low) & (lower.fading == 0)) | ((values == high) & (upper.fading == 0))
+    slack = 0.5 * float(gaps.min()) if on_hard.any() and len(inner) else 0.0
+    if len(values) and not len(inner):  # nothing but bounds
+        slack = 0.5 * min(high - low, 1.0)
+    kind = "bounded" if lower.is_there and upper.is_there else "positive"
+    soft = (lower.fading, upper.fading)
+    return best_curve(values, Column(kind, own, low, high, slack, soft=soft))
 
 
 def _interval_of(values: Tensor, where: str) -> tuple[float, float]:
@@ -282,66 +262,35 @@ def _periodic(values: Tensor, own: str | None, period: float, where: str) -> Col
 
 
 def _integer(values: Tensor, own: str | None, at: Sequence[float] = ()) -> Column:
-    known, step = values_of(values.double())
-    step = step or 1.0
+    known, step = _grid(values.double())
     if at:
         values = present(spikes.rest_of(values, at, step))
-        known = values_of(values)[0]
+        known = _grid(values)[0]
     if len(known) < 2:
         return Column("integer", own, step=step)
-    lower, upper = _ends_felt(values.double(), known, step)
-    if lower == -math.inf and upper == math.inf:  # multiples of the step, which no bound anchors
+    lower, upper = ends_of_integers(values.double(), known, step)
+    if not (lower.is_there or upper.is_there):  # multiples of the step, which no bound anchors
         step = float(math.gcd(round(step), round(float(known[0])))) if step >= 1 else step
     return _integer_within(values.double(), own, step, lower, upper)
 
 
-def _integer_within(
-    values: Tensor, own: str | None, step: float, lower: float, upper: float
-) -> Column:
-    """Make a column of integers with these bounds, which may be infinite."""
-    column = Column("integer", own, lower, upper, step=step)
-    if lower == -math.inf and upper == math.inf:
+def _grid(values: Tensor) -> tuple[Tensor, float]:
+    """Return values that integers can take, ascending, and their step: a common divisor."""
+    known, step = values_of(values)
+    if step >= 1 and step == round(step):
+        divisor = np.gcd.reduce(known.diff().round().long().numpy())
+        return known, float(divisor)
+    return known, step or 1.0
+
+
+def _integer_within(values: Tensor, own: str | None, step: float, lower: End, upper: End) -> Column:
+    """Make a column of integers with these ends, either of which may be infinite."""
+    soft = (lower.fading, upper.fading)
+    column = Column("integer", own, lower.place, upper.place, step=step, soft=soft)
+    if not (lower.is_there or upper.is_there):
         return column
     noise = torch.remainder(GOLDEN * torch.arange(1, len(values) + 1).to(values), 1)
-    return _best_curve(values + step * noise, column)
-
-
-def _ends_felt(values: Tensor, known: Tensor, step: float) -> tuple[float, float]:
-    """Bounds of integers that their numbers of rows tell; counts have the lower bound 0.
-
-    Numbers far from 0, such as years, are given none: the next one is only not there yet.
-
-    :param known: the values that the column can take, ascending.
-    """
-    lower, upper = float(known[0]), float(known[-1])
-    zero = lower % step if lower >= 0 else -math.inf
-    count = torch.bincount(((values - lower) / step).round().long())
-    if len(count) < 3 or min(abs(lower), abs(upper)) > upper - lower:
-        return zero, math.inf
-    width = max(1, len(count) // ENDS)
-    beyond = [_expected_beyond(c, width) for c in (count, count.flip(0))]
-    alone, other = (-math.log(chance) for chance in CHANCES_OF_ENDS)
-    both = width == 1 and max(beyond) > alone
-    below, above = (b > (other if both else alone) for b in beyond)
-    return (lower if below else zero), (upper if above else math.inf)
-
-
-def _expected_beyond(count: Tensor, width: int) -> float:
-    """Extrapolate how many rows lie just before the first value, where no bound is.
-
-    The logarithm of three numbers of rows, the first half a standard error lower and the second one
-    higher, is continued as a parabola that does not rise. It is 0 where the first number is small.
-
-    :param count: rows with each value ``(M,)``, from the end on.
-    :param width: number of values that are counted together.
-    """
-    groups = [float(group.sum()) for group in count.split(width)]
-    first, second, third = groups[:3]
-    if first < SHARES_OF_ENDS[width > 1] * max(groups) or not second:
-        return 0.0
-    first = first - 0.5 * first**0.5
-    ratio = min(first / (second + 0.5 * second**0.5), 1.0)
-    return first * ratio * min(ratio * third / second, 1.0)
+    return best_curve(values + step * noise, column)
 
 
 def _refuse_outside(outside: Tensor, where: str, expected: str) -> None:

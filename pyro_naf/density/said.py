@@ -61,10 +61,12 @@ def described(schema: Schema, said: Said | None, names: Sequence[str] | None) ->
 
 
 def _described_kind(column: Column) -> str:
-    if column.kind == "integer" and column.upper < math.inf:
-        low = f"from {column.lower:g} " if column.lower > -math.inf else ""
-        return f"integer {low}to {column.upper:g}"
-    return column.kind
+    if max(column.soft) == 0 and (column.kind != "integer" or column.upper == math.inf):
+        return column.kind
+    kind = "continuous" if column.kind == "positive" and column.lower != 0 else column.kind
+    low = f" from {column.lower:g}" if column.lower > -math.inf else ""
+    high = f" to {column.upper:g}" if column.upper < math.inf else ""
+    return kind + low + high
 
 
 def kinds_said(

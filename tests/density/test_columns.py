@@ -28,7 +28,13 @@ COLUMNS = {
     "bounded": Column("bounded", lower=-1.0, upper=3.0),
     "positive, probit": Column("positive", lower=-1.0, curve="probit", scale=0.5),
     "bounded, probit": Column("bounded", lower=-1.0, upper=3.0, curve="probit"),
+    "bounded, softplus": Column("bounded", lower=-1.0, upper=3.0, curve="softplus", scale=0.5),
     "periodic": Column("periodic", lower=20.0, upper=380.0),
+    "above a soft bound": Column("positive", lower=-1.0, soft=(0.2, 0.0)),
+    "below a soft bound": Column("positive", upper=9.0, curve="probit", soft=(0.0, 0.2)),
+    "within soft bounds": Column("bounded", lower=-1.0, upper=3.0, soft=(0.1, 0.2)),
+    "one bound soft": Column("bounded", lower=0.0, upper=9.0, curve="softplus", soft=(0.0, 0.1)),
+    "the other soft": Column("bounded", lower=-1.0, upper=3.0, curve="probit", soft=(0.5, 0.0)),
 }
 
 
@@ -37,13 +43,28 @@ def test_a_columns_map_is_inverted_and_its_slope_is_its_derivative(name: str) ->
     column = COLUMNS[name]
     u = torch.linspace(-6, 6, 41, dtype=torch.double)
     x = column.from_real(u)
-    kept = column.slack == 0 or (x > column.lower)
-    x = torch.where(torch.as_tensor(kept), x, 1.0).requires_grad_()
+    kept = (x > column.lower) & (x < column.upper)  # draws are within soft bounds too
+    x = torch.where(kept, x, 1.0).requires_grad_()
     back, log_slope = column.to_real(x)
     (slope,) = torch.autograd.grad(back.sum(), x)
     torch.testing.assert_close(slope.abs().log(), log_slope.detach())
     if column.slack == 0:
-        torch.testing.assert_close(back.detach(), u, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(back.detach()[kept], u[kept], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", [name for name in COLUMNS if max(COLUMNS[name].soft) > 0])
+def test_a_soft_bound_leaves_a_density_beyond_that_integrates_to_one(name: str) -> None:
+    column = COLUMNS[name]
+    low, high = max(column.lower, -60.0), min(column.upper, 60.0)
+    away = torch.logspace(-4, 6, 40_001, dtype=torch.double)
+    parts = [low - away.flip(0)] * (column.soft[0] > 0)
+    parts += [torch.linspace(low, high, 200_001, dtype=torch.double)[1:-1]]
+    parts += [high + away] * (column.soft[1] > 0)
+    x = torch.cat(parts)
+    assert bool(column.inside(x).all())
+    u, log_slope = column.to_real(x)
+    density = (log_slope - 0.5 * u.square() - 0.5 * math.log(2 * math.pi)).exp()
+    assert float(torch.trapezoid(density, x)) == pytest.approx(1, abs=1e-4)
 
 
 def integral(density: FlowDensity, low: float, high: float, n: int = 20_001) -> float:
@@ -90,7 +111,7 @@ def test_a_density_lies_within_its_bounds_and_integrates_to_one(
         (torch.distributions.Normal(0.0, 1.0), "continuous"),
         (torch.distributions.Normal(3.0, 1.0), "continuous"),
         (torch.distributions.Normal(2020.0, 1e-3), "continuous"),
-        (torch.distributions.Uniform(-5.0, 5.0), "continuous"),
+        (torch.distributions.Uniform(-5.0, 5.0), "bounded"),
         (torch.distributions.Gamma(50.0, 1.0), "continuous"),
     ],
 )

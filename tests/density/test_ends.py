@@ -1,0 +1,80 @@
+"""Ends that rows tell: found where they stop at once, and soft."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_naf.density import FlowDensity, kinds
+from pyro_naf.density.ends import ends_of
+
+QUICK: dict[str, Any] = {"seed": 0, "progress": False}
+RANDOM = np.random.default_rng(0)
+
+
+def truncated(n: int) -> np.ndarray:
+    ages = RANDOM.normal(30, 15, 4 * n)
+    return ages[ages >= 18][:n]
+
+
+SHARP: dict[str, tuple[np.ndarray, float, float]] = {
+    "hours": (24 * RANDOM.random(1000), 0, 24),
+    "waiting times": (5 + RANDOM.exponential(2, 1000), 5, math.inf),
+    "marks": (40 + 60 * RANDOM.beta(5, 0.9, 1000), -math.inf, 100),
+    "ages": (truncated(1000), 18, math.inf),
+    "capped prices": (np.minimum(np.exp(RANDOM.normal(4.5, 0.8, 2000)), 500), 0, 500),
+    "angles": (RANDOM.uniform(-5, 5, 1000), -5, 5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* rows of x occur before")  # those at the cap
+@pytest.mark.parametrize("name", SHARP)
+def test_draws_stay_within_an_end_where_the_rows_stop_at_once(name: str) -> None:
+    values, low, high = SHARP[name]
+    rows = torch.from_numpy(values).unsqueeze(1)
+    density = FlowDensity(architecture="gmm-3", **QUICK).fit(rows)
+    column = density.schema.columns[0]
+    for found, expected in ((column.lower, low), (column.upper, high)):
+        assert found == pytest.approx(expected, rel=0.01, abs=0.01)
+    drawn = density.sample(20_000, seed=0)
+    assert float(drawn.min()) >= column.lower and float(drawn.max()) <= column.upper
+    beyond = [end + sign for end, sign in ((low, -0.5), (high, 0.5)) if 0 < abs(end) < math.inf]
+    scores = density.score_samples(torch.tensor(beyond).double().unsqueeze(1))
+    usual = density.score_samples(rows)
+    assert np.isfinite(scores).all() and (scores < np.median(usual)).all()
+    assert density.note is not None and f"{high:g}" in density.note + "inf"
+
+
+def test_a_marginal_law_with_sharp_ends_is_learnt() -> None:
+    rows = torch.from_numpy(RANDOM.uniform(-5, 5, (1000, 1)))
+    new = torch.from_numpy(RANDOM.uniform(-5, 5, (4000, 1)))
+    found = FlowDensity(architecture="gaussian", **QUICK).fit(rows).score(new)
+    assert found > -math.log(10) - 0.05
+
+
+@pytest.mark.parametrize("law", ["normal", "t", "gamma", "lognormal"])
+@pytest.mark.parametrize("n", [60, 300])
+def test_laws_that_fall_to_zero_have_no_ends(law: str, n: int) -> None:
+    generator = np.random.default_rng(1)
+    draw = {
+        "normal": lambda: generator.normal(size=n),
+        "t": lambda: generator.standard_t(4, n),
+        "gamma": lambda: generator.gamma(9, size=n),
+        "lognormal": lambda: np.exp(0.3 * generator.normal(size=n)),
+    }[law]
+    found = [end for _ in range(300) for end in ends_of(torch.from_numpy(draw()))]
+    assert sum(end.is_there for end in found) <= 2  # of 600: one in a thousand is expected at most
+
+
+def test_an_end_that_breaks_a_linear_dependence_is_not_worth_it() -> None:
+    u = RANDOM.uniform(-5, 5, 400)
+    rows = np.c_[u, u + 0.15 * RANDOM.normal(size=400), 0.1 * RANDOM.normal(size=400) - u]
+    tables: list[Any] = [None] * 3
+    schema = kinds.infer(torch.from_numpy(rows), name="x", tables=tables, whole=[False] * 3)
+    column = schema.columns[0]
+    assert ends_of(torch.from_numpy(u))[0].is_there
+    assert column.kind == "continuous" or column.curve == "softplus"
