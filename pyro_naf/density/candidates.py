@@ -28,7 +28,7 @@ LARGE_MIXTURES: tuple[tuple[str, float | None], ...] = (
 WITH_GAPS = ("gmm-2", "gmm-3", "gmm-5", "student-1", "student-2", "copula-1", "copula-2")
 LARGE_WITH_GAPS = ("gmm-8", "copula-3", "copula-5")
 
-#: Number of rows for each column that each Gaussian of such a mixture needs, or of many.
+#: Number of rows for each column that each Gaussian of such a mixture needs, or of many, or each t.
 ROWS_A_COLUMN = 5
 
 #: Gaussians in the marginal law of a column, in a copula, from this number of rows on.
@@ -86,7 +86,7 @@ def candidates(
         found += [
             Candidate(name, {"prior_rows": worth})
             for name, worth in mixtures
-            if parse(name)[1] * FEW_ROWS <= rows
+            if parse(name)[1] * _rows_for_a_part(name, dim) <= rows
             and (parse(name)[0] in WITH_CLASSES or not given_classes)
         ]
     return found + (_small(rows, dim) if crossed else _large())
@@ -100,6 +100,15 @@ def _with_gaps(rows: int, dim: int, crossed: bool) -> list[Candidate]:
         for name in WITH_GAPS + (() if crossed else LARGE_WITH_GAPS)
         if parse(name)[1] * max(FEW_ROWS, ROWS_A_COLUMN * dim) <= rows
     ]
+
+
+def _rows_for_a_part(name: str, dim: int) -> int:
+    """Return how many rows each part of a mixture needs.
+
+    The likelihood of a t has no maximum where rows are hardly more than columns (Kent & Tyler 1991,
+    Redescending M-estimates): its degrees of freedom fall towards zero, and draws lie anywhere.
+    """
+    return max(FEW_ROWS, ROWS_A_COLUMN * dim) if parse(name)[0] == "student" else FEW_ROWS
 
 
 def _small(rows: int, dim: int) -> list[Candidate]:

@@ -232,3 +232,11 @@ def test_draws_of_one_seed_are_the_same_and_a_list_holds_a_kind_for_each_column(
     assert density.sample().shape == (1, 2)
     with pytest.raises(ValueError, match="must hold a kind for each of 2 columns, got 1"):
         fitted(of_rows({"c": AMOUNTS}), columns=["continuous"])
+
+
+def test_draws_of_fewer_rows_than_columns_lie_in_their_spread() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(30, 3)) @ rng.normal(size=(3, 40)) + 0.5 * rng.normal(size=(30, 40))
+    density = FlowDensity(seed=0, progress=False, max_steps=3).fit(rows)
+    drawn = density.sample(4000, seed=0).double().numpy()
+    assert np.abs((drawn - rows.mean(0)) / rows.std(0)).max() < 8
