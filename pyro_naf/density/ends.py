@@ -156,14 +156,10 @@ def round_number(low: float, high: float, step: float) -> float | None:
 def ends_of_integers(values: Tensor, known: Tensor, step: float) -> tuple[End, End]:
     """Find the ends of integers, which their numbers of rows tell; counts have the lower end 0.
 
-    Numbers far from 0, such as years, are given none: the next one is only not there yet.
-
     :param known: the values that the column can take, ascending.
     """
     first, last = float(known[0]), float(known[-1])
-    zero, none = End(first % step if first >= 0 else -math.inf), End(math.inf)
-    if min(abs(first), abs(last)) > last - first:
-        return zero, none
+    zero = End(first % step if first >= 0 else -math.inf)
     if last - first > step * len(values):  # most of them have no row
         lower, upper = (
             _on_grid(end, step, value)

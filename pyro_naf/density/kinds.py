@@ -45,9 +45,6 @@ BINS = 64
 #: Golden ratio, whose multiples fill the steps of integers evenly.
 GOLDEN = 0.6180339887498949
 
-#: Number of values for each row below which a column of an integer dtype is one of integers.
-TIED = 0.9
-
 
 def infer(
     rows: Tensor,
@@ -106,12 +103,6 @@ def _are_two_classes(values: Tensor) -> bool:
     return len(values) >= FEW_ROWS and len(distinct) == 2 and recur
 
 
-def _tied(values: Tensor) -> bool:
-    """Whether values of a column recur so often that it has no density."""
-    few = len(values) > 0 and bool(discrete_columns(values.unsqueeze(1)))
-    return few or 1 < len(values.unique()) < TIED * len(values)
-
-
 def _spiked(values: Tensor, own: str | None, at: Sequence[float], whole: bool) -> Column:
     """Make a column with these spikes, or none, whose rest is what its values tell.
 
@@ -119,7 +110,7 @@ def _spiked(values: Tensor, own: str | None, at: Sequence[float], whole: bool) -
     """
     values, at = values.double(), tuple(sorted(at))
     rest = values[spikes.places(values, at) == 0]
-    if whole and _tied(rest):
+    if whole and len(rest) > 0:
         return replace(_integer(values, own, at), spikes=at)
     if not at or len(rest) == 0:
         return replace(_inferred(rest, own), spikes=at)

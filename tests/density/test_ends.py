@@ -78,3 +78,38 @@ def test_an_end_that_breaks_a_linear_dependence_is_not_worth_it() -> None:
     column = schema.columns[0]
     assert ends_of(torch.from_numpy(u))[0].is_there
     assert column.kind == "continuous" or column.curve == "softplus"
+
+
+#: Whole numbers, nearly all of them different.
+SPARSE: dict[str, np.ndarray] = {
+    "identifiers": 10_000 + RANDOM.permutation(3000)[:500],
+    "large numbers": RANDOM.integers(10**11, 10**12, 200),
+    "prices": 100 * np.exp(RANDOM.normal(7, 0.6, 200)).astype(int),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_whole_numbers_that_hardly_recur_are_drawn_as_such(name: str) -> None:
+    values = SPARSE[name]
+    density = FlowDensity(architecture="gaussian", **QUICK).fit({"n": values})
+    column = density.schema.columns[0]
+    step = np.gcd.reduce(values - values[0] if column.lower > 0 else values)
+    assert (column.kind, column.step) == ("integer", step)
+    drawn = density.sample(500, seed=0, as_table=False)[:, 0]
+    assert bool((torch.remainder(drawn - float(values[0]), step) == 0).all())
+    assert abs(float(drawn.median()) - np.median(values)) < 0.5 * values.std()
+    if name == "identifiers":  # one of 3000, each as likely, and the row of none of them
+        every = np.arange(9_000, 14_000)
+        chances = np.exp(density.score_samples({"n": every}))
+        assert chances.sum() == pytest.approx(1, abs=0.02)
+        assert chances[(every >= 10_050) & (every < 12_950)] == pytest.approx(1 / 3000, rel=0.3)
+
+
+def test_a_value_just_beyond_the_last_integer_is_scored() -> None:
+    grades = RANDOM.normal(3, 1.3, 500).round().clip(1, 5).astype(int)
+    density = FlowDensity(architecture="gmm-2", **QUICK).fit({"grade": grades})
+    assert density.schema.columns[0].upper == 5
+    seen, beyond = np.split(np.exp(density.score_samples({"grade": [1, 2, 3, 4, 5, 0, 6, 7]})), [5])
+    assert seen.sum() == pytest.approx(1, abs=0.01)
+    assert (beyond > 1e-9).all() and beyond.sum() < 0.01
+    assert set(density.sample(20_000, seed=0, as_table=False)[:, 0].tolist()) == {1, 2, 3, 4, 5}
