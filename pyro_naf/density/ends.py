@@ -167,7 +167,10 @@ def ends_of_integers(values: Tensor, known: Tensor, step: float) -> tuple[End, E
         )
     else:
         lower, upper = _counted(((values - first) / step).round().long(), first, last, step)
-    return (lower if lower.is_there and lower.place > zero.place else zero), upper
+    if lower.is_there and lower.place > zero.place:
+        return lower, upper
+    far = upper.is_there and first - zero.place > last - first  # years, which are no counts
+    return End(-math.inf) if far else zero, upper
 
 
 def _on_grid(end: End, step: float, value: float) -> End:
@@ -185,7 +188,7 @@ def _counted(places: Tensor, first: float, last: float, step: float) -> tuple[En
     width = max(1, len(count) // GROUPS)
     expected = [expected_beyond(c, width) for c in (count, count.flip(0))]
     alone = -math.log(CHANCES[0])
-    needed = -math.log(CHANCES[1]) if width == 1 and max(expected) > alone else alone
+    needed = -math.log(CHANCES[1]) if max(expected) > alone else alone
     below, above = (e > needed for e in expected)
     fading = [FADING * step * width / float(c[:width].sum()) for c in (count, count.flip(0))]
     lower = End(first, fading[0]) if below else End(-math.inf)

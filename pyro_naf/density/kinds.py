@@ -90,6 +90,8 @@ def infer(
             column = _spiked(values, own, _spikes(given, values, known, where), whole[i])
         else:
             column = _of_kind(given, cells, own, known, where)
+        if given is None and column.kind == "continuous" and units and units[i] == "%":
+            column = _percentages(values.double(), column)
         found.append(replace(column, unit=units[i]) if units else column)
     schema = Schema(worth_their_ends(found, rows))
     _check_classes(schema, name, len(rows))
@@ -193,6 +195,19 @@ def _inferred(values: Tensor, own: str | None) -> Column:
         if _is_bound(values) and not lower.place > OFF_ZERO * lower.gap:
             lower = End(0.0)
     return _bounded(values, own, lower, upper, "")
+
+
+def _percentages(values: Tensor, column: Column) -> Column:
+    """Make a column of numbers that are written with % one from 0 to 100, where all lie there."""
+    low, high = INTERVALS[1]
+    if (
+        column.spikes
+        or len(values) < FEW_ROWS
+        or not bool(((values >= low) & (values <= high)).all())
+    ):
+        return column
+    gap = (high - low) / len(values)
+    return _bounded(values, column.name, End(low, gap), End(high, gap), "")
 
 
 def _fills(values: Tensor, low: float, high: float) -> bool:

@@ -159,8 +159,7 @@ WHOLE: dict[str, tuple[np.ndarray, float, float]] = {
     "hours": (RANDOM.integers(0, 24, 1000), 0, 23),
     "counts": (RANDOM.poisson(3, 1000), 0, math.inf),
     "years": (RANDOM.integers(2010, 2021, 1000), 2010, 2020),
-    "identifiers": (1000 + RANDOM.permutation(3000)[:300], 1000, 4000),
-    "prices": (100 * np.exp(RANDOM.normal(7, 0.6, 300)).round(), 0, math.inf),
+    "years up to the last": (2023 - RANDOM.geometric(0.2, 400), -math.inf, 2022),
     "odd numbers": (2 * RANDOM.poisson(9, 500) + 1, 1, math.inf),
     "differences": (RANDOM.normal(0, 4, 1000).round(), -math.inf, math.inf),
 }

@@ -113,3 +113,11 @@ def test_a_value_just_beyond_the_last_integer_is_scored() -> None:
     assert seen.sum() == pytest.approx(1, abs=0.01)
     assert (beyond > 1e-9).all() and beyond.sum() < 0.01
     assert set(density.sample(20_000, seed=0, as_table=False)[:, 0].tolist()) == {1, 2, 3, 4, 5}
+
+
+def test_percentages_are_drawn_between_none_and_all() -> None:
+    cells = [f"{share:.4f}%" for share in 100 * RANDOM.beta(2, 3, 200)]
+    density = FlowDensity(architecture="gaussian", **QUICK).fit({"share": cells})
+    drawn = density.sample(20_000, seed=0, as_table=False)
+    assert float(drawn.min()) >= 0 and float(drawn.max()) <= 100
+    assert np.isfinite(density.score_samples({"share": ["104%"]}))[0]
