@@ -62,7 +62,7 @@ def worth_their_ends(columns: Sequence[Column], rows: Tensor) -> list[Column]:
         others = [images[j] for j in real if j != i] if len(rows) > 2 * len(real) else []
         tried = [_without_soft(column, present(values)), *curves_of(present(values), column)]
         worth = [_likelihood(c, values, others) for c in tried]
-        worth[0] -= TOLERATED
+        worth[0] -= math.inf if column.unit == "%" else TOLERATED  # shares have ends
         found[i] = tried[worth.index(max(worth))]
         images[i] = _image(found[i], values)[0]
     return found

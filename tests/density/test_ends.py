@@ -116,7 +116,7 @@ def test_a_value_just_beyond_the_last_integer_is_scored() -> None:
 
 
 def test_percentages_are_drawn_between_none_and_all() -> None:
-    cells = [f"{share:.4f}%" for share in 100 * RANDOM.beta(2, 3, 200)]
+    cells = [f"{share:.4f}%" for share in 100 * np.random.default_rng(1).beta(4, 5, 200)]
     density = FlowDensity(architecture="gaussian", **QUICK).fit({"share": cells})
     drawn = density.sample(20_000, seed=0, as_table=False)
     assert float(drawn.min()) >= 0 and float(drawn.max()) <= 100
