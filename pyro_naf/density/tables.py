@@ -108,10 +108,12 @@ def matrix(x: object, name: str, schema: Schema | None = None) -> Matrix:
         rows = preparation.as_tensor(x, name)
         width = rows.shape[-1] if rows.dim() else 0
         if isinstance(x, Tensor):
-            whole = not x.is_floating_point()
+            whole = [not x.is_floating_point()] * width
+        elif np.asarray(x).dtype.kind in "iu":
+            whole = [True] * width
         else:
-            whole = np.asarray(x).dtype.kind in "iu"
-        return Matrix(rows, None, [None] * width, [whole] * width, [""] * width)
+            whole = [_has_gaps(column) for column in rows.reshape(-1, width).numpy().T]
+        return Matrix(rows, None, [None] * width, whole, [""] * width)
     if schema is not None and schema.names is not None:
         missing = [c for c in schema.names if c not in columns]
         if missing:
@@ -156,9 +158,13 @@ def _numbers(values: object, known: Column | None, where: str, label: str) -> _R
         raise ValueError(f"{where} holds {seen[0]:g}, a number; the fit had {_shown(known)}")
     if str(getattr(values, "dtype", "")).startswith("category") and len(seen):
         return _Read(numbers, Column("categorical", label, values=tuple(np.unique(seen).tolist())))
-    # With gaps, pandas makes integers floats.
-    gaps = 0 < len(seen) < len(numbers) and bool((seen == seen.round()).all())
-    return _Read(numbers, None, kind in "iu" or gaps)
+    return _Read(numbers, None, kind in "iu" or _has_gaps(numbers))
+
+
+def _has_gaps(numbers: np.ndarray) -> bool:
+    """Whether floating-point numbers are integers, some of which are missing."""
+    seen = numbers[~np.isnan(numbers)]
+    return 0 < len(seen) < len(numbers) and bool((seen == seen.round()).all())
 
 
 def _quantities(array: np.ndarray, known: Column | None, where: str) -> _Read | None:
