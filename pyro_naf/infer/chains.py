@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypedDict
+from functools import lru_cache
+from typing import Literal, NamedTuple, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
-#: Number of values, in the draws of the entries that are worked on at once: a dozen copies take 200
-#: MB.
-_NUMBERS = 2**21
+#: Number of values, in the draws of the entries that are worked on at once: larger batches leave
+#: the processor's cache, and are slower.
+_NUMBERS = 2**18
 
 #: Levels of the quantiles that the effective sample size of the tails is about.
 _TAILS = (0.05, 0.95)
@@ -34,6 +36,32 @@ class Counts(TypedDict, total=False):
     accept_rate: float
     evaluations: int
     divergences: int
+
+
+class Convergence(NamedTuple):
+    """What :func:`convergence` returns, a number for each entry: R-hat, bulk and tail ESS."""
+
+    rhat: Tensor
+    ess: Tensor
+    ess_tail: Tensor
+
+
+def convergence(draws: Tensor) -> Convergence:
+    """Compute :func:`rank_rhat`, :func:`bulk_ess` and :func:`tail_ess` by one sort of the draws.
+
+    :param draws: shape ``(num_chains, num_samples, ...)``.
+
+    >>> torch.manual_seed(0)
+    <torch._C.Generator object at ...>
+    >>> [value.shape for value in convergence(torch.randn(4, 100, 2, 3))]
+    [torch.Size([2, 3]), torch.Size([2, 3]), torch.Size([2, 3])]
+    """
+
+    def rows(x: Tensor) -> Tensor:
+        ranked = _Ranked(x)
+        return torch.stack([ranked.rhat(), ranked.bulk(), _tail(x)])
+
+    return Convergence(*_by_entry(rows, draws, numbers=3))
 
 
 def rank_rhat(draws: Tensor) -> Tensor:
@@ -53,16 +81,7 @@ def rank_rhat(draws: Tensor) -> Tensor:
     >>> [round(rhat, 1) for rhat in rank_rhat(draws).tolist()]
     [1.0, 1.5]
     """
-
-    def columns(x: Tensor) -> Tensor:
-        halves = _halves(x)
-        ordered = halves.flatten(0, 1).sort(0)[0]
-        n = len(ordered)
-        median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-        scores = (_normal_scores(halves), _normal_scores((halves - median).abs()))
-        return torch.maximum(*map(_rhat, scores))
-
-    return _by_entry(columns, draws)
+    return _by_entry(lambda x: _Ranked(x).rhat(), draws)
 
 
 def bulk_ess(draws: Tensor) -> Tensor:
@@ -80,7 +99,7 @@ def bulk_ess(draws: Tensor) -> Tensor:
     >>> 3000 < bulk_ess(torch.randn(4, 1000)) < 5000
     tensor(True)
     """
-    return _by_entry(lambda x: _ess(_normal_scores(_halves(x))), draws)
+    return _by_entry(lambda x: _Ranked(x).bulk(), draws)
 
 
 def tail_ess(draws: Tensor) -> Tensor:
@@ -95,13 +114,7 @@ def tail_ess(draws: Tensor) -> Tensor:
     >>> 3000 < tail_ess(torch.randn(4, 1000)) < 5000
     tensor(True)
     """
-
-    def columns(x: Tensor) -> Tensor:
-        ordered = x.flatten(0, 1).sort(0)[0]
-        below = [(x <= _quantile(ordered, level)).double() for level in _TAILS]
-        return torch.minimum(*(_ess(_halves(indicator)) for indicator in below))
-
-    return _by_entry(columns, draws)
+    return _by_entry(_tail, draws)
 
 
 def mean_mcse(draws: Tensor) -> Tensor:
@@ -114,7 +127,7 @@ def mean_mcse(draws: Tensor) -> Tensor:
     >>> round(mean_mcse(torch.randn(4, 2500)).item(), 3)
     0.01
     """
-    return _by_entry(lambda x: x.flatten(0, 1).std(0) / _ess(_halves(x)).sqrt(), draws)
+    return _by_entry(lambda x: x.flatten(1).std(1) / _ess(_halves(x)).sqrt(), draws)
 
 
 def stood_still(draws: Tensor) -> Tensor:
@@ -133,14 +146,19 @@ def stood_still(draws: Tensor) -> Tensor:
     """
     if draws.shape[1] < 4:  # halves of one draw
         return (draws == draws[:, :1]).flatten(0, 1).all(0)
-    halves = _halves(draws)
+    half = draws.shape[1] // 2
+    halves = torch.cat([draws[:, :half], draws[:, -half:]])
     return (halves == halves[:, :1]).all(1).any(0)
 
 
-def _by_entry(function: Callable[[Tensor], Tensor], draws: Tensor) -> Tensor:
-    """Apply a function of ``(num_chains, num_samples, K)`` to a bounded number K of entries.
+def _by_entry(
+    function: Callable[[Tensor], Tensor], draws: Tensor, numbers: int | None = None
+) -> Tensor:
+    """Apply a function of rows ``(K, num_chains, num_samples)`` to a bounded number K of entries.
 
     It sees entries that vary and are not NaN; others get NaN.
+
+    :param function: returns shape ``(K,)``, or with ``numbers`` ``(numbers, K)``.
     """
     if draws.dim() < 2:
         raise ValueError(
@@ -148,73 +166,146 @@ def _by_entry(function: Callable[[Tensor], Tensor], draws: Tensor) -> Tensor:
         )
     chains, samples, *shape = draws.shape
     columns = draws.detach().reshape(chains, samples, math.prod(shape))
-    result = torch.full((columns.shape[-1],), math.nan, dtype=torch.double, device=draws.device)
+    several = [] if numbers is None else [numbers]
+    count = columns.shape[-1]
+    result = torch.full((*several, count), math.nan, dtype=torch.double, device=draws.device)
     if samples < 4:
-        return result.reshape(shape)
+        return result.reshape([*several, *shape])
     width = max(1, _NUMBERS // (chains * samples))
-    for part, places in zip(
-        columns.split(width, -1), torch.arange(len(result)).split(width), strict=True
-    ):
-        x = part.double()
+    for first in range(0, count, width):
+        x = columns[..., first : first + width].permute(2, 0, 1).contiguous().double()
         # The halves of an odd number of draws leave out the one in the middle.
-        halves = _halves(x)
-        good = (halves != halves[:1, :1]).flatten(0, 1).any(0) & ~x.isnan().flatten(0, 1).any(0)
+        halves = _halves(x).flatten(1)
+        good = (halves != halves[:, :1]).any(1) & ~x.isnan().flatten(1).any(1)
         if good.any():
-            result[places.to(good.device)[good]] = function(x[..., good])
-    return result.reshape(shape)
+            places = first + good.nonzero()[:, 0]
+            result[..., places] = function(x if good.all() else x[good])
+    return result.reshape([*several, *shape])
 
 
 def _halves(x: Tensor) -> Tensor:
-    """``(2 num_chains, num_samples // 2, ...)``, without the middle one of an odd number."""
-    half = x.shape[1] // 2
-    return torch.cat([x[:, :half], x[:, -half:]])
+    """``(K, 2 num_chains, num_samples // 2)``, without the middle one of an odd number."""
+    half = x.shape[-1] // 2
+    if x.shape[-1] % 2:
+        x = torch.cat([x[..., :half], x[..., -half:]], -1)
+    return x.reshape(len(x), -1, half)
 
 
-def _normal_scores(x: Tensor) -> Tensor:
-    """Return normal scores of the ranks among all chains; ties share their mean rank."""
-    columns = x.flatten(0, 1).T.contiguous()
-    ordered = columns.sort(-1)[0]
-    below = torch.searchsorted(ordered, columns)
-    not_above = torch.searchsorted(ordered, columns, right=True)
-    ranks = (below + not_above + 1).double() / 2
-    return torch.special.ndtri((ranks - 3 / 8) / (columns.shape[-1] + 1 / 4)).T.reshape(x.shape)
+class _Ranked:
+    """Half-chains of rows ``(K, num_chains, num_samples)``, and the order of all their draws."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.halves = _halves(x)
+        rows = self.halves.flatten(1)
+        self.order = _argsort(rows)
+        self.ordered = rows.gather(1, self.order)
+        self.scores = _normal_scores(self.ordered, self.order).view_as(self.halves)
+
+    def rhat(self) -> Tensor:
+        """R-hat of location or scale, the larger."""
+        n = self.ordered.shape[1]
+        median = (self.ordered[:, (n - 1) // 2] + self.ordered[:, n // 2]) / 2
+        away = (self.ordered - median[:, None]).abs()
+        order = _argsort(away, kind="stable")  # a falling and a rising run, which are merged
+        folded = _normal_scores(away.gather(1, order), self.order.gather(1, order))
+        return torch.maximum(_rhat(self.scores), _rhat(folded.view_as(self.halves)))
+
+    def bulk(self) -> Tensor:
+        """Effective sample size of the scores."""
+        return _ess(self.scores)
+
+
+def _argsort(rows: Tensor, kind: Literal["quicksort", "stable"] = "quicksort") -> Tensor:
+    """Order each row; on the CPU by NumPy, which is three times as fast as torch."""
+    if rows.device.type != "cpu":
+        return rows.argsort(-1)
+    return torch.from_numpy(rows.numpy().argsort(-1, kind=kind))
+
+
+def _normal_scores(ordered: Tensor, order: Tensor) -> Tensor:
+    """Return normal scores of ranks, in the places of the draws; ties share their mean rank.
+
+    :param ordered: rows ``(K, N)`` in their order.
+    :param order: the place that each entry of ``ordered`` has in its row.
+    """
+    count = ordered.shape[1]
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[:, 1:], ordered[:, :-1], out=is_first[:, 1:])
+    first = is_first.flatten().nonzero()[:, 0]
+    size = torch.diff(first, append=first.new_tensor([ordered.numel()]))
+    # Ranks from 1 on: twice the mean of the first and the last of equal ones.
+    doubled = 2 * (first % count) + size + 1
+    scores = _scores_of_ranks(count, ordered.device)[doubled].repeat_interleave(size)
+    return torch.empty_like(ordered).scatter_(1, order, scores.view_as(ordered))
+
+
+@lru_cache(maxsize=2)
+def _scores_of_ranks(count: int, device: torch.device) -> Tensor:
+    """Compute normal scores of the ranks 0, 1/2, 1, ..., N among N draws."""
+    ranks = torch.arange(2 * count + 1, dtype=torch.double, device=device) / 2
+    return torch.special.ndtri((ranks - 3 / 8) / (count + 1 / 4))
+
+
+def _tail(x: Tensor) -> Tensor:
+    """Effective sample size of the quantiles of rows ``(K, num_chains, num_samples)``."""
+    rows = x.flatten(1)
+    if x.device.type == "cpu":
+        ordered = torch.from_numpy(np.sort(rows.numpy()))
+    else:
+        ordered = rows.sort(-1)[0]
+    below = [(x <= _quantile(ordered, level)[:, None, None]).double() for level in _TAILS]
+    return torch.minimum(*(_ess(_halves(indicator)) for indicator in below))
 
 
 def _quantile(ordered: Tensor, level: float) -> Tensor:
-    """Interpolate a quantile of ordered rows ``(N, K)``; between ties it is exactly theirs."""
-    place = level * (len(ordered) - 1)
+    """Interpolate a quantile of ordered rows ``(K, N)``; between ties it is exactly theirs."""
+    place = level * (ordered.shape[1] - 1)
     below = math.floor(place)
-    low, high = ordered[below], ordered[min(below + 1, len(ordered) - 1)]
+    low, high = ordered[:, below], ordered[:, min(below + 1, ordered.shape[1] - 1)]
     part = place - below
     return torch.where(low == high, low, torch.lerp(low, high, part))
 
 
 def _rhat(x: Tensor) -> Tensor:
-    n = x.shape[1]
-    return (x.mean(1).var(0) / x.var(1).mean(0) + (n - 1) / n).sqrt()
+    n = x.shape[-1]
+    variance, mean = torch.var_mean(x, -1)
+    return (mean.var(1) / variance.mean(1) + (n - 1) / n).sqrt()
 
 
 def _ess(x: Tensor) -> Tensor:
-    """Effective sample size ``(K,)`` of the mean of chains ``(num_chains, n, K)``, as they are."""
-    chains, n, _ = x.shape
-    length = 2 ** math.ceil(math.log2(2 * n))
-    means = x.mean(1, keepdim=True)
-    spectrum = torch.fft.rfft(x - means, length, dim=1).abs().square().mean(0)
-    covariance = torch.fft.irfft(spectrum, length, dim=0)[:n] / n
-    within = covariance[0] * n / (n - 1)
-    total = covariance[0] + (means[:, 0].var(0) if chains > 1 else 0)
+    """Effective sample size ``(K,)`` of the mean of chains ``(K, num_chains, n)``, as they are."""
+    _, chains, n = x.shape
+    length = _fast_length(2 * n)
+    means = x.mean(-1, keepdim=True)
+    spectrum = torch.view_as_real(torch.fft.rfft(x - means, length))
+    power = spectrum.flatten(2).square().mean(1).unflatten(-1, (-1, 2)).sum(-1)
+    covariance = torch.fft.irfft(power, length)[:, :n] / n
+    within = covariance[:, :1] * n / (n - 1)
+    total = covariance[:, :1] + (means.var(1) if chains > 1 else 0)
     rho = 1 - (within - covariance) / total
-    rho[0] = 1
+    rho[:, 0] = 1
     # Geyer: sums of pairs up to the first that is not positive, no pair above the one before it.
     pairs = max(1, (n - 1) // 2)
-    even, pair = rho[: 2 * pairs : 2], rho[: 2 * pairs : 2] + rho[1 : 2 * pairs : 2]
-    counted = (pair > 0).cumprod(0).bool()
-    counted[-1] = False
-    last = counted.sum(0, keepdim=True)
-    rest = even.gather(0, last)[0]
-    rest = torch.where(pair.gather(0, last)[0] < 0, rest.clamp(min=0), rest)
-    tau = -1 + 2 * torch.where(counted, pair.cummin(0)[0], 0.0).sum(0) + rest
+    even = rho[:, : 2 * pairs : 2]
+    pair = even + rho[:, 1 : 2 * pairs : 2]
+    counted = (pair > 0).cumprod(1).bool()
+    counted[:, -1] = False
+    last = counted.sum(1, keepdim=True)
+    rest = even.gather(1, last)[:, 0]
+    rest = torch.where(pair.gather(1, last)[:, 0] < 0, rest.clamp(min=0), rest)
+    tau = -1 + 2 * torch.where(counted, pair.cummin(1)[0], 0.0).sum(1) + rest
     size = chains * n
     ess = size / tau.clamp(min=1 / math.log10(size))
     # An indicator of a quantile, unlike draws, may be constant.
-    return torch.where((x == x[:1, :1]).flatten(0, 1).all(0), float(size), ess)
+    return torch.where((x == x[:, :1, :1]).flatten(1).all(1), float(size), ess)
+
+
+def _fast_length(least: int) -> int:
+    """Smallest length from ``least`` on that a fast Fourier transform has only small factors of.
+
+    >>> _fast_length(1201)
+    1280
+    """
+    # Powers of two times a few odd numbers.
+    odd = (1, 3, 5, 9, 15, 25, 45)
+    return min(factor * 2 ** math.ceil(math.log2(least / factor)) for factor in odd)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..support.labels import entry_labels
 from ..support.tables import Shown, Table
-from .chains import bulk_ess, mean_mcse, rank_rhat, tail_ess
+from .chains import convergence, mean_mcse
 from .doubt import doubts
 
 if TYPE_CHECKING:
@@ -151,12 +151,13 @@ def _errors(chains: Tensor, weights: Tensor, mean: Tensor, sd: Tensor) -> dict[s
         mean_error = (squared @ squares[0]).sqrt()
         sd_error = (squared @ deviation.square()).sqrt() / (2 * sd)
         return {"mcse_mean": mean_error, "mcse_sd": sd_error, "ess": ess}
+    found = convergence(chains)
     return {
         "mcse_mean": mean_mcse(chains),
         "mcse_sd": mean_mcse(squares) / (2 * sd),
-        "ess": bulk_ess(chains),
-        "ess_tail": tail_ess(chains),
-        "rhat": rank_rhat(chains),
+        "ess": found.ess,
+        "ess_tail": found.ess_tail,
+        "rhat": found.rhat,
     }
 
 

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from pyro_naf.infer import chains
-from pyro_naf.infer.chains import bulk_ess, mean_mcse, rank_rhat, stood_still, tail_ess
+from pyro_naf.infer.chains import (
+    bulk_ess,
+    convergence,
+    mean_mcse,
+    rank_rhat,
+    stood_still,
+    tail_ess,
+)
 
 FUNCTIONS: list[Callable[[Tensor], Tensor]] = [rank_rhat, bulk_ess, tail_ess, mean_mcse]
 
@@ -149,3 +156,28 @@ def test_chains_stuck_in_different_places_have_an_infinite_rhat() -> None:
 def test_a_vector_is_refused() -> None:
     with pytest.raises(ValueError, match=r"draws must have shape .* got \(10,\)"):
         rank_rhat(torch.randn(10))
+
+
+@pytest.mark.parametrize("samples", [100, 101])
+def test_all_numbers_come_from_one_sort_of_each_entry(
+    samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = torch.from_numpy(autoregressive(0.5)(np.random.default_rng(0), 64, samples, 9))
+    draws[..., 3] = 0.1
+    draws[:, 1::3] = draws[:, :-1:3][:, : draws[:, 1::3].shape[1]]  # rejected proposals
+    sorted_rows = []
+    argsort = chains._argsort
+
+    def counted(rows: Tensor, kind: Any = "quicksort") -> Tensor:
+        if kind == "quicksort":  # the other merges two runs
+            sorted_rows.append(len(rows))
+        return argsort(rows, kind)
+
+    monkeypatch.setattr(chains, "_argsort", counted)
+    found = convergence(draws.unflatten(-1, (3, 3)))
+    assert sum(sorted_rows) == 8
+    for number, function in zip(found, (rank_rhat, bulk_ess, tail_ess), strict=True):
+        assert number.shape == (3, 3)
+        torch.testing.assert_close(
+            number.flatten(), function(draws), rtol=1e-12, atol=0, equal_nan=True
+        )
