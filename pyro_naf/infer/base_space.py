@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
+from functools import partial
 
 import torch
 from pyro import poutine
@@ -12,7 +15,7 @@ from torch import Tensor
 from ..guides.pyro_internals import unconstrained_values
 from ..guides.sites import batch_depth
 from ..support.calls import Args, Model
-from .capture import Graph, is_enabled
+from .capture import Graph, ValueAndGrad, is_enabled
 from .joint import Joint
 from .laplace import cholesky
 from .path_gradient import FlowPath
@@ -20,8 +23,9 @@ from .pointwise import deterministic
 from .proposals import GuideProposal
 from .psis import pareto_khat, smooth
 
-#: Number of draws of the guide from which k-hat and the starts of the chains are computed.
-_POOL = 20_000
+#: Number of draws of the guide from which k-hat and the starts of the chains are computed, and the
+#: smallest number.
+_POOL, _FEWEST = 20_000, 1000
 
 #: Number of points of unconstrained space at which a site's value must be the same to be constant.
 _PROBES = 16
@@ -55,6 +59,7 @@ class BaseSpace:
         self.guide, self.joint = guide, Joint(model, args, kwargs)
         self.nesting = batch_depth(GuideProposal(self.joint, guide, args, kwargs).trace)
         self.rows = guide.get_posterior(*args, **kwargs).batch_shape
+        self.graph: Graph | None = None
 
     def normal(self, *shape: int) -> Tensor:
         """Draws of the base ``(*shape, *rows, D)``."""
@@ -66,26 +71,40 @@ class BaseSpace:
         return self.joint(self._packed(path.z)) + _total(path.log_det)
 
     def capture(self, count: int) -> Graph | None:
-        """Capture the joint density at ``count`` points, where that is possible and not turned off.
+        """Capture density and map at ``count`` points as one graph, where that is possible.
 
-        The guide's map is none of the graph: the loops of its kernels are faster than any graph.
+        It is slower than the loops of the map's kernels until it is compiled, and used from then
+        on. Until then the density has a graph of its own.
         """
-        if is_enabled():
-            self.joint.capture(count)
-        return self.joint.graph
+        if not is_enabled() or self.rows or self.graph is not None:
+            return self.graph
+        self.joint.capture(count)
+        if self.joint.recordable is not None:
+            function = partial(self._value_and_grad, self.joint.recordable)
+            # What cannot be captured is run as before.
+            with contextlib.suppress(Exception), torch.random.fork_rng():
+                self.graph = Graph(function, self.normal(count))
+        return self.graph
 
     def value_and_grad(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         r""":math:`\log \pi(\epsilon)` ``(N,)`` up to a constant, and its gradient, as ``eps``."""
-        values, grads = [], []
-        for part in eps.split(self.joint.chunk):
-            with torch.enable_grad():
-                path = FlowPath(self.transform, part)
-                u, log_det = self._packed(path.z), _total(path.log_det)
-            value, grad = self.joint.value_and_grad(u.detach())
-            values.append(value + log_det.detach())
-            total = (u * grad).sum() + log_det.sum()
-            grads.append(torch.autograd.grad(total, path.normal)[0])
+        if self.graph is not None and self.graph.is_ready():
+            return self.graph(eps)
+        parts = [
+            self._value_and_grad(self.joint.value_and_grad, part)
+            for part in eps.split(self.joint.chunk)
+        ]
+        values, grads = zip(*parts, strict=True)
         return torch.cat(values), torch.cat(grads)
+
+    def _value_and_grad(self, density: ValueAndGrad, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient, by those of the density of the latents."""
+        with torch.enable_grad():
+            path = FlowPath(self.transform, eps)
+            u, log_det = self._packed(path.z), _total(path.log_det)
+        value, grad = density(u.detach())
+        total = (u * grad).sum() + log_det.sum()
+        return value + log_det.detach(), torch.autograd.grad(total, path.normal)[0]
 
     def _packed(self, u: Tensor) -> Tensor:
         """Vectors of all latents ``(N, D)`` from the guide's, which may have rows."""
@@ -186,17 +205,29 @@ def _no_transform(guide: object) -> str:
     )
 
 
-def find_starts(space: BaseSpace, num_chains: int) -> tuple[Tensor, float]:
-    """Draws of the guide, all different, chosen by their smoothed weights; and k-hat."""
-    pool = space.normal(_POOL)
-    log_weights = space.log_weight(pool).cpu()
-    if (finite := int((log_weights > -math.inf).sum())) < num_chains:
+def find_starts(
+    space: BaseSpace, num_chains: int, seconds: float = math.inf
+) -> tuple[Tensor, float]:
+    """Draws of the guide, all different, chosen by their smoothed weights; and k-hat.
+
+    :param seconds: time after which no further draws are weighted.
+    """
+    pools, log_weights = list[Tensor](), list[Tensor]()
+    began, count, finite = time.monotonic(), 0, 0
+    while count < _POOL and (finite < num_chains or time.monotonic() - began < seconds):
+        more = _POOL if math.isinf(seconds) else max(count, _FEWEST, 2 * num_chains)
+        pools.append(space.normal(min(more, _POOL - count)))
+        log_weights.append(space.log_weight(pools[-1]).cpu())
+        count += len(pools[-1])
+        finite += int((log_weights[-1] > -math.inf).sum())
+    pool, log_weight = torch.cat(pools), torch.cat(log_weights)
+    if finite < num_chains:
         raise ValueError(
-            f"the log-density is finite at {finite} of {_POOL} draws of the guide, too few for "
+            f"the log-density is finite at {finite} of {count} draws of the guide, too few for "
             f"{num_chains} chains to start from, because of the sites {space.culprits(pool)}; "
             "look for NaN or impossible values in their data, and fit the guide"
         )
     # Weights may underflow; draws that are impossible must not be chosen even then.
-    weights = (smooth(log_weights).exp() + 1e-300) * (log_weights > -math.inf)
+    weights = (smooth(log_weight).exp() + 1e-300) * (log_weight > -math.inf)
     chosen = torch.multinomial(weights, num_chains)
-    return pool[chosen.to(pool.device)], pareto_khat(log_weights)
+    return pool[chosen.to(pool.device)], pareto_khat(log_weight)

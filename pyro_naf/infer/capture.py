@@ -75,8 +75,7 @@ class Graph:
 
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Values ``(N,)`` and gradients ``(N, D)`` at any number N of points ``(N, D)``."""
-        if self.worker is not None and self.worker.has_ended():
-            self._switch()
+        self.is_ready()
         parts = [self._part(part) for part in u.split(self.count)]
         if len(parts) == 1:
             return parts[0]
@@ -90,6 +89,12 @@ class Graph:
             u = torch.cat([u, u[-1:].expand(short, -1)])
         value, grad = self.module(u.contiguous(), *self.constants)
         return (value[:-short], grad[:-short]) if short else (value, grad)
+
+    def is_ready(self) -> bool:
+        """Whether a compiled graph is there, which is taken from now on."""
+        if self.worker is not None and self.worker.has_ended():
+            self._switch()
+        return self.is_compiled
 
     def compile(self) -> None:
         """Begin to compile the graph in another process; calls switch over when it has ended."""

@@ -5,31 +5,35 @@ Each method returns vectors of the latents ``(num_chains, num_samples, D)``, and
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from .adaptive_chains import FIRST_TARGETS, SECOND_TARGETS, Choice, Goal, Run
 from .base_space import BaseSpace, GaussianSpace
-from .chains import Counts, bulk_ess, rank_rhat, tail_ess
-from .hmc import Chains, LogDensityAndGrad, sample_hmc
+from .chains import Counts
+from .hmc import Chains, Hamiltonian
+from .leapfrog import LogDensityAndGrad
 from .nuts import sample_nuts
 
-#: Number of NUTS transitions, warm-up included, from which on the density is compiled.
-_LONG = 1000
+#: Number of NUTS transitions, warm-up included, and seconds for Hamiltonian Monte Carlo, from which
+#: on the map of the guide and the density are compiled.
+_LONG, _LONG_SECONDS = 1000, 60.0
 
-#: What chains in units of a Gaussian need to be kept: draws of each, a rank-normalised R-hat below
-#: the second number, and effective draws of every latent.
-_FEWEST_STATES, _NEARLY_AGREE, _FEW = 50, 1.05, 400
+#: What chains in units of a Gaussian need to be kept, for a number of draws that is given: R-hat,
+#: and effective draws of every latent.
+_NEARLY = 1.05, 400
 
 #: R-hat below which chains may end, effective draws of every latent that this takes as well, and
-#: the largest number of draws of each chain.
-_AGREE, _ENOUGH, _MOST_STATES = 1.0095, 1100, 10_000
+#: the largest number of draws of each chain, and of numbers in all draws.
+_ENOUGH, _MOST_DRAWS, _MOST_NUMBERS = (1.0095, 1100), 10_000, 2**27
 
-#: Share of a time limit for chains in units of a Gaussian, and the smallest share left for chains
-#: in the base space.
-_FIRST, _LEAST = 0.4, 0.1
+#: Draws that are finished to learn what that costs.
+_FINISHED = 500
 
 
 def neutra(
@@ -60,54 +64,60 @@ def hamiltonian(
     num_samples: int | None,
     warmup_steps: int,
     progress: bool,
-    seconds: float | None = None,
+    deadline: float = math.inf,
 ) -> tuple[Tensor, Counts]:
-    """Hamiltonian Monte Carlo, in units of a Gaussian where that mixes; else in the base space.
-
-    A gradient there costs a fraction of one through the flows. Where the posterior's widths differ
-    too much from place to place, as in a funnel, chains diverge or disagree.
+    """Hamiltonian Monte Carlo, in units of a Gaussian or in the base space.
 
     :param num_samples: None for as many as are enough, or as the time allows.
+    :param deadline: when draws of all sites are to be there, a value of :func:`time.monotonic`.
     """
-    began = time.monotonic()
     gaussian = GaussianSpace(space)
     gaussian.capture(len(start))
-    enough = _are_enough if num_samples is None else None
-    sample = partial(sample_hmc, enough=enough, progress=progress)
-    sizes = _MOST_STATES if num_samples is None else num_samples, warmup_steps
-    limit = None if seconds is None else _FIRST * seconds
+    shape, target = start.shape[1:], _flat(space, start)
     points = gaussian.points(space.unconstrained(start))
-    first = sample(gaussian.value_and_grad, points, *sizes, seconds=limit)
-    suffice = _mixes if enough is None else _are_enough
-    if not first.divergences and suffice(first.states):
-        return _unconstrained(gaussian, first.states), _counts(first)
-    shape = start.shape[1:]
-    if seconds is not None:
-        limit = max(seconds - (time.monotonic() - began), _LEAST * seconds)
-    found = sample(_flat(space, start), start.flatten(1), *sizes, seconds=limit)
-    evaluations = first.gradients + found.gradients
-    if float(rank_rhat(first.states).max()) < float(rank_rhat(found.states).max()):
-        states, counts = _unconstrained(gaussian, first.states), _counts(first)
+    some = space.normal(_FINISHED)
+    few = gaussian.points(space.unconstrained(some))
+    finish, more = (
+        _seconds(part) * len(start) / _FINISHED
+        for part in (lambda: space.draws(gaussian.unconstrained(few)[None]),
+                     lambda: space.unconstrained(some))
+    )  # fmt: skip
+    if num_samples is None:
+        most = min(_MOST_DRAWS, max(_MOST_NUMBERS // points.numel(), 4))
+        goal = Goal(*_ENOUGH, most, ends=True)
     else:
-        states = _unconstrained(space, found.states.unflatten(-1, shape))
-        counts = _counts(found)
-    counts["evaluations"] = evaluations
-    return states, counts
+        goal = Goal(*_NEARLY, num_samples, ends=False)
+
+    def in_units(bar: tqdm[None]) -> Run:
+        chains = Hamiltonian(gaussian.value_and_grad, points, FIRST_TARGETS[0], bar=bar)
+        return Run(chains, gaussian, list(FIRST_TARGETS[1:]), finish)
+
+    def in_base(bar: tqdm[None]) -> Run:
+        graph = space.capture(len(start))
+        if graph is not None and deadline - time.monotonic() > _LONG_SECONDS:
+            graph.compile()
+        chains = Hamiltonian(target, start.flatten(1), SECOND_TARGETS[0], bar=bar)
+        return Run(chains, space, list(SECOND_TARGETS[1:]), finish + more)
+
+    gradient = _seconds(lambda: target(start.flatten(1)))
+    with tqdm(disable=not progress, desc="hmc", unit="step") as bar:
+        makers = partial(in_units, bar), partial(in_base, bar)
+        choice = Choice(*makers, gradient, goal, warmup_steps, deadline)
+        best = choice.best()
+    states = best.chains.states
+    if best.space is space:
+        states = states.unflatten(-1, shape)
+    counts = _counts(best.chains.result())
+    counts["evaluations"] = sum(run.chains.gradients for run in choice.runs)
+    return _unconstrained(best.space, states), counts
 
 
-def _mixes(states: Tensor) -> bool:
-    """Whether chains of the length that was asked for nearly agree."""
-    if states.shape[1] < _FEWEST_STATES:
-        return False
-    agree = float(rank_rhat(states).max()) < _NEARLY_AGREE
-    return agree and float(bulk_ess(states).min()) >= _FEW
-
-
-def _are_enough(states: Tensor) -> bool:
-    """Whether draws may be relied on: rank-normalised R-hat, and effective draws of each latent."""
-    if float(rank_rhat(states).max()) >= _AGREE:
-        return False
-    return float(torch.minimum(bulk_ess(states), tail_ess(states)).min()) >= _ENOUGH
+def _seconds(function: Callable[[], object]) -> float:
+    """Return the seconds that a call takes, without those of the first one."""
+    function()
+    began = time.monotonic()
+    function()
+    return time.monotonic() - began
 
 
 def _unconstrained(space: BaseSpace | GaussianSpace, states: Tensor) -> Tensor:

@@ -29,9 +29,10 @@ from ..support.checks import check_integers
 from ..support.deprecation import renamed
 from ..support.labels import entry_labels
 from ..support.tables import Shown, Table
+from .adaptive_chains import TORN
 from .base_space import BaseSpace, find_starts
 from .chain_methods import hamiltonian, neutra
-from .chains import Counts, bulk_ess, rank_rhat, stood_still, tail_ess
+from .chains import Counts, convergence, stood_still
 from .independence import independence
 from .joint import Joint
 from .posterior import Results
@@ -44,9 +45,12 @@ from .verdict import cut_short
 #: Effective draws below which means and R-hat itself are too rough.
 _ENOUGH = 100
 
-#: Share of the chains' time that a search for modes beside them may take; without a time limit it
-#: may take these seconds in any case.
-_SEARCH, _LEAST_SEARCH = 0.1, 4.0
+#: Share of the time for weighing draws of the guide, from which chains start, where it has a limit.
+_STARTS = 0.03
+
+#: Share of the time, or of the time of chains without a limit, that a search for modes beside them
+#: may take; without a limit it may take these seconds in any case.
+_SEARCH, _LEAST_SEARCH = 0.06, 4.0
 
 #: Number of entries of a site that a summary shows.
 _SHOWN = 8
@@ -127,6 +131,7 @@ class Correction(Results, Shown):
     @property
     def verdict(self) -> str:
         """Whether the chains agree, and a search found no mode that they lack, in one line."""
+        moves = next(iter(self.draws.values())).shape[:2].numel()
         site = max(self.rhat, key=lambda name: float(self.rhat[name].nan_to_num(nan=1.0).max()))
         bad = [name for name, value in self.draws.items() if not value.isfinite().all()]
         if self.missed > DEFAULTS.largest_missed_mass:
@@ -140,15 +145,22 @@ class Correction(Results, Shown):
         elif still := self.still:
             more = f" and {len(still) - _SHOWN} more" if len(still) > _SHOWN else ""
             reason = f"{', '.join(still[:_SHOWN])}{more} stood still for half a chain or longer"
+        elif self.divergences > TORN * moves:
+            reason = (
+                f"{self.divergences} of {moves} transitions diverged, so that a narrow part of the "
+                "posterior may lack"
+            )
         elif not self.max_rhat < 1.01:
             reason = f"R-hat of {site!r} is {self.max_rhat:.3f}, above 1.01"
         elif self.min_ess < _ENOUGH:
             reason = f"the smallest ESS is {self.min_ess:.0f}, below {_ENOUGH}"
         else:
             agree = f"the chains agree (R-hat below 1.01, ESS above {_ENOUGH})"
-            return f"trust: {agree}{cut_short(self.climbs)}"
+            torn = f", though {self.divergences} of {moves} transitions diverged"
+            return f"trust: {agree}{torn if self.divergences else ''}{cut_short(self.climbs)}"
         other = "method='hmc', " if self.method == "imh" else ""
-        return f"do not trust: {reason}; try a larger num_samples, {other}or to refine the guide"
+        more = "a non-centred model" if "diverged" in reason else "a larger num_samples"
+        return f"do not trust: {reason}; try {more}, {other}or to refine the guide"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the draws and what is known of them to a file, without the model.
@@ -263,7 +275,7 @@ def mcmc_correct(
         which it needs two.
     :param warmup_steps: steps of each chain before them; 500, for "hmc" 200.
     :param method: "imh", "neutra" or "hmc".
-    :param max_seconds: time limit of the chains, for "hmc" alone: it may return fewer draws.
+    :param max_seconds: time limit of the whole call, for "hmc" alone: it may return fewer draws.
     :param seed: seeds Python's, NumPy's and torch's generators for the duration of the call; on
         the CPU they are put back after.
     :param progress: show a progress bar.
@@ -302,10 +314,10 @@ def mcmc_correct(
     )
     if max_seconds is not None and method != "hmc":
         raise ValueError(f"max_seconds is a limit for method='hmc', got {method!r}")
-    began = time.monotonic()
+    began, limit = time.monotonic(), math.inf if max_seconds is None else max_seconds
     with nullcontext() if seed is None else poutine.seed(rng_seed=seed):
         space = BaseSpace(model, guide, args, kwargs)
-        start, khat = find_starts(space, num_chains)
+        start, khat = find_starts(space, num_chains, _STARTS * limit)
         if khat > 1 and method == "imh":
             warnings.warn(
                 f"k-hat of the guide is {khat:.2f}, above 1: its draws hardly reach parts of the "
@@ -313,23 +325,23 @@ def mcmc_correct(
                 "method='hmc'",
                 stacklevel=2,
             )
-        options = {} if max_seconds is None else {"seconds": max_seconds}
-        states, counts = _METHODS[method](
-            space, start, None if until_enough else num_samples, warmup_steps, progress, **options
-        )
-        fixed = space.fixed()
-        search_seconds = _SEARCH * (time.monotonic() - began)
-        if max_seconds is None:
-            search_seconds = max(search_seconds, _LEAST_SEARCH)
+        sizes = None if until_enough else num_samples, warmup_steps
+        options = {"deadline": began + (1 - _SEARCH) * limit} if method == "hmc" else {}
+        states, counts = _METHODS[method](space, start, *sizes, progress, **options)
+        fixed, draws = space.fixed(), space.draws(states)
+        found = {name: convergence(value) for name, value in draws.items()}
+        now = time.monotonic()
+        search_seconds = max(_SEARCH * (now - began), _LEAST_SEARCH)
+        if max_seconds is not None:
+            search_seconds = max(began + limit - now, 0.0) / 2  # for climbs, and for Gaussians
         missed, climbs = unvisited_mass(space.joint, states.flatten(0, 1), search_seconds)
-    draws = space.draws(states)
     result = Correction(
         draws,
-        {name: rank_rhat(value) for name, value in draws.items()},
-        {name: bulk_ess(value) for name, value in draws.items()},
+        {name: each.rhat for name, each in found.items()},
+        {name: each.ess for name, each in found.items()},
         khat=khat,
         method=method,
-        ess_tail={name: tail_ess(value) for name, value in draws.items()},
+        ess_tail={name: each.ess_tail for name, each in found.items()},
         fixed=fixed,
         missed=missed,
         climbs=climbs,

@@ -19,64 +19,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..support.checks import check_integers
-
-#: Positions ``(N, D)`` to log-densities ``(N,)`` and their gradients ``(N, D)``.
-LogDensityAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-#: Change of the energy, in nats, from which a trajectory is divergent, as in Stan.
-DIVERGENT = 1000.0
-
-#: Most leapfrog steps of a trajectory.
-_MOST_STEPS = 256
-
-#: Parts of the warm-up after which the scales are set anew from the states since the last time.
-RESCALED = (0.1, 0.25, 0.5, 0.75)
+from .leapfrog import LogDensityAndGrad, Move, Phase, leapfrog
+from .tuning import MOST_STEPS, Tuner
 
 #: Share of a time limit that the warm-up takes at most.
 _WARM_UP = 0.5
-
-#: Draws of each chain after which it is first asked whether they are enough, and how many times as
-#: many have been drawn each time after that.
-_FIRST_ASKED, _LATER = 200, 1.25
-
-#: Step of log T, in units of the slope, in the warm-up's first transition, and in its last.
-_RATES = (0.1, 0.02)
-
-#: Transitions over which ChEES and its slope are averaged.
-_MEMORY = 16
-
-#: Power of T that ChEES has to grow with for a longer trajectory to be worth its price: beyond the
-#: best length ChEES is nearly flat, and noise would drive T up.
-_PRICE = 0.5
-
-#: Power iterations for the largest eigenvalue of the correlations of the pooled states.
-_POWER_STEPS = 20
-
-#: Acceptance probabilities below this count as this in their harmonic mean.
-_HOPELESS = 0.03
-
-
-class Phase(NamedTuple):
-    """Where chains are: positions ``(N, D)``, log-densities ``(N,)``, gradients, velocities."""
-
-    position: Tensor
-    log_density: Tensor
-    gradient: Tensor
-    velocity: Tensor
-
-    @property
-    def energy(self) -> Tensor:
-        """H ``(N,)``, in double precision."""
-        return 0.5 * self.velocity.double().square().sum(-1) - self.log_density.double()
 
 
 @dataclass(frozen=True)
@@ -109,7 +63,6 @@ def sample_hmc(
     *,
     target_accept: float = 0.65,
     seconds: float | None = None,
-    enough: Callable[[Tensor], bool] | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Chains:
@@ -125,8 +78,6 @@ def sample_hmc(
     :param target_accept: acceptance rate in (0, 1) that the step size is adapted to.
     :param seconds: time limit. The warm-up takes at most half of it, and what is drawn until then
         is returned, a draw of each chain at least.
-    :param enough: whether states ``(num_chains, n, D)`` are enough, n <= ``num_samples``; it is
-        asked now and then, and ends the chains.
     :param generator: for velocities and acceptance; torch's own by default.
     :param progress: show a progress bar.
     :raises ValueError: for an argument out of range, and for starts where density or gradient are
@@ -144,111 +95,43 @@ def sample_hmc(
     tensor([1., 1.])
     """
     check_integers(num_samples=(num_samples, 1), warmup_steps=(warmup_steps, 0))
-    if start.dim() != 2 or len(start) < 2 or not start.is_floating_point():
-        raise ValueError(
-            "start must be floating-point positions (num_chains, D) of two chains or more, got "
-            f"{start.dtype} of shape {tuple(start.shape)}"
-        )
-    if not 0 < target_accept < 1:
-        raise ValueError(f"target_accept must lie in (0, 1), got {target_accept}")
     if seconds is not None and not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
     began, limit = time.monotonic(), math.inf if seconds is None else seconds
-    sampler = _Sampler(log_density_and_grad, start.detach(), generator)
-    tuner = _Tuner(start.shape[-1], warmup_steps, target_accept)
-    states: list[Tensor] = []
-    accepted, divergences, asked = 0.0, 0, _FIRST_ASKED
-
-    def move() -> _Move:
-        return sampler.step(tuner.step_size, tuner.jittered(), tuner.scale.to(start))
-
-    total = warmup_steps + num_samples
-    with tqdm(total=total, disable=not progress, desc="hmc", unit="step") as bar:
-        while tuner.count < warmup_steps and time.monotonic() - began < _WARM_UP * limit:
-            tuner.learn(move())
-            bar.update()
-        tuner.finish()
-        while len(states) < num_samples and not (states and time.monotonic() - began > limit):
-            made = move()
-            states.append(made.state)
-            accepted += float(made.accept.mean())
-            divergences += int(made.divergent.sum())
-            bar.update()
-            if enough is not None and len(states) == asked:
-                asked = math.ceil(_LATER * asked)
-                if enough(torch.stack(states, 1)):
-                    break
-    return Chains(
-        torch.stack(states, 1),
-        accepted / len(states),
-        sampler.gradients,
-        divergences,
-        tuner.step_size,
-        tuner.length,
-        tuner.scale.to(start),
-    )
+    with tqdm(total=warmup_steps + num_samples, disable=not progress, desc="hmc") as bar:
+        chains = Hamiltonian(log_density_and_grad, start, target_accept, generator, bar)
+        chains.warm_up(warmup_steps, began + _WARM_UP * limit)
+        chains.draw(num_samples, began + limit)
+    return chains.result()
 
 
-def leapfrog(
-    log_density_and_grad: LogDensityAndGrad,
-    phase: Phase,
-    step_size: float,
-    num_steps: int,
-    scale: Tensor,
-) -> tuple[Phase, Tensor, int]:
-    """Follow trajectories by leapfrog steps; one that diverges ends where it began.
+class Hamiltonian:
+    """Chains of Hamiltonian Monte Carlo that may be stopped at any time, and go on.
 
-    :param num_steps: the same for all chains.
-    :return: the ends, whether trajectories diverged ``(N,)``, and the number of gradients.
+    :param log_density_and_grad: as of :func:`sample_hmc`, as are the others.
+    :param bar: shows the transitions.
+    :ivar gradients: number of gradients, each of one chain, since the start.
+    :ivar divergences: number of divergent trajectories among the draws.
     """
-    begin, energy = phase, phase.energy
-    alive = torch.ones_like(energy, dtype=torch.bool)
-    gradients = 0
-    for _ in range(num_steps):
-        velocity = phase.velocity + 0.5 * step_size * scale * phase.gradient
-        position = phase.position + step_size * scale * velocity
-        alive = alive & position.isfinite().all(-1)
-        position = torch.where(alive[:, None], position, begin.position)
-        log_density, gradient = log_density_and_grad(position)
-        gradients += len(position)
-        velocity = velocity + 0.5 * step_size * scale * gradient
-        phase = Phase(position, log_density, gradient, velocity)
-        alive = alive & ((phase.energy - energy).abs() <= DIVERGENT)
-        # A chain without velocity and gradient rests: its density is evaluated where it is known.
-        column = alive[:, None]
-        phase = Phase(
-            torch.where(column, position, begin.position),
-            torch.where(alive, log_density, begin.log_density),
-            torch.where(column, gradient, 0.0),
-            torch.where(column, velocity, 0.0),
-        )
-        if not alive.any():
-            break
-    return phase, ~alive, gradients
-
-
-class _Move(NamedTuple):
-    """A transition: phases before it and proposed, what became of it, and its time.
-
-    ``accept`` are probabilities ``(N,)``; ``state`` is where the chains are after it.
-    """
-
-    begin: Phase
-    end: Phase
-    accept: Tensor
-    divergent: Tensor
-    time: float
-    state: Tensor
-
-
-class _Sampler:
-    """The chains, and how they move."""
 
     def __init__(
-        self, target: LogDensityAndGrad, start: Tensor, generator: torch.Generator | None
+        self,
+        log_density_and_grad: LogDensityAndGrad,
+        start: Tensor,
+        target_accept: float = 0.65,
+        generator: torch.Generator | None = None,
+        bar: tqdm[None] | None = None,
     ) -> None:
-        self.target, self.generator = target, generator
-        log_density, gradient = target(start)
+        if start.dim() != 2 or len(start) < 2 or not start.is_floating_point():
+            raise ValueError(
+                "start must be floating-point positions (num_chains, D) of two chains or more, got "
+                f"{start.dtype} of shape {tuple(start.shape)}"
+            )
+        if not 0 < target_accept < 1:
+            raise ValueError(f"target_accept must lie in (0, 1), got {target_accept}")
+        self.target, self.generator, self.bar = log_density_and_grad, generator, bar
+        start = start.detach()
+        log_density, gradient = log_density_and_grad(start)
         finite = log_density.isfinite() & gradient.isfinite().all(-1)
         if not finite.all():
             raise ValueError(
@@ -256,14 +139,90 @@ class _Sampler:
                 f"{int((~finite).sum())} of {len(start)} chains"
             )
         self.phase = Phase(start, log_density, gradient, torch.zeros_like(start))
+        self.tuner = Tuner(start.shape[-1], target_accept)
         self.gradients = len(start)
+        self._forget()
 
-    def step(self, step_size: float, length: float, scale: Tensor) -> _Move:
-        """One transition of all chains, of the same length."""
-        position, generator = self.phase.position, self.generator
+    def _forget(self) -> None:
+        self._states: list[Tensor] = []
+        self._accepted, self._seconds, self.divergences = 0.0, 0.0, 0
+
+    @property
+    def count(self) -> int:
+        """Number of draws of each chain."""
+        return len(self._states)
+
+    @property
+    def pace(self) -> float:
+        """Seconds that a draw of all chains takes on average; NaN without draws."""
+        return self._seconds / self.count if self.count else math.nan
+
+    @property
+    def states(self) -> Tensor:
+        """Draws ``(num_chains, count, D)``."""
+        return torch.stack(self._states, 1)
+
+    def warm_up(self, steps: int, until: float = math.inf) -> None:
+        """Adapt step size, trajectory length and scales.
+
+        :param steps: number of transitions at most.
+        :param until: when it ends, a value of :func:`time.monotonic`.
+        """
+        began = now = time.monotonic()
+        for step in range(1, steps + 1):
+            if now >= until:
+                break
+            move = self._move()
+            now = time.monotonic()
+            self.tuner.learn(move, min(max(step / steps, (now - began) / (until - began)), 1.0))
+        self.tuner.finish()
+
+    def be_careful(self, target_accept: float, steps: int, until: float = math.inf) -> None:
+        """Leave out the draws, and adapt the step size to a higher acceptance rate.
+
+        That is what divergences ask for. The arguments are those of :meth:`warm_up`.
+        """
+        self._forget()
+        self.tuner.be_careful(target_accept)
+        self.warm_up(steps, until)
+
+    def draw(self, count: int, until: float = math.inf) -> None:
+        """Make further draws of each chain; when time is over, as many as there are, at least one.
+
+        :param count: their number.
+        :param until: as for :meth:`warm_up`.
+        """
+        begin = now = time.monotonic()
+        for _ in range(count):
+            if self._states and now > until:
+                break
+            made = self._move()
+            self._states.append(made.state)
+            self._accepted += float(made.accept.mean())
+            self.divergences += int(made.divergent.sum())
+            now = time.monotonic()
+        self._seconds += now - begin
+
+    def result(self) -> Chains:
+        """Return the draws, and what they have cost."""
+        return Chains(
+            self.states,
+            self._accepted / self.count,
+            self.gradients,
+            self.divergences,
+            self.tuner.step_size,
+            self.tuner.length,
+            self.tuner.scale.to(self.phase.position),
+        )
+
+    def _move(self) -> Move:
+        """Make one transition of all chains, of the same length."""
+        position, generator, tuner = self.phase.position, self.generator, self.tuner
         velocity = torch.empty_like(position).normal_(generator=generator)
         begin = self.phase._replace(velocity=velocity)
-        num_steps = min(max(1, math.ceil(length / step_size)), _MOST_STEPS)
+        step_size = tuner.step_size
+        num_steps = min(max(1, math.ceil(tuner.jittered() / step_size)), MOST_STEPS)
+        scale = tuner.scale.to(position)
         end, divergent, gradients = leapfrog(self.target, begin, step_size, num_steps, scale)
         self.gradients += gradients
         accept = (begin.energy - end.energy).clamp(max=0).exp()
@@ -274,119 +233,6 @@ class _Sampler:
             for new, old in zip(end, begin, strict=True)
         ]
         self.phase = Phase(*chosen)
-        return _Move(begin, end, accept, divergent, num_steps * step_size, self.phase.position)
-
-
-class StepSize:
-    """A step size that dual averaging adapts (Hoffman & Gelman 2014, section 3.2).
-
-    :ivar value: for the next transition; ``average`` for when it is no longer adapted.
-    """
-
-    def __init__(self, value: float, target_accept: float) -> None:
-        self.value, self.target_accept = value, target_accept
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin anew from the present step size."""
-        self.centre = math.log(10 * self.value)
-        self.error, self.steps, self.average = 0.0, 0, self.value
-
-    def learn(self, accept: float) -> None:
-        """Take the acceptance rate of a transition into account."""
-        self.steps += 1
-        weight = 1 / (self.steps + 10)
-        self.error += weight * (self.target_accept - accept - self.error)
-        log_step = self.centre - math.sqrt(self.steps) / 0.05 * self.error
-        self.value = math.exp(log_step)
-        weight = self.steps**-0.75
-        self.average = math.exp(weight * log_step + (1 - weight) * math.log(self.average))
-
-
-class _Tuner:
-    """Step size, trajectory length and scales, learnt from what all chains do in the warm-up."""
-
-    def __init__(self, dim: int, warmup_steps: int, target_accept: float) -> None:
-        self.step, self.length = StepSize(0.5 * dim**-0.25, target_accept), 1.0
-        self.scale = torch.ones(dim, dtype=torch.double)
-        self.warmup_steps = warmup_steps
-        self.rescaled = {round(part * warmup_steps) for part in RESCALED}
-        self.count, self.transitions = 0, 0
-        self.change = self.chees = self.slope = 0.0
-        self.lengths: list[float] = []
-        self.window: list[Tensor] = []
-        self.longest = math.inf
-
-    @property
-    def step_size(self) -> float:
-        """The step size h."""
-        return self.step.value
-
-    def jittered(self) -> float:
-        """Return the time of the next trajectory."""
-        self.transitions += 1
-        return halton(self.transitions) * self.length
-
-    def learn(self, move: _Move) -> None:
-        """Take a transition of the warm-up into account."""
-        self.count += 1
-        self.step.learn(1 / float(move.accept.clamp(min=_HOPELESS).reciprocal().mean()))
-        self._ascend(move)
-        self.window.append(move.state.double().cpu())
-        if self.count in self.rescaled:
-            self._rescale(torch.cat(self.window))
-            self.window = []
-
-    def _rescale(self, states: Tensor) -> None:
-        """Take the scales from pooled states ``(N, D)``, and a bound of T from correlations."""
-        deviation = states.std(0)
-        old, self.scale = self.scale, torch.where(deviation > 0, deviation, self.scale)
-        # T was what it takes through the widest direction, in units of the old scales.
-        self.length *= float((old / self.scale).min())
-        x = (states - states.mean(0)) / self.scale
-        direction = x[-1]
-        for _ in range(_POWER_STEPS):
-            direction = (x @ (direction / direction.norm().clamp(min=1e-30))) @ x / len(x)
-        # Half the period of a Gaussian along its widest direction.
-        self.longest = math.pi * max(1.0, math.sqrt(float(direction.norm())))
-        self.step.value = self.step.average
-        self.step.restart()
-
-    def finish(self) -> None:
-        """Take the averages of what was learnt in the last part of the warm-up."""
-        if self.count:
-            self.step.value = self.step.average
-            last = self.lengths[len(self.lengths) // 2 :]
-            self.length = math.exp(sum(map(math.log, last)) / len(last))
-
-    def _ascend(self, move: _Move) -> None:
-        """Make a step on log T along the gradient of log ChEES, less the price of longer ones."""
-        weights = move.accept / move.accept.sum().clamp(min=1e-30)
-        scale = self.scale.to(weights)
-        begin, end = (phase.position.double() / scale for phase in (move.begin, move.end))
-        begin, end = begin - begin.mean(0), end - weights @ end
-        change = end.square().sum(-1) - begin.square().sum(-1)
-        slope = 4 * move.time * change * (end * move.end.velocity.double()).sum(-1)
-        keep = 1 - 1 / min(self.count, _MEMORY)
-        self.change = keep * self.change + (1 - keep) * float(change.square().median())
-        # Relative to what is usual and to each chain's own: those far out must not govern T.
-        size = change.square() + self.change + 1e-30
-        self.chees = keep * self.chees + (1 - keep) * float(weights @ (change.square() / size))
-        self.slope = keep * self.slope + (1 - keep) * float(weights @ (slope / size))
-        if self.chees > 0:
-            first, last = _RATES
-            rate = first * (last / first) ** (self.count / self.warmup_steps)
-            gain = self.slope / self.chees - _PRICE
-            self.length *= math.exp(rate * min(max(gain, -1.0), 1.0))
-        longest = min(self.longest, _MOST_STEPS * self.step_size)
-        self.length = min(max(self.length, self.step_size), longest)
-        self.lengths.append(self.length)
-
-
-def halton(index: int) -> float:
-    """Compute number ``index`` >= 1 of the Halton sequence: its binary digits mirrored.
-
-    >>> [halton(i) for i in range(1, 5)]
-    [0.5, 0.25, 0.75, 0.125]
-    """
-    return int(f"{index:b}"[::-1], 2) / 2 ** index.bit_length()
+        if self.bar is not None:
+            self.bar.update()
+        return Move(begin, end, accept, divergent, num_steps * step_size, self.phase.position)

@@ -22,7 +22,7 @@ from ..guides.sites import Latents, Site, find_sites, site_log_probs, split
 from ..support.autograd import Context
 from ..support.calls import Args, Kwargs, Model
 from ..support.seeding import kept
-from .capture import Graph, check_equal
+from .capture import Graph, ValueAndGrad, check_equal
 from .exploration import (
     chunk_size,
     find_rung,
@@ -79,6 +79,8 @@ class Joint(Runs):
         super().__init__(model, args, kwargs)
         self.sites: dict[str, Site] = {}
         self.graph: Graph | None = None
+        #: Value and gradient by operations that a graph can hold, where there is a graph.
+        self.recordable: ValueAndGrad | None = None
         # What is found out about the model leaves the user's generators alone; that it can be
         # differentiated is known where the caller needs no gradients too.
         generators = kept()
@@ -141,14 +143,15 @@ class Joint(Runs):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    graph = Graph(self._on_rung(rung), example)
+                    recordable = self._on_rung(rung)
+                    graph = Graph(recordable, example)
                     check_equal(graph(example), self.value_and_grad(example))
             except Exception:  # noqa: BLE001 - what cannot be captured is run as before
                 continue
-            self.graph = graph
+            self.graph, self.recordable = graph, recordable
             return
 
-    def _on_rung(self, rung: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def _on_rung(self, rung: str) -> ValueAndGrad:
         """Value and gradient by the transforms of :mod:`torch.func`, which a graph can hold."""
 
         def function(u: Tensor) -> tuple[Tensor, Tensor]:

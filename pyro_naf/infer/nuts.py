@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .hmc import DIVERGENT, RESCALED, Chains, LogDensityAndGrad, Phase, StepSize
+from .hmc import Chains
+from .leapfrog import DIVERGENT, LogDensityAndGrad, Phase
+from .tuning import RESCALED, StepSize
 
 #: Doublings of a trajectory at most.
 _DEEPEST = 10
@@ -77,7 +79,7 @@ def sample_nuts(
             window = []
             step.restart()
         if i + 1 == warmup_steps:
-            step.value = step.average
+            step.settle()
     found = torch.stack(states, 1)
     return Chains(found, accepted, gradients, divergences, step.value, float("nan"), scale)
 

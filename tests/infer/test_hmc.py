@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_naf.infer.chains import bulk_ess, mean_mcse, rank_rhat, tail_ess
-from pyro_naf.infer.hmc import Phase, halton, leapfrog, sample_hmc
+from pyro_naf.infer.hmc import Hamiltonian, sample_hmc
+from pyro_naf.infer.leapfrog import Phase, leapfrog
+from pyro_naf.infer.tuning import StepSize, halton
 
 Density = Callable[[Tensor], Tensor]
 
@@ -212,3 +214,45 @@ def test_the_jitter_covers_the_interval_evenly() -> None:
 def test_arguments_out_of_range_are_named(start: Tensor, options: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         sample_hmc(lambda x: (-0.5 * x.square().sum(-1), -x), start, **options)
+
+
+def test_chains_that_were_stopped_go_on_as_if_they_had_not_been() -> None:
+    target, start = differentiated(banana), banana_draws(16)
+    whole, parts = (
+        Hamiltonian(target, start, generator=torch.Generator().manual_seed(3)) for _ in range(2)
+    )
+    for chains in (whole, parts):
+        chains.warm_up(40)
+    whole.draw(30)
+    for count in (10, 1, 19):
+        parts.draw(count)
+    assert torch.equal(whole.states, parts.states) and whole.gradients == parts.gradients
+    assert whole.count == parts.count == 30
+
+
+def test_a_step_size_is_not_taken_from_the_search_that_follows_a_restart() -> None:
+    step = StepSize(0.1, 0.65)
+    step.learn(1.0)  # the next one is ten times as long, and more
+    assert step.value > 0.5
+    step.settle()
+    assert step.value == 0.1
+    for _ in range(100):
+        step.learn(0.65 if step.value < 0.3 else 0.2)
+    step.settle()
+    assert 0.1 < step.value < 1
+
+
+def test_carefulness_ends_divergences_and_forgets_the_draws_before() -> None:
+    def cliff(x: Tensor) -> Tensor:  # a narrow neck: its width falls by a factor of a thousand
+        scale = (-(x[:, 0].clamp(-1e3, 1e3) ** 2) / 1.2).exp() + 1e-3
+        return -0.5 * x[:, 0] ** 2 - 0.5 * (x[:, 1] / scale) ** 2 - scale.log()
+
+    torch.manual_seed(0)
+    chains = Hamiltonian(differentiated(cliff), 0.1 * normal(64, 2))
+    chains.warm_up(80)
+    chains.draw(100)
+    step_size, divergences = chains.tuner.step_size, chains.divergences
+    chains.be_careful(0.98, 60)
+    assert chains.count == chains.divergences == 0 and chains.tuner.step_size < step_size / 2
+    chains.draw(100)
+    assert divergences > 4 * chains.divergences

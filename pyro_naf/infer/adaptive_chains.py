@@ -1,0 +1,238 @@
+r"""Hamiltonian Monte Carlo that chooses where its chains run, by predicting when they are done.
+
+A gradient in units of a Gaussian costs a fraction of one through a guide's flows. Where the
+posterior's widths differ too much from place to place, as in a funnel, chains diverge or mix slowly
+there, and run in the guide's base space instead. Either chains can be stopped, and go on.
+
+A prediction needs few draws: as the number n of draws grows, :math:`\hat R^2 - 1` falls like
+:math:`1 / n`, and effective sample sizes grow like n.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .base_space import BaseSpace, GaussianSpace
+from .chains import convergence
+from .hmc import Hamiltonian
+
+#: Draws of each chain after which they are first looked at, and how many times as many have been
+#: drawn each time after that.
+_FIRST_LOOK, _LATER = 50, 1.5
+
+#: Number of latents, those that need most draws, that are looked at until these are enough.
+_WORST = 16
+
+#: Acceptance rates that step sizes are adapted to in turn, as long as trajectories diverge: in
+#: units of a Gaussian, and in the base space; and transitions for adapting to a higher rate.
+FIRST_TARGETS, SECOND_TARGETS, _CARE_STEPS = (0.65, 0.9), (0.65, 0.9, 0.98), 75
+
+#: Factor by which a higher rate makes a draw dearer, roughly.
+_CARE = 1.5
+
+#: Draws of each chain, and gradients for each of them, that chains in the base space of a very good
+#: guide need.
+_BEST_DRAWS, _BEST_GRADIENTS = 400, 4
+
+#: Share of the time left that the warm-up takes at most.
+_WARM_UP = 0.15
+
+#: Share of divergent trajectories above which draws are not to be relied on.
+TORN = 1e-3
+
+
+class Goal(NamedTuple):
+    """What draws have to be, in every latent.
+
+    :ivar rhat: R-hat below which chains agree.
+    :ivar ess: effective draws of bulk and tails.
+    :ivar most: number of draws of each chain at most.
+    :ivar ends: whether chains end as soon as they agree.
+    """
+
+    rhat: float
+    ess: float
+    most: int
+    ends: bool
+
+
+@dataclass
+class Run:
+    """Chains in one space.
+
+    :ivar chains: the chains.
+    :ivar space: the space that they run in.
+    :ivar targets: acceptance rates that may still be tried.
+    :ivar finish: seconds that each draw of all chains takes after the last.
+    :ivar needed: predicted number of draws of each chain to the goal.
+    """
+
+    chains: Hamiltonian
+    space: BaseSpace | GaussianSpace
+    targets: list[float]
+    finish: float
+    needed: float = math.inf
+    look_seconds: float = 0.0
+    _worst: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def ahead(self) -> float:
+        """Predicted seconds to the goal."""
+        if not math.isfinite(self.needed):
+            return math.inf
+        return max(self.needed - self.chains.count, 0) * self.chains.pace
+
+    @property
+    def divergent(self) -> float:
+        """Share of divergent trajectories."""
+        chains = self.chains
+        return chains.divergences / (chains.count * len(chains.phase.position))
+
+    def next_look(self, most: int) -> int:
+        """Return the number of draws at which to look next."""
+        count = self.chains.count
+        usual = max(_FIRST_LOOK, math.ceil(_LATER * count))
+        if count < self.needed < usual:
+            usual = math.ceil(max(self.needed, 1.05 * count))
+        return min(usual, most)
+
+    def look(self, goal: Goal) -> None:
+        """Predict from the draws how many are needed; of most latents only where all may be enough.
+
+        The latents that need most tell early that they are not enough.
+        """
+        began, states = time.monotonic(), self.chains.states
+        if self._worst is not None:
+            self.needed = float(_needed(states[..., self._worst], goal).max())
+        if self._worst is None or self.needed <= self.chains.count:
+            needed = _needed(states, goal)
+            self._worst = needed.topk(min(_WORST, len(needed)))[1]
+            self.needed = float(needed.max())
+            self.look_seconds = (time.monotonic() - began) / self.chains.count
+
+    def is_done(self, goal: Goal) -> bool:
+        """Whether no more draws are wanted."""
+        count = self.chains.count
+        return count >= goal.most or (goal.ends and self.needed <= count)
+
+    def be_careful(self, until: float) -> None:
+        """Begin anew with a smaller step size."""
+        self.chains.be_careful(self.targets.pop(0), _CARE_STEPS, until)
+        self.needed, self._worst = math.inf, None
+
+
+def _needed(states: Tensor, goal: Goal) -> Tensor:
+    """Predict the number of draws of each chain that each latent needs ``(D,)``."""
+    found = convergence(states)
+    disagreement = (found.rhat.square() - 1) / (goal.rhat**2 - 1)
+    scarcity = goal.ess / torch.minimum(found.ess, found.ess_tail)
+    factor = torch.maximum(disagreement, scarcity).nan_to_num(math.inf, math.inf)
+    return states.shape[1] * factor
+
+
+class Choice:
+    """Two kinds of chains, the cheaper first; draws of those that reach the goal.
+
+    :param first: makes the chains in units of a Gaussian, ``second`` those in the base space.
+    :param second_gradient: seconds of a gradient of the second.
+    :param goal: what their draws have to be.
+    :param warmup_steps: transitions of a warm-up.
+    :param deadline: when everything is to be over, a value of :func:`time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        first: Callable[[], Run],
+        second: Callable[[], Run],
+        second_gradient: float,
+        goal: Goal,
+        warmup_steps: int,
+        deadline: float,
+    ) -> None:
+        self.makers, self.second_gradient = [first, second], second_gradient
+        self.goal, self.warmup_steps = goal, warmup_steps
+        self.deadline = deadline
+        self.runs: list[Run] = []
+
+    def best(self) -> Run:
+        """Run chains until the goal or the deadline; those whose draws are the best."""
+        first = self._start()
+        for _ in self._rounds(first):
+            if self._is_other_better(first):
+                self._go_on_elsewhere(first)
+                break
+        return min(self.runs, key=_shortfall)
+
+    def _go_on_elsewhere(self, first: Run) -> None:
+        """Run the second chains, and the first again where these are to be done earlier."""
+        second = self._start()
+        for _ in self._rounds(second):
+            is_slow = second.ahead > self._left(second)
+            if is_slow and not first.chains.divergences and first.ahead < second.ahead:
+                for _ in self._rounds(first):
+                    pass
+                break
+
+    def _start(self) -> Run:
+        run = self.makers[len(self.runs)]()
+        self.runs.append(run)
+        left = self.deadline - time.monotonic()
+        run.chains.warm_up(self.warmup_steps, time.monotonic() + max(_WARM_UP * left, 0.0))
+        return run
+
+    def _rounds(self, run: Run) -> Iterator[None]:
+        """Draw and look, until chains are done or time is over; yields after each look."""
+        chains = run.chains
+        while True:
+            count = run.next_look(self.goal.most)
+            chains.draw(count - chains.count, self._end(run, count))
+            run.look(self.goal)
+            is_over = chains.count < count or time.monotonic() > self._end(run, count)
+            if not is_over and chains.divergences and self._can_care(run):
+                run.be_careful(self._end(run, 0))
+                continue
+            if is_over:
+                return
+            yield
+            if run.is_done(self.goal):
+                return
+
+    def _end(self, run: Run, count: int) -> float:
+        """When chains have to end for so many draws to be finished before the deadline."""
+        return self.deadline - count * (run.finish + run.look_seconds)
+
+    def _left(self, run: Run) -> float:
+        return self._end(run, run.chains.count) - time.monotonic()
+
+    def _can_care(self, run: Run) -> bool:
+        """Whether it pays, and there is time, to begin anew with a smaller step size."""
+        left = self._left(run)
+        is_near = run.needed <= self.goal.most and run.ahead <= left
+        if not run.targets or not (is_near or len(self.runs) == len(self.makers)):
+            return False
+        # Draws that will not reach the goal, or with many divergences, are worth few others.
+        can_stay = is_near and run.divergent <= TORN
+        draws = min(run.needed, self.goal.most) if can_stay else 2 * _FIRST_LOOK
+        return _CARE * (draws + _CARE_STEPS) * run.chains.pace < left
+
+    def _is_other_better(self, run: Run) -> bool:
+        """Whether chains in the base space promise more than the first."""
+        left, goal = self._left(run), self.goal
+        least = (self.warmup_steps + _BEST_DRAWS) * _BEST_GRADIENTS * self.second_gradient
+        if run.chains.divergences and least < left:
+            return True
+        if run.needed <= goal.most and run.ahead <= left:
+            return False
+        return math.isinf(self.deadline) or least < run.ahead
+
+
+def _shortfall(run: Run) -> tuple[float, int]:
+    """Return by which factor draws fall short, in number or by divergences; and divergences."""
+    return max(run.needed / run.chains.count, run.divergent / TORN, 1.0), run.chains.divergences
