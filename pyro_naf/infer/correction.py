@@ -333,7 +333,7 @@ def mcmc_correct(
         now = time.monotonic()
         search_seconds = max(_SEARCH * (now - began), _LEAST_SEARCH)
         if max_seconds is not None:
-            search_seconds = max(began + limit - now, 0.0) / 2  # for climbs, and for Gaussians
+            search_seconds = max(began + limit - now, 0.0)
         missed, climbs = unvisited_mass(space.joint, states.flatten(0, 1), search_seconds)
     result = Correction(
         draws,

@@ -31,6 +31,9 @@ VERSION = 1
 #: Fields of results that are written as they are.
 _PLAIN = ("losses", "skipped", "seconds", "missed", "density", "ended")
 
+#: Settings of former versions, which files may hold.
+_FORMER_SETTINGS = {"starts_beside"}
+
 
 class SavedGaussian(TypedDict):
     """:class:`~pyro_naf.infer.laplace.Gaussian` in a file."""
@@ -199,7 +202,8 @@ def on_cpu(value: object) -> object:
 
 def _origin(content: dict[str, Any], joint: Joint) -> Origin:
     start = restored_start(content["start"], joint)
-    settings = RefineSettings(**content.get("settings", {}))
+    stored = content.get("settings", {})
+    settings = RefineSettings(**{k: v for k, v in stored.items() if k not in _FORMER_SETTINGS})
     return Origin(start, bool(content["covers"]), dict(content["options"]), settings)
 
 

@@ -51,15 +51,14 @@ class RefineSettings:
     :ivar search_share: largest share for the search for modes of a model.
     :ivar search_beside_share: largest share for the search for modes beside a Gaussian guide that
         is given; of 60 seconds where the time has no limit.
-    :ivar starts_beside: number of climbs in a row without a new mode that ends that search; at
-        least 1.
     :ivar fit_share: share for a Gaussian of many latents, in place of the search for modes.
     :ivar rough_share: share for a Gaussian of a density so expensive that there is no time for a
         search.
     :ivar many_latents: number of latents from which on climbs towards one Gaussian replace the
         search for modes; at least 1.
     :ivar independent_latents: number of latents from which on a Gaussian of independent latents is
-        fitted too, where the model has no structure; at least 1.
+        fitted too, where the model has no structure, and above which no modes are looked for beside
+        a guide that is given; at least 1.
     :ivar mixture_draws: number of draws that find the mass of each mode; at least 1,000.
     :ivar second_mode_mass: mass outside the heaviest mode from which on the guide is to cover
         several modes; between 0 and 1.
@@ -131,7 +130,6 @@ class RefineSettings:
 
     search_share: Share = 0.1
     search_beside_share: Share = 0.03
-    starts_beside: Count = 4
     fit_share: Share = 0.2
     rough_share: Share = 0.3
     many_latents: Count = 60

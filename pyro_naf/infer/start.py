@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
 
 import torch
@@ -13,15 +12,16 @@ from torch import Tensor
 from ..conditioners import Structure
 from ..support.calls import Args, Model
 from ..training.progress import Progress
-from .gaussian import distinct, find_gaussian, raise_for_start, search
+from .gaussian import distinct, find_gaussian, raise_for_start
 from .given_guides import affine_in_order, density_of_guide, fitted_gaussian
 from .graph import structure_of
 from .joint import Joint
-from .laplace import Gaussian, cholesky, matched_normal
+from .laplace import Gaussian, cholesky
 from .mean_field import falling, fit_mean_field
 from .rough_gaussian import fit_roughly
 from .settings import DEFAULTS, RefineSettings
 from .sparse_gaussian import SparseGaussian, sparse_gaussians
+from .unvisited import modes_beside
 
 #: Fewest gradients that a search for modes, or for a structure, takes, and fewest batches of them
 #: in a row. Where twice the time for a search allows fewer, a few climbs replace it.
@@ -116,7 +116,8 @@ class StartFinder:
         loc, factor = affine_in_order(self.joint, guide)
         # The Gaussian's own width comes first.
         widths = [self.tempering ** (-power / 4) for power in range(3)]
-        others, climbs = ([], None) if self.tempering < 1 else self._modes_beside(loc)
+        known = Gaussian(loc, factor, math.nan)
+        others, climbs = ([], None) if self.tempering < 1 else self._modes_beside(known)
         return Start(self.joint, loc, factor, widths=widths, climbs=climbs, others=others)
 
     def of_model(self) -> Start:
@@ -146,20 +147,11 @@ class StartFinder:
         # The Gaussian is as wide as p^tempering.
         return Start(joint, best.loc, best.factor, modes, climbs=climbs)
 
-    def _modes_beside(self, loc: Tensor) -> tuple[list[Gaussian], int | None]:
-        """Gaussians at modes, for what a given guide may lack; the climbs where time ended them.
-
-        The user's generator is left as it is, and training with it.
-        """
-        joint, settings = self.joint, self.settings
-        if joint.dim > settings.independent_latents:
-            return [], 0
+    def _modes_beside(self, known: Gaussian) -> tuple[list[Gaussian], int | None]:
+        """Gaussians at modes, for what a given guide may lack; the climbs where time ended them."""
         seconds = _USUAL if self.seconds is None else self.seconds
-        deadline = time.monotonic() + settings.search_beside_share * seconds
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            normal = matched_normal(max(_JUDGES // 2, 4 * joint.dim), loc)
-            _, modes, climbs = search(joint, loc, normal, settings.starts_beside, deadline)
-        return modes, climbs if climbs < settings.starts_beside else None
+        limit = self.settings.search_beside_share * seconds
+        return modes_beside(self.joint, known, limit, self.settings.independent_latents)
 
     def _affordable(self) -> int:
         """Gradients that the time for a search allows; none where it allows too few batches."""

@@ -18,16 +18,18 @@ from .gaussian import Thrift, distinct, even_softmax, leads, spread_along
 from .joint import Joint
 from .laplace import Gaussian, best_of, cholesky, match, matched_normal
 from .mixture import weighed, widened
+from .settings import DEFAULTS
 
-#: Number of latents above which no modes are looked for.
-_MOST_LATENTS = 200
-
-#: Number of climbs, half of them from draws, and the largest number of steps of each: a path may
-#: end on the slope, as in a funnel without a top.
-_CLIMBS, _STEPS = 16, 30
+#: Number of climbs at once, half of the first ones from draws; how many times climbs are made while
+#: there is time; and the largest number of steps of each: a path may end on the slope, as in a
+#: funnel without a top.
+_CLIMBS, _ROUNDS, _STEPS = 16, 4, 30
 
 #: Number of climbs from which on a search was not cut short.
 _ENOUGH_CLIMBS = 8
+
+#: Share of the time for the climbs; the rest is for Gaussians at their tops.
+_CLIMBING = 0.6
 
 #: Distance of a climb's start from the mean, in widths, beyond that of most draws, the root of the
 #: number of latents; and the half-widths of the boxes that starts are drawn from.
@@ -48,6 +50,7 @@ def modes_beside(
     joint: Joint,
     known: Gaussian,
     seconds: float,
+    most_latents: int = DEFAULTS.independent_latents,
     draws: Tensor | None = None,
     fewest: int = 1,
 ) -> tuple[list[Gaussian], int | None]:
@@ -57,29 +60,34 @@ def modes_beside(
     The user's generator is left as it is.
 
     :param known: a Gaussian that is known.
-    :param seconds: time for the climbs, and again for the Gaussians.
+    :param seconds: time for the climbs, and for the Gaussians.
+    :param most_latents: number of latents above which no modes are looked for.
     :param draws: unconstrained draws ``(N, D)`` that it was made of; by default its own.
     :param fewest: number of tops below which no Gaussian is fitted.
     """
-    if joint.dim > _MOST_LATENTS:
+    if joint.dim > most_latents:
         return [], 0
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
+    deadline = began + _CLIMBING * seconds
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         thrift = Thrift.of(joint, known.loc, deadline)
-        count = min(thrift.climbs, _CLIMBS)
-        outside = _outside(joint, known, -(-count // 2), thrift.candidates)
+        each = min(thrift.climbs, _CLIMBS)
         if draws is None:
-            draws = known.draw(torch.randn(count, joint.dim).to(known.loc))
-        inside = draws[torch.randint(len(draws), (count - len(outside),))]
-        starts = torch.cat([inside, outside])
-        paths = climb(joint, starts, max_iter=_STEPS, deadline=deadline)
-        is_late = time.monotonic() > deadline
+            draws = known.draw(torch.randn(each, joint.dim).to(known.loc))
+        outside = _outside(joint, known, -(-each // 2), thrift.candidates)
+        inside = draws[torch.randint(len(draws), (each - len(outside),))]
+        starts, paths, count = torch.cat([inside, outside]), list[Tensor](), 0
+        while count == 0 or (count < _ROUNDS * each and time.monotonic() < deadline):
+            paths += climb(joint, starts, max_iter=_STEPS, deadline=deadline)
+            count += each
+            # Where modes lie far apart all likely points are near one of them.
+            starts = _wide(known, each)
         groups = _by_top(joint, [path for path in paths if len(path)])
         if len(groups) >= fewest:
-            modes = _gaussians(joint, groups, time.monotonic() + seconds, thrift.hessians)
+            modes = _gaussians(joint, groups, began + seconds, thrift.hessians)
         else:
             modes = []
-    return modes, count if count < _ENOUGH_CLIMBS or is_late else None
+    return modes, count if count < _ENOUGH_CLIMBS else None
 
 
 def unvisited_mass(joint: Joint, draws: Tensor, seconds: float) -> tuple[float, int | None]:
@@ -98,7 +106,7 @@ def unvisited_mass(joint: Joint, draws: Tensor, seconds: float) -> tuple[float, 
     spread = draws - loc
     (factor,) = cholesky((spread.mT @ spread / len(draws))[None])
     known = Gaussian(loc.to(draws), factor.to(draws), math.nan)
-    modes, climbs = modes_beside(joint, known, seconds, draws, fewest=2)
+    modes, climbs = modes_beside(joint, known, seconds, draws=draws, fewest=2)
     if len(modes) < 2:
         return 0.0, climbs
     with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -115,11 +123,16 @@ def _outside(joint: Joint, known: Gaussian, count: int, candidates: int) -> Tens
     few, dim = -(-count // 3), joint.dim
     each = max(candidates // 3, few)
     cubes = [2 * torch.rand(each, dim).to(known.loc) - 1 for _ in _BOXES]
-    normal = torch.randn(each, dim) * (3 + 7 * torch.rand(each, 1))
     parts = [box * cube for box, cube in zip(_BOXES, cubes, strict=True)]
-    parts.append(known.draw(normal.to(known.loc)))
+    parts.append(_wide(known, each))
     factor = known.factor if known.factor.dim() == 2 else known.factor.diag()
     return torch.cat([_likely(joint, z, known.loc, factor, few) for z in parts])[:count]
+
+
+def _wide(known: Gaussian, count: int) -> Tensor:
+    """Draw from a Gaussian that is three to ten times as wide as what is known."""
+    normal = torch.randn(count, len(known.loc)) * (3 + 7 * torch.rand(count, 1))
+    return known.draw(normal.to(known.loc))
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -157,6 +158,39 @@ def test_many_chains_of_hamiltonian_monte_carlo_are_the_default_and_keep_a_time_
     assert few.draws["x"].shape[0] == 64 and few.draws["x"].shape[1] < 10**5
 
 
+def neck() -> None:
+    v = pyro.sample("v", dist.Normal(0.0, 3.0))
+    pyro.sample("x", dist.Normal(torch.zeros(120), (v / 2).exp()).to_event(1))
+
+
+@pytest.mark.filterwarnings("ignore:do not trust")
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+def test_a_time_limit_is_that_of_the_whole_call(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic", time.process_time)  # others use this machine too
+    guide = AutoDSFNormal(neck, init_scale=0.5)
+    guide()
+    began = time.process_time()
+    result = mcmc_correct(neck, guide, method="hmc", max_seconds=seconds, **QUIET)
+    assert time.process_time() - began < seconds + 2
+    assert result.draws["x"].shape[2:] == (120,) and result.verdict.startswith("do not trust")
+
+
+@pytest.mark.parametrize("name", ["funnel", "schools"])
+def test_no_trajectory_diverges_where_a_smaller_step_helps(name: str) -> None:
+    def funnel() -> None:
+        v = pyro.sample("v", dist.Normal(0.0, 1.5))
+        pyro.sample("x", dist.Normal(torch.zeros(5), (v / 2).exp()).to_event(1))
+
+    model = {"funnel": funnel, "schools": schools}[name]
+    result = refine(model, steps=300, num_draws=2000, seed=0, progress=False)
+    found = mcmc_correct(model, result.guide, method="hmc", num_samples=200, **QUIET)
+    assert found.divergences <= 1e-3 * 64 * 200
+    if found.divergences:
+        assert "transitions diverged" in found.verdict
+
+
 @pytest.mark.parametrize("kind", TRANSFORMS)
 def test_weights_are_those_of_model_and_guide(kind: Any) -> None:
     guide = kind(schools)
@@ -294,6 +328,14 @@ def test_an_entry_that_stood_still_is_named_and_not_trusted(chains: int, samples
     assert summary(draws, fixed=fixed).still == []
     draws = torch.full((4, 100), 2.0)
     assert summary(draws).verdict.startswith("do not trust: x stood still")
+
+
+def test_divergences_are_told_and_many_are_not_trusted() -> None:
+    draws = torch.randn(4, 1000)
+    few, many = (summary(draws, divergences=count).verdict for count in (3, 5))
+    assert few.startswith("trust: the chains agree") and "though 3 of 4000 transitions" in few
+    assert many.startswith("do not trust: 5 of 4000 transitions diverged, so that a narrow part")
+    assert "non-centred model" in many
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -66,3 +66,14 @@ def test_the_verdict_follows_the_settings_in_the_file_too(tmp_path: Path) -> Non
     assert further.origin is not None and further.origin.settings == strict
     with pytest.raises(ValueError, match=r"settings=.*'weighted_ess': 1000000.0.* there, None"):
         refine(model, checkpoint=path, **options)
+
+
+def test_files_with_a_setting_of_a_former_version_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = refine(model, steps=2, num_draws=500, num_starts=2, seed=0, progress=False)
+    with monkeypatch.context() as former:
+        former.setattr(RefineSettings, "changed", lambda self: {"starts_beside": 8})
+        result.save(tmp_path / "old.pt")
+    origin = Refinement.load(tmp_path / "old.pt", model).origin
+    assert origin is not None and origin.settings == RefineSettings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
@@ -101,6 +102,33 @@ def test_modes_beside_chains_are_found_among_many_latents() -> None:
     draws = place + 0.5 * torch.randn(1000, 62, generator=torch.Generator().manual_seed(0))
     missed, climbs = unvisited_mass(joint, draws, 30.0)
     assert missed == pytest.approx(0.5, abs=0.1) and climbs is None
+
+
+def apart(dim: int, gap: float) -> Callable[[], None]:
+    """A Gaussian with 70 % of the mass, and one that is moved along a quarter of the axes."""
+    loc = torch.zeros(2, dim)
+    loc[1, : max(1, dim // 4)] = gap
+    both = dist.MixtureSameFamily(
+        dist.Categorical(torch.tensor([0.7, 0.3])), dist.Normal(loc, 1.0).to_event(1)
+    )
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(torch.zeros(dim), 1.0).mask(False).to_event(1))
+        pyro.factor("f", both.log_prob(x))
+
+    return model
+
+
+@pytest.mark.parametrize("dim, gap", [(2, 8.0), (5, 15.0), (40, 5.0)])
+def test_a_mode_far_away_is_found_and_chains_in_both_are_not_accused(dim: int, gap: float) -> None:
+    joint = Joint(apart(dim, gap))
+    one = torch.randn(2000, dim, generator=torch.Generator().manual_seed(0))
+    both = one.clone()
+    both[:600, : max(1, dim // 4)] += gap
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lost, kept = (unvisited_mass(joint, draws, 30.0) for draws in (one, both))
+    assert lost == (pytest.approx(0.3, abs=0.05), None) and kept == (0.0, None)
 
 
 def test_a_guide_beside_which_no_modes_are_looked_for_is_not_trusted_without_a_word() -> None:
