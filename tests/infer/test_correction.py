@@ -164,31 +164,14 @@ def neck() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:do not trust")
-@pytest.mark.parametrize("seconds", [1.0, 3.0])
-def test_a_time_limit_is_that_of_the_whole_call(
-    seconds: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_time_limit_is_that_of_the_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", time.process_time)  # others use this machine too
     guide = AutoDSFNormal(neck, init_scale=0.5)
     guide()
     began = time.process_time()
-    result = mcmc_correct(neck, guide, method="hmc", max_seconds=seconds, **QUIET)
-    assert time.process_time() - began < seconds + 2
+    result = mcmc_correct(neck, guide, method="hmc", max_seconds=2.0, **QUIET)
+    assert time.process_time() - began < 4
     assert result.draws["x"].shape[2:] == (120,) and result.verdict.startswith("do not trust")
-
-
-@pytest.mark.parametrize("name", ["funnel", "schools"])
-def test_no_trajectory_diverges_where_a_smaller_step_helps(name: str) -> None:
-    def funnel() -> None:
-        v = pyro.sample("v", dist.Normal(0.0, 1.5))
-        pyro.sample("x", dist.Normal(torch.zeros(5), (v / 2).exp()).to_event(1))
-
-    model = {"funnel": funnel, "schools": schools}[name]
-    result = refine(model, steps=300, num_draws=2000, seed=0, progress=False)
-    found = mcmc_correct(model, result.guide, method="hmc", num_samples=200, **QUIET)
-    assert found.divergences <= 1e-3 * 64 * 200
-    if found.divergences:
-        assert "transitions diverged" in found.verdict
 
 
 @pytest.mark.parametrize("kind", TRANSFORMS)

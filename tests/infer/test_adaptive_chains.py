@@ -1,0 +1,92 @@
+"""Claims about where chains of Hamiltonian Monte Carlo run, and when they are done."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_naf.infer.adaptive_chains import Choice, Goal, Run
+from pyro_naf.infer.autoguides import AutoDSFNormal
+from pyro_naf.infer.base_space import BaseSpace
+from pyro_naf.infer.chains import rank_rhat
+from pyro_naf.infer.hmc import Hamiltonian
+
+
+def normal(x: Tensor) -> tuple[Tensor, Tensor]:
+    return -0.5 * x.square().sum(-1), -x
+
+
+def funnel(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Neal's, of which Hamiltonian Monte Carlo does not reach the neck."""
+    v, rest = x[:, :1], x[:, 1:]
+    squares = (rest.square() * (-v).exp()).sum(-1, keepdim=True)
+    value = -(v**2) / 18 - squares / 2 - rest.shape[1] * v / 2
+    slope = -v / 9 + squares / 2 - rest.shape[1] / 2
+    return value[:, 0], torch.cat([slope, -rest * (-v).exp()], -1)
+
+
+def run_of(density: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Callable[[], Run]:
+    space: Any = None
+    return lambda: Run(Hamiltonian(density, torch.randn(64, 10).double()), space, [0.9], 0.0)
+
+
+def never() -> Run:
+    raise AssertionError("chains that are good are left")
+
+
+def test_chains_that_mix_are_not_left() -> None:
+    goal = Goal(1.05, 400, 100, ends=False)
+    best = Choice(run_of(normal), never, 1e-9, goal, 50, math.inf).best()
+    assert best.chains.count == 100 and best.needed <= 100
+
+
+def test_chains_end_as_soon_as_they_agree() -> None:
+    goal = Goal(1.01, 1000, 5000, ends=True)
+    best = Choice(run_of(normal), never, 1e-9, goal, 50, math.inf).best()
+    assert float(rank_rhat(best.chains.states).max()) < 1.01 and best.chains.count < 1000
+
+
+def test_chains_that_diverge_or_disagree_go_on_in_the_other_space() -> None:
+    torch.manual_seed(0)
+    goal = Goal(1.05, 400, 100, ends=False)
+    choice = Choice(run_of(funnel), run_of(normal), 1e-9, goal, 50, math.inf)
+    assert choice.best() is choice.runs[1] and choice.runs[0].chains.count <= 100
+
+
+def test_no_other_space_is_tried_that_would_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", time.process_time)
+    goal = Goal(1.0001, 1e9, 10**6, ends=True)
+    began = time.monotonic()
+    best = Choice(run_of(normal), never, 1e9, goal, 50, began + 1.0).best()
+    assert best.chains.count > 50 and 0.5 < time.monotonic() - began < 1.5
+    # What is left of the way is told by what was made of it.
+    states = best.chains.states
+    half = (float(rank_rhat(states[:, : best.chains.count // 2]).max()) ** 2 - 1) / 2
+    assert float(rank_rhat(states).max()) ** 2 - 1 == pytest.approx(half, rel=1.0)
+
+
+def schools_like() -> None:
+
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    pyro.sample("x", dist.Normal(torch.zeros(3), scale).to_event(1))
+
+
+def test_a_compiled_graph_of_map_and_density_replaces_the_loops() -> None:
+    guide = AutoDSFNormal(schools_like)
+    guide()
+    space = BaseSpace(schools_like, guide, (), {})
+    eps = space.normal(6)
+    graph = space.capture(4)
+    assert graph is not None and not graph.is_ready()
+    for captured, loops in zip(graph(eps), space.value_and_grad(eps), strict=True):
+        torch.testing.assert_close(captured, loops, rtol=1e-4, atol=1e-4)
+    graph.is_compiled, graph.module = True, lambda u, *_: (u[:, 0] * 0 + 7, u * 0)
+    assert space.value_and_grad(eps)[0].tolist() == [7] * 6
