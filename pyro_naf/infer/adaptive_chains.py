@@ -172,7 +172,8 @@ class Choice:
 
     def _go_on_elsewhere(self, first: Run) -> None:
         """Run the second chains, and the first again where these are to be done earlier."""
-        second = self._start()
+        # Where the first would never be done the posterior has a neck.
+        second = self._start(is_careful=first.needed > self.goal.most)
         for _ in self._rounds(second):
             is_slow = second.ahead > self._left(second)
             if is_slow and not first.chains.divergences and first.ahead < second.ahead:
@@ -180,8 +181,10 @@ class Choice:
                     pass
                 break
 
-    def _start(self) -> Run:
+    def _start(self, is_careful: bool = False) -> Run:
         run = self.makers[len(self.runs)]()
+        if is_careful:
+            run.chains.tuner.be_careful(run.targets.pop(0))
         self.runs.append(run)
         left = self.deadline - time.monotonic()
         run.chains.warm_up(self.warmup_steps, time.monotonic() + max(_WARM_UP * left, 0.0))

@@ -172,6 +172,8 @@ def _gaussians(
     normal = matched_normal(max(_JUDGES, 4 * joint.dim), joint.start)
     found: list[Gaussian] = []
     for group in groups:
+        if len(found) > 1 and time.monotonic() > deadline:
+            break
         points = torch.cat([spread_along(path) for path in group[:_PATHS]])
         if best := best_of(joint, points, normal, deadline, at_once):
             found.append(match(joint, best, normal, steps=10, deadline=deadline))
