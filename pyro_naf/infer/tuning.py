@@ -31,8 +31,9 @@ _POWER_STEPS = 20
 #: Acceptance probabilities below this count as this in their harmonic mean.
 _HOPELESS = 0.03
 
-#: Transitions after a restart of the step size from which on its average is settled.
-_SETTLED = 20
+#: Transitions after a restart of the step size from which on its average is settled; the scales are
+#: not set anew earlier.
+_SETTLED = 10
 
 
 class StepSize:
@@ -101,7 +102,7 @@ class Tuner:
         self.step.learn(1 / float(move.accept.clamp(min=_HOPELESS).reciprocal().mean()))
         self._ascend(move, part)
         self.window.append(move.state.double().cpu())
-        if self.rescalings and part >= self.rescalings[0] and len(self.window) > 1:
+        if self.rescalings and part >= self.rescalings[0] and len(self.window) >= _SETTLED:
             self.rescalings = [p for p in self.rescalings if p > part]
             self._rescale(torch.cat(self.window))
             self.window = []
