@@ -10,10 +10,11 @@ A prediction needs few draws: as the number n of draws grows, :math:`\hat R^2 - 
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -122,6 +123,12 @@ class Run:
         count = self.chains.count
         return count >= goal.most or (goal.ends and self.needed <= count)
 
+    def kept(self) -> Run:
+        """Copy what there is, which beginning anew does not touch."""
+        chains = copy.copy(self.chains)
+        chains.tuner = copy.copy(chains.tuner)
+        return replace(self, chains=chains)
+
     def be_careful(self, until: float) -> None:
         """Begin anew with a smaller step size."""
         self.chains.be_careful(self.targets.pop(0), _CARE_STEPS, until)
@@ -160,6 +167,8 @@ class Choice:
         self.goal, self.warmup_steps = goal, warmup_steps
         self.deadline = deadline
         self.runs: list[Run] = []
+        #: Draws of chains that have begun anew, which may turn out to be the best.
+        self.before: list[Run] = []
 
     def best(self) -> Run:
         """Run chains until the goal or the deadline; those whose draws are the best."""
@@ -168,7 +177,7 @@ class Choice:
             if self._is_other_better(first):
                 self._go_on_elsewhere(first)
                 break
-        return min(self.runs, key=_shortfall)
+        return min(self.runs + self.before, key=_shortfall)
 
     def _go_on_elsewhere(self, first: Run) -> None:
         """Run the second chains, and the first again where these are to be done earlier."""
@@ -199,6 +208,7 @@ class Choice:
             run.look(self.goal)
             is_over = chains.count < count or time.monotonic() > self._end(run, count)
             if not is_over and chains.divergences and self._can_care(run):
+                self.before.append(run.kept())
                 run.be_careful(self._end(run, 0))
                 continue
             if is_over:
@@ -222,14 +232,15 @@ class Choice:
             return False
         # Draws that will not reach the goal, or with many divergences, are worth few others.
         can_stay = is_near and run.divergent <= TORN
-        draws = min(run.needed, self.goal.most) if can_stay else 2 * _FIRST_LOOK
+        # A prediction from few draws may be half of what is needed.
+        draws = 2 * min(run.needed, self.goal.most) if can_stay else 2 * _FIRST_LOOK
         return _CARE * (draws + _CARE_STEPS) * run.chains.pace < left
 
     def _is_other_better(self, run: Run) -> bool:
         """Whether chains in the base space promise more than the first."""
         left, goal = self._left(run), self.goal
         least = (self.warmup_steps + _BEST_DRAWS) * _BEST_GRADIENTS * self.second_gradient
-        if run.chains.divergences and least < left:
+        if run.divergent > TORN and least < left:
             return True
         if run.needed <= goal.most and run.ahead <= left:
             return False
