@@ -250,9 +250,39 @@ def test_columns_of_a_table_arrive_as_the_arguments_that_have_their_names(here):
     data = load_data("rows.csv", model, torch.float64)
     model(**data)
     assert seen["school"].tolist() == [0, 1, 0]
+    assert seen["treated"].dtype == torch.bool
     assert seen["treated"].tolist() == [True, False, False]
     assert seen["size"].dtype == torch.int64
     assert seen["score"].dtype == torch.float64 and seen["score"].tolist() == [3.5, 2.5, 1.5]
+
+
+def test_columns_go_to_the_arguments_of_a_modules_forward(here):
+    (here / "rows.csv").write_text(TABLE)
+
+    class Model(torch.nn.Module):
+        def forward(self, score):
+            return score
+
+    assert list(load_data("rows.csv", Model(), torch.float64)) == ["score"]
+
+
+def lines(header, *cells):
+    return "\n".join([header, *cells, ""])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (lines("x", *(f"{i}%" for i in range(30))), "write plain numbers"),
+        (lines("x", *(f"${i}.50" for i in range(30))), "write plain numbers"),
+        (lines("x", *(str(i) for i in range(29)), "high"), "write plain numbers"),
+        (lines("x", "0", "1", "2", "inf", "4"), "1 infinite values"),
+    ],
+)
+def test_numbers_that_are_not_plain_are_no_levels(here, text, message):
+    (here / "rows.csv").write_text(text)
+    with pytest.raises(CommandError, match=message):
+        load_data("rows.csv", lambda x: None, torch.float64)
 
 
 @pytest.mark.parametrize(

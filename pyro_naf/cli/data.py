@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable
 
@@ -11,6 +12,9 @@ import torch
 
 from pyro_naf.density.commands.files import READ, SUFFIXES, Reading, Table, read_table
 from pyro_naf.support.command_line import CommandError, first_line, member, numpy_file
+
+#: A number that has a unit, or a mark whose meaning is not clear.
+_NUMBER = re.compile(r"[^\w]*\d[\d.,:/' ]*[^\w]*")
 
 #: Endings of files whose columns are a model's arguments.
 _TABLES = tuple({*SUFFIXES, *READ} - {".npy", ".npz", ".pt"})
@@ -33,6 +37,8 @@ def load_data(
 
 def _arguments(model: Callable[..., object]) -> list[str] | None:
     """Names of a model's arguments; None where it takes any."""
+    if isinstance(model, torch.nn.Module):
+        model = model.forward
     try:
         parameters = inspect.signature(model).parameters.values()
     except ValueError:  # a callable that has no signature to be found
@@ -53,7 +59,10 @@ def _columns(table: Table, wanted: list[str] | None, dtype: torch.dtype) -> dict
             f"no column of {table.path} has the name of an argument of the model: the columns are "
             f"{names}, the arguments {', '.join(wanted) or 'none'}"
         )
-    text = [name for name in known if table.columns.index(name) in table.text]
+    if table.note is not None:
+        print(table.note, file=sys.stderr)
+    refused = {name: table.text.get(table.columns.index(name)) for name in known}
+    text = [name for name, reason in refused.items() if reason is not None]
     if text:  # with too many levels, or too few rows, for a density
         table = read_table(table.path, Reading(as_text=text))
     table = table.select(known)
@@ -66,7 +75,11 @@ def _columns(table: Table, wanted: list[str] | None, dtype: torch.dtype) -> dict
                 f"{what} has {gone[i]} missing cells; fill them in, or leave them out"
             )
         numbers = table.rows[:, i].numpy()
-        values = table.cells.get(i, numbers.astype(np.int64) if i in table.whole else numbers)
+        is_whole = i in table.whole and np.isfinite(numbers).all()
+        values = table.cells.get(i, numbers.astype(np.int64) if is_whole else numbers)
+        if values.dtype.kind == "O" and any(_NUMBER.fullmatch(str(value)) for value in values):
+            reason = (refused[name] or f"numbers with units in column {name}").split("; ")[0]
+            raise CommandError(f"{table.path} holds {reason}; write plain numbers")
         data[name] = _to_tensor(_coded(values, name, what), what, dtype)
     return data
 
@@ -77,9 +90,10 @@ def _coded(values: np.ndarray, name: str, what: str) -> np.ndarray:
         raise CommandError(f"{what} holds dates; give the model numbers, such as days")
     if values.dtype.kind != "O":
         return values
-    if all(isinstance(value, (bool, np.bool_)) for value in values):
-        return values.astype(bool)
-    levels, codes = np.unique(values.astype(str), return_inverse=True)
+    words = values.astype(str)
+    if {word.lower() for word in words} <= {"true", "false"}:
+        return np.array([word.lower() == "true" for word in words])
+    levels, codes = np.unique(words, return_inverse=True)
     shown = ", ".join(levels[:5]) + (", ..." if len(levels) > 5 else "")
     print(f"{name}: {len(levels)} levels, numbered from 0: {shown}", file=sys.stderr)
     return codes

@@ -60,7 +60,7 @@ def add_refine(commands: Commands) -> None:
         "--data",
         metavar="FILE",
         help="the model's arguments by name: arrays of an .npz file, or columns of a table (.csv, "
-        ".parquet, .xlsx and others)",
+        ".parquet, .xlsx and others), whole numbers as integers, text as the numbers of its levels",
     )
     add("--flow", choices=["dsf", "ddsf"], default="dsf", help="default: %(default)s")
     add("--steps", type=at_least(1), metavar="N", help="largest number of training steps")

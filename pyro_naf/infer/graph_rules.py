@@ -41,6 +41,8 @@ def _permute(to: Writer, like: Tensor, x: Value, axes: Sequence[int]) -> Value |
 
 
 def _transpose(to: Writer, like: Tensor, x: Value, first: int, second: int) -> Value | None:
+    if not x.shape:
+        return x
     axes = list(range(len(x.shape)))
     axes[first], axes[second] = axes[second], axes[first]
     return _permute(to, like, x, axes)
@@ -87,6 +89,8 @@ def _copy(to: Writer, like: Tensor, x: Operand, **kwargs: object) -> Value | Non
     """Take another dtype."""
     if like.device != to.device or not isinstance(x, (Value, bool, int, float)):
         return None
+    if isinstance(x, Value) and kwargs.get("device") is not None:  # perhaps from another device
+        return None
     if not isinstance(x, Value):
         return Value.uniform(x, like.shape, like.dtype)
     if x.dtype == like.dtype:
@@ -123,8 +127,10 @@ def _log_sum_exp(
     to: Writer, like: Tensor, x: Value, axes: Sequence[int], keepdim: bool = False
 ) -> Value | None:
     """Write those of few entries as pairs."""
+    if len(axes) != 1 or not x.shape:
+        return None
     axis = axes[0] % len(x.shape)
-    if len(axes) != 1 or not 1 < x.narrow[axis] <= WRITTEN_OUT:
+    if not 1 < x.narrow[axis] <= WRITTEN_OUT:
         return None
     node = to.written_out(aten.logaddexp.default, x, axis)
     shape, narrow = without(x.shape, [axis]), without(x.narrow, [axis])

@@ -66,6 +66,7 @@ class Value:
     @classmethod
     def uniform(cls, number: Number, shape: Sequence[int], dtype: torch.dtype) -> Value:
         """Stand for a tensor whose entries are one number."""
+        number = torch.tensor(number, dtype=dtype).item()  # rounded, as the tensor's entries are
         # As many axes as before: a tensor without any gives way in the choice of a dtype.
         return cls(None, tuple(shape), (1,) * len(shape), dtype, number)
 
@@ -197,8 +198,8 @@ class Writer:
         """Sum over axes, which are gone."""
         shape, narrow = without(value.shape, axes), without(value.narrow, axes)
         times = math.prod(value.shape[d] for d in axes if value.narrow[d] == 1)
-        if value.number is not None:
-            return Value.uniform(value.number * times, shape, value.dtype)
+        if value.number is not None or times == 0:
+            return Value.uniform((value.number or 0) * times, shape, value.dtype)
         real = [d for d in axes if value.narrow[d] != 1]
         node = self.node(value)
         if len(real) == 1 and _pays(value.narrow, real[0]):

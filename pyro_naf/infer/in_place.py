@@ -22,21 +22,18 @@ class Writes:
     def __init__(self, graph: fx.Graph) -> None:
         self.place = {node: i for i, node in enumerate(graph.nodes)}
         self.root: dict[fx.Node, fx.Node] = {}
-        self.written: dict[fx.Node, list[fx.Node]] = defaultdict(list)
         self.views: dict[fx.Node, list[fx.Node]] = defaultdict(list)
         for node in graph.nodes:
             base = node.args[0] if node.args else None
-            if not isinstance(base, fx.Node) or not _shares(node):
+            if not isinstance(base, fx.Node) or not shares(node):
                 continue
             root = self.root[node] = self.root.get(base, base)
-            (self.written if _is_written(node) else self.views)[root].append(node)
+            if not _is_written(node):
+                self.views[root].append(node)
 
-    def same(self, node: fx.Node) -> list[fx.Node]:
-        """List the nodes that are the tensor that an operation has written into."""
-        if not _is_written(node):
-            return [cast(fx.Node, node.args[0]), node]
-        root = self.root[node]
-        return [root, *(other for other in self.written[root] if not self._is_later(other, node))]
+    def tensor(self, node: fx.Node) -> fx.Node:
+        """Find the node that first was the tensor that a node is: what is written is the same."""
+        return self.root[node] if node in self.root and _is_written(node) else node
 
     def functional(self, node: fx.Node) -> OpOverload:
         """Find the operator that makes a new tensor where one writes into its first argument.
@@ -56,16 +53,16 @@ class Writes:
     def _is_own(self, node: fx.Node) -> bool:
         """Whether what is written was computed, and is read later as a whole only."""
         root = self.root[node]
-        earlier = [view for view in self.views[root] if self._is_later(node, view)]
-        is_shared = any(self._is_later(user, node) for view in earlier for user in view.users)
-        is_computed = root.op == "call_function"
-        return is_computed and node.args[0] in self.same(node) and not is_shared
+        if root.op != "call_function" or self.tensor(cast(fx.Node, node.args[0])) is not root:
+            return False
+        earlier = (view for view in self.views[root] if self._is_later(node, view))
+        return not any(self._is_later(user, node) for view in earlier for user in view.users)
 
     def _is_later(self, node: fx.Node, other: fx.Node) -> bool:
         return self.place[node] > self.place[other]
 
 
-def _shares(node: fx.Node) -> bool:
+def shares(node: fx.Node) -> bool:
     """Whether a node's tensor may share its entries with that of its first argument."""
     if not isinstance(node.target, OpOverload):
         return node.target is operator.getitem

@@ -83,8 +83,8 @@ class Loo(Shown):
         if self.spoiled == bad:
             return f"the guide is too far from the posterior without them; {better} by mcmc_correct"
         return (
-            f"for {self.spoiled} because the guide is too far from the posterior then ({better} by "
-            f"mcmc_correct); for the others, {without}"
+            f"for {self.spoiled} because the guide is too far from the posterior without them "
+            f"({better} by mcmc_correct); for the others, {without}"
         )
 
 

@@ -87,7 +87,8 @@ def log_likelihood(joint: Joint, values: Values) -> dict[str, Tensor]:
 
     An observation is an element of the batch shape of an observed site; where that is one event of
     independent numbers, as of ``Normal(loc, 1).to_event(1)`` outside of plates, it is each number.
-    An observation that a mask leaves out has zero. ``poutine.scale`` does not act on it. Discrete
+    An observation that a mask leaves out has zero. ``poutine.scale`` does not act on it, save
+    where discrete latents are summed out. Discrete
     latents are summed out, for each observation on its own, as in a mixture whose labels are local.
 
     :param values: latent site to ``(N, *site shape)``.

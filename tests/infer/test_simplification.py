@@ -147,6 +147,10 @@ CASES = {
     "constant result": lambda x: torch.ones_like(x)[:, None].expand(N, 2, 4) * 2,
     "indexed": lambda x: x[:, torch.tensor([0, 0, 3])].exp().sum(1),
     "scattered": lambda x: torch.zeros(N, 3).double().index_put((torch.tensor([0, 1]),), x[:2, :3]),
+    "sum of no axes": lambda x: x + x.sum().logsumexp(-1) + x.sum().transpose(0, -1).exp(),
+    "many writes": lambda x: _written_often(x),
+    "number too large for its dtype": lambda x: x + torch.full((20,), 1e38).sum().clamp(max=1.0),
+    "no entries of what is infinite": lambda x: x + (x[:, :1] / 0).expand(N, 3)[:, :0].sum(),
     "nothing": lambda x: x[:, :0].exp().sum(1) + x[:, 0],
 }  # fmt: skip
 
@@ -164,6 +168,13 @@ def _read_through_view(x):
     return view + 1
 
 
+def _written_often(x):
+    whole = x.exp()
+    for i in range(50):
+        whole += x * i
+    return whole.squeeze_(0)
+
+
 def _two_names(x):
     whole = x.exp()
     other = whole.mul_(2.0)
@@ -174,6 +185,29 @@ def _two_names(x):
 @pytest.mark.parametrize("name", CASES)
 def test_graph_computes_the_same(name):
     assert_same(CASES[name], (N, 4))
+
+
+@pytest.mark.parametrize("number", [0.01, 0.1])
+def test_numbers_are_rounded_as_their_tensors_are(number):
+    scale = torch.bfloat16 if number == 0.01 else torch.float32
+
+    def function(x):
+        return x * torch.full((4,), number, dtype=scale).to(x.dtype) * 1e6
+
+    assert_same(function, (N, 4))
+
+
+def test_outputs_are_tensors_of_their_own():
+    """Callers write into gradients; neither inputs nor constants of the graph may change."""
+    x = torch.randn(1, 1)
+    _, simple = graphs(lambda x: (x * 1.0, torch.ones_like(x), x.reshape(1), x.exp(), x.exp()), x)
+    y = torch.randn(1, 1)
+    expected = (y.clone(), torch.ones(1, 1), y.reshape(1).clone(), y.exp(), y.exp())
+    for _ in range(2):
+        found = simple(y)
+        torch.testing.assert_close(found, expected)
+        for out in found:
+            out.mul_(5.0)
 
 
 def test_random_operations_are_left_alone():
