@@ -20,7 +20,7 @@ from pyro_naf.infer import RefineSettings, mcmc_correct, refine, refinement
 mcmc_correct.__wrapped__.__kwdefaults__.update(num_samples=250, warmup_steps=150)
 refine.__wrapped__.__kwdefaults__.update(num_starts=4)
 refinement.DEFAULTS = RefineSettings(judging_draws=5000)
-del mcmc_correct, refine, training
+del RefineSettings, mcmc_correct, refine, refinement
 """
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])

@@ -77,15 +77,17 @@ def infer(
         own = None if names is None else names[i]
         given, known = kinds.get(i), tables[i]
         where = f"{name} in column {own or i}"
+        # A constant has no density, and is refused as such.
+        is_whole = whole[i] and len(values) > 0 and bool((values != values[0]).any())
         if given is None and known is not None:
             column = known
         elif given is None:
-            at = _spikes_found(values, whole[i]) if finds_spikes else ()
+            at = _spikes_found(values, is_whole) if finds_spikes else ()
             if finds_spikes and _are_two_classes(values):
                 classes = values.unique().double().tolist()
                 column = Column("categorical", own, values=tuple(classes))
             else:
-                column = _spiked(values, own, at, whole[i])
+                column = _spiked(values, own, at, is_whole)
         elif given[0] in SPIKED:
             column = _spiked(values, own, _spikes(given, values, known, where), whole[i])
         else:

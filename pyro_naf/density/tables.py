@@ -107,12 +107,7 @@ def matrix(x: object, name: str, schema: Schema | None = None) -> Matrix:
     if columns is None:
         rows = preparation.as_tensor(x, name)
         width = rows.shape[-1] if rows.dim() else 0
-        if isinstance(x, Tensor):
-            whole = [not x.is_floating_point()] * width
-        elif np.asarray(x).dtype.kind in "iu":
-            whole = [True] * width
-        else:
-            whole = [_has_gaps(column) for column in rows.reshape(-1, width).numpy().T]
+        whole = _whole(x, rows, width)
         return Matrix(rows, None, [None] * width, whole, [""] * width)
     if schema is not None and schema.names is not None:
         missing = [c for c in schema.names if c not in columns]
@@ -135,6 +130,15 @@ def matrix(x: object, name: str, schema: Schema | None = None) -> Matrix:
     rows = torch.from_numpy(np.stack([found.values for found in read], 1))
     told = [[c.column for c in read], [c.whole for c in read], [c.unit for c in read]]
     return Matrix(rows, list(columns), *told)  # type: ignore[arg-type]
+
+
+def _whole(x: object, rows: Tensor, width: int) -> list[bool]:
+    """Which columns of an array or a tensor hold whole numbers."""
+    if isinstance(x, Tensor):
+        return [not x.is_floating_point()] * width
+    if np.asarray(x).dtype.kind in "iu" or not rows.numel():
+        return [rows.numel() > 0] * width
+    return [_has_gaps(column) for column in rows.reshape(-1, width).numpy().T]
 
 
 def _numbers(values: object, known: Column | None, where: str, label: str) -> _Read:
