@@ -310,7 +310,7 @@ def test_loo_says_whether_the_guide_or_an_observation_is_at_fault() -> None:
     far = torch.distributions.Exponential(0.8).sample((4000,))  # weights of k-hat 1.25
     of_guide = psis_loo(log_likelihood, far)
     assert len(of_guide.unreliable) == 10 and of_guide.spoiled == 9
-    assert "for 9 because the guide is too far from the posterior then" in str(of_guide)
+    assert "for 9 because the guide is too far from the posterior without them" in str(of_guide)
     assert "fit the model again" not in str(psis_loo({"y": log_likelihood["y"][:, :9]}, far))
 
 
