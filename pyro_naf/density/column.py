@@ -169,7 +169,8 @@ class Column:
         t, lower = _softened(x - low, self.soft[0])
         rounded = (first - (high - low)) - (t - (x - low))  # 0 if the lower bound is hard
         below, upper = _softened((high - x) + rounded, self.soft[1])
-        above = t / (1 + self.soft[1] ** 2 / (length * below)) if self.soft[1] else t
+        # No square of a width: it may be out of range where values are not.
+        above = t / (1 + (self.soft[1] / length) * (self.soft[1] / below)) if self.soft[1] else t
         return above, below, lower + upper
 
     def _half_line(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,7 +190,7 @@ class Column:
         if low > -math.inf and high < math.inf:
             t, below = self._parts(u)
             if self.soft[1]:
-                t = t + self.soft[1] ** 2 * t / (self._lengths[1] * below)
+                t = t + (self.soft[1] / self._lengths[1]) * (self.soft[1] / below) * t
             x = low + _hardened(t, self.soft[0])
         elif low > -math.inf:
             x = low + _hardened(self._from_half_line(u), self.soft[0])
@@ -238,13 +239,13 @@ def _softened(z: Tensor, width: float) -> tuple[Tensor, Tensor]:
     if width == 0:
         return z, torch.zeros_like(z)
     root = torch.hypot(z, torch.full_like(z, 2 * width))
-    t = torch.where(z < 0, 2 * width**2 / (root - z), 0.5 * (z + root))
+    t = torch.where(z < 0, 2 * width * (width / (root - z)), 0.5 * (z + root))
     return t, t.log() - root.log()
 
 
 def _hardened(t: Tensor, width: float) -> Tensor:
     """Undo :func:`_softened`."""
-    return t - width**2 / t if width else t
+    return t - width * (width / t) if width else t
 
 
 def _exponential_score(a: Tensor) -> Tensor:

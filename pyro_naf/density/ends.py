@@ -146,7 +146,8 @@ def round_number(low: float, high: float, step: float) -> float | None:
             grid = factor * 10.0**exponent
             found = math.ceil(low / grid) * grid
             if grid >= step and found <= high:
-                return float(f"{found:.12g}")
+                rounded = float(f"{found:.12g}")  # .30000000000000004 is .3
+                return rounded if low <= rounded <= high else found
     return None
 
 

@@ -52,6 +52,9 @@ _STARTS = 0.03
 #: may take; without a limit it may take these seconds in any case.
 _SEARCH, _LEAST_SEARCH = 0.06, 4.0
 
+#: Draws of a chain below which R-hat is not a number.
+_FEWEST = 4
+
 #: Number of entries of a site that a summary shows.
 _SHOWN = 8
 
@@ -131,7 +134,8 @@ class Correction(Results, Shown):
     @property
     def verdict(self) -> str:
         """Whether the chains agree, and a search found no mode that they lack, in one line."""
-        moves = next(iter(self.draws.values())).shape[:2].numel()
+        chains, length = next(iter(self.draws.values())).shape[:2]
+        moves = chains * length
         site = max(self.rhat, key=lambda name: float(self.rhat[name].nan_to_num(nan=1.0).max()))
         bad = [name for name, value in self.draws.items() if not value.isfinite().all()]
         if self.missed > DEFAULTS.largest_missed_mass:
@@ -139,6 +143,11 @@ class Correction(Results, Shown):
                 f"do not trust: no chain has visited other modes, with {self.missed:.0%} of the "
                 "mass; refine the model itself, which covers the modes found, and correct that "
                 "guide"
+            )
+        if length < _FEWEST:
+            return (
+                f"do not trust: only {length} draws of each chain, too few for R-hat; try a larger "
+                "max_seconds or num_samples"
             )
         if bad:
             reason = f"draws of {bad} are not finite"

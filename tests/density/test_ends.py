@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from pyro_naf.density import FlowDensity, kinds
-from pyro_naf.density.ends import ends_of
+from pyro_naf.density.column import Column
+from pyro_naf.density.ends import ends_of, round_number
 
 QUICK: dict[str, Any] = {"seed": 0, "progress": False}
 RANDOM = np.random.default_rng(0)
@@ -121,3 +122,20 @@ def test_percentages_are_drawn_between_none_and_all() -> None:
     drawn = density.sample(20_000, seed=0, as_table=False)
     assert float(drawn.min()) >= 0 and float(drawn.max()) <= 100
     assert np.isfinite(density.score_samples({"share": ["104%"]}))[0]
+
+
+def test_ends_hold_the_rows_beside_a_large_offset():
+    generator = torch.Generator().manual_seed(0)
+    for k in range(100):
+        rows = 1.7e9 + k * 0.137 + 10 * torch.rand(1000, 1, generator=generator, dtype=torch.double)
+        low, high = rows.min().item(), rows.max().item()
+        found = round_number(low - 1e-4, low, 1e-5)
+        assert found is None or low - 1e-4 <= found <= low < high
+
+
+def test_soft_ends_of_huge_and_tiny_values_stay_in_range():
+    for size in (1e-160, 1e160):
+        column = Column("bounded", None, 0.0, size, soft=(1e-3 * size, 1e-3 * size))
+        x = torch.linspace(-0.1, 1.1, 25, dtype=torch.double) * size
+        u = column.to_real(x)[0]
+        assert u.isfinite().all()

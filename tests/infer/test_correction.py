@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -172,6 +174,21 @@ def test_a_time_limit_is_that_of_the_whole_call(monkeypatch: pytest.MonkeyPatch)
     result = mcmc_correct(neck, guide, method="hmc", max_seconds=2.0, **QUIET)
     assert time.process_time() - began < 4
     assert result.draws["x"].shape[2:] == (120,) and result.verdict.startswith("do not trust")
+
+
+def test_two_draws_of_each_chain_are_not_trusted() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        guide = AutoDSFNormal(banana, init_scale=0.5)
+        guide()
+        result = mcmc_correct(banana, guide, method="hmc", num_samples=4, warmup_steps=5, **QUIET)
+    # As a time limit leaves them: nothing is known of the chains then.
+    unknown = {name: torch.full_like(value, math.nan) for name, value in result.rhat.items()}
+    few = {name: value[:, :2] for name, value in result.draws.items()}
+    short = dataclasses.replace(
+        result, draws=few, rhat=unknown, ess=unknown, ess_tail=unknown, divergences=0, missed=0.0
+    )
+    assert "only 2 draws of each chain, too few for R-hat" in short.verdict
 
 
 @pytest.mark.parametrize("kind", TRANSFORMS)
