@@ -34,7 +34,7 @@ MOST, PART, FEWEST, ENOUGH = 200, 0.25, 8, 50
 REACHES = torch.logspace(-2, 0, 12, dtype=torch.double)
 
 #: Mean distances of rows within which a round number beyond the last row is the end: 95 % of the
-#: ends lie there. It is one of a grid whose step is at least so many mean distances.
+#: ends lie there. A round number is a multiple of a step; the step's least size, in mean distances.
 BEYOND, ROUND = 3.0, 10.0
 
 #: Distance over which the density fades beyond an end, in mean distances of the rows next to the

@@ -177,7 +177,14 @@ class Choice:
             if self._is_other_better(first):
                 self._go_on_elsewhere(first)
                 break
-        return min(self.runs + self.before, key=_shortfall)
+        return self.chosen()
+
+    def chosen(self) -> Run:
+        """Return the chains that come nearest to the goal."""
+        runs = self.runs + self.before
+        # Of chains that were to have a given length, those that have it.
+        whole = [run for run in runs if not self.goal.ends and run.chains.count >= self.goal.most]
+        return min(whole or runs, key=_shortfall)
 
     def _go_on_elsewhere(self, first: Run) -> None:
         """Run the second chains, and the first again where these are to be done earlier."""
@@ -218,7 +225,7 @@ class Choice:
                 return
 
     def _end(self, run: Run, count: int) -> float:
-        """When chains have to end for so many draws to be finished before the deadline."""
+        """Return when chains with this number of draws have to end to meet the deadline."""
         return self.deadline - count * (run.finish + run.look_seconds)
 
     def _left(self, run: Run) -> float:
@@ -247,6 +254,7 @@ class Choice:
         return math.isinf(self.deadline) or least < run.ahead
 
 
-def _shortfall(run: Run) -> tuple[float, int]:
-    """Return by which factor draws fall short, in number or by divergences; and divergences."""
-    return max(run.needed / run.chains.count, run.divergent / TORN, 1.0), run.chains.divergences
+def _shortfall(run: Run) -> tuple[float, float, int]:
+    """Return by which factor draws fall short, in number or by divergences; of equals, the most."""
+    count = run.chains.count
+    return max(run.needed / count, run.divergent / TORN, 1.0), run.divergent, -count

@@ -90,3 +90,17 @@ def test_a_compiled_graph_of_map_and_density_replaces_the_loops() -> None:
         torch.testing.assert_close(captured, loops, rtol=1e-4, atol=1e-4)
     graph.is_compiled, graph.module = True, lambda u, *_: (u[:, 0] * 0 + 7, u * 0)
     assert space.value_and_grad(eps)[0].tolist() == [7] * 6
+
+
+def test_chains_of_the_asked_length_come_before_shorter_ones() -> None:
+    """Shorter ones stand beside them where the space was changed, or chains began anew."""
+    runs = [run_of(normal)() for _ in range(3)]
+    for run, count in zip(runs, (30, 100, 20), strict=True):
+        run.chains.draw(count)
+        run.needed = float(count)  # enough, by its own draws
+    choice = Choice(never, never, 1e-9, Goal(1.05, 400, 100, ends=False), 50, math.inf)
+    choice.runs, choice.before = runs[:2], runs[2:]
+    runs[1].chains.divergences = 60  # of 6400 transitions
+    assert choice.chosen() is runs[1]
+    choice.goal = choice.goal._replace(ends=True)  # as many as are enough
+    assert choice.chosen() is runs[0]
