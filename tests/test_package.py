@@ -153,3 +153,13 @@ def test_top_level_holds_what_it_may() -> None:
         pytest.skip("not a checkout")
     tops = {line.split("/")[0] for line in ran.stdout.splitlines()}
     assert {top for top in tops if not top.startswith(".")} <= allowed
+
+
+def test_old_import_paths_lead_to_the_same_functions():
+    from pyro_naf.density import parallel
+    from pyro_naf.infer import refinement
+    from pyro_naf.training import parallel as core
+
+    assert parallel.start is core.start and parallel.rank is core.rank
+    assert callable(refinement.fit_gaussian) and callable(refinement.diagnose)
+    assert callable(refinement.several) and callable(refinement.missed_mass)

@@ -18,6 +18,7 @@ from .arguments import check_arguments, refuse_swallowed
 from .budget import Budget
 from .capture import is_enabled
 from .checkpoints import Checkpoint
+from .diagnostics import diagnose
 from .effort import (
     SECONDS,
     STEPS,
@@ -26,12 +27,27 @@ from .effort import (
     is_worth_compiling,
     num_cores,
 )
+from .gaussian import fit_gaussian
+from .given_guides import affine_of
 from .graph import check_structure
+from .mixture import missed_mass, several
 from .plans import Call, refine_from
 from .refined import Refined
 from .results import Refinement
 from .settings import DEFAULTS, RefineSettings
 from .start import Start, StartFinder, density_of
+
+#: Names that were importable from here before.
+__all__ = [
+    "Refinement",
+    "Start",
+    "affine_of",
+    "diagnose",
+    "fit_gaussian",
+    "missed_mass",
+    "refine",
+    "several",
+]
 
 #: Options that a call must repeat to go on from a checkpoint.
 _CALL = (
