@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..support.calls import Args, Kwargs, Types
 from .compilation import Compilation, is_enabled
+from .direct_calls import with_direct_calls
 from .lanes import FailedFactorsAreNaN
 from .simplification import simplified
 
@@ -126,7 +127,8 @@ class Graph:
     def _take(self, module: fx.GraphModule, function: ValueAndGrad) -> None:
         """Take a graph that agrees with the function at other points."""
         self.constants = constants_to_inputs(module)
-        self.module, self._code = module, module.code
+        self._code = module.code
+        self.module = with_direct_calls(module, [self._like, *self.constants])
         u = _fresh(self._like)
         check_equal(self._part(u), function(u))
 

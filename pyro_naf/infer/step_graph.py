@@ -25,6 +25,7 @@ from ..support.calls import Args, Intercepted, Kwargs, Operation, Types
 from ..support.seeding import kept
 from .capture import check_equal, constants_to_inputs, is_followed, trace
 from .compilation import Compilation, Compiled
+from .direct_calls import with_direct_calls
 from .draw_inputs import NotCaptured, functional, without_draws
 from .lanes import FailedFactorsAreNaN
 from .simplification import simplified
@@ -64,6 +65,8 @@ class StepGraph:
         #: Constants of the simplified graph that the user's code does not have.
         self.numbers: list[Tensor] = []
         self.module = self._simplified(self.module)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            self._calls = with_direct_calls(self.module, self._values(self._inputs))
         self.compilation: Compilation | None = None
         self._compiled: Compiled | None = None
 
@@ -87,7 +90,7 @@ class StepGraph:
         if compiled and self._compiled is not None:
             out = self._compiled(values)
         else:
-            out = self.module(*values)
+            out = self._calls(*values)
         grads = dict(zip(self.trained, out[self.num_losses :], strict=True))
         return list(out[: self.num_losses]), grads
 
