@@ -27,12 +27,49 @@ def guarded_step(
     :param agreed: makes of a process's answer that of all processes.
     :return: whether the step was skipped.
     """
-    norm = torch.nn.utils.clip_grad_norm_(weights, clip)
+    grads = [weight.grad for weight in weights if weight.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp(max=1.0))
     bad = agreed(~(norm.isfinite() & loss.isfinite()))
-    # As torch's GradScaler does it: fused kernels look at this number and leave all as it is.
-    adam.found_inf = bad.float()  # type: ignore[attr-defined]
-    adam.step()
+    _step(adam, bad.float())
     return bad
+
+
+@torch.no_grad()
+def _step(adam: torch.optim.Adam, skips: Tensor) -> None:
+    """As ``adam.step()``, whose Python takes as long as a captured flow; it makes the first step.
+
+    :param skips: 1 where all stays as it is, else 0. As torch's GradScaler does it, the fused
+        kernels look at this number.
+    """
+    is_decoupled = isinstance(adam, torch.optim.AdamW)
+    update = torch._fused_adamw_ if is_decoupled else torch._fused_adam_
+    for group in adam.param_groups:
+        params = [p for p in group["params"] if p.grad is not None]
+        states = [adam.state[p] for p in params]
+        if not all(states):
+            adam.found_inf = skips  # type: ignore[attr-defined]
+            adam.step()
+            return
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        update(
+            params,
+            [p.grad for p in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            found_inf=skips,
+        )
+        torch._foreach_sub_(steps, [skips] * len(steps))
 
 
 def refuse_bad_steps(in_a_row: int, at: str, remedy: str) -> None:
