@@ -154,6 +154,42 @@ class MADE(Ordered):
         found: Tensor = out.permute(2, 0, 1).reshape(*x.shape[:-1], self.input_dim, self.num_params)
         return found
 
+    def jacobian(self, x: Tensor, by_phi: Tensor, context: Tensor | None = None) -> Tensor:
+        r"""Jacobian :math:`\sum_p w_{tp} \, \partial\phi_{tp}/\partial x_s`, without gradient.
+
+        It costs little more than one product with a vector: the sum over p comes first.
+
+        :param x: points ``(..., D)``, the dimensions in autoregressive order.
+        :param by_phi: w, shape ``(..., D, P)``, in that order.
+        :param context: ``(..., C)``, or None where the conditioner takes none.
+        :return: entry t, s, both in order, ``(..., D, D)``; zero for s >= t.
+
+        >>> made = MADE(3, [4], num_params=2, order="natural")
+        >>> made.jacobian(torch.randn(5, 3), torch.ones(5, 3, 2)).shape
+        torch.Size([5, 3, 3])
+        """
+        dim, context = self.input_dim, self._check_context(context)
+        columns = x.detach().reshape(-1, dim).t()
+        rows = by_phi.reshape(columns.shape[1], dim, -1)
+        if self.head is not None:
+            rows = rows @ self.head.detach()
+        weights = [w.detach() * self._mask(i) for i, w in enumerate(self._weights())]
+        last = weights[-1].unflatten(0, (dim, -1)).mT
+        by_features = torch.bmm(last, rows.permute(1, 2, 0))  # (D, H, N)
+        biases = [bias.detach().unsqueeze(-1) for bias in self.biases]
+        with torch.enable_grad():
+            # Samples are repeated, one copy for each t, so that one backward pass does.
+            repeated = columns.repeat(1, dim).requires_grad_()
+            inputs = repeated
+            if context is not None:
+                context = context.detach().expand(*x.shape[:-1], -1).reshape(rows.shape[0], -1)
+                inputs = torch.cat([context.t().repeat(1, dim), repeated])
+            features = self._features(inputs, lambda i, z: weights[i] @ z + biases[i])
+        grads = by_features.transpose(0, 1).reshape(features.shape)
+        (by_x,) = torch.autograd.grad(features, repeated, grads)
+        found: Tensor = by_x.unflatten(1, (dim, -1)).permute(2, 1, 0).reshape(*x.shape, dim)
+        return found
+
     def _weights(self) -> list[Tensor]:
         """Read each weight once: a parametrisation computes them anew at every reading."""
         for hook in self.weights._forward_pre_hooks.values():  # torch.nn.utils.weight_norm

@@ -8,7 +8,8 @@ another at the cost of a few passes; both are exact and differentiable.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 
-from ..conditioners import as_conditioner, sweep
+from ..conditioners import MADE, as_conditioner, sweep
 from ..conditioners.order import Ordered
 from ..conditioners.protocol import Conditioner, check_overrides, is_unchanged
 from ..rootfinding import RootNotFoundError, check_roots
@@ -46,6 +47,9 @@ class Parts(NamedTuple):
     log_slope: Tensor
     #: The conditioner that has the order; None where all is in the order of the dimensions.
     ordered: Ordered | None
+    #: From weights w ``(..., D, P)`` the Jacobian of the sums of w phi with respect to x,
+    #: ``(..., D, D)``; None where the conditioner has none.
+    jacobian: Callable[[Tensor], Tensor] | None = None
 
     def sort(self, t: Tensor, back: bool = False) -> Tensor:
         """Bring the last axis of a tensor into the order of the parts, or ``back`` from it."""
@@ -174,15 +178,18 @@ class AutoregressiveFlow(TransformModule):
 
     def _finite_parts(self, x: Tensor) -> Parts:
         context = () if self.context is None else (self.context,)
-        arn = self.arn
-        if not (isinstance(arn, Ordered) and is_unchanged(arn)) or arn.is_natural:
+        arn, unchanged = self.arn, is_unchanged(self.arn)
+        if not (isinstance(arn, Ordered) and unchanged) or arn.is_natural:
             phi, ordered = arn(x, *context), None
         else:
             # Sorting x and y is cheaper than sorting the pseudo-parameters.
             x, ordered = arn.sort(x), arn
             phi = arn(x, *context, in_order=True)
         y, log_slope = self.transformer(x, phi)
-        return Parts(x, phi, y, log_slope, ordered)
+        jacobian = None
+        if unchanged and isinstance(arn, MADE):
+            jacobian = partial(arn.jacobian, x, context=self.context)
+        return Parts(x, phi, y, log_slope, ordered, jacobian)
 
     def _inverse(self, y: Tensor) -> Tensor:
         self._check(y, "y")

@@ -85,22 +85,22 @@ def without_draws(
     _forget_values(module.graph)
     nodes = list(module.graph.nodes)
     draws = [node for node in nodes if _is_random(node)]
-    draw = _subgraph(nodes, _needed(draws), draws)
+    draw = _subgraph(nodes, needed(draws), draws)
     found = next(node for node in nodes if node.op == "output").args[0]
-    needed = _needed([node for node in found if isinstance(node, fx.Node)], stop=set(draws))
+    wanted = needed([node for node in found if isinstance(node, fx.Node)], stop=set(draws))
     rest = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     uses = []
     inputs = [node for node in nodes if node.op == "placeholder"]
     for i, node in enumerate(inputs):
-        if node in needed:
+        if node in wanted:
             copies[node] = rest.node_copy(node)
             uses.append(i)
     for i, node in enumerate(draws):
         copies[node] = rest.placeholder(f"draw_{i}")
         copies[node].meta.update(node.meta)
     for node in nodes:
-        if node in needed and node not in copies:
+        if node in wanted and node not in copies:
             copies[node] = rest.node_copy(node, copies.__getitem__)
     rest.output([copies[node] for node in found])
     rest.lint()
@@ -121,7 +121,7 @@ def _subgraph(
     return fx.GraphModule(torch.nn.Module(), graph)
 
 
-def _needed(outputs: Sequence[fx.Node], stop: Collection[fx.Node] = ()) -> set[fx.Node]:
+def needed(outputs: Sequence[fx.Node], stop: Collection[fx.Node] = ()) -> set[fx.Node]:
     """List the nodes that these depend on, themselves included, back to those at which to stop."""
     needed: set[fx.Node] = set()
     stack = list(outputs)

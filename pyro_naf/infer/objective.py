@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..kernels import library
 from .autoguides import AutoFlowNormal
+from .flow_graph import CapturedPath, FlowGraph
 from .gaussian import LogDensity
 from .mixture import Pool, Pushed
 from .path_gradient import FlowPath
@@ -44,11 +49,20 @@ _OUTLYING = (-0.1, 1.0)
 _CLOSE = 1e-3
 
 
-class Loss(NamedTuple):
-    """A loss as it is reported, and a stand-in whose gradient is what weights follow."""
+#: Number of steps of a phase after which the guide's part of a step is captured; the largest
+#: number of products of weights and draws at which that is worth it: of more, a step is arithmetic,
+#: and the products that masks make zero are left out.
+_CAPTURED_AFTER, _MOST_PRODUCTS = 150, 1 << 25
 
-    stand_in: Tensor
+#: Gradients with respect to weights, None where nothing depends on one.
+Gradients = list[Tensor | None]
+
+
+class Loss(NamedTuple):
+    """A loss as it is reported, and the gradients that weights follow."""
+
     value: float
+    gradients: Callable[[Sequence[Tensor]], Gradients]
 
 
 class Objective:
@@ -97,6 +111,8 @@ class Objective:
         self.num_particles, self.estimate = num_particles, estimate or target
         self.phases = ("climb", "land") if pool is None else ("learn", "balance")
         self.own: tuple[Tensor, ...] = ()
+        self._graphs: dict[tuple[bool, int], FlowGraph | None] = {}
+        self._passes: Counter[tuple[bool, int]] = Counter()
 
     def of(self, phase: str, step: int) -> Loss:
         """Compute the loss of a phase, in a step of this number."""
@@ -107,9 +123,11 @@ class Objective:
 
     def climb(self) -> Loss:
         """Minus the ELBO."""
-        path = FlowPath(self.guide.get_transform(), self.normal(self.num_particles))
-        loss = _mean(path.log_q - self.estimate(path.z))
-        return Loss(loss, loss.item())
+        path = self._path(self.normal(self.num_particles), scores=False)
+        log_p, slopes = _value_and_grad(self.estimate, path.z)
+        loss, shares = _mean(path.log_q.detach() - log_p)
+        by_z = -shares[:, None] * slopes
+        return Loss(loss.item(), partial(path.gradients, by_log_q=shares, by_z=by_z))
 
     def learn(self) -> Loss:
         """Minus the log-likelihood of draws of the pool, and of some around them."""
@@ -119,7 +137,8 @@ class Objective:
         around = self.pool.around.draw(self.normal(max(count // 16, 1)))
         log_q = self.guide.get_posterior().log_prob(torch.cat([z, around]))
         stand_in = -log_q[:count].mean() - _AROUND * log_q[count:].mean()
-        return Loss(stand_in, _mean(log_q[:count].detach() - log_p).item())
+        loss, _ = _mean(log_q[:count].detach() - log_p)
+        return Loss(loss.item(), partial(_gradients, stand_in))
 
     def balance(self, step: int) -> Loss:
         """Return a stand-in with the gradient of the log-variance divergence at fixed draws."""
@@ -135,26 +154,49 @@ class Objective:
         log_q = posterior.log_prob(z)
         with torch.no_grad():
             log_w = log_p - log_q
-            value = _mean(-log_w[count:]).item()
+            loss, _ = _mean(-log_w[count:])
             deviations = _huber(log_w, log_w[:count], _UNEVEN)
-        return Loss(-((deviations - deviations.mean()) * log_q).mean(), value)
+        stand_in = -((deviations - deviations.mean()) * log_q).mean()
+        return Loss(loss.item(), partial(_gradients, stand_in))
 
     def land(self) -> Loss:
-        """Return a stand-in with the path gradient, and that of the log-variance divergence."""
+        """Take the path gradient, and that of the log-variance divergence."""
         count = self.num_particles
-        base = torch.cat([self.normal(count), self._wide(max(count // 2, 2))])
-        path = FlowPath(self.guide.get_transform(), base)
-        z, log_q = path.z, path.log_q
-        # At the wider draws, where the density may not be finite, it is not differentiated.
-        log_p = self.estimate(torch.cat([z[:count], z[count:].detach()]))
-        loss = _mean((log_q - log_p)[:count])
-        # This stand-in has the gradient of log q(z) at fixed z.
-        fixed = log_q - (path.score(_TOLERANCE) * z).sum(-1)
-        log_w = (log_p - log_q).detach()
+        path = self._path(
+            torch.cat([self.normal(count), self._wide(max(count // 2, 2))]), scores=True
+        )
+        log_q, scores = path.log_q.detach(), path.score(_TOLERANCE)
+        # At the wider draws, where the density may not be finite, its gradient is not taken.
+        log_p, slopes = _value_and_grad(self.estimate, path.z)
+        loss, shares = _mean((log_q - log_p)[:count])
+        log_w = log_p - log_q
         part = (_CLOSE / log_w[:count].var()).clamp(max=1).nan_to_num(nan=0.0)
         outer = _huber(log_w[count:], log_w[count:], _OUTLYING)
-        stand_in = loss - fixed[:count].mean() - part * (outer * fixed[count:]).mean()
-        return Loss(stand_in, loss.item())
+        # log q(z) - score z has the gradient of log q at fixed z.
+        fixed = torch.cat([torch.full_like(shares, 1 / count), part * outer / len(outer)])
+        by_log_q, by_z = -fixed, fixed[:, None] * scores
+        by_log_q[:count] += shares
+        by_z[:count] -= shares[:, None] * slopes[:count]
+        return Loss(loss.item(), partial(path.gradients, by_log_q=by_log_q, by_z=by_z))
+
+    def _path(self, base: Tensor, scores: bool) -> FlowPath | CapturedPath:
+        """Send draws of the base through the guide, by a captured graph after some steps."""
+        kind = scores, len(base)
+        self._passes[kind] += 1
+        if self._passes[kind] == _CAPTURED_AFTER and self._is_worth_capturing(len(base)):
+            try:
+                self._graphs[kind] = FlowGraph(self.guide, base, scores, _TOLERANCE)
+            except Exception:  # noqa: BLE001 - what cannot be captured is computed as before
+                self._graphs[kind] = None
+        graph = self._graphs.get(kind)
+        return FlowPath(self.guide.get_transform(), base) if graph is None else graph(base)
+
+    def _is_worth_capturing(self, count: int) -> bool:
+        """Whether the density is a graph already, and its evaluation is not most of a step."""
+        if getattr(self.target, "graph", None) is None or self.guide.inverse:
+            return False
+        size = sum(weight.numel() for weight in self.guide.parameters())
+        return self.guide.loc.is_cuda or (library.is_built() and size * count <= _MOST_PRODUCTS)
 
     def normal(self, count: int) -> Tensor:
         """Draw points ``(count, D)`` of the base."""
@@ -165,15 +207,33 @@ class Objective:
         return normal * (1 + _WIDER / normal.shape[-1] ** 0.5 * torch.rand_like(normal[:, :1]))
 
 
-def _mean(losses: Tensor) -> Tensor:
-    """Mean over the draws of finite density; infinite where fewer than half of them are.
+def _value_and_grad(function: LogDensity, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Values ``(N,)`` and gradients ``(N, D)``, 0 where the value is not finite."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        value = function(z)
+    if not value.requires_grad:
+        return value, torch.zeros_like(z)
+    (grad,) = torch.autograd.grad(value.sum(), z)
+    value = value.detach()
+    return value, torch.where(value.isfinite()[:, None], grad, 0.0)
+
+
+def _gradients(stand_in: Tensor, weights: Sequence[Tensor]) -> Gradients:
+    # Not backward(): the model's own parameters must not collect gradients.
+    return list(torch.autograd.grad(stand_in, weights, allow_unused=True))
+
+
+def _mean(losses: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the draws of finite density, and the share of each; infinite where most have none.
 
     A draw where the model has no density has no gradient either. The other draws go on.
     """
     finite = losses.isfinite()
+    shares = finite.to(losses) / finite.sum()
     if 2 * int(finite.sum()) < len(losses):
-        return losses.mean()
-    return torch.where(finite, losses, 0.0).sum() / finite.sum()
+        return losses.mean(), shares
+    return torch.where(finite, losses, 0.0).sum() / finite.sum(), shares
 
 
 def _huber(log_weights: Tensor, typical: Tensor, bounds: tuple[float, float]) -> Tensor:

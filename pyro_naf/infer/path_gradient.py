@@ -13,7 +13,7 @@ through the layers :math:`y = f(x)` with Jacobians J and log-determinants l as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeGuard
 
 import torch
@@ -31,6 +31,9 @@ from ..transforms import AutoregressiveFlow
 #: Largest number of dimensions for which all iterations are recorded in a captured graph: how many
 #: are needed depends on values, which a graph cannot read.
 _MOST_RECORDED = 16
+
+#: Largest number of entries of the Jacobians that are computed; of more, products with them.
+_MOST_ENTRIES = 1 << 20
 
 _LOG_ROOT_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -119,6 +122,19 @@ class FlowPath:
                 s = _pull_through(parts, s, tolerance)
         return s
 
+    def gradients(
+        self, weights: Sequence[Tensor], by_log_q: Tensor, by_z: Tensor
+    ) -> list[Tensor | None]:
+        r"""Gradients of :math:`\sum_i a_i \log q(z_i) + b_i^T z_i` with respect to weights of T.
+
+        :param weights: leaves of the graph, any number.
+        :param by_log_q: a, shape ``(N,)``.
+        :param by_z: b, shape ``(N, D)``.
+        :return: one each, None where nothing depends on a weight.
+        """
+        outputs, by = (self.z, self.log_q), (by_z, by_log_q)
+        return list(torch.autograd.grad(outputs, weights, by, allow_unused=True))
+
 
 def _has_parts(layer: Transform) -> TypeGuard[AutoregressiveFlow]:
     """Whether a layer is a flow that maps as :class:`AutoregressiveFlow` does."""
@@ -146,12 +162,16 @@ def _pull_through(parts: Parts, s: Tensor, tolerance: float | None) -> Tensor:
     x, phi = parts.x, parts.phi
     goal = parts.sort(s) - _derivative(parts.log_slope, x)
     slope = parts.log_slope.detach().exp()
+    # As y_t depends on phi_t and x_t alone, J^T v = slope v + (d phi/dx)^T (dy/dphi v).
+    by_phi = _derivative(parts.y, phi)
+    if parts.jacobian is not None and x.numel() * x.shape[-1] <= _MOST_ENTRIES:
+        jacobian = torch.diag_embed(slope) + parts.jacobian(by_phi)
+        v = torch.linalg.solve_triangular(jacobian.mT, goal.unsqueeze(-1), upper=True)
+        return parts.sort(v.squeeze(-1), back=True)
     if tolerance is None:  # 8e-5 in float32, where the arithmetic gives 1e-6 at best
         tolerance = torch.finfo(x.dtype).eps ** 0.6
     allowed = tolerance * goal.abs().amax()
     # J^T v = goal by Jacobi's iteration. J is triangular: D steps are exact, a few mostly enough.
-    # As y_t depends on phi_t and x_t alone, J^T v = slope v + (d phi/dx)^T (dy/dphi v).
-    by_phi = _derivative(parts.y, phi)
     v, goes_on = goal / slope, torch.ones((), dtype=torch.bool, device=x.device)
     recorded = values_are_unknown() and x.shape[-1] <= _MOST_RECORDED
     for _ in range(x.shape[-1] - 1):

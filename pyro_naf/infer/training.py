@@ -221,9 +221,7 @@ class Training:
     def _step(self, loss: Loss) -> bool:
         """Whether the loss and its gradient were finite, and the step was taken."""
         self.losses.append(loss.value)
-        # Not backward(): the model's own parameters must not collect gradients.
-        grads = torch.autograd.grad(loss.stand_in, self.weights, allow_unused=True)
-        for weight, grad in zip(self.weights, grads, strict=True):
+        for weight, grad in zip(self.weights, loss.gradients(self.weights), strict=True):
             weight.grad = grad
         is_bad = bool(guarded_step(self.adam, self.weights, torch.tensor(loss.value), _CLIP))
         self.skipped += is_bad

@@ -1,17 +1,21 @@
 """DSF and DDSF in C++ on a CPU: value, log-slope, gradients and inverse, each in one call.
 
 A call reads the pseudo-parameters once (``compiled.cpp``); where the loops come from says
-:mod:`.library`.
+:mod:`.library`. The two passes are operators of torch, so that a captured graph can hold them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from typing_extensions import Unpack
 
 from .. import formulas
 from ..formulas import SigmoidSpec
@@ -25,6 +29,22 @@ from .protocol import column, on_lanes
 #: Number of hidden units, of all lanes together, for which another thread saves more than it costs.
 UNITS_EACH_THREAD = 1 << 12
 
+_loops_are_recorded: ContextVar[bool] = ContextVar("loops_are_recorded", default=False)
+
+
+@contextlib.contextmanager
+def recording_loops() -> Iterator[None]:
+    """Let graphs that are captured inside hold the loops, as an operation each way.
+
+    A compiler is better given the formula, which it makes loops of. A graph that is called as it
+    was captured is faster with these.
+    """
+    token = _loops_are_recorded.set(True)
+    try:
+        yield
+    finally:
+        _loops_are_recorded.reset(token)
+
 
 class Compiled:
     """The kernel of C++ loops."""
@@ -37,7 +57,7 @@ class Compiled:
         return (
             x.device.type == "cpu"
             and x.dtype in (torch.float, torch.double)
-            and not needs_plain_operations(x)
+            and (not needs_plain_operations(x) or _graph_holds_loops())
             and all(_is_readable(t, x.dtype) for t in (x, phi, spec.biases, *spec.matrices))
             and library.available()
         )
@@ -55,6 +75,10 @@ class Compiled:
         :raises ValueError: as :meth:`evaluate`.
         """
         return column(root, spec, y, phi)
+
+
+def _graph_holds_loops() -> bool:
+    return not torch.compiler.is_compiling() and _loops_are_recorded.get()
 
 
 def _is_readable(t: Tensor, dtype: torch.dtype) -> bool:
@@ -109,6 +133,60 @@ class _Constants(NamedTuple):
     biases: Tensor
 
 
+_operators = torch.library.Library("pyro_naf_loops", "DEF")
+#: Matrices and biases; units and layers; shift, floor, bound and slope.
+_SHARED = "Tensor[] shared, int[] sizes, float[] numbers"
+_operators.define(f"forward(Tensor x, Tensor phi, {_SHARED}) -> (Tensor, Tensor)")
+_operators.define(
+    f"backward(Tensor x, Tensor phi, Tensor[] grads, {_SHARED}) -> (Tensor, Tensor, Tensor)"
+)
+
+_Shared = tuple[list[Tensor], list[int], list[float]]
+
+
+def _shared(matrices: Tensor, constants: _Constants) -> _Shared:
+    units, layers, *numbers, biases = constants
+    return [matrices, biases], [units, layers], numbers
+
+
+def _constants_of(shared: _Shared) -> _Constants:
+    (_, biases), (units, layers), (shift, floor, bound, slope) = shared
+    return _Constants(units, layers, shift, floor, bound, slope, biases)
+
+
+def _forward(x: Tensor, phi: Tensor, *shared: Unpack[_Shared]) -> tuple[Tensor, Tensor]:
+    y, log_slope = torch.empty_like(x), torch.empty_like(x)
+    _run("forward", _constants_of(shared), shared[0][0], phi, x=x, y=y, log_slope=log_slope)
+    return y, log_slope
+
+
+def _backward(
+    x: Tensor, phi: Tensor, grads: list[Tensor], *shared: Unpack[_Shared]
+) -> tuple[Tensor, Tensor, Tensor]:
+    matrices = shared[0][0]
+    given = dict(zip(("grad_y", "grad_log_slope"), grads, strict=True))
+    found = {"grad_x": torch.empty_like(x), "grad_phi": in_large_pages(torch.empty_like(phi))}
+    total = torch.empty_like(matrices)
+    _run("backward", _constants_of(shared), matrices, phi, total, x=x, **given, **found)
+    return found["grad_x"], found["grad_phi"], total
+
+
+def _forward_meta(x: Tensor, phi: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+def _backward_meta(
+    x: Tensor, phi: Tensor, grads: list[Tensor], shared: list[Tensor], *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(phi), torch.empty_like(shared[0])
+
+
+_operators.impl("forward", _forward, "CPU")
+_operators.impl("backward", _backward, "CPU")
+_operators.impl("forward", _forward_meta, "Meta")
+_operators.impl("backward", _backward_meta, "Meta")
+
+
 class _EvaluationContext(Context, Protocol):
     spec: SigmoidSpec
     constants: _Constants
@@ -122,9 +200,10 @@ class _Evaluation(torch.autograd.Function):
         # The matrices are saved for the backward pass, and no tensor is held beside.
         ctx.spec, ctx.constants = spec._replace(matrices=()), _constants(spec)
         ctx.save_for_backward(x, phi, *matrices)
-        y, log_slope = torch.empty_like(x), torch.empty_like(x)
-        _run("forward", ctx.constants, spec.packed(), phi, x=x, y=y, log_slope=log_slope)
-        return y, log_slope
+        found: tuple[Tensor, Tensor] = torch.ops.pyro_naf_loops.forward.default(
+            x, phi, *_shared(spec.packed(), ctx.constants)
+        )
+        return found
 
     @staticmethod
     def backward(ctx: _EvaluationContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -136,12 +215,10 @@ class _Evaluation(torch.autograd.Function):
 
             return None, *plain_gradients(plain, ctx.saved_tensors, grads)
         spec = ctx.spec._replace(matrices=tuple(matrices))
-        packed = spec.packed()
-        found = {"grad_x": torch.empty_like(x), "grad_phi": in_large_pages(torch.empty_like(phi))}
-        given = dict(zip(("grad_y", "grad_log_slope"), grads, strict=True))
-        total = torch.empty_like(packed)
-        _run("backward", ctx.constants, packed, phi, total, x=x, **given, **found)
-        return None, *found.values(), *spec.unpack(total)
+        *found, total = torch.ops.pyro_naf_loops.backward.default(
+            x, phi, list(grads), *_shared(spec.packed(), ctx.constants)
+        )
+        return None, *found, *spec.unpack(total)
 
 
 def _check_width(spec: SigmoidSpec, phi: Tensor) -> None:

@@ -36,8 +36,10 @@ def guide_away_from_its_start(inverse: bool = False) -> AutoDSFNormal:
 
 
 def gradient(training: Training, loss: Loss | Tensor) -> Tensor:
-    loss = loss.stand_in if isinstance(loss, Loss) else loss
-    grads = torch.autograd.grad(loss, training.weights, allow_unused=True)
+    if isinstance(loss, Loss):
+        grads = loss.gradients(training.weights)
+    else:
+        grads = list(torch.autograd.grad(loss, training.weights, allow_unused=True))
     return torch.cat([g.reshape(-1) for g in grads if g is not None])
 
 
