@@ -455,3 +455,32 @@ def test_hooks_and_overriding_see_every_order() -> None:
         assert calls == [1]
         _, twice = AffineAutoregressiveFlow(doubled).value_and_log_slope(x)
         torch.testing.assert_close(twice, 2 * log_slope)
+
+
+@pytest.mark.parametrize(
+    "hidden_dims, options",
+    [
+        ([], {}),
+        ([6], {"head_dim": 2}),
+        ([6, 5], {"activation": torch.nn.functional.elu}),
+        ([6, 6], {"residual": True, "context_dim": 2}),
+    ],
+)
+def test_the_jacobian_of_weighted_sums_is_that_of_autograd(
+    hidden_dims: list[int], options: dict[str, Any]
+) -> None:
+    made = MADE(4, hidden_dims, num_params=3, **options).double()
+    for weight in made.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)
+    x, by_phi = torch.randn(2, 4).double(), torch.randn(2, 4, 3).double()
+    context = [torch.randn(2, 2).double()] if made.context_dim else []
+    found = made.jacobian(x, by_phi, *context)
+    for row in range(2):
+
+        def sums(z: Tensor, row: int = row) -> Tensor:
+            phi = made(z, *(c[row] for c in context), in_order=True)
+            return (phi * by_phi[row]).sum(-1)
+
+        expected = torch.autograd.functional.jacobian(sums, x[row])
+        torch.testing.assert_close(found[row], expected)
+    assert not found.triu().any()

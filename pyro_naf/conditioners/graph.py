@@ -89,6 +89,11 @@ class GraphConditioner(Ordered):
 
     # ------------------------------------------------------------------------------------ set-up
 
+    @property
+    def depth(self) -> int:
+        """Length of the longest chain of latents that depend on one another, the last left out."""
+        return int(max(self._depth))
+
     def _find_summaries(self, ancestors: Tensor) -> list[_Summary]:
         """Find the latents, at multiples of the window in depth, whose ancestors are summed up.
 

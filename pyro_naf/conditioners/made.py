@@ -173,22 +173,52 @@ class MADE(Ordered):
         rows = by_phi.reshape(columns.shape[1], dim, -1)
         if self.head is not None:
             rows = rows @ self.head.detach()
+        if context is not None:
+            context = context.detach().expand(*x.shape[:-1], -1).reshape(len(rows), -1)
+            columns = torch.cat([context.t(), columns])
         weights = [w.detach() * self._mask(i) for i, w in enumerate(self._weights())]
+        outputs: list[Tensor] = []  # of the linear layers
+
+        def linear(i: int, z: Tensor) -> Tensor:
+            outputs.append(weights[i] @ z + self.biases[i].detach().unsqueeze(-1))
+            return outputs[-1]
+
+        self._features(columns, linear)
         last = weights[-1].unflatten(0, (dim, -1)).mT
-        by_features = torch.bmm(last, rows.permute(1, 2, 0))  # (D, H, N)
-        biases = [bias.detach().unsqueeze(-1) for bias in self.biases]
-        with torch.enable_grad():
-            # Samples are repeated, one copy for each t, so that one backward pass does.
-            repeated = columns.repeat(1, dim).requires_grad_()
-            inputs = repeated
-            if context is not None:
-                context = context.detach().expand(*x.shape[:-1], -1).reshape(rows.shape[0], -1)
-                inputs = torch.cat([context.t().repeat(1, dim), repeated])
-            features = self._features(inputs, lambda i, z: weights[i] @ z + biases[i])
-        grads = by_features.transpose(0, 1).reshape(features.shape)
-        (by_x,) = torch.autograd.grad(features, repeated, grads)
-        found: Tensor = by_x.unflatten(1, (dim, -1)).permute(2, 1, 0).reshape(*x.shape, dim)
+        by_features = torch.bmm(last, rows.permute(1, 2, 0)).transpose(0, 1).contiguous()
+        by_inputs = self._pulled(by_features, weights, outputs)[self.context_dim :]
+        found: Tensor = by_inputs.permute(2, 1, 0).reshape(*x.shape, dim)
         return found
+
+    def _pulled(self, g: Tensor, weights: list[Tensor], outputs: list[Tensor]) -> Tensor:
+        """Carry gradients ``(H, D, N)`` with respect to the features back to the inputs."""
+
+        def back(i: int, g: Tensor) -> Tensor:
+            product: Tensor = weights[i].t() @ g.flatten(1)
+            return product.view(-1, *g.shape[1:])
+
+        if not outputs:
+            return g
+        if not self.residual:
+            for i in range(len(outputs) - 1, -1, -1):
+                g = back(i, g * self._slope(outputs[i]))
+            return g
+        h = [outputs[0]]
+        for block in outputs[2::2]:
+            h.append(h[-1] + block)
+        g = g * self._slope(h.pop())
+        for i in range(len(outputs) - 2, 0, -2):
+            inner = back(i + 1, g) * self._slope(outputs[i])
+            g = g + back(i, inner) * self._slope(h.pop())
+        return back(0, g)
+
+    def _slope(self, z: Tensor) -> Tensor:
+        """Differentiate the activation at inputs ``(H, N)``; shape ``(H, 1, N)``."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            slope: Tensor
+            (slope,) = torch.autograd.grad(self.activation(z).sum(), z)
+        return slope.unsqueeze(1)
 
     def _weights(self) -> list[Tensor]:
         """Read each weight once: a parametrisation computes them anew at every reading."""

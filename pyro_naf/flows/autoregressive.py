@@ -18,7 +18,7 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 
-from ..conditioners import MADE, as_conditioner, sweep
+from ..conditioners import MADE, GraphConditioner, as_conditioner, sweep
 from ..conditioners.order import Ordered
 from ..conditioners.protocol import Conditioner, check_overrides, is_unchanged
 from ..rootfinding import RootNotFoundError, check_roots
@@ -49,7 +49,9 @@ class Parts(NamedTuple):
     ordered: Ordered | None
     #: From weights w ``(..., D, P)`` the Jacobian of the sums of w phi with respect to x,
     #: ``(..., D, D)``; None where the conditioner has none.
-    jacobian: Callable[[Tensor], Tensor] | None = None
+    jacobian: Callable[[Tensor], Tensor] | None
+    #: Length of the longest chain of dimensions that depend on one another, the last left out.
+    depth: int
 
     def sort(self, t: Tensor, back: bool = False) -> Tensor:
         """Bring the last axis of a tensor into the order of the parts, or ``back`` from it."""
@@ -163,13 +165,17 @@ class AutoregressiveFlow(TransformModule):
         parts = self.in_parts(x)
         return parts.sort(parts.y, back=True), parts.sort(parts.log_slope, back=True)
 
-    def in_parts(self, x: Tensor) -> Parts:
+    def in_parts(self, x: Tensor, *, is_finite: bool = False) -> Parts:
         """One pass, past the cache, with what it computes on the way.
 
         An infinite x_t is its own image, its log-slope is that at zero, and its successors see a
         zero: a density is zero there, and not NaN.
+
+        :param is_finite: x is taken to be finite, without a look; else NaN may come out.
         """
         self._check(x, "x")
+        if is_finite:
+            return self._finite_parts(x)
         infinite = x.isinf()
         if x.device.type == "cpu" and not needs_plain_operations(x) and not infinite.any():
             return self._finite_parts(x)
@@ -186,10 +192,12 @@ class AutoregressiveFlow(TransformModule):
             x, ordered = arn.sort(x), arn
             phi = arn(x, *context, in_order=True)
         y, log_slope = self.transformer(x, phi)
-        jacobian = None
+        jacobian, depth = None, self.input_dim - 1
         if unchanged and isinstance(arn, MADE):
             jacobian = partial(arn.jacobian, x, context=self.context)
-        return Parts(x, phi, y, log_slope, ordered, jacobian)
+        elif unchanged and isinstance(arn, GraphConditioner):
+            depth = arn.depth
+        return Parts(x, phi, y, log_slope, ordered, jacobian, depth)
 
     def _inverse(self, y: Tensor) -> Tensor:
         self._check(y, "y")

@@ -101,10 +101,10 @@ class FlowGraph:
         num_first, late = 3 if self.scores else 2, len(self.weights) + 1
         first, second = _halves(module, num_first, {late, late + 1})
         early = [t for i, t in enumerate(inputs) if i not in (late, late + 1)]
-        self._first = with_direct_calls(first, early)
+        self._first = with_direct_calls(first, early).forward
         with torch.no_grad():
             passed = first(*early)[num_first:]
-        self._second = with_direct_calls(second, [*passed, *inputs])
+        self._second = with_direct_calls(second, [*passed, *inputs]).forward
         self._check(torch.randn_like(base), by_log_q, by_z)
 
     @torch.no_grad()
@@ -128,7 +128,7 @@ class FlowGraph:
         """
         base, by_log_q, by_z = inputs[-3:]
         with torch.enable_grad():
-            path = FlowPath(self.guide.get_transform(), base)
+            path = FlowPath(self.guide.get_transform(), base, is_finite=True)
             found = [path.z, path.log_q]
             if self.scores:
                 found.append(path.score(self.tolerance))

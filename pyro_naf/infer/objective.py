@@ -14,6 +14,7 @@ from ..kernels import library
 from .autoguides import AutoFlowNormal
 from .flow_graph import CapturedPath, FlowGraph
 from .gaussian import LogDensity
+from .joint import Joint
 from .mixture import Pool, Pushed
 from .path_gradient import FlowPath
 
@@ -209,6 +210,8 @@ class Objective:
 
 def _value_and_grad(function: LogDensity, z: Tensor) -> tuple[Tensor, Tensor]:
     """Values ``(N,)`` and gradients ``(N, D)``, 0 where the value is not finite."""
+    if isinstance(function, Joint):
+        return function.value_and_grad(z)
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         value = function(z)

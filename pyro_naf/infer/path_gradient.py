@@ -28,8 +28,8 @@ from ..guides.wrapping import peel
 from ..support.modes import values_are_unknown
 from ..transforms import AutoregressiveFlow
 
-#: Largest number of dimensions for which all iterations are recorded in a captured graph: how many
-#: are needed depends on values, which a graph cannot read.
+#: Largest number of iterations that are recorded in a captured graph, so that they are exact: how
+#: many are needed depends on values, which a graph cannot read.
 _MOST_RECORDED = 16
 
 #: Largest number of entries of the Jacobians that are computed; of more, products with them.
@@ -78,6 +78,7 @@ class FlowPath:
 
     :param transform: T, of vectors ``(N, D)``.
     :param normal: :math:`\epsilon` ``(N, D)``.
+    :param is_finite: whether flows take what they map to be finite, without a look.
     :ivar normal: the same, from which the graph begins.
     :ivar z: draws ``(N, D)``.
     :ivar log_det: :math:`\log|\det \partial z/\partial\epsilon|`, ``(N,)``.
@@ -89,12 +90,12 @@ class FlowPath:
     (tensor([[3.]], grad_fn=<AddBackward0>), tensor([[-0.5000]]))
     """
 
-    def __init__(self, transform: Transform, normal: Tensor) -> None:
+    def __init__(self, transform: Transform, normal: Tensor, is_finite: bool = False) -> None:
         x = self.normal = normal.detach().requires_grad_(torch.is_grad_enabled())
         log_det = torch.zeros_like(x[..., 0])
         self._steps: list[tuple[Transform, Tensor, Parts | None]] = []
         for layer in _layers([transform]):
-            parts = layer.in_parts(x) if _has_parts(layer) else None
+            parts = layer.in_parts(x, is_finite=is_finite) if _has_parts(layer) else None
             self._steps.append((layer, x, parts))
             if parts is None:
                 x, before = layer(x), x
@@ -171,10 +172,10 @@ def _pull_through(parts: Parts, s: Tensor, tolerance: float | None) -> Tensor:
     if tolerance is None:  # 8e-5 in float32, where the arithmetic gives 1e-6 at best
         tolerance = torch.finfo(x.dtype).eps ** 0.6
     allowed = tolerance * goal.abs().amax()
-    # J^T v = goal by Jacobi's iteration. J is triangular: D steps are exact, a few mostly enough.
+    # Jacobi's iteration: as many steps as the longest chain are exact, a few mostly enough.
     v, goes_on = goal / slope, torch.ones((), dtype=torch.bool, device=x.device)
-    recorded = values_are_unknown() and x.shape[-1] <= _MOST_RECORDED
-    for _ in range(x.shape[-1] - 1):
+    recorded = values_are_unknown() and parts.depth <= _MOST_RECORDED
+    for _ in range(parts.depth):
         image = slope * v + _derivative(phi, x, by_phi * v.unsqueeze(-1))
         residual = goal - image
         v = torch.where(goes_on, v + residual / slope, v)

@@ -7,7 +7,7 @@ A call reads the pseudo-parameters once (``compiled.cpp``); where the loops come
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import struct
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import NamedTuple, Protocol
@@ -85,23 +85,10 @@ def _is_readable(t: Tensor, dtype: torch.dtype) -> bool:
     return type(t) in (Tensor, Parameter) and t.dtype == dtype and t.device.type == "cpu"
 
 
-class _Strided(ctypes.Structure):
-    """A tensor ``(B, D)`` or ``(B, D, P)``; the C++ has twins of this class and of ``_Call``."""
-
-    _fields_ = [("data", ctypes.c_void_p)] + [
-        (stride, ctypes.c_int64) for stride in ("batch", "dim", "row")
-    ]
-
-
-class _Call(ctypes.Structure):
-    _fields_ = [
-        *((size, ctypes.c_int64) for size in ("batch", "dim", "units", "layers")),
-        *((limit, ctypes.c_int64) for limit in ("threads", "evaluations")),
-        *((number, ctypes.c_double) for number in ("shift", "floor", "bound", "slope")),
-        *((tensor, _Strided) for tensor in ("x", "phi", "y", "log_slope")),
-        *((tensor, _Strided) for tensor in ("grad_y", "grad_log_slope", "grad_x", "grad_phi")),
-        *((vector, ctypes.c_void_p) for vector in ("biases", "matrices", "grad_matrices")),
-    ]
+#: What the loops are handed, as the C++ has it in ``Call``: sizes and limits, numbers, then address
+#: and three strides of each tensor ``(B, D)`` or ``(B, D, P)``, then three addresses.
+_LAYOUT = struct.Struct("@6q4d32q3q")
+_TENSORS = ("x", "phi", "y", "log_slope", "grad_y", "grad_log_slope", "grad_x", "grad_phi")
 
 
 def _evaluate(spec: SigmoidSpec, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,7 +221,7 @@ def _constants(spec: SigmoidSpec) -> _Constants:
 
 
 def _run(
-    name: str,
+    way: str,
     constants: _Constants,
     matrices: Tensor,
     phi: Tensor,
@@ -242,17 +229,20 @@ def _run(
     **tensors: Tensor,
 ) -> None:
     units, layers, *numbers, biases = constants
-    work = phi.shape[:2].numel() * units * layers
+    batch, dim, _ = phi.shape
+    work = batch * dim * units * layers
     threads = max(min(torch.get_num_threads(), work // UNITS_EACH_THREAD), 1)
-    call = _Call(*phi.shape[:2], units, layers, threads, MAX_EVALUATIONS, *numbers)
     # Negated views have their sign beside the memory; what replaces them lives as long as the call.
     tensors = {n: t.resolve_neg() for n, t in (("phi", phi), *tensors.items())}
-    for field, tensor in tensors.items():
-        setattr(call, field, _Strided(tensor.data_ptr(), *tensor.stride()))
-    call.biases = biases.data_ptr()
+    places: list[int] = []
+    for name in _TENSORS:
+        t = tensors.get(name)
+        places += (0, 0, 0, 0) if t is None else (t.data_ptr(), *t.stride(), 0)[:4]
     # A DSF has no matrices, and an empty tensor no memory.
-    call.matrices = matrices.data_ptr() or None
-    call.grad_matrices = None if grad_matrices is None else grad_matrices.data_ptr() or None
+    shared = biases.data_ptr(), matrices.data_ptr()
+    total = 0 if grad_matrices is None else grad_matrices.data_ptr()
+    sizes = batch, dim, units, layers, threads, MAX_EVALUATIONS
     width = "float32" if phi.dtype == torch.float else "float64"
-    if not getattr(library.library(), f"{name}_{width}")(ctypes.byref(call)):
-        raise MemoryError(f"no room for the {name} pass of kernel 'compiled'")
+    function = getattr(library.library(), f"{way}_{width}")
+    if not function(_LAYOUT.pack(*sizes, *numbers, *places, *shared, total)):
+        raise MemoryError(f"no room for the {way} pass of kernel 'compiled'")

@@ -67,9 +67,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def with_signatures(found: ctypes.CDLL) -> ctypes.CDLL:
-    """Declare that the entry points of a library return a boolean."""
+    """Declare that the entry points of a library take bytes, and return a boolean."""
     for name, width in product(("forward", "backward", "inverse"), ("float32", "float64")):
-        getattr(found, f"{name}_{width}").restype = ctypes.c_bool
+        function = getattr(found, f"{name}_{width}")
+        function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_bool
     return found
 
 
