@@ -249,10 +249,10 @@ def test_carefulness_ends_divergences_and_forgets_the_draws_before() -> None:
 
     torch.manual_seed(0)
     chains = Hamiltonian(differentiated(cliff), 0.1 * normal(64, 2))
-    chains.warm_up(80)
-    chains.draw(100)
+    chains.warm_up(50)
+    chains.draw(40)
     step_size, divergences = chains.tuner.step_size, chains.divergences
-    chains.be_careful(0.98, 60)
+    chains.be_careful(0.98, 40)
     assert chains.count == chains.divergences == 0 and chains.tuner.step_size < step_size / 2
-    chains.draw(100)
+    chains.draw(40)
     assert divergences > 4 * chains.divergences
