@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..support.autograd import Context
 from ..support.checks import check_integers
-from ..support.modes import needs_plain_operations
+from ..support.modes import calls_are_recorded, needs_plain_operations
 
 
 class Ordered(nn.Module):
@@ -48,7 +48,7 @@ class Ordered(nn.Module):
     def sort(self, x: Tensor, back: bool = False) -> Tensor:
         """Bring the last axis of x ``(..., D)`` into autoregressive order; or ``back`` from it."""
         indices = (self.places, self.permutation) if back else (self.permutation, self.places)
-        if needs_plain_operations(x):
+        if needs_plain_operations(x) and not calls_are_recorded():
             return x.index_select(-1, indices[0])
         found: Tensor = _Sorted.apply(x, *indices)
         return found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from ..guides.pyro_internals import without_checks
-from ..kernels.compiled import recording_loops
+from ..support.modes import recording_calls
 from ..support.seeding import kept
 from ..training.averages import copies
 from .autoguides import AutoFlowNormal
@@ -66,7 +66,7 @@ class FlowGraph:
         self.guide, self.scores, self.tolerance = guide, scores, tolerance
         self.weights = list(guide.parameters())
         self._has_gradient: list[bool] = []
-        with kept(), without_checks(), recording_loops():
+        with kept(), without_checks(), recording_calls():
             self._capture(base)
 
     def __call__(self, base: Tensor) -> CapturedPath:

@@ -7,8 +7,9 @@ the operation's arguments. It returns the result, or None where the operation st
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
-from torch import Tensor
+from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from .graph_writing import WRITTEN_OUT, Number, Value, Writer, aten, groups, is_value, without
@@ -36,8 +37,21 @@ def _expand(to: Writer, like: Tensor, x: Value, *_: object, **__: object) -> Val
 def _permute(to: Writer, like: Tensor, x: Value, axes: Sequence[int]) -> Value | None:
     if x.number is not None:
         return Value.uniform(x.number, like.shape, x.dtype)
-    node = to.emit(aten.permute.default, x.node, list(axes))
-    return Value(node, tuple(like.shape), tuple(x.narrow[d] for d in axes), x.dtype)
+    axes = [axis % len(axes) for axis in axes]
+    moved = [axis for axis in axes if x.shape[axis] > 1]
+    if moved == sorted(moved):  # axes of one entry have moved, no numbers
+        return to.reshaped(x, like.shape)
+    narrow, node = tuple(x.narrow[d] for d in axes), x.node
+    if node is not None and node.target is aten.permute.default:  # two in one, or none
+        node, order = cast("tuple[fx.Node, list[int]]", node.args)
+        axes = [order[axis] for axis in axes]
+    if axes != sorted(axes):
+        node = to.emit(aten.permute.default, node, axes)
+    return Value(node, tuple(like.shape), narrow, x.dtype)
+
+
+def _t(to: Writer, like: Tensor, x: Value) -> Value | None:
+    return _permute(to, like, x, range(len(x.shape))[::-1])
 
 
 def _transpose(to: Writer, like: Tensor, x: Value, first: int, second: int) -> Value | None:
@@ -244,6 +258,7 @@ RULES: dict[object, Rule] = {
     aten.expand: _expand,
     aten.permute: _permute,
     aten.transpose: _transpose,
+    aten.t: _t,
     aten.select: _select,
     aten.slice: _slice,
     _to_copy: _copy,

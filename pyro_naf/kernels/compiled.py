@@ -6,10 +6,7 @@ A call reads the pseudo-parameters once (``compiled.cpp``); where the loops come
 
 from __future__ import annotations
 
-import contextlib
 import struct
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,29 +18,18 @@ from .. import formulas
 from ..formulas import SigmoidSpec
 from ..rootfinding import MAX_EVALUATIONS
 from ..support.autograd import Context
-from ..support.modes import needs_plain_backward, needs_plain_operations, plain_gradients
+from ..support.modes import (
+    calls_are_recorded,
+    needs_plain_backward,
+    needs_plain_operations,
+    plain_gradients,
+)
 from ..support.pages import in_large_pages
 from . import library
 from .protocol import column, on_lanes
 
 #: Number of hidden units, of all lanes together, for which another thread saves more than it costs.
 UNITS_EACH_THREAD = 1 << 12
-
-_loops_are_recorded: ContextVar[bool] = ContextVar("loops_are_recorded", default=False)
-
-
-@contextlib.contextmanager
-def recording_loops() -> Iterator[None]:
-    """Let graphs that are captured inside hold the loops, as an operation each way.
-
-    A compiler is better given the formula, which it makes loops of. A graph that is called as it
-    was captured is faster with these.
-    """
-    token = _loops_are_recorded.set(True)
-    try:
-        yield
-    finally:
-        _loops_are_recorded.reset(token)
 
 
 class Compiled:
@@ -57,7 +43,7 @@ class Compiled:
         return (
             x.device.type == "cpu"
             and x.dtype in (torch.float, torch.double)
-            and (not needs_plain_operations(x) or _graph_holds_loops())
+            and (not needs_plain_operations(x) or calls_are_recorded())
             and all(_is_readable(t, x.dtype) for t in (x, phi, spec.biases, *spec.matrices))
             and library.available()
         )
@@ -75,10 +61,6 @@ class Compiled:
         :raises ValueError: as :meth:`evaluate`.
         """
         return column(root, spec, y, phi)
-
-
-def _graph_holds_loops() -> bool:
-    return not torch.compiler.is_compiling() and _loops_are_recorded.get()
 
 
 def _is_readable(t: Tensor, dtype: torch.dtype) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+_calls_are_recorded: ContextVar[bool] = ContextVar("calls_are_recorded", default=False)
 
 _INFRA_MODES = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
 
@@ -56,6 +60,24 @@ def values_are_unknown() -> bool:
         or torch._C._get_tracing_state() is not None
         or any(torch._C._get_dispatch_mode(mode) is not None for mode in _INFRA_MODES)
     )
+
+
+@contextlib.contextmanager
+def recording_calls() -> Iterator[None]:
+    """Capture graphs inside that are called as they are, and so may hold this package's loops.
+
+    A compiler is better given the plain formulas, which it makes loops of.
+    """
+    token = _calls_are_recorded.set(True)
+    try:
+        yield
+    finally:
+        _calls_are_recorded.reset(token)
+
+
+def calls_are_recorded() -> bool:
+    """Whether a graph is captured by :func:`recording_calls`."""
+    return not torch.compiler.is_compiling() and _calls_are_recorded.get()
 
 
 def saves_elsewhere() -> bool:

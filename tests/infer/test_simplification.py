@@ -151,6 +151,8 @@ CASES = {
     "many writes": lambda x: _written_often(x),
     "number too large for its dtype": lambda x: x + torch.full((20,), 1e38).sum().clamp(max=1.0),
     "no entries of what is infinite": lambda x: x + (x[:, :1] / 0).expand(N, 3)[:, :0].sum(),
+    "permuted twice": lambda x: x.expand(2, N, 4).permute(1, 2, 0).permute(2, 0, 1).exp()[1].t(),
+    "an axis of one moved": lambda x: x[:, :1, None].expand(N, 4, 1).permute(2, 0, 1).sin().sum(0),
     "nothing": lambda x: x[:, :0].exp().sum(1) + x[:, 0],
 }  # fmt: skip
 
@@ -208,6 +210,11 @@ def test_outputs_are_tensors_of_their_own():
         torch.testing.assert_close(found, expected)
         for out in found:
             out.mul_(5.0)
+
+
+def test_permutations_that_change_nothing_are_left_out() -> None:
+    _, simple = assert_same(lambda x: x[:, :, None].permute(0, 2, 1)[:, 0].t().t().exp(), (N, 3))
+    assert not [node for node in simple.graph.nodes if "permute" in str(node.target)]
 
 
 def test_random_operations_are_left_alone():
