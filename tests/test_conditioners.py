@@ -16,7 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyro_naf.conditioners import (
     MADE,
     AttentionConditioner,
+    GraphConditioner,
     PyroConditioner,
+    Structure,
     as_conditioner,
     attention,
     choice,
@@ -484,3 +486,24 @@ def test_the_jacobian_of_weighted_sums_is_that_of_autograd(
         expected = torch.autograd.functional.jacobian(sums, x[row])
         torch.testing.assert_close(found[row], expected)
     assert not found.triu().any()
+
+
+@pytest.mark.parametrize("options", [{}, {"inverse": True}, {"context_dim": 2}])
+def test_products_with_a_structured_jacobian_are_those_of_autograd(
+    options: dict[str, Any],
+) -> None:
+    adjacency = torch.eye(6)
+    for i, j in ((0, 1), (0, 2), (1, 3), (1, 4), (2, 5)):
+        adjacency[i, j] = adjacency[j, i] = 1
+    structure = Structure.from_adjacency(adjacency)
+    graph = GraphConditioner(structure, num_params=3, **options).double()
+    for weight in graph.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)
+    x, v = torch.randn(4, 6).double().requires_grad_(), torch.randn(4, 6).double()
+    by_phi = torch.randn(4, 6, 3).double()
+    context = [torch.randn(4, 2).double()] if graph.context_dim else []
+    assert graph.has_products
+    found = graph.products(x, by_phi, *context)(v)
+    phi = graph(x, *context, in_order=True)
+    (expected,) = torch.autograd.grad(phi, x, by_phi * v.unsqueeze(-1))
+    torch.testing.assert_close(found, expected)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..support.checks import check_integers
+from .activations import slope_of
 from .order import Ordered
 from .protocol import Sweep
 from .structure import Structure
@@ -16,6 +17,9 @@ from .structure import Structure
 #: Smallest ratio of numbers of inputs with which latents share one batched product, and the
 #: difference up to which they always do: a few zeros cost less than many small products.
 _LEAST_SHARE, _FEWER = 0.7, 3
+
+#: Largest number of pairs of a latent and one that it reads for which all derivatives are kept.
+_MOST_PAIRS = 1 << 14
 
 
 class GraphConditioner(Ordered):
@@ -164,6 +168,7 @@ class GraphConditioner(Ordered):
                 index[i, : counts[v][0]] = direct[v] + 1
             has_summary = counts[group[0]][1]
             self._buffer(f"group_{k}", index)
+            self._buffer(f"places_{k}", torch.tensor(group))
             self._buffer(
                 f"above_{k}", torch.tensor([above[v] for v in group if has_summary]).long()
             )
@@ -272,6 +277,50 @@ class GraphConditioner(Ordered):
             inputs = torch.cat([inputs, found.index_select(0, above)], 1)
         new = torch.baddbmm(self.summary_biases[k], self.summary_weights[k], inputs)
         return torch.cat([found, self.activation(new)])
+
+    @property
+    def has_products(self) -> bool:
+        """Whether there is :meth:`products`: few pairs, and no latent reads summaries of others."""
+        sizes = (self._index(f"group_{k}").numel() for k in range(len(self.weights)))
+        return not self._stages and sum(sizes) <= _MOST_PAIRS
+
+    @torch.no_grad()
+    def products(
+        self, x: Tensor, by_phi: Tensor, context: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        r"""Products :math:`\sum_{tp} v_t w_{tp} \, \partial\phi_{tp}/\partial x_s` with any v.
+
+        The sums over p are made once; a product costs as much as there are pairs of a latent and
+        one that it reads. For :attr:`has_products`.
+
+        :param x: points ``(N, D)``, the latents in autoregressive order.
+        :param by_phi: w, shape ``(N, D, P)``, in that order.
+        :param context: ``(N, C)``, or None where the conditioner takes none.
+        :return: a function of v ``(N, D)`` to ``(N, D)``, in order.
+        """
+        columns = None if (context := self._check_context(context)) is None else context.t()
+        rows = x.t()
+        known = torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
+        entries, targets, sources = [], [], []
+        for k, weight in enumerate(self.weights):
+            index, places = self._index(f"group_{k}"), self._index(f"places_{k}")
+            hidden = self._hidden(k, known, known[:0]) + self.bias[places]
+            if columns is not None and self.context_weight is not None:
+                hidden = hidden + self.context_weight[places] @ columns
+            given = by_phi.permute(1, 2, 0).index_select(0, places)
+            sums = torch.bmm(self.output_weight[places].mT, given)
+            by_inputs = torch.bmm(weight.mT, sums * slope_of(self.activation, hidden))
+            entries.append(by_inputs.flatten(0, 1))
+            targets.append(index.flatten())
+            sources.append(places.repeat_interleave(index.shape[1]))
+        matrix, target, source = torch.cat(entries), torch.cat(targets), torch.cat(sources)
+
+        def product(v: Tensor) -> Tensor:
+            parts = matrix * v.t().index_select(0, source)
+            found: Tensor = torch.zeros_like(known).index_add(0, target, parts)[1:].t()
+            return found
+
+        return product
 
     def sweep(self, batch: int, context: Tensor | None = None) -> Sweep:
         """Evaluate each unit once, all latents of equal depth in the tree together.

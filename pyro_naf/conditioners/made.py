@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..support.checks import check_callable, check_integers, check_widths
 from ..support.modes import needs_plain_operations
+from .activations import slope_of
 from .masked_linear import masked_linear, staircase
 from .order import Ordered, cumulative, hidden_degrees
 from .protocol import Sweep
@@ -193,6 +194,9 @@ class MADE(Ordered):
     def _pulled(self, g: Tensor, weights: list[Tensor], outputs: list[Tensor]) -> Tensor:
         """Carry gradients ``(H, D, N)`` with respect to the features back to the inputs."""
 
+        def slope(z: Tensor) -> Tensor:
+            return slope_of(self.activation, z).unsqueeze(1)
+
         def back(i: int, g: Tensor) -> Tensor:
             product: Tensor = weights[i].t() @ g.flatten(1)
             return product.view(-1, *g.shape[1:])
@@ -201,24 +205,16 @@ class MADE(Ordered):
             return g
         if not self.residual:
             for i in range(len(outputs) - 1, -1, -1):
-                g = back(i, g * self._slope(outputs[i]))
+                g = back(i, g * slope(outputs[i]))
             return g
         h = [outputs[0]]
         for block in outputs[2::2]:
             h.append(h[-1] + block)
-        g = g * self._slope(h.pop())
+        g = g * slope(h.pop())
         for i in range(len(outputs) - 2, 0, -2):
-            inner = back(i + 1, g) * self._slope(outputs[i])
-            g = g + back(i, inner) * self._slope(h.pop())
+            inner = back(i + 1, g) * slope(outputs[i])
+            g = g + back(i, inner) * slope(h.pop())
         return back(0, g)
-
-    def _slope(self, z: Tensor) -> Tensor:
-        """Differentiate the activation at inputs ``(H, N)``; shape ``(H, 1, N)``."""
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            slope: Tensor
-            (slope,) = torch.autograd.grad(self.activation(z).sum(), z)
-        return slope.unsqueeze(1)
 
     def _weights(self) -> list[Tensor]:
         """Read each weight once: a parametrisation computes them anew at every reading."""

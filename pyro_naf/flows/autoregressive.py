@@ -50,6 +50,8 @@ class Parts(NamedTuple):
     #: From weights w ``(..., D, P)`` the Jacobian of the sums of w phi with respect to x,
     #: ``(..., D, D)``; None where the conditioner has none.
     jacobian: Callable[[Tensor], Tensor] | None
+    #: From w ``(N, D, P)`` the products of that Jacobian, transposed, with any v ``(N, D)``.
+    products: Callable[[Tensor], Callable[[Tensor], Tensor]] | None
     #: Length of the longest chain of dimensions that depend on one another, the last left out.
     depth: int
 
@@ -192,12 +194,14 @@ class AutoregressiveFlow(TransformModule):
             x, ordered = arn.sort(x), arn
             phi = arn(x, *context, in_order=True)
         y, log_slope = self.transformer(x, phi)
-        jacobian, depth = None, self.input_dim - 1
+        jacobian, products, depth = None, None, self.input_dim - 1
         if unchanged and isinstance(arn, MADE):
             jacobian = partial(arn.jacobian, x, context=self.context)
         elif unchanged and isinstance(arn, GraphConditioner):
             depth = arn.depth
-        return Parts(x, phi, y, log_slope, ordered, jacobian, depth)
+            if x.dim() == 2 and arn.has_products:
+                products = partial(arn.products, x, context=self.context)
+        return Parts(x, phi, y, log_slope, ordered, jacobian, products, depth)
 
     def _inverse(self, y: Tensor) -> Tensor:
         self._check(y, "y")

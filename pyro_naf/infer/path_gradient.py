@@ -173,11 +173,14 @@ def _pull_through(parts: Parts, s: Tensor, tolerance: float | None) -> Tensor:
         tolerance = torch.finfo(x.dtype).eps ** 0.6
     allowed = tolerance * goal.abs().amax()
     # Jacobi's iteration: as many steps as the longest chain are exact, a few mostly enough.
+    if parts.products is not None:
+        product = parts.products(by_phi)
+    else:
+        product = lambda v: _derivative(phi, x, by_phi * v.unsqueeze(-1))  # noqa: E731
     v, goes_on = goal / slope, torch.ones((), dtype=torch.bool, device=x.device)
     recorded = values_are_unknown() and parts.depth <= _MOST_RECORDED
     for _ in range(parts.depth):
-        image = slope * v + _derivative(phi, x, by_phi * v.unsqueeze(-1))
-        residual = goal - image
+        residual = goal - slope * v - product(v)
         v = torch.where(goes_on, v + residual / slope, v)
         goes_on = goes_on & (residual.abs() > allowed).any()
         if not recorded and not bool(goes_on):
