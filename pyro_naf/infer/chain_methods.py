@@ -123,6 +123,7 @@ def hamiltonian(
         states = states.unflatten(-1, shape)
     counts = _counts(best.chains.result())
     counts["evaluations"] = sum(run.chains.gradients for run in choice.runs)
+    counts["out_of_time"] = not best.is_done(goal)
     return _unconstrained(best.space, states), counts
 
 
