@@ -80,7 +80,8 @@ def hamiltonian(
     :param deadline: when draws of all sites are to be there, a value of :func:`time.monotonic`.
     """
     gaussian = GaussianSpace(space)
-    gaussian.capture(len(start))
+    left = deadline - time.monotonic()
+    gaussian.capture(len(start), None if math.isinf(left) else left)
     shape, target = start.shape[1:], _flat(space, start)
     points = gaussian.points(space.unconstrained(start))
     some = space.normal(_FINISHED)
@@ -111,7 +112,9 @@ def hamiltonian(
 
     probes = space.normal(num_probes(len(start)))
     prospects = (
-        Prospect.of(gaussian.value_and_grad, gaussian.points(space.unconstrained(probes)), len(start)),
+        Prospect.of(
+            gaussian.value_and_grad, gaussian.points(space.unconstrained(probes)), len(start)
+        ),
         Prospect.of(target, probes.flatten(1), len(start)),
     )
     with tqdm(disable=not progress, desc="hmc", unit="step") as bar:

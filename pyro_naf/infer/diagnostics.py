@@ -81,8 +81,8 @@ class ImportanceDiagnostics(Shown):
     def shown_elbo(self, sign: str = "+-") -> str:
         """Write the ELBO with its standard error, or why it is -inf.
 
-        >>> log_weights = torch.tensor([-1.0, -1.0, -1.0, -math.inf])
-        >>> ImportanceDiagnostics(log_weights, -math.inf, math.nan, 0.0, 3.0, -1.3, 0.3).shown_elbo()
+        >>> weights = torch.tensor([-1.0, -1.0, -1.0, -math.inf])
+        >>> ImportanceDiagnostics(weights, -math.inf, math.nan, 0.0, 3.0, -1.3, 0.3).shown_elbo()
         '-inf: 25% of the draws outside of the support'
         """
         if not self.refused:

@@ -32,7 +32,8 @@ from .tuning import MOST_STEPS, Tuner
 #: Share of a time limit that the warm-up takes at most.
 _WARM_UP = 0.5
 
-#: Share of jumps that have to be taken in the second half of the warm-up for chains to go on jumping.
+#: Share of jumps that have to be taken in the second half of the warm-up for chains to go on with
+#: them.
 _RARE_JUMPS = 0.02
 
 #: Which trajectories have short steps, where some have: every fourth; and how much shorter.

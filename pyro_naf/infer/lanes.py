@@ -47,8 +47,8 @@ def vmapped_with_help(function: Callable[[Values], object], copies: bool = False
     A model may write a latent into a tensor of zeros in place, which has no lanes of its own, or
     use autograd functions of the older form.
 
-    :param copies: whether ``x[t]`` is a copy, which a later ``x[t + 1] = ...`` leaves alone. Without
-        it ``x[t + 1] = a * x[t]`` has no gradient: what is read would be changed after.
+    :param copies: whether ``x[t]`` is a copy, which a later ``x[t + 1] = ...`` leaves alone.
+        Without it ``x[t + 1] = a * x[t]`` has no gradient: what is read would be changed after.
     """
 
     def one(values: Values) -> object:
@@ -92,9 +92,9 @@ def explained_gradients() -> Iterator[None]:
         if "modified by an inplace operation" not in str(error):
             raise
         raise ValueError(
-            "the model has no gradient, because it changes a tensor in place that an earlier result "
-            "was computed from, as in `x += a * x`, or `x[t] = ...` in a loop; write `x = x + a * x`, "
-            "or append to a list and torch.stack it"
+            "the model has no gradient, because it changes a tensor in place that an earlier "
+            "result was computed from, as in `x += a * x`, or `x[t] = ...` in a loop; write "
+            "`x = x + a * x`, or append to a list and torch.stack it"
         ) from error
 
 

@@ -19,7 +19,6 @@ from pyro_naf.infer.base_space import BaseSpace
 from pyro_naf.infer.chains import rank_rhat
 from pyro_naf.infer.hmc import Hamiltonian
 
-
 #: Of chains that are run first, and of others.
 CHEAP, DEAR, NEVER = (Prospect(gradient, 1.0, 1.0) for gradient in (1e-9, 2e-9, 1e9))
 
@@ -120,7 +119,10 @@ def test_prospects_tell_a_funnel_from_a_normal_density() -> None:
         value, grad = funnel(x * scale)
         return value, grad * scale
 
-    plain, bent = Prospect.of(normal, torch.randn(64, 10), 64), Prospect.of(in_units, points / scale, 64)
+    plain, bent = (
+        Prospect.of(normal, torch.randn(64, 10), 64),
+        Prospect.of(in_units, points / scale, 64),
+    )
     assert plain.energy < 1.6 and plain.roughness == pytest.approx(1, abs=1e-3)
     # log p varies by v (9 / 2 in 10 / 2 = 5 units of variance 10 / 2), curvature like exp(-v).
     assert bent.energy > 10 and bent.roughness > 2
