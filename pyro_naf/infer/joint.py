@@ -29,6 +29,7 @@ from .exploration import (
     points_near,
     refuse_changing_shapes,
     refuse_given_subsamples,
+    refuse_iterators,
     refuse_nan,
     with_dependent_supports,
     with_idle,
@@ -54,9 +55,10 @@ class Joint(Runs):
     :ivar start: a point ``(D,)``, with the dtype and device of u.
     :ivar rung: how a batch is evaluated: "vmapped", "vmapped with help", "vmapped with copies" or
         "one draw after another".
-    :raises ValueError: when the model has no continuous latents, discrete ones that are not finite,
-        latents whose shape changes from run to run, NaN in its data, or a subsampled plate that
-        cannot be run with all its elements; naming the site or plate.
+    :raises ValueError: when an argument is a generator, or the model has no continuous latents,
+        discrete ones that are not finite, latents whose shape changes from run to run, NaN in its
+        data, or a subsampled plate that cannot be run with all its elements; naming argument, site
+        or plate.
 
     Shapes: u ``(N, D)`` to ``(N,)``.
 
@@ -76,6 +78,7 @@ class Joint(Runs):
         kwargs: Kwargs | None = None,
         init_loc_fn: Callable[..., Tensor] = init_to_median,
     ) -> None:
+        refuse_iterators(args, kwargs or {})
         super().__init__(model, args, kwargs)
         self.sites: dict[str, Site] = {}
         self.graph: Graph | None = None

@@ -314,6 +314,18 @@ def test_a_latent_with_a_batch_shape_and_no_plate_is_drawn_and_refined() -> None
 
 
 @pytest.mark.filterwarnings("ignore:Singular sample detected")
+def test_a_generator_as_data_is_refused_before_it_is_used_up() -> None:
+    def model(rows: Any) -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        for i, y in enumerate(rows):
+            pyro.sample(f"y_{i}", dist.Normal(x, 1.0), obs=y)
+
+    rows = (torch.tensor(float(i)) for i in range(3))
+    with pytest.raises(ValueError, match=r"argument 0 .* is a generator.*uses up.*give list"):
+        refine(model, rows, **QUICK)
+    assert len(list(rows)) == 3
+
+
 def test_a_support_without_a_bijection_is_named_with_what_to_write_instead() -> None:
     def model() -> None:
         pyro.sample("P", dist.Wishart(torch.tensor(50.0), torch.eye(2)))  # P of PositiveDefinite
