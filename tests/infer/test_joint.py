@@ -313,7 +313,6 @@ def test_a_latent_with_a_batch_shape_and_no_plate_is_drawn_and_refined() -> None
     assert draws(result.guide, y, num_samples=7)["c"].shape == (7, 2)
 
 
-@pytest.mark.filterwarnings("ignore:Singular sample detected")
 def test_a_generator_as_data_is_refused_before_it_is_used_up() -> None:
     def model(rows: Any) -> None:
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
@@ -326,6 +325,7 @@ def test_a_generator_as_data_is_refused_before_it_is_used_up() -> None:
     assert len(list(rows)) == 3
 
 
+@pytest.mark.filterwarnings("ignore:Singular sample detected")
 def test_a_support_without_a_bijection_is_named_with_what_to_write_instead() -> None:
     def model() -> None:
         pyro.sample("P", dist.Wishart(torch.tensor(50.0), torch.eye(2)))  # P of PositiveDefinite
