@@ -24,6 +24,9 @@ class Diagnostics:
     log_evidence: float = -30.0
     num_particles: int = 1000
 
+    def shown_elbo(self, sign: str) -> str:
+        return f"{self.elbo:.3f} {sign} {self.elbo_se:.3f}"
+
 
 @dataclass
 class Refinement:

@@ -110,8 +110,7 @@ class RefinementReport:
             lines.append(f"... and {left_out} parameters more, in summary.json")
         lines.append("")
         for stage, found in self._diagnostics.items():
-            elbo = f"{found.elbo:.3f} ± {found.elbo_se:.3f}"
-            lines.append(f"{stage:<6}  ELBO {elbo}   k-hat {found.khat:.2f}")
+            lines.append(f"{stage:<6}  ELBO {found.shown_elbo('±')}   k-hat {found.khat:.2f}")
         lines.append(self.refinement.judgement.text(command_line=True))
         if self.correction is not None:
             lines.append(f"exact   {self.correction.verdict}")

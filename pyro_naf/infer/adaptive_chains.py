@@ -2,7 +2,9 @@ r"""Hamiltonian Monte Carlo that chooses where its chains run, by predicting whe
 
 A gradient in units of a Gaussian costs a fraction of one through a guide's flows. Where the
 posterior's widths differ too much from place to place, as in a funnel, chains diverge or mix slowly
-there, and run in the guide's base space instead. Either chains can be stopped, and go on.
+there, and do better in the guide's base space. Draws of the guide tell beforehand which will be
+done first (:class:`Prospect`), and where they were wrong the other chains take over. Either chains
+can be stopped, and go on.
 
 A prediction needs few draws: as the number n of draws grows, :math:`\hat R^2 - 1` falls like
 :math:`1 / n`, and effective sample sizes grow like n.
@@ -13,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ from torch import Tensor
 from .base_space import BaseSpace, GaussianSpace
 from .chains import convergence
 from .hmc import Hamiltonian
+from .leapfrog import LogDensityAndGrad
 
 #: Draws of each chain after which they are first looked at, and how many times as many have been
 #: drawn each time after that.
@@ -38,15 +41,76 @@ FIRST_TARGETS, SECOND_TARGETS, _CARE_STEPS = (0.65, 0.9), (0.65, 0.9, 0.98), 75
 #: Factor by which a higher rate makes a draw dearer, roughly.
 _CARE = 1.5
 
-#: Draws of each chain, and gradients for each of them, that chains in the base space of a very good
-#: guide need.
+#: Draws of each chain, and gradients for each of them, that chains need whose density is a standard
+#: normal.
 _BEST_DRAWS, _BEST_GRADIENTS = 400, 4
+
+#: Smallest number of points for a prospect; power iterations for the curvature at each, and their
+#: distance, in units of the density's width; and the part of all energies between two quantiles,
+#: which are so many standard deviations of a Gaussian apart.
+_PROBES, _POWER_STEPS, _NUDGE, _MIDDLE = 64, 5, 1e-3, (0.95, 3.92)
 
 #: Share of the time left that the warm-up takes at most.
 _WARM_UP = 0.15
 
 #: Share of divergent trajectories above which draws are not to be relied on.
 TORN = 1e-3
+
+
+class Prospect(NamedTuple):
+    r"""What chains in a space will cost, by draws of the guide there.
+
+    A trajectory changes the energy :math:`E = -\log p(x)` by about as much as a velocity has,
+    whose variance is D / 2. So a density with a larger variance of E, as that of a funnel, is
+    crossed in as many more trajectories; and a trajectory needs as many more steps as the root of
+    the curvature is larger.
+
+    :ivar gradient: seconds of a gradient of all chains.
+    :ivar energy: variance of E in units of D / 2, at least 1.
+    :ivar roughness: root of the largest curvature of E, the median over the points, at least 1.
+    """
+
+    gradient: float
+    energy: float
+    roughness: float
+
+    @classmethod
+    def of(cls, density: LogDensityAndGrad, points: Tensor, num_chains: int) -> Prospect:
+        """Measure it at draws of the guide ``(N, D)``.
+
+        :param num_chains: number of points that a gradient is timed at.
+        """
+        value, grad = density(points)
+        usable = value.isfinite() & grad.isfinite().all(-1)
+        if 2 * int(usable.sum()) < len(points):
+            return cls(0.0, math.inf, math.inf)
+        points, grad, energies = points[usable], grad[usable], -value[usable].double()
+        part, widths = _MIDDLE
+        ends = torch.tensor([1 - part, 1 + part], dtype=torch.double, device=value.device) / 2
+        low, high = energies.quantile(ends)
+        variance = (float(high - low) / widths) ** 2
+        began = time.monotonic()
+        density(points[:num_chains])
+        seconds = time.monotonic() - began
+        direction = torch.randn_like(points)
+        for _ in range(_POWER_STEPS):
+            direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+            direction = (density(points + _NUDGE * direction)[1] - grad) / _NUDGE
+        curvature = float(direction.norm(dim=-1).nan_to_num(math.inf).median())
+        energy = variance / (0.5 * points.shape[1])
+        return cls(seconds, max(energy, 1.0), max(math.sqrt(curvature), 1.0))
+
+    def seconds(self, warmup_steps: int) -> float:
+        """Predict the seconds of a warm-up, and of the draws to a common goal."""
+        if math.isinf(self.energy):
+            return math.inf
+        transitions = warmup_steps + _BEST_DRAWS * self.energy
+        return transitions * _BEST_GRADIENTS * self.roughness * self.gradient
+
+
+def num_probes(num_chains: int) -> int:
+    """Return the number of points that a prospect needs."""
+    return max(num_chains, _PROBES)
 
 
 class Goal(NamedTuple):
@@ -95,6 +159,12 @@ class Run:
         """Share of divergent trajectories."""
         chains = self.chains
         return chains.divergences / (chains.count * len(chains.phase.position))
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether more trajectories diverge than is borne, beyond the noise of their number."""
+        borne = TORN * self.chains.count * len(self.chains.phase.position)
+        return self.chains.divergences > borne + 3 * math.sqrt(borne)
 
     def next_look(self, most: int) -> int:
         """Return the number of draws at which to look next."""
@@ -145,10 +215,10 @@ def _needed(states: Tensor, goal: Goal) -> Tensor:
 
 
 class Choice:
-    """Two kinds of chains, the cheaper first; draws of those that reach the goal.
+    """Two kinds of chains, those that promise to be done earlier first; draws of the better ones.
 
-    :param first: makes the chains in units of a Gaussian, ``second`` those in the base space.
-    :param second_gradient: seconds of a gradient of the second.
+    :param makers: make the chains of either kind.
+    :param prospects: what either will cost.
     :param goal: what their draws have to be.
     :param warmup_steps: transitions of a warm-up.
     :param deadline: when everything is to be over, a value of :func:`time.monotonic`.
@@ -156,14 +226,17 @@ class Choice:
 
     def __init__(
         self,
-        first: Callable[[], Run],
-        second: Callable[[], Run],
-        second_gradient: float,
+        makers: Sequence[Callable[[], Run]],
+        prospects: Sequence[Prospect],
         goal: Goal,
         warmup_steps: int,
         deadline: float,
     ) -> None:
-        self.makers, self.second_gradient = [first, second], second_gradient
+        seconds = [prospect.seconds(warmup_steps) for prospect in prospects]
+        order = sorted(range(len(seconds)), key=seconds.__getitem__)
+        self.makers = [makers[i] for i in order]
+        #: Predicted seconds of the kind that is not the first.
+        self.other_seconds = seconds[order[-1]]
         self.goal, self.warmup_steps = goal, warmup_steps
         self.deadline = deadline
         self.runs: list[Run] = []
@@ -235,18 +308,18 @@ class Choice:
         """Whether it pays, and there is time, to begin anew with a smaller step size."""
         left = self._left(run)
         is_near = run.needed <= self.goal.most and run.ahead <= left
-        if not run.targets or not (is_near or len(self.runs) == len(self.makers)):
+        is_last = len(self.runs) == len(self.makers) or self.other_seconds > left
+        if not run.targets or not (is_near or is_last):
             return False
         # Draws that will not reach the goal, or with many divergences, are worth few others.
-        can_stay = is_near and run.divergent <= TORN
+        can_stay = is_near and not run.is_torn
         # A prediction from few draws may be half of what is needed.
         draws = 2 * min(run.needed, self.goal.most) if can_stay else 2 * _FIRST_LOOK
         return _CARE * (draws + _CARE_STEPS) * run.chains.pace < left
 
     def _is_other_better(self, run: Run) -> bool:
-        """Whether chains in the base space promise more than the first."""
-        left, goal = self._left(run), self.goal
-        least = (self.warmup_steps + _BEST_DRAWS) * _BEST_GRADIENTS * self.second_gradient
+        """Whether the other chains promise more than the first."""
+        left, goal, least = self._left(run), self.goal, self.other_seconds
         if run.divergent > TORN and least < left:
             return True
         if run.needed <= goal.most and run.ahead <= left:

@@ -13,7 +13,15 @@ from functools import partial
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .adaptive_chains import FIRST_TARGETS, SECOND_TARGETS, Choice, Goal, Run
+from .adaptive_chains import (
+    FIRST_TARGETS,
+    SECOND_TARGETS,
+    Choice,
+    Goal,
+    Prospect,
+    Run,
+    num_probes,
+)
 from .base_space import BaseSpace, GaussianSpace
 from .chains import Counts
 from .hmc import Chains, Hamiltonian
@@ -72,7 +80,8 @@ def hamiltonian(
     :param deadline: when draws of all sites are to be there, a value of :func:`time.monotonic`.
     """
     gaussian = GaussianSpace(space)
-    gaussian.capture(len(start))
+    left = deadline - time.monotonic()
+    gaussian.capture(len(start), None if math.isinf(left) else left)
     shape, target = start.shape[1:], _flat(space, start)
     points = gaussian.points(space.unconstrained(start))
     some = space.normal(_FINISHED)
@@ -93,22 +102,31 @@ def hamiltonian(
         return Run(chains, gaussian, list(FIRST_TARGETS[1:]), finish)
 
     def in_base(bar: tqdm[None]) -> Run:
-        graph = space.capture(len(start))
-        if graph is not None and deadline - time.monotonic() > _LONG_SECONDS:
-            graph.compile()
-        chains = Hamiltonian(target, start.flatten(1), SECOND_TARGETS[0], bar=bar)
+        # Until it is compiled the graph is slower than what it stands for.
+        if deadline - time.monotonic() > _LONG_SECONDS:
+            graph = space.capture(len(start))
+            if graph is not None:
+                graph.compile()
+        chains = Hamiltonian(target, start.flatten(1), SECOND_TARGETS[0], bar=bar, near_normal=True)
         return Run(chains, space, list(SECOND_TARGETS[1:]), finish + more)
 
-    gradient = _seconds(lambda: target(start.flatten(1)))
+    probes = space.normal(num_probes(len(start)))
+    prospects = (
+        Prospect.of(
+            gaussian.value_and_grad, gaussian.points(space.unconstrained(probes)), len(start)
+        ),
+        Prospect.of(target, probes.flatten(1), len(start)),
+    )
     with tqdm(disable=not progress, desc="hmc", unit="step") as bar:
         makers = partial(in_units, bar), partial(in_base, bar)
-        choice = Choice(*makers, gradient, goal, warmup_steps, deadline)
+        choice = Choice(makers, prospects, goal, warmup_steps, deadline)
         best = choice.best()
     states = best.chains.states
     if best.space is space:
         states = states.unflatten(-1, shape)
     counts = _counts(best.chains.result())
     counts["evaluations"] = sum(run.chains.gradients for run in choice.runs)
+    counts["out_of_time"] = not best.is_done(goal)
     return _unconstrained(best.space, states), counts
 
 

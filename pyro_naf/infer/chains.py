@@ -36,6 +36,7 @@ class Counts(TypedDict, total=False):
     accept_rate: float
     evaluations: int
     divergences: int
+    out_of_time: bool
 
 
 class Convergence(NamedTuple):

@@ -76,7 +76,9 @@ class Correction(Results, Shown):
     :ivar method: "imh", "neutra" or "hmc".
     :ivar evaluations: of the log-density (for "neutra", of its gradient: leapfrog steps) after the
         warm-up, in all chains; for "hmc" the number of gradients, with the warm-up.
-    :ivar divergences: number of divergent transitions of NUTS or HMC.
+    :ivar divergences: number of transitions to these draws in which NUTS or HMC diverged. Those of
+        the warm-up do not count, nor those of chains that were given up for ones with smaller steps
+        or in another space: they say nothing of these draws.
     :ivar ess_tail: site to tail effective sample size of each entry, over all chains.
     :ivar fixed: site to whether each entry is a constant of the site's support, such as the upper
         triangle of a Cholesky factor. Any other entry has to vary.
@@ -84,6 +86,8 @@ class Correction(Results, Shown):
         has visited.
     :ivar climbs: number of climbs after which the time for that search was over; None where it was
         enough.
+    :ivar out_of_time: whether ``max_seconds`` was over before the chains were as long as asked, or
+        agreed.
     :ivar joint: the model's log-density; None for one loaded without the model.
     """
 
@@ -99,6 +103,7 @@ class Correction(Results, Shown):
     fixed: dict[str, Tensor] = field(default_factory=dict, repr=False)
     missed: float = 0.0
     climbs: int | None = None
+    out_of_time: bool = False
     joint: Joint | None = field(default=None, repr=False)
 
     def get_samples(self) -> dict[str, Tensor]:
@@ -132,6 +137,11 @@ class Correction(Results, Shown):
         ]
 
     @property
+    def _limit(self) -> str:
+        """The argument that ended the chains."""
+        return "max_seconds" if self.out_of_time else "num_samples"
+
+    @property
     def verdict(self) -> str:
         """Whether the chains agree, and a search found no mode that they lack, in one line."""
         chains, length = next(iter(self.draws.values())).shape[:2]
@@ -147,7 +157,7 @@ class Correction(Results, Shown):
         if length < _FEWEST:
             return (
                 f"do not trust: only {length} draws of each chain, too few for R-hat; try a larger "
-                "max_seconds or num_samples"
+                f"{self._limit}"
             )
         if bad:
             reason = f"draws of {bad} are not finite"
@@ -168,7 +178,7 @@ class Correction(Results, Shown):
             torn = f", though {self.divergences} of {moves} transitions diverged"
             return f"trust: {agree}{torn if self.divergences else ''}{cut_short(self.climbs)}"
         other = "method='hmc', " if self.method == "imh" else ""
-        more = "a non-centred model" if "diverged" in reason else "a larger num_samples"
+        more = "a non-centred model" if "diverged" in reason else f"a larger {self._limit}"
         return f"do not trust: {reason}; try {more}, {other}or to refine the guide"
 
     def save(self, path: str | os.PathLike[str]) -> None:

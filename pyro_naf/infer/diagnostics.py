@@ -39,7 +39,8 @@ class ImportanceDiagnostics(Shown):
     r"""What the importance weights :math:`w_n = p(x, z_n)/q(z_n)`, :math:`z_n \sim q`, tell.
 
     :ivar log_weights: :math:`\log w_n`, shape ``(N,)``.
-    :ivar elbo: their mean; ``elbo_se`` its standard error.
+    :ivar elbo: their mean, -inf where the model has no density at one of the draws; ``elbo_se`` its
+        standard error.
     :ivar khat: shape of the Pareto tail of the weights (Vehtari et al. 2015 [arXiv:1507.02646]);
         below 0.7 importance correction is sound. It does not see a mode that q has lost.
     :ivar ess: effective sample size :math:`(\sum w)^2 / \sum w^2`, in (0, N].
@@ -72,10 +73,26 @@ class ImportanceDiagnostics(Shown):
         """Pareto-smoothed log-weights ``(N,)``, normalised: their exponentials add up to one."""
         return smooth(self.log_weights)
 
+    @property
+    def refused(self) -> float:
+        """Share of the draws where the model has no density, which make the ELBO -inf."""
+        return float((self.log_weights == -math.inf).double().mean())
+
+    def shown_elbo(self, sign: str = "+-") -> str:
+        """Write the ELBO with its standard error, or why it is -inf.
+
+        >>> weights = torch.tensor([-1.0, -1.0, -1.0, -math.inf])
+        >>> ImportanceDiagnostics(weights, -math.inf, math.nan, 0.0, 3.0, -1.3, 0.3).shown_elbo()
+        '-inf: 25% of the draws outside of the support'
+        """
+        if not self.refused:
+            return f"{self.elbo:.3f} {sign} {self.elbo_se:.3f}"
+        return f"-inf: {100 * self.refused:.2g}% of the draws outside of the support"
+
     def table(self) -> Table:
         """ELBO, k-hat, effective sample size and log evidence."""
         cells = [
-            f"{self.elbo:.3f} +- {self.elbo_se:.3f}",
+            self.shown_elbo(),
             f"{self.khat:.2f} +- {self.khat_se:.2f}",
             f"{self.ess:.0f} of {self.num_particles}",
             f"{self.log_evidence:.3f} +- {self.log_evidence_se:.3f}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from .budget import Budget
 from .joint import Joint
@@ -11,9 +12,9 @@ from .settings import RefineSettings
 #: Number of steps, and seconds, where no budget is given; whichever is over first.
 STEPS, SECONDS = 4000, 60.0
 
-#: Cost of capturing the density, in gradients at one point: both are mostly Python for each
-#: operation.
-_CAPTURE = 120
+#: Seconds that capturing takes for each operation of the density, and those that torch takes to
+#: load what it needs for the first capture of a process.
+_OPERATION, _LOADING = 0.004, 2.0
 
 #: Cost of a step with half the draws, relative to a step with all, above which draws are not
 #: halved; and the rough cost of a step in gradients.
@@ -38,8 +39,14 @@ def capture(
     """Capture a joint density as a graph for training, where the time allows it."""
     if joint.subsampled or joint.graph is not None:
         return
-    if seconds is None or _CAPTURE * joint.pace.one < settings.capturing_share * seconds:
+    if seconds is None or capture_seconds(joint) < settings.capturing_share * seconds:
         joint.capture(num_particles + max(num_particles // 2, 2))
+
+
+def capture_seconds(joint: Joint) -> float:
+    """Predict the seconds that capturing a joint density takes."""
+    loading = 0.0 if "torch._dynamo" in sys.modules else _LOADING
+    return loading + _OPERATION * joint.pace.operations
 
 
 def num_cores() -> int:

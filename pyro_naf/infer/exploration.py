@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..guides.pyro_internals import log_prob_sum
 from ..guides.sites import Latents, Site, find_sites, masked_out, sample_sites, split
+from ..support.calls import Args, Kwargs
 from .lanes import REFUSALS, RUNGS, Values
 from .runs import Runs
 
@@ -33,6 +34,19 @@ def chunk_size(trace: Trace) -> int:
     values = [site["value"] for _, site in sample_sites(trace)]
     numbers = sum(2 * value.numel() for value in values if isinstance(value, Tensor))
     return max(1, min(_CHUNK, _CHUNK_NUMBERS // max(numbers, 1)))
+
+
+def refuse_iterators(args: Args, kwargs: Kwargs) -> None:
+    """Look for arguments that the first run of the model would use up.
+
+    :raises ValueError: when there is one.
+    """
+    for name, value in [*enumerate(args), *kwargs.items()]:
+        if isinstance(value, Iterator):
+            raise ValueError(
+                f"argument {name!r} of the model is a {type(value).__name__}, which the model's "
+                "first run uses up, so that later runs have no data; give list(...) of it"
+            )
 
 
 def refuse_given_subsamples(trace: Trace) -> None:

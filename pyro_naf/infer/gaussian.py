@@ -64,8 +64,9 @@ DIP = 1.0
 #: Difference in ELBO, in nats, to the best mode from which on a mode has too little mass to search.
 NEGLIGIBLE = 7.0
 
-#: Location or width of an unconstrained latent beyond which the posterior cannot be proper.
-_FAR = 1e7
+#: Location or width of an unconstrained latent beyond which the posterior is proper only if its
+#: log-density falls by so many nats at so many widths of the Gaussian on either side.
+_FAR, _FALL, _AWAY = 1e7, 2.0, 5.0
 
 
 @renamed(seconds="max_seconds")
@@ -294,10 +295,23 @@ def raise_for_start(joint: Joint) -> NoReturn:
     raise ValueError("the derivatives of the model's log-density are not finite at any start")
 
 
+@torch.no_grad()
 def _check_proper(joint: Joint, gaussian: Gaussian) -> None:
-    extent = gaussian.loc.abs() + gaussian.factor.norm(dim=-1)
-    for name, part in joint.split(extent).items():
-        if not (part < _FAR).all():
+    """Refuse a Gaussian that is very far out, or very wide, unless it is that of a proper mode.
+
+    The units of a latent may be small.
+    """
+    width = gaussian.factor.norm(dim=-1)
+    is_far = ~(gaussian.loc.abs() + width < _FAR)
+    if not is_far.any():
+        return
+    # Along each latent the others move as the Gaussian says.
+    move = _AWAY * (gaussian.factor @ gaussian.factor.mT / width)[is_far]
+    top, *sides = joint(torch.cat([gaussian.loc[None], gaussian.loc + move, gaussian.loc - move]))
+    falls = (top - torch.stack(sides).unflatten(0, (2, -1)) > _FALL).all(0)
+    improper = is_far.index_put((is_far,), ~falls)
+    for name, part in joint.split(improper).items():
+        if part.any():
             raise ValueError(
                 f"the posterior seems to be improper: site {name!r} escapes to infinity; give it a "
                 "proper prior"

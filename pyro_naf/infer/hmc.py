@@ -32,6 +32,13 @@ from .tuning import MOST_STEPS, Tuner
 #: Share of a time limit that the warm-up takes at most.
 _WARM_UP = 0.5
 
+#: Share of jumps that have to be taken in the second half of the warm-up for chains to go on with
+#: them.
+_RARE_JUMPS = 0.02
+
+#: Which trajectories have short steps, where some have: every fourth; and how much shorter.
+_NARROW, _NARROWER = 4, 8
+
 
 @dataclass(frozen=True)
 class Chains:
@@ -110,6 +117,9 @@ class Hamiltonian:
 
     :param log_density_and_grad: as of :func:`sample_hmc`, as are the others.
     :param bar: shows the transitions.
+    :param near_normal: whether the density is near that of N(0, I). Then chains jump to draws of
+        that after each trajectory, unless hardly a jump of the warm-up was taken; and some
+        trajectories have short steps, which lead out of places much narrower than N(0, I).
     :ivar gradients: number of gradients, each of one chain, since the start.
     :ivar divergences: number of divergent trajectories among the draws.
     """
@@ -121,6 +131,7 @@ class Hamiltonian:
         target_accept: float = 0.65,
         generator: torch.Generator | None = None,
         bar: tqdm[None] | None = None,
+        near_normal: bool = False,
     ) -> None:
         if start.dim() != 2 or len(start) < 2 or not start.is_floating_point():
             raise ValueError(
@@ -140,6 +151,7 @@ class Hamiltonian:
             )
         self.phase = Phase(start, log_density, gradient, torch.zeros_like(start))
         self.tuner = Tuner(start.shape[-1], target_accept)
+        self.near_normal, self.jumps, self._jumped = near_normal, near_normal, list[float]()
         self.gradients = len(start)
         self._forget()
 
@@ -176,6 +188,9 @@ class Hamiltonian:
             now = time.monotonic()
             self.tuner.learn(move, min(max(step / steps, (now - began) / (until - began)), 1.0))
         self.tuner.finish()
+        if late := self._jumped[len(self._jumped) // 2 :]:
+            self.jumps = sum(late) > _RARE_JUMPS * len(late)
+            self._jumped = []
 
     def be_careful(self, target_accept: float, steps: int, until: float = math.inf) -> None:
         """Leave out the draws, and adapt the step size to a higher acceptance rate.
@@ -222,17 +237,45 @@ class Hamiltonian:
         begin = self.phase._replace(velocity=velocity)
         step_size = tuner.step_size
         num_steps = min(max(1, math.ceil(tuner.jittered() / step_size)), MOST_STEPS)
+        if self.near_normal and tuner.transitions % _NARROW == 0:
+            step_size /= _NARROWER
         scale = tuner.scale.to(position)
         end, divergent, gradients = leapfrog(self.target, begin, step_size, num_steps, scale)
         self.gradients += gradients
         accept = (begin.energy - end.energy).clamp(max=0).exp()
         accept = torch.where(divergent, 0.0, accept)
-        taken = torch.empty_like(accept).uniform_(generator=generator) < accept
-        chosen = [
-            torch.where(taken.reshape(-1, *[1] * (new.dim() - 1)), new, old)
-            for new, old in zip(end, begin, strict=True)
-        ]
-        self.phase = Phase(*chosen)
+        self._take(end, begin, accept)
+        if self.jumps:
+            self._jump()
         if self.bar is not None:
             self.bar.update()
         return Move(begin, end, accept, divergent, num_steps * step_size, self.phase.position)
+
+    def _jump(self) -> None:
+        r"""Try a draw of N(0, I) for each chain, which is taken with probability min(1, w'/w).
+
+        w is the density relative to that of N(0, I).
+        """
+        old = self.phase
+        position = torch.empty_like(old.position).normal_(generator=self.generator)
+        new = Phase(position, *self.target(position), torch.zeros_like(position))
+        self.gradients += len(position)
+        gain = _log_weight(new) - _log_weight(old)
+        usable = gain.isfinite() & new.gradient.isfinite().all(-1)
+        accept = torch.where(usable, gain.clamp(max=0).exp(), 0.0)
+        self._take(new, old, accept)
+        self._jumped.append(float(accept.mean()))
+
+    def _take(self, new: Phase, old: Phase, accept: Tensor) -> None:
+        """Put each chain to its new place with a probability ``(N,)``, else to the old one."""
+        taken = torch.empty_like(accept).uniform_(generator=self.generator) < accept
+        chosen = [
+            torch.where(taken.reshape(-1, *[1] * (a.dim() - 1)), a, b)
+            for a, b in zip(new, old, strict=True)
+        ]
+        self.phase = Phase(*chosen)
+
+
+def _log_weight(phase: Phase) -> Tensor:
+    """Log-density relative to that of N(0, I), up to a constant, ``(N,)``."""
+    return phase.log_density.double() + 0.5 * phase.position.double().square().sum(-1)

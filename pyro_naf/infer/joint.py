@@ -29,11 +29,12 @@ from .exploration import (
     points_near,
     refuse_changing_shapes,
     refuse_given_subsamples,
+    refuse_iterators,
     refuse_nan,
     with_dependent_supports,
     with_idle,
 )
-from .lanes import RUNGS, Batched, Values, with_refusals
+from .lanes import RUNGS, Batched, Values, explained_gradients, with_refusals
 from .pace import Pace
 from .runs import Runs
 
@@ -52,11 +53,12 @@ class Joint(Runs):
     :ivar sites: the continuous latent sites and their places in u.
     :ivar dim: D, the length of u.
     :ivar start: a point ``(D,)``, with the dtype and device of u.
-    :ivar rung: how a batch is evaluated: "vmapped", "vmapped with help" or "one draw after
-        another".
-    :raises ValueError: when the model has no continuous latents, discrete ones that are not finite,
-        latents whose shape changes from run to run, NaN in its data, or a subsampled plate that
-        cannot be run with all its elements; naming the site or plate.
+    :ivar rung: how a batch is evaluated: "vmapped", "vmapped with help", "vmapped with copies" or
+        "one draw after another".
+    :raises ValueError: when an argument is a generator, or the model has no continuous latents,
+        discrete ones that are not finite, latents whose shape changes from run to run, NaN in its
+        data, or a subsampled plate that cannot be run with all its elements; naming argument, site
+        or plate.
 
     Shapes: u ``(N, D)`` to ``(N,)``.
 
@@ -76,6 +78,7 @@ class Joint(Runs):
         kwargs: Kwargs | None = None,
         init_loc_fn: Callable[..., Tensor] = init_to_median,
     ) -> None:
+        refuse_iterators(args, kwargs or {})
         super().__init__(model, args, kwargs)
         self.sites: dict[str, Site] = {}
         self.graph: Graph | None = None
@@ -128,9 +131,10 @@ class Joint(Runs):
         if self.graph is not None:
             return self.graph(u.detach())
         u = u.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), explained_gradients():
             value = self.uncaptured(u)
-        return _usable(value.detach(), _gradient(value, u))
+            gradient = _gradient(value, u)
+        return _usable(value.detach(), gradient)
 
     def capture(self, count: int = 64) -> None:
         """Capture value and gradient at ``count`` points as a graph, where that is possible."""
@@ -165,7 +169,8 @@ class Joint(Runs):
     @cached_property
     def pace(self) -> Pace:
         """What value and gradient cost without a graph, measured once."""
-        return Pace.of(self.uncaptured, self.start)
+        with explained_gradients():
+            return Pace.of(self.uncaptured, self.start)
 
     @property
     def way(self) -> str:

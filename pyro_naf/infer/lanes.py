@@ -1,13 +1,15 @@
 """Functions of one draw made into functions of many: lanes of a batch that never see each other.
 
-Three ways, the fastest first: :func:`torch.vmap`; vmap with help for what it does not take; one
-lane after another.
+Four ways, the fastest first: :func:`torch.vmap`; vmap with help for what it does not take, and with
+copies of what is read from a tensor that is written to; one lane after another.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -39,16 +41,19 @@ def vmapped(function: Callable[[Values], object]) -> Batched:
     return batched
 
 
-def vmapped_with_help(function: Callable[[Values], object]) -> Batched:
+def vmapped_with_help(function: Callable[[Values], object], copies: bool = False) -> Batched:
     """As :func:`vmapped`, where new tensors have lanes from the start and ``.data`` is allowed.
 
     A model may write a latent into a tensor of zeros in place, which has no lanes of its own, or
     use autograd functions of the older form.
+
+    :param copies: whether ``x[t]`` is a copy, which a later ``x[t + 1] = ...`` leaves alone.
+        Without it ``x[t + 1] = a * x[t]`` has no gradient: what is read would be changed after.
     """
 
     def one(values: Values) -> object:
         lane = torch.zeros_like(next(iter(values.values())).detach().reshape(-1)[0])
-        with _Help(lane), old_functions_under_vmap():
+        with _Help(lane, copies), old_functions_under_vmap():
             return function(values)
 
     return vmapped(one)
@@ -73,6 +78,24 @@ def one_by_one(function: Callable[[Values], object]) -> Batched:
         return tree_map(lambda *lanes: torch.stack(lanes), *found)
 
     return batched
+
+
+@contextmanager
+def explained_gradients() -> Iterator[None]:
+    """Say of a model whose gradient torch refuses what to write instead.
+
+    :raises ValueError: where the model changes a tensor in place that the gradient needs.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise ValueError(
+            "the model has no gradient, because it changes a tensor in place that an earlier "
+            "result was computed from, as in `x += a * x`, or `x[t] = ...` in a loop; write "
+            "`x = x + a * x`, or append to a list and torch.stack it"
+        ) from error
 
 
 def with_refusals(batched: Batched, function: Callable[[Values], object]) -> Batched:
@@ -128,9 +151,9 @@ class _Help(Intercepted):
         torch.rnn_relu: decompositions.rnn_relu_input,
     }
 
-    def __init__(self, lane: Tensor) -> None:
+    def __init__(self, lane: Tensor, copies: bool) -> None:
         super().__init__()
-        self.lane = lane
+        self.lane, self.copies = lane, copies
 
     def call(self, func: Operation, args: Args, kwargs: Kwargs) -> object:
         tensors = cast("tuple[Tensor, ...]", args)  # where they are looked at
@@ -144,6 +167,8 @@ class _Help(Intercepted):
             tensors[0].masked_fill_(tensors[1], tensors[2])
             return None
         out = super().call(func, args, kwargs)
+        if self.copies and func is torch.Tensor.__getitem__:
+            return cast("Tensor", out).clone()
         if func in self._MAKERS and isinstance(out, Tensor) and out.is_floating_point():
             return out + self.lane.to(out.dtype)
         return out
@@ -188,5 +213,6 @@ _FALLIBLE = frozenset(getattr(torch.ops.aten, f"{name}_ex").default for name in 
 RUNGS: dict[str, Callable[[Callable[[Values], object]], Batched]] = {
     "vmapped": vmapped,
     "vmapped with help": vmapped_with_help,
+    "vmapped with copies": partial(vmapped_with_help, copies=True),
     "one draw after another": one_by_one,
 }

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 #: Number of points in the batch that tells what a further point costs.
 _BATCH = 8
@@ -24,6 +25,7 @@ class Pace(NamedTuple):
 
     :ivar one: seconds at a single point, which are mostly overhead.
     :ivar further: seconds for each further point of the same batch.
+    :ivar operations: number of operations that a gradient goes back through.
 
     >>> pace = Pace(one=0.25, further=0.125)
     >>> pace.seconds(5), pace.points(0.75)
@@ -32,20 +34,28 @@ class Pace(NamedTuple):
 
     one: float
     further: float
+    operations: int = 0
 
     @classmethod
     def of(cls, target: Callable[[Tensor], Tensor], point: Tensor) -> Pace:
         """Measure it at a point ``(D,)``."""
 
         def seconds(count: int) -> float:
-            z = point.detach().expand(count, -1).clone().requires_grad_()
             begin = time.monotonic()
             with torch.enable_grad():
-                torch.autograd.grad(target(z).sum(), z)
+                z, value = evaluated(count)
+                torch.autograd.grad(value, z)
             return time.monotonic() - begin
 
-        one = max(min(seconds(1), seconds(1)), _TICK)  # the first run warms up
-        return cls(one, max(seconds(_BATCH) - one, 0.0) / (_BATCH - 1))
+        def evaluated(count: int) -> tuple[Tensor, Tensor]:
+            z = point.detach().expand(count, -1).clone().requires_grad_()
+            return z, target(z).sum()
+
+        with torch.enable_grad():
+            operations = _operations(evaluated(1)[1])  # this run warms up
+        one = max(seconds(1), _TICK)
+        further = max(seconds(_BATCH) - one, 0.0) / (_BATCH - 1)
+        return cls(one, further, operations)
 
     def seconds(self, points: int) -> float:
         """Seconds of value and gradient at a batch of points."""
@@ -62,3 +72,15 @@ class Pace(NamedTuple):
     def values(self, seconds: float) -> int:
         """Return how many points take this time without gradients."""
         return self.points(seconds / _VALUE)
+
+
+def _operations(value: Tensor) -> int:
+    """Count the operations between a value and what it is differentiated by."""
+    seen: set[Node] = set()
+    left = [value.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [before for before, _ in node.next_functions]
+    return len(seen)

@@ -34,6 +34,7 @@ from .refined_guides import flow_guide, forget, gaussian_guide, sizes, start_at
 from .settings import RefineSettings
 from .start import Start
 from .training import Training
+from .unvisited import modes_beside
 
 #: Number of draws whose marginals the first flow of a guide for several modes starts with.
 _PLACING = 4000
@@ -41,6 +42,9 @@ _PLACING = 4000
 #: Seconds after which a diagnosis weights no further draws where the time has no limit, and where
 #: Ctrl-C was pressed.
 _PATIENCE, _IMPATIENCE = 10.0, 2.0
+
+#: Share of the time left for a further search for modes, where a Gaussian leaves nothing to train.
+_FURTHER = 0.3
 
 #: Number of training steps below which fewer draws a step do not help.
 _HOPELESS = 50
@@ -85,11 +89,31 @@ def refine_from(start: Start, call: Call) -> Refined:
     """:func:`~pyro_naf.infer.refine` from a Gaussian that is known."""
     plan, budget = _Plan(start, call), call.budget
     if call.good_ends and not plan.origin.covers and is_good(plan.before, call.settings):
-        budget.elapsed = time.monotonic() - budget.start
-        return plan.result(plan.gaussian(), plan.before, ended="good")
+        plan = _searched_further(plan, start, call)
+        if not plan.origin.covers:
+            budget.elapsed = time.monotonic() - budget.start
+            return plan.result(plan.gaussian(), plan.before, ended="good")
     budget.begin_training()
     training = plan.several_modes() if plan.origin.covers else plan.one_mode()
     return plan.finish(training)
+
+
+def _searched_further(plan: _Plan, start: Start, call: Call) -> _Plan:
+    """Look further for modes, where time had cut that short and no training needs what is left."""
+    left = call.budget.left()
+    if start.climbs is None or start.others is not None or not math.isfinite(left):
+        return plan
+    call.bar.phase("looking for other modes")
+    factor = start.factor if start.factor.dim() == 2 else start.factor.diag()
+    known = Gaussian(start.loc, factor, math.nan)
+    most = call.settings.independent_latents
+    modes, climbs = modes_beside(start.joint, known, _FURTHER * left, most, fewest=2)
+    if climbs == 0:  # too many latents
+        return plan
+    if len(modes) > 1:
+        return _Plan(replace(start, modes=modes, climbs=climbs), call)
+    plan.origin = replace(plan.origin, start=replace(start, climbs=climbs))
+    return plan
 
 
 class _Plan:

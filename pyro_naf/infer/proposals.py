@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import pyro
@@ -17,7 +18,7 @@ from ..guides.sites import batch_depth, latent_sites
 from ..support.calls import Args, Kwargs, Model
 from ..support.checks import check_callable
 from .joint import Joint
-from .lanes import one_by_one, vmapped_with_help
+from .lanes import Batched, Values, one_by_one, vmapped_with_help
 from .laplace import Gaussian
 
 
@@ -78,7 +79,8 @@ class GuideProposal:
         with torch.no_grad(), poutine.block(), FlatPriors():
             self.trace = self._trace()
         _check_sites(joint, self.trace)
-        self._over_lanes = vmapped_with_help  # a draw is written into an empty tensor
+        # A draw is written into an empty tensor.
+        self._over_lanes: Callable[[Callable[[Values], object]], Batched] = vmapped_with_help
         self.draw = self._from_traces
         if isinstance(guide, AutoContinuous) and not isinstance(guide, AutoLaplaceApproximation):
             self.draw = self._from_posterior

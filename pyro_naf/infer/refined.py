@@ -120,7 +120,7 @@ class Refined(GuideResults, Shown):
         rows = [
             [
                 name,
-                f"{d.elbo:.3f} +- {d.elbo_se:.3f}",
+                d.shown_elbo(),
                 f"{d.khat:.2f} +- {d.khat_se:.2f}",
                 f"{d.ess:.0f} of {d.num_particles}",
             ]

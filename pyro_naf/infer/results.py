@@ -29,7 +29,8 @@ class Refinement(Refined):
     :ivar missed: the part of the posterior's mass, from 0 to 1, that the guide does not cover but
         the modes found at the start, the Gaussian there and one three times as wide do.
     :ivar density: how the model's log-density was evaluated in the end: "captured and compiled",
-        "captured", "vmapped", "vmapped with help" or "one draw after another", the fastest first.
+        "captured", "vmapped", "vmapped with help", "vmapped with copies" or "one draw after
+        another", the fastest first.
     :ivar joint: the model's log-density; None for one loaded without the model.
     :ivar origin: the start and the options of the call, which going on and loading need.
     :ivar ended: why it ended: "good" where the Gaussian fits so well that no flow was trained, "no

@@ -139,7 +139,7 @@ class RefineSettings:
 
     climb_share: Share = 0.5
     trial_share: Share = 0.25
-    capturing_share: Share = 0.15
+    capturing_share: Share = 0.35
     compiling_seconds: Positive = 30.0
     most_particles: Count = 64
     fewest_particles: Count = 8

@@ -188,7 +188,7 @@ def test_two_draws_of_each_chain_are_not_trusted() -> None:
     short = dataclasses.replace(
         result, draws=few, rhat=unknown, ess=unknown, ess_tail=unknown, divergences=0, missed=0.0
     )
-    assert "only 2 draws of each chain, too few for R-hat" in short.verdict
+    assert "only 2 draws of each chain, too few for R-hat; try a larger num" in short.verdict
 
 
 @pytest.mark.parametrize("kind", TRANSFORMS)
@@ -336,6 +336,20 @@ def test_divergences_are_told_and_many_are_not_trusted() -> None:
     assert few.startswith("trust: the chains agree") and "though 3 of 4000 transitions" in few
     assert many.startswith("do not trust: 5 of 4000 transitions diverged, so that a narrow part")
     assert "non-centred model" in many
+
+
+@pytest.mark.filterwarnings("ignore:do not trust")
+def test_the_remedy_names_the_limit_that_ended_the_chains() -> None:
+    guide = AutoMultivariateNormal(banana, init_scale=0.7)
+    guide()
+    budget: dict[str, Any] = {"method": "hmc", "num_chains": 4, "warmup_steps": 5, **QUIET}
+    by_number = mcmc_correct(banana, guide, num_samples=8, max_seconds=1e3, **budget)
+    by_time = mcmc_correct(banana, guide, num_samples=10**6, max_seconds=0.3, **budget)
+    assert (by_number.out_of_time, by_time.out_of_time) == (False, True)
+    draws = torch.randn(2, 20)
+    assert "try a larger num_samples" in summary(draws).verdict
+    assert "try a larger max_seconds" in summary(draws, out_of_time=True).verdict
+    assert "try a larger max_seconds" in summary(draws[:, :3], out_of_time=True).verdict
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -126,6 +126,9 @@ def test_draws_where_the_log_density_is_nan_have_no_weight_and_are_counted() -> 
         result = importance_diagnostics(model, guide, num_particles=200)
     assert 60 < int((result.log_weights == -math.inf).sum()) < 140
     assert result.elbo == -math.inf and result.log_evidence == pytest.approx(-0.2, abs=1)
+    share = f"{100 * result.refused:.2g}%"
+    assert f"-inf: {share} of the draws outside of the support" in str(result)
+    assert "nan" not in str(result).split("log evidence")[0]
 
 
 def test_draws_have_the_shapes_of_the_sites() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_naf.infer import fit_gaussian, importance_diagnostics
 from pyro_naf.infer.climbs import climb
-from pyro_naf.infer.gaussian import search
+from pyro_naf.infer.gaussian import find_gaussian, search
 from pyro_naf.infer.joint import Joint
 from pyro_naf.infer.laplace import Gaussian, best_of, laplace, match, matched_normal
 
@@ -127,6 +127,21 @@ def nan_data() -> None:
 def impossible() -> None:
     x = pyro.sample("x", dist.Normal(0.0, 1.0))
     pyro.factor("wall", torch.full_like(x, -math.inf))
+
+
+def test_a_proper_posterior_in_small_units_is_not_taken_for_an_improper_one() -> None:
+    """A slope per 1e-6 of a unit, of data in millions."""
+    x, y = torch.linspace(-1e-6, 1e-6, 9), torch.linspace(3e6, 7e6, 9)
+
+    def model() -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 1e13))
+        pyro.sample("y", dist.Normal(5e6 + slope * x, 1e6).to_event(1), obs=y)
+
+    best, *_ = find_gaussian(Joint(model), 2, 1.0)
+    precision = (x.double() / 1e6).square().sum() + 1e-26
+    loc = (x.double() * (y.double() - 5e6)).sum() / 1e12 / precision
+    assert float(best.loc) == pytest.approx(float(loc), rel=1e-2)
+    assert float(best.factor) == pytest.approx(float(precision**-0.5), rel=1e-2)
 
 
 def improper() -> None:

@@ -256,3 +256,39 @@ def test_carefulness_ends_divergences_and_forgets_the_draws_before() -> None:
     assert chains.count == chains.divergences == 0 and chains.tuner.step_size < step_size / 2
     chains.draw(40)
     assert divergences > 4 * chains.divergences
+
+
+def two_modes(x: Tensor) -> Tensor:
+    """Of 30 and 70 % at -1.5 and 1.5, six deviations of a mode from the middle."""
+    modes = torch.stack([-0.5 * ((x[:, 0] - m) / 0.25) ** 2 + math.log(w) for m, w in MODES])
+    return modes.logsumexp(0) - 0.5 * x[:, 1] ** 2
+
+
+MODES = ((-1.5, 0.3), (1.5, 0.7))
+
+
+def test_chains_jump_between_modes_where_a_normal_density_reaches_both() -> None:
+    torch.manual_seed(0)
+    start = torch.tensor([1.5, 0.0]) + 0.25 * normal(32, 2)  # in one mode alone
+    shares = []
+    for near_normal in (False, True):
+        chains = Hamiltonian(differentiated(two_modes), start, near_normal=near_normal)
+        chains.warm_up(100)
+        chains.draw(200)
+        shares.append(float((chains.states[..., 0] > 0).double().mean()))
+        assert chains.jumps == near_normal
+    jumped = chains.states
+    assert shares[0] == 1 and shares[1] == pytest.approx(0.7, abs=0.05)
+    # Within a mode and across the draws are exact as well.
+    upper = jumped[..., 0][jumped[..., 0] > 0]
+    assert float(upper.std()) == pytest.approx(0.25, rel=0.05)
+    assert float(jumped[..., 1].std()) == pytest.approx(1.0, rel=0.05)
+
+
+def test_jumps_that_are_hardly_ever_taken_end_with_the_warm_up() -> None:
+    def far(x: Tensor) -> Tensor:
+        return -0.5 * ((x - 8) / 0.1).square().sum(-1)
+
+    chains = Hamiltonian(differentiated(far), 8 + 0.1 * normal(8, 2), near_normal=True)
+    chains.warm_up(20)
+    assert not chains.jumps

@@ -48,6 +48,62 @@ def test_a_model_that_raises_at_a_point_has_no_density_there() -> None:
     assert joint(torch.tensor([[0.0], [2.0]])).isfinite().tolist() == [True, False]
 
 
+def autoregression(y: torch.Tensor, in_place: bool) -> None:
+    """The mean of each entry is computed from the one before, in a tensor that is made first."""
+    phi = pyro.sample("phi", dist.Normal(0.0, 0.5))
+    if in_place:
+        x = torch.zeros(len(y))
+        x[0] = y[0]
+        for t in range(1, len(y)):
+            x[t] = phi * x[t - 1] + 1
+    else:
+        entries = [y[0]]
+        for _ in y[1:]:
+            entries.append(phi * entries[-1] + 1)
+        x = torch.stack(entries)
+    with pyro.plate("times", len(y)):
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def test_a_tensor_that_is_filled_from_its_own_entries_has_a_gradient() -> None:
+    y = torch.tensor([0.5, 1.0, 0.2, 1.5])
+    filled, stacked = Joint(autoregression, (y, True)), Joint(autoregression, (y, False))
+    assert filled.rung == "vmapped with copies"
+    u = torch.tensor([[0.3], [-1.2]])
+    for found, expected in zip(filled.value_and_grad(u), stacked.value_and_grad(u), strict=True):
+        torch.testing.assert_close(found, expected)
+    filled.capture(2)
+    assert filled.graph is not None
+    torch.testing.assert_close(filled.value_and_grad(u), stacked.value_and_grad(u))
+
+
+def test_what_is_written_through_two_indices_is_not_lost_to_copies() -> None:
+    def model() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        x = torch.zeros(3, 2)
+        for t in range(1, 3):
+            x[t][0] = a + x[t - 1, 0].detach()  # of a copy this would change nothing
+            x[t, 1] = a * x[t - 1, 1].detach()
+        pyro.factor("f", -x.square().sum())
+
+    joint = Joint(model)
+    # x is 0, a, 2a in the first column and 0 in the second.
+    value = -0.5 * (4.0 + torch.log(torch.tensor(2 * torch.pi))) - (4.0 + 16.0)
+    torch.testing.assert_close(joint(torch.tensor([[2.0]])), value[None])
+
+
+def test_a_tensor_that_is_changed_after_use_is_named_with_what_to_write_instead() -> None:
+    def model() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        x = a.exp()
+        y = x.exp()
+        y += a  # the gradient of exp needs what it gave
+        pyro.factor("f", -y)
+
+    with pytest.raises(ValueError, match=r"changes a tensor in place.*write `x = x \+ a \* x`"):
+        refine(model, **QUICK)
+
+
 def subsampled(y: torch.Tensor) -> None:
     mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
     with pyro.plate("rows", len(y), subsample_size=4) as rows:
@@ -255,6 +311,18 @@ def test_a_latent_with_a_batch_shape_and_no_plate_is_drawn_and_refined() -> None
     law = dist.MultivariateNormal(torch.zeros(3), 2 * torch.ones(3, 3) + torch.eye(3))
     assert result.elbo == pytest.approx(float(law.log_prob(y)), abs=0.05)
     assert draws(result.guide, y, num_samples=7)["c"].shape == (7, 2)
+
+
+def test_a_generator_as_data_is_refused_before_it_is_used_up() -> None:
+    def model(rows: Any) -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        for i, y in enumerate(rows):
+            pyro.sample(f"y_{i}", dist.Normal(x, 1.0), obs=y)
+
+    rows = (torch.tensor(float(i)) for i in range(3))
+    with pytest.raises(ValueError, match=r"argument 0 .* is a generator.*uses up.*give list"):
+        refine(model, rows, **QUICK)
+    assert len(list(rows)) == 3
 
 
 @pytest.mark.filterwarnings("ignore:Singular sample detected")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import pyro
@@ -488,3 +489,22 @@ def test_hundreds_of_latents_without_structure_have_a_gaussian_of_independent_on
     q = dist.Normal(found.loc, found.factor).to_event(1)
     elbo = (joint(z) - q.log_prob(z)).mean()
     assert elbo > -78.5  # AutoNormal has -77.5 after 4000 steps
+
+
+def test_time_that_no_training_needs_goes_into_the_search_for_modes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The mode where the search begins is Gaussian, and the time for a search allows one climb."""
+
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1e3))
+        parts = dist.Normal(torch.tensor([0.0, 9.0]), 1.0).log_prob(x)
+        pyro.factor("two", (parts + torch.tensor([0.85, 0.15]).log()).logsumexp(0))
+
+    monkeypatch.setattr("time.monotonic", time.process_time)  # others use this machine too
+    settings = RefineSettings(search_share=0.001)
+    result = refine(
+        model, seconds=4, num_draws=4000, settings=settings, compile=False, seed=0, progress=False
+    )
+    far = (result.draws(4000)["x"] > 4.5).float().mean()
+    assert len(result.origin.start.modes) == 2 and float(far) == pytest.approx(0.15, abs=0.05)
