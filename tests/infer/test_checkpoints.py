@@ -17,6 +17,7 @@ import torch
 import pyro_naf
 from pyro_naf.files.stored import ModelFileError
 from pyro_naf.infer import Refinement, RefineSettings, refine
+from pyro_naf.training.steps import guarded_step
 
 
 def model(y: Any = 1.0) -> None:
@@ -159,7 +160,7 @@ def test_seconds_that_were_spent_before_are_counted(tmp_path: Path, monkeypatch:
 def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(
     whole: Refinement, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    path, step, taken = tmp_path / "run.pt", torch.optim.Adam.step, []
+    path, step, taken = tmp_path / "run.pt", guarded_step, []
 
     def interrupted(*args: Any) -> Any:
         taken.append(args)
@@ -168,7 +169,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(
         return step(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", interrupted)
+        patch.setattr("pyro_naf.infer.training.guarded_step", interrupted)
         assert refine(model, **OPTIONS, checkpoint=path).ended == "interrupted"
     assert same(refine(model, **OPTIONS, checkpoint=path), whole)
 
