@@ -4,7 +4,8 @@ Of the K rows nearest to the smallest value of a column, the distances from it s
 ends there: they are uniform where it stops at once, and rise where it falls to zero. The
 end is taken to be real where a density that falls to zero linearly, from wherever it fits best, is
 much less likely for K rows, and not likelier for half of them, a quarter, and so on: a normal,
-t or lognormal law falls faster. Integers are counted instead.
+t or lognormal law falls faster. Half of the rows must say half as much: beyond the mode of a
+narrow law, a gap or another mode, all rows are near the first. Integers are counted instead.
 
 The ends that are found are soft: a later row beyond has a density, which falls with the
 inverse square of its distance.
@@ -29,6 +30,10 @@ AGAINST = 1.0
 #: Largest number of rows, and part of the rows, that an end is told by; the smallest, and the
 #: number that is enough, where more say the opposite: the density rises or falls away from the end.
 MOST, PART, FEWEST, ENOUGH = 200, 0.25, 8, 50
+
+#: Probability, for rows that are spread evenly, of the widest gap among them, below which the rows
+#: beyond the gap belong to another mode.
+GAP_CHANCE = 0.01
 
 #: Places where the falling density is tried to reach zero, in units of the distance of row K.
 REACHES = torch.logspace(-2, 0, 12, dtype=torch.double)
@@ -103,14 +108,32 @@ def _doubt(away: Tensor, against: float) -> float:
     :param away: distances ``(K + 1,)`` from the first row, ascending.
     :param against: the largest ratio that the nearest rows may have.
     """
+    away = _first_mode(away)
     number, doubt, last = FEWEST, math.inf, len(away) - 1
-    while True:
+    while number <= last:
         found = _ratio(away[: number + 1])
         if found > against or number >= min(ENOUGH, last):
-            doubt = min(doubt, found)
+            doubt = min(doubt, max(found, 2 * _ratio(away[: number // 2 + 1])))
         if found > against or number == last:
-            return doubt
+            break
         number = min(2 * number, last)
+    return doubt
+
+
+def _first_mode(away: Tensor) -> Tensor:
+    """Return the first of the distances ``(K + 1,)``, up to a gap that even rows hardly leave.
+
+    >>> away = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 99.0, 100.0])
+    >>> float(_first_mode(away)[-1])
+    8.0
+    """
+    while len(away) > FEWEST and away[-1] > 0:
+        gap, at = (away.diff() / away[-1]).max(0)
+        number = int((away.diff() > 0).sum())
+        if number * (1 - float(gap)) ** (number - 1) > GAP_CHANCE:
+            break
+        away = away[: int(at) + 1]
+    return away
 
 
 def _ratio(away: Tensor) -> float:

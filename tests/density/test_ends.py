@@ -71,6 +71,17 @@ def test_laws_that_fall_to_zero_have_no_ends(law: str, n: int) -> None:
     assert sum(end.is_there for end in found) <= 2  # of 600: one in a thousand is expected at most
 
 
+@pytest.mark.parametrize("n", [100, 300])
+@pytest.mark.parametrize("clusters, width", [(2, 0.1), (5, 0.02), (5, 0.2), (8, 0.05)])
+def test_the_edge_of_a_narrow_cluster_is_no_end(n: int, clusters: int, width: float) -> None:
+    generator = np.random.default_rng(2)
+    drawn = [
+        generator.integers(0, clusters, n) + width * generator.normal(size=n) for _ in range(200)
+    ]
+    found = [end.is_there for values in drawn for end in ends_of(torch.from_numpy(values))]
+    assert np.mean(found) <= 0.03  # without a look at gaps and at half of the rows, up to 0.7
+
+
 def test_an_end_that_breaks_a_linear_dependence_is_not_worth_it() -> None:
     u = RANDOM.uniform(-5, 5, 400)
     rows = np.c_[u, u + 0.15 * RANDOM.normal(size=400), 0.1 * RANDOM.normal(size=400) - u]
