@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -35,6 +36,10 @@ OFF_ZERO = 10.0
 INTERVALS = ((0.0, 1.0), (0.0, 100.0))
 END = 0.05
 AT_END = 0.01
+
+#: Smallest step of integers, in units of the rounding of double precision, with which the noise
+#: over a step is exact enough; and the range of a column, in these units, that resolves its law.
+BLURRED, RESOLVED = 4.0, 1000.0
 
 #: Rows below which no bound is inferred.
 FEW_ROWS = 30
@@ -77,8 +82,7 @@ def infer(
         own = None if names is None else names[i]
         given, known = kinds.get(i), tables[i]
         where = f"{name} in column {own or i}"
-        # A constant has no density, and is refused as such.
-        is_whole = whole[i] and len(values) > 0 and bool((values != values[0]).any())
+        is_whole = whole[i] and _are_integers(values.double(), where, given)
         if given is None and known is not None:
             column = known
         elif given is None:
@@ -91,13 +95,47 @@ def infer(
         elif given[0] in SPIKED:
             column = _spiked(values, own, _spikes(given, values, known, where), whole[i])
         else:
-            column = _of_kind(given, cells, own, known, where)
+            column = _of_kind(given, cells, own, known, where, is_whole)
         if given is None and column.kind == "continuous" and units and units[i] == "%":
             column = _percentages(values.double(), column)
         found.append(replace(column, unit=units[i]) if units else column)
     schema = Schema(worth_their_ends(found, rows))
     _check_classes(schema, name, len(rows))
     return schema
+
+
+def _are_integers(values: Tensor, where: str, given: tuple[str, list[float]] | None) -> bool:
+    """Whether whole numbers ``(N,)`` have probabilities, and not a density.
+
+    A constant has neither, and is refused as such. Double precision rounds integers beyond
+    :math:`2^{52}`, and noise on them, unless they are multiples of a large step.
+
+    :raises ValueError: when so many digits are common to all that rounding blurs the others.
+    """
+    if len(values) == 0:
+        return False
+    spacing = torch.finfo(values.dtype).eps * float(values.abs().max())
+    step = _grid(values)[1]
+    if step > BLURRED * spacing:
+        return bool((values != values[0]).any())
+    if not float(values.max() - values.min()) > RESOLVED * spacing:
+        raise ValueError(
+            f"{where} holds integers near {float(values[0]):.0f}, whose differences double "
+            "precision cannot tell apart: subtract the smallest from all of them"
+        )
+    exact = step > spacing
+    if not exact and given is None:
+        warnings.warn(
+            f"{where} holds integers of too many digits for double precision, and is taken as "
+            "continuous",
+            stacklevel=5,
+        )
+    if not exact and given is not None and given[0] == "integer":
+        raise ValueError(
+            f"{where} holds integers of too many digits for double precision, and cannot be "
+            "integer: subtract the smallest from all of them, or say 'continuous'"
+        )
+    return exact
 
 
 def _are_two_classes(values: Tensor) -> bool:
@@ -155,6 +193,7 @@ def _of_kind(
     own: str | None,
     known: Column | None,
     where: str,
+    whole: bool,
 ) -> Column:
     kind, numbers = given
     if known is not None and known.kind == "categorical" and kind not in ("categorical", "boolean"):
@@ -168,15 +207,14 @@ def _of_kind(
         values = present(values)
         if not numbers:
             return _integer(values, own)
-        lower, upper = numbers
-        _refuse_outside((values < lower) | (values > upper), where, f"from {lower:g} to {upper:g}")
-        step = values_of(values.double())[1] or 1.0
-        return _integer_within(values.double(), own, step, End(lower), End(upper))
-    if kind == "positive":
-        _refuse_outside(values < 0, where, "at least 0, to be positive")
-        return _bounded(values, own, End(0.0), End(math.inf), where)
-    if kind == "bounded":
-        lower, upper = numbers or _interval_of(values, where)
+        return _integer_between(values.double(), own, (numbers[0], numbers[1]), where)
+    if kind in ("positive", "bounded"):
+        if kind == "positive":
+            _refuse_outside(values < 0, where, "at least 0, to be positive")
+        positive = (0.0, math.inf) if kind == "positive" else None
+        lower, upper = positive or numbers or _interval_of(values, where)
+        if whole and lower < upper:
+            return _integer_between(present(values).double(), own, (lower, upper), where)
         return _bounded(values, own, End(lower), End(upper), where)
     if kind == "periodic":
         return _periodic(present(values), own, numbers[0], where)
@@ -289,6 +327,24 @@ def _grid(values: Tensor) -> tuple[Tensor, float]:
         divisor = np.gcd.reduce(known.diff().round().long().numpy())
         return known, float(divisor)
     return known, step or 1.0
+
+
+def _integer_between(
+    values: Tensor, own: str | None, bounds: tuple[float, float], where: str
+) -> Column:
+    """Make a column of integers with bounds that were said, moved inwards to what rows can have."""
+    low, high = bounds
+    _refuse_outside((values < low) | (values > high), where, f"from {low:g} to {high:g}")
+    known, step = _grid(values)
+    first = float(known[0])
+    lower = first - step * math.floor((first - low) / step + 1e-9) if low > -math.inf else low
+    upper = first + step * math.floor((high - first) / step + 1e-9) if high < math.inf else high
+    if not lower < upper:
+        raise ValueError(
+            f"{where} must have bounds with at least two of its values between them, got {low:g} "
+            f"and {high:g}"
+        )
+    return _integer_within(values, own, step, End(lower), End(upper))
 
 
 def _integer_within(values: Tensor, own: str | None, step: float, lower: End, upper: End) -> Column:

@@ -136,6 +136,57 @@ def test_zeros_of_a_positive_column_are_taken_and_drawn_within_it() -> None:
     assert bool(density.log_prob(x).isfinite().all()) and float(density.sample(4000).min()) >= 0
 
 
+@pytest.mark.parametrize(
+    "kind, first, last",
+    [
+        (("integer", 0.5, 10), 2, 10),
+        (("bounded", 0.5, 10), 2, 10),
+        (("integer", -3, 9.9), -2, 8),
+        (("integer", -math.inf, 8.5), -math.inf, 8),
+        (("bounded", 1, math.inf), 2, math.inf),
+        ("positive", 0, math.inf),
+        ("bounded", 0, 100),
+    ],
+)
+def test_bounds_of_integers_are_moved_to_values_that_rows_can_have(
+    kind: Any, first: float, last: float
+) -> None:
+    evens = 2 * np.random.default_rng(0).binomial(3, 0.5, 200) + 2
+    density = FlowDensity(architecture="gmm-2", columns={"k": kind}, **QUICK).fit({"k": evens})
+    column = density.schema.columns[0]
+    assert (column.kind, column.step, column.lower, column.upper) == ("integer", 2, first, last)
+    drawn = density.sample(2000, as_table=False)
+    assert (
+        bool((drawn % 2 == 0).all()) and first <= float(drawn.min()) <= float(drawn.max()) <= last
+    )
+    probabilities = np.exp(density.score_samples({"k": np.arange(-100, 200, 2)}))
+    assert probabilities.sum() == pytest.approx(1, abs=2e-3)
+
+
+def test_bounds_between_two_integers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"column k must have bounds with at least two of its val"):
+        FlowDensity(columns={"k": ("integer", 5.5, 6.5)}, **QUICK).fit({"k": [6] * 40})
+
+
+@pytest.mark.parametrize("base", [2**53, 1_700_000_000_000_000_000])
+def test_integers_that_double_precision_rounds_have_a_density(base: int) -> None:
+    width = 2**30
+    values = base + np.random.default_rng(0).integers(0, width, 300)
+    with pytest.warns(UserWarning, match="column k holds integers of too many digits"):
+        density = FlowDensity(architecture="gaussian", **QUICK).fit({"k": values})
+    assert density.schema.columns[0].step == 0
+    grid = base + np.linspace(-width, 2 * width, 20_000).astype(int)
+    mean = np.exp(density.score_samples({"k": grid})).mean()
+    assert mean * 3 * width == pytest.approx(1, abs=0.01)  # each integer once
+    with pytest.raises(ValueError, match="cannot be integer: subtract the smallest"):
+        FlowDensity(columns={"k": "integer"}, **QUICK).fit({"k": values})
+    with pytest.raises(ValueError, match=f"near {base}.*subtract the smallest"):
+        FlowDensity(**QUICK).fit({"k": base + values % 2})
+    seconds = base + 10**9 * (values % 86_400)  # multiples of a large step are exact
+    whole = FlowDensity(architecture="gaussian", **QUICK).fit({"k": seconds})
+    assert whole.schema.columns[0].step == 10**9
+
+
 def test_integers_have_probabilities_that_sum_to_one() -> None:
     torch.manual_seed(0)
     counts = torch.poisson(torch.full((500, 1), 3.0)).long()
@@ -177,7 +228,8 @@ def test_integers_are_drawn_within_the_ends_where_their_rows_stop_at_once(name: 
     said = kinds.infer(
         rows, name="x", tables=[None], whole=[True], said=("integer", -99, 3000)
     ).columns[0]
-    assert (said.lower, said.upper) == (-99, 3000)
+    assert said.lower == -99 and 3000 - said.step < said.upper <= 3000
+    assert (said.upper - rows[0, 0]) % said.step == 0
 
 
 def test_a_gaussian_of_counts_has_no_heavier_tail_than_the_counts() -> None:
