@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 #: Characters, beside the other decimal mark, that stand between groups of three digits.
@@ -69,6 +69,17 @@ def numbers(cells: Sequence[str]) -> list[float] | None:
         return None if any("_" in cell for cell in cells) else [float(cell) for cell in cells]
     except ValueError:
         return None
+
+
+def in_order(texts: Iterable[str]) -> tuple[str, ...]:
+    """Sort texts: by size where all are numbers.
+
+    >>> in_order(["10", "9"]), in_order(["b", "10", "9"])
+    (('9', '10'), ('10', '9', 'b'))
+    """
+    found = sorted(texts)
+    sizes = numbers(found)
+    return tuple(found if sizes is None else sorted(found, key=float))
 
 
 def read_by(cells: Sequence[str], mark: str) -> list[float] | None:

@@ -159,10 +159,28 @@ def _numbers(values: object, known: Column | None, where: str, label: str) -> _R
     if kind == "b":
         return _Read(numbers, Column("boolean", label, values=(0.0, 1.0)))
     if known is not None and any(isinstance(value, str) for value in known.values) and len(seen):
-        raise ValueError(f"{where} holds {seen[0]:g}, a number; the fit had {_shown(known)}")
+        return _Read(_places_of_numbers(numbers, known, where), known)
     if str(getattr(values, "dtype", "")).startswith("category") and len(seen):
         return _Read(numbers, Column("categorical", label, values=tuple(np.unique(seen).tolist())))
     return _Read(numbers, None, kind in "iu" or _has_gaps(numbers))
+
+
+def _places_of_numbers(numbers: np.ndarray, known: Column, where: str) -> np.ndarray:
+    """Return the places of numbers among the texts that a column's values are."""
+    texts = {str(value): i for i, value in enumerate(known.values)}
+    sizes = {
+        size[0]: i
+        for text, i in texts.items()
+        if (size := numerals.numbers([text])) and not numerals.CODE.fullmatch(text)
+    }
+    found = np.full(len(numbers), np.nan)
+    for at in np.flatnonzero(~np.isnan(numbers)).tolist():
+        if float(numbers[at]) not in sizes:
+            raise ValueError(
+                f"{where} holds {numbers[at]:g}, a number, in row {at}; the fit had {_shown(known)}"
+            )
+        found[at] = sizes[float(numbers[at])]
+    return found
 
 
 def _has_gaps(numbers: np.ndarray) -> bool:
@@ -212,7 +230,7 @@ def _classes(
         found = np.array([np.nan if cell is None else float(cell) for cell in cells])
         return _Read(found, Column("boolean", label, values=(0.0, 1.0)))
     seen = {cell for cell in cells if cell is not None}
-    values = tuple(level for level in levels if level in seen) or tuple(sorted(seen))
+    values = tuple(level for level in levels if level in seen) or numerals.in_order(seen)
     if 2 * len(levels) <= len(cells) and len(levels) <= MANY_CLASSES:
         values = levels or values
     column = known or Column("categorical", label, values=values)

@@ -148,7 +148,7 @@ def test_text_dates_and_kinds_of_columns_go_from_file_to_file(here: Path, capsys
         ("--bounded wind=1", "--bounded must be like share=0:1, not 'wind=1'"),
         ("--positive winds", "t.csv has no column 'winds'"),
         ("--positive region", "column region holds text, and cannot be positive"),
-        ("--context region", "t.csv holds text in column region, which is no context"),
+        ("--context region", "t.csv holds text or classes in column region, which is no context"),
         ("--dequantise", "--dequantise is for numbers alone: name columns with --integer"),
     ):
         assert message in refuses(capsys, *command, *option.split())

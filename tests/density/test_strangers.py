@@ -16,6 +16,7 @@ import torch
 
 from pyro_naf.cli import main
 from pyro_naf.density import FlowDensity
+from pyro_naf.density.commands.files import read_table
 
 N = 60
 RANDOM = np.random.default_rng(0)
@@ -165,6 +166,26 @@ def test_levels_of_a_category_keep_their_order_and_may_have_no_row() -> None:
     assert density.schema.columns[1].values == ("small", "large", "huge")
     unseen = of_rows({"c": ["huge"] * N})
     assert (density.score_samples(unseen) < density.score_samples(of_rows({"c": sizes})) - 1).all()
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "feather"])
+def test_files_keep_the_order_of_levels(suffix: str, tmp_path: Path, capsys: Any) -> None:
+    frame = of_rows({"c": pandas.Categorical(G, [*"zyx", "w"], ordered=True)})
+    (frame.to_parquet if suffix == "parquet" else frame.to_feather)(tmp_path / f"t.{suffix}")
+    table = read_table(str(tmp_path / f"t.{suffix}"))
+    assert not table.missing().any()
+    table.keep(torch.arange(N) >= 1)
+    assert fitted(table.content()).schema.columns[1].values == (*"zyx", "w")
+
+
+def test_levels_that_are_numbers_are_sorted_and_found_as_numbers() -> None:
+    marks = np.where(A > 0, "10", np.where(A > -1, "9", "101"))
+    density = fitted(of_rows({"c": marks.astype(object)}), columns={"c": "categorical"})
+    assert density.schema.columns[1].values == ("9", "10", "101")
+    wholes = of_rows({"c": marks.astype(int)})
+    assert density.score(wholes) == pytest.approx(density.score(of_rows({"c": marks})))
+    with pytest.raises(ValueError, match="in column c holds 11, a number, in row 0; the fit had 9"):
+        density.score(of_rows({"c": [11] * N}))
 
 
 def test_columns_may_be_called_by_names_that_are_no_text() -> None:

@@ -7,12 +7,16 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import numerals
 from ..column import MANY_CLASSES
 from ..numerals import CODE, MINUS, MISSING, NUMBERS, numbers
+
+if TYPE_CHECKING:
+    from pandas import Series
 
 INTEGER = re.compile(r"[+-]?\d+")
 
@@ -36,7 +40,8 @@ class Parsed:
     :ivar columns: their names, where the file has any.
     :ivar lines: the line, from 1, of each row.
     :ivar text: what the file holds in columns that cannot be modelled, and where.
-    :ivar cells: columns of text, with None for a missing cell, and of dates, with NaT.
+    :ivar cells: columns of text, with None for a missing cell, and of dates, with NaT; a pandas
+        Series of classes that have an order of their own.
     :ivar whole: columns whose numbers are written as integers.
     :ivar note: what the user should know of the reading.
     """
@@ -45,7 +50,7 @@ class Parsed:
     columns: list[str] | None
     lines: Sequence[int]
     text: dict[int, str] = field(default_factory=dict)
-    cells: dict[int, np.ndarray] = field(default_factory=dict)
+    cells: dict[int, np.ndarray | Series] = field(default_factory=dict)
     whole: list[int] = field(default_factory=list)
     note: str | None = None
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from datetime import datetime, time
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -69,6 +69,9 @@ def _columns(path: str, table: pyarrow.Table) -> Parsed:
     rows = np.zeros((table.num_rows, len(named)))
     found = Parsed(rows, different(list(named)), range(1, table.num_rows + 1))
     for i, (name, values) in enumerate(named.items()):
+        if "dictionary" in str(getattr(values, "type", "")):  # classes, in an order of their own
+            found.cells[i] = cast("pyarrow.ChunkedArray", values).to_pandas()
+            continue
         try:
             array = as_values(values, f"column {name}")
         except (TypeError, ValueError) as error:

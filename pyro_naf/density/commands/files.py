@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from . import data_files, text_files
 from .cells import Parsed
 from .csv_files import are_names, read_csv
 from .text_files import STANDARD
+
+if TYPE_CHECKING:
+    from pandas import Series
 
 #: What the names of files of numbers end with, which are written too.
 SUFFIXES = (".npy", ".npz", ".csv", ".pt")
@@ -65,7 +68,7 @@ class Table:
     rows: Tensor
     columns: list[str] | None = None
     text: dict[int, str] = field(default_factory=dict)
-    cells: dict[int, np.ndarray] = field(default_factory=dict)
+    cells: dict[int, np.ndarray | Series] = field(default_factory=dict)
     whole: Collection[int] = ()
     lines: Sequence[int] | None = None
     note: str | None = None
@@ -81,7 +84,10 @@ class Table:
         """Which cells have no value, ``(N, W)``."""
         gone = self.rows.isnan()
         for i, cells in self.cells.items():
-            empty = np.isnat(cells) if cells.dtype.kind == "M" else cells == np.array(None)
+            if not isinstance(cells, np.ndarray):
+                empty = cells.isna().to_numpy()
+            else:
+                empty = np.isnat(cells) if cells.dtype.kind == "M" else cells == np.array(None)
             gone[:, i] = torch.from_numpy(empty.astype(bool))
         return gone
 
@@ -102,12 +108,12 @@ class Table:
         whole = [place for place, i in enumerate(at) if i in self.whole]
         return Table(self.path, self.rows[:, at], kept, {}, cells, whole, self.lines)
 
-    def content(self) -> Tensor | dict[str, np.ndarray]:
+    def content(self) -> Tensor | dict[str, np.ndarray | Series]:
         """Return the rows, or the columns by name where one is more than numbers."""
         if not self.cells and not (self.columns and self.whole):
             return self.rows
         names = self.columns or [str(i) for i in range(self.rows.shape[1])]
-        found = dict[str, np.ndarray]()
+        found: dict[str, np.ndarray | Series] = {}
         for i, name in enumerate(names):
             numbers = self.rows[:, i].numpy()
             whole = i in self.whole and bool(np.isfinite(numbers).all())

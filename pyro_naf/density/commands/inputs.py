@@ -59,7 +59,9 @@ def read(options: argparse.Namespace, density: FlowDensity | None) -> tuple[Tabl
     c = None if context is None else table.select(context)
     if c is not None and c.cells:
         name = c.columns[min(c.cells)] if c.columns else min(c.cells)
-        raise CommandError(f"{options.data} holds text in column {name}, which is no context")
+        raise CommandError(
+            f"{options.data} holds text or classes in column {name}, which is no context"
+        )
     if options.drop_missing:
         finite = ~(x.missing() | x.rows.isinf()).any(1)
         if c is not None:
