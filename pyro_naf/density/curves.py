@@ -80,9 +80,9 @@ def _without_soft(column: Column, values: Tensor) -> Column:
 def _image(column: Column, values: Tensor) -> tuple[Tensor, Tensor]:
     """Standardised images ``(N,)``, 0 where a cell is missing, and the mean log-slope."""
     u, slope = column.to_real(values)
-    seen = present(u)
-    spread = seen.std(correction=0)
-    z = (u - seen.mean()) / spread.clamp(min=torch.finfo(u.dtype).tiny)
+    centred = u - present(u).mean()
+    spread = present(centred).square().mean().sqrt()  # NaN, without torch's warning, of no rows
+    z = centred / spread.clamp(min=torch.finfo(u.dtype).tiny)
     return z.nan_to_num(0.0), present(slope).mean() - spread.log()
 
 

@@ -135,6 +135,15 @@ def test_percentages_are_drawn_between_none_and_all() -> None:
     assert np.isfinite(density.score_samples({"share": ["104%"]}))[0]
 
 
+@pytest.mark.parametrize("seen", [2, 3])
+def test_columns_with_hardly_any_value_are_taken_without_a_warning(seen: int) -> None:
+    rows = torch.full((12_000, 2), math.nan, dtype=torch.double)
+    rows[:, 0] = torch.from_numpy(RANDOM.uniform(0, 24, 12_000))
+    rows[torch.arange(1, 2 * seen, 2), 1] = torch.arange(seen).double()
+    schema = kinds.infer(rows, name="x", tables=[None] * 2, whole=[False] * 2)
+    assert [column.kind for column in schema.columns] == ["bounded", "continuous"]
+
+
 def test_ends_hold_the_rows_beside_a_large_offset():
     generator = torch.Generator().manual_seed(0)
     for k in range(100):
