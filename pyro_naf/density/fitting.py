@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..training.limits import Limits
-from . import automatic, kinds, preparation, said, tables
+from . import automatic, codes, kinds, preparation, said, tables
 from .architectures import WITH_CLASSES, WITH_HOLES, check_options, parse
 from .arrays import RowsLike, TableLike
 from .closed_form import CLOSED
@@ -244,6 +244,10 @@ class Fitting:
         called = [schema.called(i) for i in range(density.width)]
         plain = [i for i in schema.real if i not in schema.integers]
         preparation.warn_of_atoms(schema.without_spikes(rows[0]), name, called, plain)
+        told = said.kinds_said(self.said, density.columns, density.width, name)
+        meant = [i for i, (kind, _) in told.items() if kind in said.SPIKED]
+        numbers = [i for i in schema.real if schema.columns[i].kind not in ("date", "periodic")]
+        codes.warn_of_codes(rows[0], name, called, [i for i in numbers if i not in meant])
         named = [called[i] for i in schema.real]
         preparation.warn_of_outliers(real, name, named, left_out)
         if len(rows) > 1:
