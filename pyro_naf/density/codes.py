@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -46,19 +47,37 @@ def codes_of(values: Tensor) -> list[float]:
     if all(may_be):
         return []
     first, last = may_be.index(False), len(may_be) - may_be[::-1].index(False)
-    low, rest, high = distinct[:first], distinct[first:last], distinct[last:]
-    often, least = counts[first:last], counts[:first]
-    if len(rest) < 2 or float(often.sum()) < (1 - MOST) * total:
+    ends = [
+        k
+        for k in range(last, len(may_be))
+        if _gap(distinct, k) >= APART * _widest(distinct[first:k])
+    ]
+    high = ends[0] if ends else len(may_be)
+    starts = [k for k in range(first, 0, -1) if _is_low(distinct[:high], counts[:high], k, whole)]
+    low = starts[0] if starts else 0
+    if float(counts[low:high].sum()) < (1 - MOST) * total:
         return []
-    widest, found = float(rest.diff().max()), list[float]()
-    if len(high) and float(high[0] - rest[-1]) >= APART * widest:
-        found = high.tolist()
-    if len(low) == 0:
-        return found
-    gap, alone = float(rest[0] - low[-1]), float(low[-1]) < 0 <= float(rest[0])
-    dip = len(rest) >= MANY and bool(often[0] < torch.minimum(least.min(), often.max()))
-    apart = gap >= (APART_NEGATIVE if alone else APART) * widest
-    return (low.tolist() if apart or (alone and (dip or not whole)) else []) + found
+    return [*distinct[:low].tolist(), *distinct[high:].tolist()]
+
+
+def _is_low(distinct: Tensor, counts: Tensor, number: int, whole: bool) -> bool:
+    """Whether this number of the smallest values lies apart, or below zero beside counts."""
+    rest, often = distinct[number:], counts[number:]
+    gap, widest = _gap(distinct, number), _widest(rest)
+    if not float(distinct[number - 1]) < 0 <= float(rest[0]):
+        return gap >= APART * widest
+    dip = bool(often[0] < torch.minimum(counts[:number].min(), often.max()))
+    beside = len(rest) >= MANY and (dip or not whole)
+    return gap >= APART_NEGATIVE * widest or beside
+
+
+def _gap(distinct: Tensor, at: int) -> float:
+    return float(distinct[at] - distinct[at - 1])
+
+
+def _widest(values: Tensor) -> float:
+    """Return the largest distance of neighbours; infinity where there are none."""
+    return float(values.diff().max()) if len(values) > 1 else math.inf
 
 
 def warn_of_codes(rows: Tensor, name: str, columns: Sequence[str], at: Sequence[int]) -> None:

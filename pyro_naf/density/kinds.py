@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import spikes
+from .codes import codes_of
 from .column import MANY_CLASSES, Column
 from .columns import Schema
 from .curves import best_curve, worth_their_ends
@@ -84,7 +85,7 @@ def infer(
         where = f"{name} in column {own or i}"
         is_whole = whole[i] and _are_integers(values.double(), where, given)
         if given is None and known is not None:
-            column = known
+            column = known if known.kind != "date" else _dated(values.double(), known)
         elif given is None:
             at = _spikes_found(values, is_whole) if finds_spikes else ()
             if finds_spikes and _are_two_classes(values):
@@ -96,12 +97,32 @@ def infer(
             column = _spiked(values, own, _spikes(given, values, known, where), whole[i])
         else:
             column = _of_kind(given, cells, own, known, where, is_whole)
-        if given is None and column.kind == "continuous" and units and units[i] == "%":
+        open_ended = column.kind == "continuous" or (column.kind == "positive" and not column.lower)
+        if given is None and open_ended and units and units[i] == "%":
             column = _percentages(values.double(), column)
         found.append(replace(column, unit=units[i]) if units else column)
     schema = Schema(worth_their_ends(found, rows))
     _check_classes(schema, name, len(rows))
     return schema
+
+
+def _dated(values: Tensor, column: Column) -> Column:
+    """Give dates, in days, the ends where their rows stop at once."""
+    if len(values) < FEW_ROWS or not bool(values.max() > values.min()):
+        return column
+    first, last = float(values.min()), float(values.max())
+    before = values - last - 1  # no day is zero, as that of counts is
+    ends = ends_of_integers(before, *_grid(before)) if column.step else ends_of(before)
+    low, high = (end.is_there and end.fading > 0 for end in ends)
+    if not (low or high):
+        return column
+    found = replace(
+        column,
+        lower=first if low else -math.inf,
+        upper=last if high else math.inf,
+        soft=(ends[0].fading if low else 0.0, ends[1].fading if high else 0.0),
+    )
+    return best_curve(values, found)
 
 
 def _are_integers(values: Tensor, where: str, given: tuple[str, list[float]] | None) -> bool:
@@ -170,6 +191,7 @@ def _spikes_found(values: Tensor, whole: bool) -> Sequence[float]:
         return ()
     values = values[:: max(1, len(values) // LOOKED_AT)]
     found = spikes.spikes_of(values, spikes.OF_INTEGERS if whole else spikes.RATIO)
+    found = found or tuple(codes_of(values))
     rest = values[spikes.places(values, found) == 0]
     return found if whole or not discrete_columns(rest.unsqueeze(1)) else ()
 
@@ -232,6 +254,8 @@ def _inferred(values: Tensor, own: str | None) -> Column:
         for low, high in INTERVALS:
             if bool(values.max() <= high) and _fills(values, low, high):
                 return _bounded(values, own, End(low), End(high), "")
+            if bool(values.min() == low) and bool(values.max() == high):  # scaled, perhaps
+                return _within(values, own, low, high)
         if _is_bound(values) and not lower.place > OFF_ZERO * lower.gap:
             lower = End(0.0)
     return _bounded(values, own, lower, upper, "")
@@ -246,8 +270,13 @@ def _percentages(values: Tensor, column: Column) -> Column:
         or not bool(((values >= low) & (values <= high)).all())
     ):
         return column
+    return _within(values, column.name, low, high)
+
+
+def _within(values: Tensor, own: str | None, low: float, high: float) -> Column:
+    """Make a column with these ends, which are soft."""
     gap = (high - low) / len(values)
-    return _bounded(values, column.name, End(low, gap), End(high, gap), "")
+    return _bounded(values, own, End(low, gap), End(high, gap), "")
 
 
 def _fills(values: Tensor, low: float, high: float) -> bool:

@@ -25,6 +25,7 @@ def with_codes(values: Any, *codes: float, share: float = 0.02) -> np.ndarray:
 #: Columns, and the codes that each holds.
 CODED: dict[str, tuple[np.ndarray, set[float]]] = {
     "a scale from 1 to 5": (with_codes(RANDOM.integers(1, 6, N), 8, 9), {8, 9}),
+    "a scale from 1 to 7": (with_codes(RANDOM.integers(1, 8, N), 99), {99}),
     "yes or no": (with_codes(RANDOM.integers(1, 3, N), 9), {9}),
     "children": (with_codes(RANDOM.poisson(1.5, N), 97, 98, 99), {97, 98, 99}),
     "ages": (with_codes(RANDOM.integers(18, 90, N), 99, share=0.08), {99}),
@@ -79,5 +80,12 @@ def test_a_fit_names_codes_with_their_column_and_the_remedy() -> None:
     density = FlowDensity(architecture="gaussian", seed=0, progress=False)
     with pytest.warns(UserWarning, match=r"column children is 99 in 8 of 400 rows.*missing"):
         density.fit(rows)
+    by_class = FlowDensity(architecture="gmm-2", seed=0, progress=False)
+    with pytest.warns(UserWarning, match="column children is 99"):
+        by_class.fit(rows)
+    assert by_class.schema.columns[1].spikes == (99,)
+    drawn = by_class.sample(4000, seed=0)[:, 1]
+    assert float((drawn == 99).double().mean()) == pytest.approx(0.02, abs=0.01)
+    assert float(drawn[drawn != 99].max()) < 15
     spiked = FlowDensity(architecture="gmm-2", columns={"children": ("spiked", 99)})
     spiked.fit(rows, seed=0, progress=False)  # these are meant: warnings are errors here

@@ -144,6 +144,50 @@ def test_columns_with_hardly_any_value_are_taken_without_a_warning(seen: int) ->
     assert schema.columns[1].is_plain
 
 
+def test_written_percentages_near_zero_do_not_exceed_a_hundred() -> None:
+    cells = [f"{share:.4f}%" for share in 100 * np.random.default_rng(1).beta(1, 5, 400)]
+    density = FlowDensity(architecture="gmm-2", **QUICK).fit({"share": cells})
+    drawn = density.sample(20_000, seed=0, as_table=False)
+    assert float(drawn.min()) >= 0 and float(drawn.max()) <= 100
+
+
+def test_a_column_that_is_scaled_from_nought_to_one_ends_there_softly() -> None:
+    values = np.random.default_rng(0).beta(4, 1.3, 300)
+    values = (values - values.min()) / np.ptp(values)
+    density = FlowDensity(architecture="gmm-2", **QUICK).fit({"x": values})
+    drawn = density.sample(20_000, seed=0)
+    assert float(drawn.min()) >= 0 and float(drawn.max()) <= 1
+    assert np.isfinite(density.score_samples({"x": [-0.01, 1.01]})).all()
+
+
+DAYS = np.datetime64("2020-01-01") + RANDOM.integers(0, 900, 400).astype("timedelta64[D]")
+
+
+@pytest.mark.parametrize("unit", ["D", "s"])
+def test_dates_end_where_their_rows_stop_at_once(unit: str) -> None:
+    days = DAYS + RANDOM.integers(0, 86_400, 400 if unit == "s" else 1).astype(
+        f"timedelta64[{unit}]"
+    )
+    days = days if unit == "s" else DAYS
+    density = FlowDensity(architecture="gaussian", **QUICK).fit({"day": days})
+    column = density.schema.columns[0]
+    assert column.kind == "date" and density.note is not None and "day as date:" in density.note
+    drawn = density.sample(5000, seed=0)["day"]
+    assert drawn.min() >= days.min() and drawn.max() <= days.max()
+    every = np.datetime64("2019-12-01") + np.arange(1000).astype("timedelta64[D]")
+    mass = np.exp(density.score_samples({"day": every})).sum()
+    assert mass == pytest.approx(1, abs=0.02)
+    assert density.score({"day": days}) > -math.log(900) - 0.03
+
+
+def test_dates_that_follow_others_keep_their_distance() -> None:
+    later = DAYS + RANDOM.integers(1, 8, 400).astype("timedelta64[D]")
+    density = FlowDensity(architecture="gaussian", **QUICK).fit({"order": DAYS, "ship": later})
+    drawn = density.sample(5000, seed=0)
+    away = (drawn["ship"] - drawn["order"]).dt.days
+    assert 1.5 < away.std() < 3  # 6.5 with ends of both, though each day's are sharp
+
+
 def test_ends_hold_the_rows_beside_a_large_offset():
     generator = torch.Generator().manual_seed(0)
     for k in range(100):
