@@ -4,7 +4,7 @@ Of the K rows nearest to the smallest value of a column, the distances from it s
 ends there: they are uniform where it stops at once, and rise where it falls to zero. The
 end is taken to be real where a density that falls to zero linearly, from wherever it fits best, is
 much less likely for K rows, and not likelier for half of them, a quarter, and so on: a normal,
-t or lognormal law falls faster. Half of the rows must say half as much: beyond the mode of a
+t or lognormal law falls faster. The nearer half of the rows must share it: beyond the mode of a
 narrow law, a gap or another mode, all rows are near the first. Integers are counted instead.
 
 The ends that are found are soft: a later row beyond has a density, which falls with the
@@ -30,6 +30,10 @@ AGAINST = 1.0
 #: Largest number of rows, and part of the rows, that an end is told by; the smallest, and the
 #: number that is enough, where more say the opposite: the density rises or falls away from the end.
 MOST, PART, FEWEST, ENOUGH = 200, 0.25, 8, 50
+
+#: Largest part of the evidence, in terms of that of the nearer half of the rows: twice as much is
+#: expected, and chance leaves less to the half.
+SHARED = 2.5
 
 #: Probability, for rows that are spread evenly, of the widest gap among them, below which the rows
 #: beyond the gap belong to another mode.
@@ -99,7 +103,7 @@ def ends_of(values: Tensor) -> tuple[End, End]:
     below, above = found
     lower = _end(float(near[0][0]), away[0]) if below else End(-math.inf)
     upper = _end(float(near[1][0]), away[1]) if above else End(-math.inf)
-    return lower, End(-upper.place, upper.fading)
+    return lower, End(0.0 - upper.place, upper.fading)  # not -0
 
 
 def _doubt(away: Tensor, against: float) -> float:
@@ -113,7 +117,7 @@ def _doubt(away: Tensor, against: float) -> float:
     while number <= last:
         found = _ratio(away[: number + 1])
         if found > against or number >= min(ENOUGH, last):
-            doubt = min(doubt, max(found, 2 * _ratio(away[: number // 2 + 1])))
+            doubt = min(doubt, max(found, SHARED * _ratio(away[: number // 2 + 1])))
         if found > against or number == last:
             break
         number = min(2 * number, last)

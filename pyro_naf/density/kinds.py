@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +14,9 @@ from .codes import codes_of
 from .column import MANY_CLASSES, Column
 from .columns import Schema
 from .curves import best_curve, worth_their_ends
-from .discrete import LOOKED_AT, discrete_columns, present, values_of
+from .discrete import LOOKED_AT, discrete_columns, present
 from .ends import End, ends_of, ends_of_integers
-from .preparation import listed
+from .integers import are_integers, grid, integer, integer_between, refuse_outside
 from .said import SPIKED, Said, kinds_said
 
 #: Probability that a Gaussian of a column's moments has no value beyond a bound, below which the
@@ -38,18 +36,11 @@ INTERVALS = ((0.0, 1.0), (0.0, 100.0))
 END = 0.05
 AT_END = 0.01
 
-#: Smallest step of integers, in units of the rounding of double precision, with which the noise
-#: over a step is exact enough; and the range of a column, in these units, that resolves its law.
-BLURRED, RESOLVED = 4.0, 1000.0
-
 #: Rows below which no bound is inferred.
 FEW_ROWS = 30
 
 #: Bins in which the emptiest part of a period is looked for.
 BINS = 64
-
-#: Golden ratio, whose multiples fill the steps of integers evenly.
-GOLDEN = 0.6180339887498949
 
 
 def infer(
@@ -83,7 +74,7 @@ def infer(
         own = None if names is None else names[i]
         given, known = kinds.get(i), tables[i]
         where = f"{name} in column {own or i}"
-        is_whole = whole[i] and _are_integers(values.double(), where, given)
+        is_whole = whole[i] and are_integers(values.double(), where, given)
         if given is None and known is not None:
             column = known if known.kind != "date" else _dated(values.double(), known)
         elif given is None:
@@ -112,7 +103,7 @@ def _dated(values: Tensor, column: Column) -> Column:
         return column
     first, last = float(values.min()), float(values.max())
     before = values - last - 1  # no day is zero, as that of counts is
-    ends = ends_of_integers(before, *_grid(before)) if column.step else ends_of(before)
+    ends = ends_of_integers(before, *grid(before)) if column.step else ends_of(before)
     low, high = (end.is_there and end.fading > 0 for end in ends)
     if not (low or high):
         return column
@@ -123,40 +114,6 @@ def _dated(values: Tensor, column: Column) -> Column:
         soft=(ends[0].fading if low else 0.0, ends[1].fading if high else 0.0),
     )
     return best_curve(values, found)
-
-
-def _are_integers(values: Tensor, where: str, given: tuple[str, list[float]] | None) -> bool:
-    """Whether whole numbers ``(N,)`` have probabilities, and not a density.
-
-    A constant has neither, and is refused as such. Double precision rounds integers beyond
-    :math:`2^{52}`, and noise on them, unless they are multiples of a large step.
-
-    :raises ValueError: when so many digits are common to all that rounding blurs the others.
-    """
-    if len(values) == 0:
-        return False
-    spacing = torch.finfo(values.dtype).eps * float(values.abs().max())
-    step = _grid(values)[1]
-    if step > BLURRED * spacing:
-        return bool((values != values[0]).any())
-    if not float(values.max() - values.min()) > RESOLVED * spacing:
-        raise ValueError(
-            f"{where} holds integers near {float(values[0]):.0f}, whose differences double "
-            "precision cannot tell apart: subtract the smallest from all of them"
-        )
-    exact = step > spacing
-    if not exact and given is None:
-        warnings.warn(
-            f"{where} holds integers of too many digits for double precision, and is taken as "
-            "continuous",
-            stacklevel=5,
-        )
-    if not exact and given is not None and given[0] == "integer":
-        raise ValueError(
-            f"{where} holds integers of too many digits for double precision, and cannot be "
-            "integer: subtract the smallest from all of them, or say 'continuous'"
-        )
-    return exact
 
 
 def _are_two_classes(values: Tensor) -> bool:
@@ -174,7 +131,7 @@ def _spiked(values: Tensor, own: str | None, at: Sequence[float], whole: bool) -
     values, at = values.double(), tuple(sorted(at))
     rest = values[spikes.places(values, at) == 0]
     if whole and len(rest) > 0:
-        return replace(_integer(values, own, at), spikes=at)
+        return replace(integer(values, own, at), spikes=at)
     if not at or len(rest) == 0:
         return replace(_inferred(rest, own), spikes=at)
     # A spike at an end of the column may be a bound of the rest: no rain, a limit of detection.
@@ -228,15 +185,15 @@ def _of_kind(
     if kind == "integer":
         values = present(values)
         if not numbers:
-            return _integer(values, own)
-        return _integer_between(values.double(), own, (numbers[0], numbers[1]), where)
+            return integer(values, own)
+        return integer_between(values.double(), own, (numbers[0], numbers[1]), where)
     if kind in ("positive", "bounded"):
         if kind == "positive":
-            _refuse_outside(values < 0, where, "at least 0, to be positive")
+            refuse_outside(values < 0, where, "at least 0, to be positive")
         positive = (0.0, math.inf) if kind == "positive" else None
         lower, upper = positive or numbers or _interval_of(values, where)
         if whole and lower < upper:
-            return _integer_between(present(values).double(), own, (lower, upper), where)
+            return integer_between(present(values).double(), own, (lower, upper), where)
         return _bounded(values, own, End(lower), End(upper), where)
     if kind == "periodic":
         return _periodic(present(values), own, numbers[0], where)
@@ -258,6 +215,8 @@ def _inferred(values: Tensor, own: str | None) -> Column:
                 return _within(values, own, low, high)
         if _is_bound(values) and not lower.place > OFF_ZERO * lower.gap:
             lower = End(0.0)
+    elif bool(values.max() <= 0) and _is_bound(-values) and not -upper.place > OFF_ZERO * upper.gap:
+        upper = End(0.0)
     return _bounded(values, own, lower, upper, "")
 
 
@@ -300,9 +259,7 @@ def _bounded(values: Tensor, own: str | None, lower: End, upper: End, where: str
     values, low, high = values.double(), lower.place, upper.place
     if not low < high:
         raise ValueError(f"{where} must have a lower bound below the upper, got {low}, {high}")
-    _refuse_outside(
-        (values < low) | (values > high), where, f"from {low:g} to {high:g}, its bounds"
-    )
+    refuse_outside((values < low) | (values > high), where, f"from {low:g} to {high:g}, its bounds")
     if not (lower.is_there or upper.is_there):
         return Column("continuous", own)
     values = present(values)
@@ -334,62 +291,6 @@ def _periodic(values: Tensor, own: str | None, period: float, where: str) -> Col
     near = count + count.roll(1) + count.roll(-1)
     cut = (int(near.argmin()) + 0.5) / BINS * period
     return Column("periodic", own, cut, cut + period)
-
-
-def _integer(values: Tensor, own: str | None, at: Sequence[float] = ()) -> Column:
-    known, step = _grid(values.double())
-    if at:
-        values = present(spikes.rest_of(values, at, step))
-        known = _grid(values)[0]
-    if len(known) < 2:
-        return Column("integer", own, step=step)
-    lower, upper = ends_of_integers(values.double(), known, step)
-    if not (lower.is_there or upper.is_there):  # multiples of the step, which no bound anchors
-        step = float(math.gcd(round(step), round(float(known[0])))) if step >= 1 else step
-    return _integer_within(values.double(), own, step, lower, upper)
-
-
-def _grid(values: Tensor) -> tuple[Tensor, float]:
-    """Return values that integers can take, ascending, and their step: a common divisor."""
-    known, step = values_of(values)
-    if step >= 1 and step == round(step):
-        divisor = np.gcd.reduce(known.diff().round().long().numpy())
-        return known, float(divisor)
-    return known, step or 1.0
-
-
-def _integer_between(
-    values: Tensor, own: str | None, bounds: tuple[float, float], where: str
-) -> Column:
-    """Make a column of integers with bounds that were said, moved inwards to what rows can have."""
-    low, high = bounds
-    _refuse_outside((values < low) | (values > high), where, f"from {low:g} to {high:g}")
-    known, step = _grid(values)
-    first = float(known[0])
-    lower = first - step * math.floor((first - low) / step + 1e-9) if low > -math.inf else low
-    upper = first + step * math.floor((high - first) / step + 1e-9) if high < math.inf else high
-    if not lower < upper:
-        raise ValueError(
-            f"{where} must have bounds with at least two of its values between them, got {low:g} "
-            f"and {high:g}"
-        )
-    return _integer_within(values, own, step, End(lower), End(upper))
-
-
-def _integer_within(values: Tensor, own: str | None, step: float, lower: End, upper: End) -> Column:
-    """Make a column of integers with these ends, either of which may be infinite."""
-    soft = (lower.fading, upper.fading)
-    column = Column("integer", own, lower.place, upper.place, step=step, soft=soft)
-    if not (lower.is_there or upper.is_there):
-        return column
-    noise = torch.remainder(GOLDEN * torch.arange(1, len(values) + 1).to(values), 1)
-    return best_curve(values + step * noise, column)
-
-
-def _refuse_outside(outside: Tensor, where: str, expected: str) -> None:
-    if outside.any():
-        at = listed("row", outside.nonzero().squeeze(1).tolist())
-        raise ValueError(f"{where} must be {expected}; it is not in {at}")
 
 
 def _check_classes(schema: Schema, name: str, rows: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import SupportsFloat, cast
 
 #: Characters, beside the other decimal mark, that stand between groups of three digits.
 GROUPING = " '\u00a0\u202f\u2019"
@@ -95,6 +97,28 @@ def read_by(cells: Sequence[str], mark: str) -> list[float] | None:
     other = "," if mark == "." else "."
     drop = str.maketrans({c: None for c in other + GROUPING} | {"+": ""})
     return numbers([cell.translate(drop).replace(mark, ".") for cell in cells])
+
+
+def among_numbers(cells: Iterable[object], rows: Iterable[int], where: str) -> list[float]:
+    """Read cells that are numbers or text; NaN for a text that stands for a missing one.
+
+    :param rows: where the cells are, for the message.
+    :raises ValueError: for another text.
+
+    >>> among_numbers([1, "n/a", " 2.5"], range(3), "x in column a")
+    [1.0, nan, 2.5]
+    """
+    found = list[float]()
+    for cell, row in zip(cells, rows, strict=True):
+        text = str(cell).strip()
+        read = numbers([text]) if isinstance(cell, str) else [float(cast(SupportsFloat, cell))]
+        if read is None and text.lower() not in MISSING:
+            raise ValueError(
+                f"{where} holds {text!r} in row {row} among numbers: correct it, make it missing "
+                "(None), or leave the column out"
+            )
+        found += read or [math.nan]
+    return found
 
 
 def measured(cells: Sequence[str], decimal: str | None = None) -> Measured | None:

@@ -143,8 +143,8 @@ def given_row(
 
 def _number(value: object, column: Column, name: str) -> float:
     """Return a number, a date in days, or the place of a text among the column's values."""
-    if value in column.values and isinstance(value, str):
-        return float(column.values.index(value))
+    if isinstance(value, str) and value.strip() in column.values:
+        return float(column.values.index(value.strip()))
     if isinstance(column.values[:1] and column.values[0], str):
         known = ", ".join(map(str, column.values[:10]))
         raise ValueError(f"given[{name!r}] must be one of {known}, got {value!r}")

@@ -63,6 +63,8 @@ def described(schema: Schema, said: Said | None, names: Sequence[str] | None) ->
 def _described_kind(column: Column) -> str:
     if column.kind == "date":
         return column.kind
+    if max(column.soft) == 0 and column.kind == "positive" and column.upper == 0:
+        return "negative"
     if max(column.soft) == 0 and (column.kind != "integer" or column.upper == math.inf):
         return column.kind
     kind = "continuous" if column.kind == "positive" and column.lower != 0 else column.kind

@@ -215,7 +215,8 @@ def _levels(values: object) -> tuple[str, ...]:
     """List the texts that a categorical column declares, in its own order."""
     levels = getattr(getattr(values, "dtype", None), "categories", None)
     found = () if levels is None else tuple(levels)
-    return found if all(isinstance(level, str) for level in found) else ()
+    texts = all(isinstance(level, str) for level in found)
+    return tuple(dict.fromkeys(level.strip() for level in found)) if texts else ()
 
 
 def _classes(
@@ -223,9 +224,11 @@ def _classes(
 ) -> _Read:
     """Text or booleans, of which None are missing, as places among the values, or 0 and 1.
 
+    Blanks around a text are no part of the text.
+
     Levels that no row has are kept where rows are many enough for that number of classes.
     """
-    cells = array.tolist()
+    cells = [cell.strip() if isinstance(cell, str) else cell for cell in array.tolist()]
     if all(cell is None or isinstance(cell, bool) for cell in cells):
         found = np.array([np.nan if cell is None else float(cell) for cell in cells])
         return _Read(found, Column("boolean", label, values=(0.0, 1.0)))
@@ -304,6 +307,10 @@ def _of_objects(array: np.ndarray, where: str) -> np.ndarray:
     if all_are(Real, Decimal, np.bool_):
         found = np.full(len(array), np.nan)
         found[~missing] = seen.astype(np.float64)
+        return found
+    if all_are(Real, Decimal, str) and not all_are(str):
+        found = np.full(len(array), np.nan)
+        found[~missing] = numerals.among_numbers(seen, np.flatnonzero(~missing), where)
         return found
     if all_are(datetime.date, np.datetime64):
         dates = np.full(len(array), "NaT", "datetime64[us]")

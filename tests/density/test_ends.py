@@ -147,8 +147,18 @@ def test_columns_with_hardly_any_value_are_taken_without_a_warning(seen: int) ->
 def test_written_percentages_near_zero_do_not_exceed_a_hundred() -> None:
     cells = [f"{share:.4f}%" for share in 100 * np.random.default_rng(1).beta(1, 5, 400)]
     density = FlowDensity(architecture="gmm-2", **QUICK).fit({"share": cells})
+    assert (density.schema.columns[0].lower, density.schema.columns[0].upper) == (0, 100)
     drawn = density.sample(20_000, seed=0, as_table=False)
     assert float(drawn.min()) >= 0 and float(drawn.max()) <= 100
+
+
+def test_negative_values_that_crowd_at_zero_stay_below() -> None:
+    values = -np.random.default_rng(0).lognormal(2, 1, (400, 1))
+    density = FlowDensity(architecture="gmm-2", **QUICK).fit(values)
+    assert density.note is not None and "as negative" in density.note
+    assert float(density.sample(20_000, seed=0).max()) < 0
+    mirrored = FlowDensity(architecture="gmm-2", **QUICK).fit(-values)
+    assert density.score(values) == pytest.approx(mirrored.score(-values), abs=1e-3)
 
 
 def test_a_column_that_is_scaled_from_nought_to_one_ends_there_softly() -> None:

@@ -188,6 +188,33 @@ def test_levels_that_are_numbers_are_sorted_and_found_as_numbers() -> None:
         density.score(of_rows({"c": [11] * N}))
 
 
+def test_blanks_around_a_text_are_no_part_of_it() -> None:
+    blanks = RANDOM.choice(["", " ", "  "], (2, N))
+    padded = of_rows({"c": [a + g + b for a, g, b in zip(blanks[0], G, blanks[1], strict=True)]})
+    torch.manual_seed(0)
+    density = fitted(padded)
+    assert density.schema.columns[1].values == ("x", "y", "z")
+    plain = of_rows({"c": G})
+    torch.manual_seed(0)
+    assert density.score(plain) == pytest.approx(fitted(plain).score(plain))
+    assert density.condition({"c": " x"}).score([[0.5]]) == pytest.approx(
+        density.condition({"c": "x"}).score([[0.5]]), abs=0.02
+    )  # each by draws of its own
+
+
+def test_text_for_a_missing_number_is_missing_and_other_text_is_named() -> None:
+    cells: list[Any] = AMOUNTS.tolist()
+    cells[3], cells[5], cells[7] = "n/a", " -", f"{AMOUNTS[7]} "
+    gaps = AMOUNTS.copy()
+    gaps[[3, 5]] = np.nan
+    numbers = of_rows({"c": gaps})
+    found = fitted(of_rows({"c": cells})).score_samples(numbers)
+    np.testing.assert_allclose(found, fitted(numbers).score_samples(numbers))
+    cells[9] = "abc"
+    with pytest.raises(ValueError, match="in column c holds 'abc' in row 9 among numbers: correct"):
+        fitted(of_rows({"c": cells}))
+
+
 def test_columns_may_be_called_by_names_that_are_no_text() -> None:
     years = pandas.DataFrame(np.c_[A, A[::-1] * 5], columns=[2020, 1])
     density = fitted(years, columns={2020: "continuous", np.int64(1): "continuous"})
