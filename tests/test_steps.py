@@ -40,6 +40,8 @@ def test_steps_are_those_of_torch_but_for_the_bad_ones(
             weights[0].grad[0] = float("inf")
         if step == 6:  # a weight that nothing depends on
             weights[1].grad = others[1].grad = None
+        if step in (0, 1, 7):  # a group without gradients, before its first and later
+            weights[2].grad = others[2].grad = None
         bad = guarded_step(adam, weights, loss, clip=2.0)
         assert bool(bad) == (step in (3, 5))
         if not bad:
@@ -47,5 +49,10 @@ def test_steps_are_those_of_torch_but_for_the_bad_ones(
             reference.step()
         for weight, other in zip(weights, others, strict=True):
             torch.testing.assert_close(weight, other, rtol=1e-6, atol=1e-7)
+    for weight in weights:
+        weight.grad = None
+    before = [weight.detach().clone() for weight in weights]
+    assert not guarded_step(adam, weights, torch.tensor(1.0), clip=2.0)
+    assert all(map(torch.equal, before, weights))
     for weight, other in zip(weights, others, strict=True):
         assert adam.state[weight]["step"] == reference.state[other]["step"]

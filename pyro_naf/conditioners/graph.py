@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..support.checks import check_integers
-from .activations import slope_of
+from .activations import is_plain, slope_of
 from .order import Ordered
 from .protocol import Sweep
 from .structure import Structure
@@ -282,7 +282,7 @@ class GraphConditioner(Ordered):
     def has_products(self) -> bool:
         """Whether there is :meth:`products`: few pairs, and no latent reads summaries of others."""
         sizes = (self._index(f"group_{k}").numel() for k in range(len(self.weights)))
-        return not self._stages and sum(sizes) <= _MOST_PAIRS
+        return not self._stages and sum(sizes) <= _MOST_PAIRS and is_plain(self.activation)
 
     @torch.no_grad()
     def products(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..support.checks import check_callable, check_integers, check_widths
 from ..support.modes import needs_plain_operations
-from .activations import slope_of
+from .activations import is_plain, slope_of
 from .masked_linear import masked_linear, staircase
 from .order import Ordered, cumulative, hidden_degrees
 from .protocol import Sweep
@@ -18,6 +18,9 @@ from .protocol import Sweep
 #: Applies the masked linear layer of a given number: to all units, or to the units of one degree.
 #: Features are rows and samples columns, ``(H, N)``.
 Linear = Callable[[int, Tensor], Tensor]
+
+#: Number of products with a vector that a Jacobian may cost: about as many as an iteration takes.
+_FEW = 3
 
 
 class MADE(Ordered):
@@ -155,10 +158,21 @@ class MADE(Ordered):
         found: Tensor = out.permute(2, 0, 1).reshape(*x.shape[:-1], self.input_dim, self.num_params)
         return found
 
+    @property
+    def has_jacobian(self) -> bool:
+        """Whether there is :meth:`jacobian`, for the price of a few products with a vector.
+
+        Layers between hidden ones make it dear. An activation must be known to compute anew what
+        it computed before.
+        """
+        *inner, outputs = (weight.numel() for weight in self.weights)
+        price = outputs + self.input_dim * sum(inner)
+        return is_plain(self.activation) and price <= _FEW * (outputs + sum(inner))
+
     def jacobian(self, x: Tensor, by_phi: Tensor, context: Tensor | None = None) -> Tensor:
         r"""Jacobian :math:`\sum_p w_{tp} \, \partial\phi_{tp}/\partial x_s`, without gradient.
 
-        It costs little more than one product with a vector: the sum over p comes first.
+        The sum over p comes first. For :attr:`has_jacobian`.
 
         :param x: points ``(..., D)``, the dimensions in autoregressive order.
         :param by_phi: w, shape ``(..., D, P)``, in that order.

@@ -195,7 +195,7 @@ class AutoregressiveFlow(TransformModule):
             phi = arn(x, *context, in_order=True)
         y, log_slope = self.transformer(x, phi)
         jacobian, products, depth = None, None, self.input_dim - 1
-        if unchanged and isinstance(arn, MADE):
+        if unchanged and isinstance(arn, MADE) and arn.has_jacobian:
             jacobian = partial(arn.jacobian, x, context=self.context)
         elif unchanged and isinstance(arn, GraphConditioner):
             depth = arn.depth

@@ -46,6 +46,8 @@ class Budget(Limits):
         self.landing: float | None = None
         self.end, self.fraction, self.steps_climbing, self.top = 1.0, 0.0, 0, 1.0
         self.step, self.middle = 0, settings.climb_share
+        #: Fraction and number of the step with which the phase began.
+        self.began = (0.0, 0)
 
     def keep(self, seconds: float) -> None:
         """Keep at least these seconds for what follows training, as far as that is possible."""
@@ -84,12 +86,21 @@ class Budget(Limits):
                 continue
             if self.landing is None and self.fraction >= (0.0 if self.several else self.middle):
                 self.landing = self.fraction
-            phase = "climb" if self.landing is None else "land"
+            phase, last_phase = "climb" if self.landing is None else "land", phase
             if self.several:
                 phase = "learn" if self.rate > 0.5 else "balance"
+            if phase != last_phase:
+                self.began = self.fraction, self.step
             self.steps_climbing += phase == "climb"
             yield phase
             self.step += 1
+
+    def steps_left(self) -> float:
+        """Estimate how many steps are left to climb, or to land, from how many there have been."""
+        fraction, step = self.began
+        end = self.middle if self.landing is None else self.end
+        passed = self.fraction - fraction
+        return math.inf if passed <= 0 else (end - self.fraction) * (self.step - step) / passed
 
     def state(self) -> dict[str, object]:
         """Return what a checkpoint needs, in a step that has just been made."""

@@ -24,7 +24,7 @@ from .draw_inputs import needed
 from .path_gradient import FlowPath
 from .simplification import simplified
 
-#: Relative size of the change of the weights, between capture and check.
+#: Standard deviation of what is added to the weights between capture and check.
 _CHANGE = 0.05
 
 Graph = Callable[..., list[Tensor]]

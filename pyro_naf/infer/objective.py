@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..conditioners import MADE, GraphConditioner
 from ..kernels import library
 from .autoguides import AutoFlowNormal
 from .flow_graph import CapturedPath, FlowGraph
@@ -50,10 +52,16 @@ _OUTLYING = (-0.1, 1.0)
 _CLOSE = 1e-3
 
 
-#: Number of steps of a phase after which the guide's part of a step is captured; the largest
-#: number of products of weights and draws at which that is worth it: of more, a step is arithmetic,
-#: and the products that masks make zero are left out.
-_CAPTURED_AFTER, _MOST_PRODUCTS = 150, 1 << 25
+#: Number of steps of a phase after which the guide's part of a step is captured, and of those that
+#: must be left: capturing costs as much as a hundred or two save.
+_CAPTURED_AFTER, _STEPS_LEFT = 150, 300
+
+#: Largest product of the numbers of weights and draws at which a captured step is worth it. With a
+#: larger one a step is arithmetic, and more of it: a graph makes the products that masks zero.
+_MOST_PRODUCTS = 1 << 25
+
+#: Conditioners of few operations.
+_QUICK = (MADE, GraphConditioner)
 
 #: Gradients with respect to weights, None where nothing depends on one.
 Gradients = list[Tensor | None]
@@ -114,9 +122,14 @@ class Objective:
         self.own: tuple[Tensor, ...] = ()
         self._graphs: dict[tuple[bool, int], FlowGraph | None] = {}
         self._passes: Counter[tuple[bool, int]] = Counter()
+        self._steps_left = math.inf
 
-    def of(self, phase: str, step: int) -> Loss:
-        """Compute the loss of a phase, in a step of this number."""
+    def of(self, phase: str, step: int, steps_left: float = math.inf) -> Loss:
+        """Compute the loss of a phase, in a step of this number.
+
+        :param steps_left: how many steps of the phase there will be, roughly.
+        """
+        self._steps_left = steps_left
         if phase == "balance":
             return self.balance(step)
         losses = {"climb": self.climb, "land": self.land, "learn": self.learn}
@@ -142,7 +155,7 @@ class Objective:
         return Loss(loss.item(), partial(_gradients, stand_in))
 
     def balance(self, step: int) -> Loss:
-        """Return a stand-in with the gradient of the log-variance divergence at fixed draws."""
+        """Take the gradient of the log-variance divergence at fixed draws."""
         assert self.pool is not None
         count = _FROM_POOL * self.num_particles
         posterior = self.guide.get_posterior()
@@ -184,7 +197,8 @@ class Objective:
         """Send draws of the base through the guide, by a captured graph after some steps."""
         kind = scores, len(base)
         self._passes[kind] += 1
-        if self._passes[kind] == _CAPTURED_AFTER and self._is_worth_capturing(len(base)):
+        is_due = self._passes[kind] >= _CAPTURED_AFTER and self._steps_left >= _STEPS_LEFT
+        if is_due and kind not in self._graphs and self._is_worth_capturing(len(base)):
             try:
                 self._graphs[kind] = FlowGraph(self.guide, base, scores, _TOLERANCE)
             except Exception:  # noqa: BLE001 - what cannot be captured is computed as before
@@ -193,11 +207,15 @@ class Objective:
         return FlowPath(self.guide.get_transform(), base) if graph is None else graph(base)
 
     def _is_worth_capturing(self, count: int) -> bool:
-        """Whether the density is a graph already, and its evaluation is not most of a step."""
-        if getattr(self.target, "graph", None) is None or self.guide.inverse:
+        """Whether the density is a graph already, and the guide's part is overhead for the most."""
+        guide = self.guide
+        if getattr(self.target, "graph", None) is None or guide.loc.device.type != "cpu":
             return False
-        size = sum(weight.numel() for weight in self.guide.parameters())
-        return self.guide.loc.is_cuda or (library.is_built() and size * count <= _MOST_PRODUCTS)
+        flows = getattr(guide.flow, "parts", [guide.flow])
+        if guide.inverse or not all(isinstance(flow.arn, _QUICK) for flow in flows):
+            return False
+        size = sum(weight.numel() for weight in guide.parameters())
+        return library.is_built() and size * count <= _MOST_PRODUCTS
 
     def normal(self, count: int) -> Tensor:
         """Draw points ``(count, D)`` of the base."""

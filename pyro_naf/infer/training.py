@@ -128,7 +128,8 @@ class Training:
                         budget.land_again()
                 continue
             self._set_rate(faster * budget.rate)
-            if self._step(self.objective.of(phase, len(self.losses))) and phase != "climb":
+            loss = self.objective.of(phase, len(self.losses), budget.steps_left())
+            if self._step(loss) and phase != "climb":
                 self.average = self.average or Average(self.weights)
                 self.average.add(_NEWEST)
             if phase == "climb" and self._plateau(budget):
@@ -222,7 +223,8 @@ class Training:
         """Whether the loss and its gradient were finite, and the step was taken."""
         self.losses.append(loss.value)
         for weight, grad in zip(self.weights, loss.gradients(self.weights), strict=True):
-            weight.grad = grad
+            # Fused Adam takes gradients to lie in memory as their weights do.
+            weight.grad = None if grad is None else grad.contiguous()
         is_bad = bool(guarded_step(self.adam, self.weights, torch.tensor(loss.value), _CLIP))
         self.skipped += is_bad
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_bad else 0

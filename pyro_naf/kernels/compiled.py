@@ -102,13 +102,9 @@ class _Constants(NamedTuple):
     biases: Tensor
 
 
-_operators = torch.library.Library("pyro_naf_loops", "DEF")
+_NAME = "pyro_naf_loops"
 #: Matrices and biases; units and layers; shift, floor, bound and slope.
 _SHARED = "Tensor[] shared, int[] sizes, float[] numbers"
-_operators.define(f"forward(Tensor x, Tensor phi, {_SHARED}) -> (Tensor, Tensor)")
-_operators.define(
-    f"backward(Tensor x, Tensor phi, Tensor[] grads, {_SHARED}) -> (Tensor, Tensor, Tensor)"
-)
 
 _Shared = tuple[list[Tensor], list[int], list[float]]
 
@@ -150,10 +146,23 @@ def _backward_meta(
     return torch.empty_like(x), torch.empty_like(phi), torch.empty_like(shared[0])
 
 
-_operators.impl("forward", _forward, "CPU")
-_operators.impl("backward", _backward, "CPU")
-_operators.impl("forward", _forward_meta, "Meta")
-_operators.impl("backward", _backward_meta, "Meta")
+def _register() -> torch.library.Library:
+    """Define the two passes as operators of torch, for as long as the library is held."""
+    library = torch.library.Library(_NAME, "FRAGMENT")
+    library.define(f"forward(Tensor x, Tensor phi, {_SHARED}) -> (Tensor, Tensor)")
+    library.define(
+        f"backward(Tensor x, Tensor phi, Tensor[] grads, {_SHARED}) -> (Tensor, Tensor, Tensor)"
+    )
+    library.impl("forward", _forward, "CPU")
+    library.impl("backward", _backward, "CPU")
+    library.impl("forward", _forward_meta, "Meta")
+    library.impl("backward", _backward_meta, "Meta")
+    return library
+
+
+# A module that is imported anew finds them there.
+if not hasattr(getattr(torch.ops, _NAME), "backward"):
+    _operators = _register()
 
 
 class _EvaluationContext(Context, Protocol):

@@ -28,6 +28,8 @@ def guarded_step(
     :return: whether the step was skipped.
     """
     grads = [weight.grad for weight in weights if weight.grad is not None]
+    if not grads:
+        return agreed(~loss.isfinite())
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     torch._foreach_mul_(grads, (clip / (norm + 1e-6)).clamp(max=1.0))
     bad = agreed(~(norm.isfinite() & loss.isfinite()))
@@ -37,20 +39,22 @@ def guarded_step(
 
 @torch.no_grad()
 def _step(adam: torch.optim.Adam, skips: Tensor) -> None:
-    """As ``adam.step()``, whose Python takes as long as a captured flow; it makes the first step.
+    """Move the weights as ``adam.step()`` does, whose Python takes as long as a captured flow.
 
     :param skips: 1 where all stays as it is, else 0. As torch's GradScaler does it, the fused
         kernels look at this number.
     """
+    trained = [[p for p in group["params"] if p.grad is not None] for group in adam.param_groups]
+    if not all(adam.state[p] for params in trained for p in params):
+        adam.found_inf = skips  # type: ignore[attr-defined]
+        adam.step()  # the first of a weight, which makes its state
+        return
     is_decoupled = isinstance(adam, torch.optim.AdamW)
     update = torch._fused_adamw_ if is_decoupled else torch._fused_adam_
-    for group in adam.param_groups:
-        params = [p for p in group["params"] if p.grad is not None]
+    for group, params in zip(adam.param_groups, trained, strict=True):
+        if not params:
+            continue
         states = [adam.state[p] for p in params]
-        if not all(states):
-            adam.found_inf = skips  # type: ignore[attr-defined]
-            adam.step()
-            return
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
         update(

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal
 from pyro_naf.infer.flow_graph import FlowGraph
 from pyro_naf.infer.joint import Joint
-from pyro_naf.infer.objective import _CAPTURED_AFTER, Objective
+from pyro_naf.infer.objective import _CAPTURED_AFTER, _STEPS_LEFT, Objective
 from pyro_naf.infer.path_gradient import FlowPath
 
 CHAIN = torch.eye(4) + torch.diag(torch.ones(3), 1) + torch.diag(torch.ones(3), -1)
@@ -99,6 +99,17 @@ def loss_and_gradients(objective: Objective, phase: str) -> list[Tensor]:
     loss = objective.of(phase, 0)
     grads = loss.gradients(list(objective.guide.parameters()))
     return [torch.tensor(loss.value), *(g for g in grads if g is not None)]
+
+
+def test_few_steps_are_not_worth_a_graph() -> None:
+    guide, joint = guide_of(), Joint(model)
+    joint.capture(12)
+    objective = Objective(guide, joint, num_particles=8)
+    for _ in range(_CAPTURED_AFTER + 1):
+        objective.of("climb", 0, steps_left=_STEPS_LEFT - 1)
+    assert not objective._graphs
+    objective.of("climb", 0, steps_left=_STEPS_LEFT)
+    assert objective._graphs
 
 
 def test_a_guide_that_no_graph_can_hold_is_trained_as_before() -> None:

@@ -15,7 +15,7 @@ from pyro.infer.importance import vectorized_importance_weights
 from pyro.optim import Adam
 from torch import Tensor
 
-from pyro_naf import affine_autoregressive_flow
+from pyro_naf import affine_autoregressive_flow, deep_sigmoidal_flow
 from pyro_naf.infer import AutoDDSFNormal, AutoDSFNormal, AutoFlowNormal
 from pyro_naf.infer.path_gradient import FlowPath, score
 
@@ -122,3 +122,31 @@ def test_a_path_without_gradients_has_no_score() -> None:
         path = FlowPath(affine, torch.ones(2, 1))
     with pytest.raises(RuntimeError, match="made with gradients"):
         path.score()
+
+
+@pytest.mark.parametrize(
+    "activation", [torch.nn.ReLU(inplace=True), torch.nn.ELU(inplace=True), torch.nn.RReLU()]
+)
+def test_scores_follow_activations_that_write_or_draw(activation: Any) -> None:
+    flow = deep_sigmoidal_flow(3, hidden_dims=[8], activation=activation).double()
+    for weight in flow.parameters():
+        weight.data += 0.3 * torch.randn_like(weight)
+    path = FlowPath(flow, torch.randn(4, 3).double())
+    found = path.score(1e-14)
+    # As s = J^-T (-eps - d log_det / d eps), J^T s is known.
+    (pulled,) = torch.autograd.grad(path.z, path.normal, found, retain_graph=True)
+    (slopes,) = torch.autograd.grad(path.log_q.sum(), path.normal)
+    torch.testing.assert_close(pulled, slopes)
+
+
+@pytest.mark.parametrize("hidden_dims", [[4], [256, 256]])
+def test_scores_of_wide_and_narrow_networks_are_right(hidden_dims: list[int]) -> None:
+    flow = deep_sigmoidal_flow(6, hidden_dims=hidden_dims).double()
+    for weight in flow.parameters():
+        weight.data += 0.1 * torch.randn_like(weight)
+    path = FlowPath(flow, torch.randn(4, 6).double())
+    assert flow.arn.has_jacobian == (len(hidden_dims) == 1)
+    found = path.score(1e-14)
+    (pulled,) = torch.autograd.grad(path.z, path.normal, found, retain_graph=True)
+    (slopes,) = torch.autograd.grad(path.log_q.sum(), path.normal)
+    torch.testing.assert_close(pulled, slopes)
