@@ -10,11 +10,15 @@ from .settings import DEFAULTS, RefineSettings
 #: k-hat from which on weights have no mean; number of draws from which on an evidence counts.
 _NO_MEAN, _FEWEST = 1.0, 200
 
+#: Effective draws per draw from which on a Gaussian is good whatever k-hat is.
+_EVEN = 0.9999
+
 
 def is_good(found: ImportanceDiagnostics, settings: RefineSettings = DEFAULTS) -> bool:
     """Whether a Gaussian leaves nothing to a flow."""
-    is_even = found.ess > settings.good_ess * found.num_particles
-    return found.khat < settings.good_khat and is_even
+    share = found.ess / found.num_particles
+    # Of weights that are all but equal k-hat says how rounding is distributed.
+    return share > _EVEN or (share > settings.good_ess and found.khat < settings.good_khat)
 
 
 def is_worse(

@@ -306,7 +306,7 @@ def _check_proper(joint: Joint, gaussian: Gaussian) -> None:
     if not is_far.any():
         return
     # Along each latent the others move as the Gaussian says.
-    move = _AWAY * (gaussian.factor @ gaussian.factor.mT / width)[is_far]
+    move = _AWAY * (gaussian.factor @ gaussian.factor.mT / width[:, None])[is_far]
     top, *sides = joint(torch.cat([gaussian.loc[None], gaussian.loc + move, gaussian.loc - move]))
     falls = (top - torch.stack(sides).unflatten(0, (2, -1)) > _FALL).all(0)
     improper = is_far.index_put((is_far,), ~falls)
