@@ -10,13 +10,10 @@ from torch import Tensor, nn
 
 from ..support.checks import check_integers
 from .activations import is_plain, slope_of
+from .groups import grouped
 from .order import Ordered
 from .protocol import Sweep
 from .structure import Structure
-
-#: Smallest ratio of numbers of inputs with which latents share one batched product, and the
-#: difference up to which they always do: a few zeros cost less than many small products.
-_LEAST_SHARE, _FEWER = 0.7, 3
 
 #: Largest number of pairs of a latent and one that it reads for which all derivatives are kept.
 _MOST_PAIRS = 1 << 14
@@ -157,7 +154,7 @@ class GraphConditioner(Ordered):
             direct.append(read)
             above.append(summary)
         counts = [(len(read), summary >= 0) for read, summary in zip(direct, above, strict=True)]
-        members = _grouped(counts)
+        members = grouped(counts)
         self.weights = nn.ParameterList()
         self._members = members
         self._padding = []
@@ -387,21 +384,3 @@ def _gathered(known: Tensor, index: Tensor) -> Tensor:
     """Rows of ``known`` ``(., N)`` for each entry of the index ``(n, A)``: ``(n, A, N)``."""
     found: Tensor = known.index_select(0, index.flatten()).unflatten(0, index.shape)
     return found
-
-
-def _grouped(counts: list[tuple[int, bool]]) -> list[list[int]]:
-    """Latents with about equally many inputs, each group in rising order.
-
-    >>> _grouped([(0, False), (1, False), (9, False), (10, False)])
-    [[0, 1], [2, 3]]
-    """
-    groups: list[list[int]] = []
-    most, kind = 0, False
-    for v in sorted(range(len(counts)), key=lambda v: (counts[v][1], counts[v][0]), reverse=True):
-        size, has_summary = counts[v]
-        enough = size >= min(_LEAST_SHARE * most, most - _FEWER)
-        if not groups or not enough or has_summary != kind:
-            groups.append([])
-            most, kind = size, has_summary
-        groups[-1].append(v)
-    return [sorted(group) for group in reversed(groups)]

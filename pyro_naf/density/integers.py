@@ -31,7 +31,7 @@ def are_integers(values: Tensor, where: str, given: tuple[str, list[float]] | No
     A constant has neither, and is refused as such. Double precision rounds integers beyond
     :math:`2^{52}`, and noise on them, unless they are multiples of a large step.
 
-    :raises ValueError: when so many digits are common to all that rounding blurs the others.
+    :raises ValueError: when the numbers differ only in digits that rounding blurs.
     """
     if len(values) == 0:
         return False

@@ -47,7 +47,7 @@ _BEST_DRAWS, _BEST_GRADIENTS = 400, 4
 
 #: Smallest number of points for a prospect; power iterations for the curvature at each, and their
 #: distance, in units of the density's width; and the part of all energies between two quantiles,
-#: which are so many standard deviations of a Gaussian apart.
+#: and their distance for a Gaussian, in standard deviations.
 _PROBES, _POWER_STEPS, _NUDGE, _MIDDLE = 64, 5, 1e-3, (0.95, 3.92)
 
 #: Share of the time left that the warm-up takes at most.

@@ -64,8 +64,9 @@ DIP = 1.0
 #: Difference in ELBO, in nats, to the best mode from which on a mode has too little mass to search.
 NEGLIGIBLE = 7.0
 
-#: Location or width of an unconstrained latent beyond which the posterior is proper only if its
-#: log-density falls by so many nats at so many widths of the Gaussian on either side.
+#: Location or width of an unconstrained latent beyond which the posterior is taken to be improper,
+#: unless its log-density falls by the second number, at a distance of the third, in widths of the
+#: Gaussian, on either side.
 _FAR, _FALL, _AWAY = 1e7, 2.0, 5.0
 
 
