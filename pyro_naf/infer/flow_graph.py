@@ -69,12 +69,9 @@ class FlowGraph:
         with kept(), without_checks(), recording_calls():
             self._capture(base)
 
+    @torch.no_grad()
     def __call__(self, base: Tensor) -> CapturedPath:
         """Draws of the guide from those of the base, ``(N, D)`` like the example."""
-        return self._path(base)
-
-    @torch.no_grad()
-    def _path(self, base: Tensor) -> CapturedPath:
         count = 3 if self.scores else 2
         found = self._first(*self.weights, base, *self._constants)
         passed = found[count:]
